@@ -1,0 +1,14 @@
+"""What supervised fine-tuning learns from, in plain Python."""
+
+from dataclasses import dataclass
+
+from isheep_jax.model.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation that ends with a user turn, and the response to learn. Only the response carries loss."""
+
+    id: str
+    conversation: Conversation
+    response: str
