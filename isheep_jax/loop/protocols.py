@@ -1,0 +1,80 @@
+"""What the loop needs from the rest of the program, as protocols: so that its tests run on a scripted model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
+from isheep_jax.sft.examples import Example
+
+
+class Model(Protocol):
+    """A language model that writes and scores text.
+
+    The answer to a request depends only on the model, the request, the sampling and the run's seed: not on the other
+    requests, their order or a restart.
+    """
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+        """One completion per request, in the order in which they finish; found by id."""
+
+    def score(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
+        """Natural-log probability of each choice as the continuation of each request's prompt; found by id."""
+
+
+class Backend(Protocol):
+    """Gives models and makes new ones."""
+
+    def load(self, directory: Path | None) -> Model:
+        """The model in an iteration's `model/` directory, or the base model for None.
+
+        The loop holds one model at a time and lets go of it before it asks for the next or fine-tunes.
+        """
+
+    def fine_tune(
+        self,
+        start: Path | None,
+        examples: Sequence[Example],
+        *,
+        iteration: int,
+        checkpoints: Path,
+        output: Path,
+        card: str,
+        on_step: Callable[[int, int, dict], None],
+    ) -> dict:
+        """Trains on the examples and writes a Hugging Face directory to `output`, whole or not at all.
+
+        start: weights to start from (None: the base model's). checkpoints: resumable training state; a second call
+        with the same arguments goes on from there and ends with the same weights. card: text of the model card.
+        on_step(step, steps in all, metrics): called after each update, or after each few.
+        Returns JSON values about the training, among them "train_loss" (nats per token).
+        """
+
+
+# Measures a model: gets the model and `progress(done, total)`, returns JSON values with "accuracy" and "stderr" (0 to 1)
+# and "count" among them. The loop only passes them on.
+Evaluator = Callable[[Model, Callable[[int, int], None]], dict]
+
+
+class StageReporter(Protocol):
+    """The progress of one stage."""
+
+    def advance(self, n: int = 1, **notes: object) -> None:
+        """`n` more units are done; notes are short facts to show beside the bar, such as dropped=12."""
+
+
+class Reporter(Protocol):
+    """Tells a person what happens."""
+
+    def stage(self, iteration: int, name: str, total: int, unit: str) -> AbstractContextManager[StageReporter]:
+        """Opens a stage of `total` units; leaving the context ends it. Units done earlier come as one `advance`."""
+
+    def row(self, row: dict) -> None:
+        """The summary of an iteration, also written to its `summary.json`."""
+
+    def note(self, text: str) -> None:
+        """A line of information."""
+
+    def warn(self, text: str) -> None:
+        """A line that a person should see: the run goes on, but the result may suffer."""
