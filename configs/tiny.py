@@ -1,0 +1,46 @@
+"""The whole loop on the embedded model, on a laptop's CPU.
+
+Command:  python -m isheep_jax.train --config=tiny
+Hardware: two CPU cores, 2 GB of memory.
+"""
+
+from isheep_jax.config import (
+    AssessConfig,
+    Config,
+    DecodeConfig,
+    EvaluateConfig,
+    ModelConfig,
+    RespondConfig,
+    SelectConfig,
+    SFTConfig,
+    SynthesizeConfig,
+)
+
+
+def config() -> Config:
+    return Config(
+        name="tiny",
+        iterations=3,
+        prompts="tiny",
+        model=ModelConfig(path="tiny", compute_dtype="float32"),
+        synthesize=SynthesizeConfig(
+            instructions=512, shots=3, temperature=1.0, top_p=1.0, max_tokens=80, rules="basic", novelty=1.0
+        ),
+        respond=RespondConfig(
+            samples=4, temperature=(0.6, 0.3), top_p=1.0, max_tokens=40, base_prompt="chat", rules="basic"
+        ),
+        assess=AssessConfig(judge="current", read="expected"),
+        select=SelectConfig(rule="top_fraction", fraction=0.3, buckets="sentences", following_ceiling=7.5),
+        sft=SFTConfig(
+            method="full",
+            learning_rate=3e-4,
+            warmup_steps=2,
+            epochs=5,
+            sequence_length=128,
+            batch_rows=8,
+            validation_fraction=0.0,
+            remat="none",
+        ),
+        decode=DecodeConfig(slots=128, chunk=16, context=128, score_batch=128),
+        evaluate=EvaluateConfig(tasks=("tiny",), prompts=512),
+    )
