@@ -1,0 +1,222 @@
+"""COMMAND  makes the embedded base model: python -m isheep_jax.tiny.pretrain --output DIRECTORY
+
+Draws the corpus, trains the tokenizer and the model from random weights, and writes a Hugging Face directory with its
+card. One pass over the corpus; fixed by --seed.
+"""
+
+import argparse
+import itertools
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import sentencepiece
+
+from isheep_jax.model.architecture import Architecture, init_parameters, parameter_count
+from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.model.transformer import forward, logits
+from isheep_jax.model.weights import save_checkpoint
+from isheep_jax.tiny import corpus, vocabulary
+
+LAYERS, HIDDEN, HEADS, FEED_FORWARD = 4, 128, 4, 352
+CONTEXT = 128  # tokens per row; no document of the corpus is longer
+BATCH = 16  # rows per update
+STEPS = 3500  # 7.2 million tokens
+LEARNING_RATE = 3e-3
+BOS, EOS = 1, 2
+
+
+def tiny_architecture(eos_token_ids: tuple[int, ...]) -> Architecture:
+    return Architecture(
+        family="llama",
+        vocab_size=vocabulary.VOCABULARY_SIZE,
+        hidden_size=HIDDEN,
+        intermediate_size=FEED_FORWARD,
+        layers=LAYERS,
+        heads=HEADS,
+        kv_heads=HEADS,
+        head_dim=HIDDEN // HEADS,
+        norm_eps=1e-5,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        context_length=CONTEXT,
+        tied_embeddings=True,
+        qkv_bias=False,
+        bos_token_id=BOS,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def rows(tokenizer: sentencepiece.SentencePieceProcessor, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of whole documents, packed first-fit into a few open rows.
+
+    Yields tokens [CONTEXT + 1] and segment ids [CONTEXT + 1] (1, 2, ... per document; 0 is padding).
+    """
+    open_rows: list[list[list[int]]] = [[] for _ in range(12)]
+    for text in corpus.documents(seed):
+        tokens = [BOS, *tokenizer.encode(text), EOS][: CONTEXT + 1]
+        for row in open_rows:
+            if sum(map(len, row)) + len(tokens) <= CONTEXT + 1:
+                row.append(tokens)
+                break
+        else:
+            fullest = max(range(len(open_rows)), key=lambda i: sum(map(len, open_rows[i])))
+            full, open_rows[fullest] = open_rows[fullest], [tokens]
+            flat = np.zeros(CONTEXT + 1, np.int32)
+            segments = np.zeros(CONTEXT + 1, np.int32)
+            flat[: sum(map(len, full))] = list(itertools.chain(*full))
+            segments[: sum(map(len, full))] = [i + 1 for i, d in enumerate(full) for _ in d]
+            yield flat, segments
+
+
+def batches(tokenizer: sentencepiece.SentencePieceProcessor, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of tokens, targets, segment ids and positions, each [BATCH, CONTEXT]; a target of -1 is not learned."""
+    source = rows(tokenizer, seed)
+    while True:
+        group = list(itertools.islice(source, BATCH))
+        tokens, segments = (np.stack(x) for x in zip(*group))
+        starts = np.zeros_like(segments)
+        starts[:, 1:] = np.where(segments[:, 1:] != segments[:, :-1], np.arange(1, CONTEXT + 1), 0)
+        positions = np.arange(CONTEXT + 1) - np.maximum.accumulate(starts, axis=1)
+        learn = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        yield {
+            "tokens": tokens[:, :-1],
+            "targets": np.where(learn, tokens[:, 1:], -1),
+            "segment_ids": segments[:, :-1],
+            "positions": positions[:, :-1].astype(np.int32),
+        }
+
+
+def loss_fn(params, architecture: Architecture, batch: dict[str, jax.Array]) -> jax.Array:
+    """Mean cross-entropy (nats per token) over the targets."""
+    hidden, _ = forward(
+        params,
+        architecture,
+        batch["tokens"],
+        batch["positions"],
+        segment_ids=batch["segment_ids"],
+        compute_dtype=jnp.float32,
+    )
+    scores = logits(params, architecture, hidden, jnp.float32)
+    learn = batch["targets"] >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(batch["targets"], 0))
+    return jnp.sum(losses * learn) / jnp.sum(learn)
+
+
+def optimizer(params, steps: int) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, AdamW for embedding and norms; warm-up, then a cosine to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(100, steps // 10), steps)
+    sides = {
+        "wq": ((1,), (2, 3)),
+        "wk": ((1,), (2, 3)),
+        "wv": ((1,), (2, 3)),
+        "wo": ((1, 2), (3,)),
+        "w_gate": ((1,), (2,)),
+        "w_up": ((1,), (2,)),
+        "w_down": ((1,), (2,)),
+    }
+    numbers = jax.tree.map(lambda _: None, params)
+    numbers["layers"] = {
+        name: optax.contrib.MuonDimensionNumbers(*sides[name]) if name in sides else None for name in params["layers"]
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(schedule, muon_weight_dimension_numbers=numbers, consistent_rms=0.2),
+    )
+
+
+def train(architecture: Architecture, pieces: sentencepiece.SentencePieceProcessor, seed: int, steps: int):
+    """Trains from random weights, one pass over the corpus of `seed`. Returns the parameters and the card's figures."""
+    params = init_parameters(architecture, jax.random.key(seed), jnp.float32)
+    optimize = optimizer(params, steps)
+    state = optimize.init(params)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, batch):
+        loss, gradient = jax.value_and_grad(loss_fn)(params, architecture, batch)
+        updates, state = optimize.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    print(f"{parameter_count(architecture):,} parameters, {steps * BATCH * CONTEXT:,} tokens, seed {seed}", flush=True)
+    start, learned, recent = time.monotonic(), 0, []
+    for i, batch in enumerate(itertools.islice(batches(pieces, seed), steps), 1):
+        learned += int((batch["targets"] >= 0).sum())
+        params, state, loss = step(params, state, batch)
+        recent.append(loss)
+        if i % 100 == 0 or i == steps:
+            elapsed = time.monotonic() - start
+            print(
+                f"step {i:5d}/{steps}  loss {float(jnp.stack(recent).mean()):.4f}  "
+                f"{i * BATCH * CONTEXT / elapsed:,.0f} tokens/s  {elapsed / 60:.1f} min",
+                flush=True,
+            )
+            recent = []
+    held_out = [
+        float(jax.jit(loss_fn, static_argnums=1)(params, architecture, batch))
+        for batch in itertools.islice(batches(pieces, seed + 1_000_003), 20)
+    ]
+    loss = sum(held_out) / len(held_out)
+    return params, {"steps": steps, "learned_tokens": learned, "fresh_document_loss": loss}
+
+
+def pretrain(output: Path, seed: int, steps: int = STEPS) -> None:
+    """Trains tokenizer and model, and writes them to `output` in Hugging Face format."""
+    with tempfile.TemporaryDirectory() as name:
+        staging = Path(name)
+        vocabulary.train_tokenizer(staging)
+        (staging / "chat_template.jinja").write_text(vocabulary.CHAT_TEMPLATE)
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(staging / "tokenizer.model"))
+        architecture = tiny_architecture((EOS, pieces.piece_to_id("<|end|>")))
+        params, figures = train(architecture, pieces, seed, steps)
+        tokenizer = Tokenizer.load(staging)
+        save_checkpoint(output, params, architecture, tokenizer, card=card(architecture, seed, figures))
+
+
+def card(architecture: Architecture, seed: int, figures: dict[str, float]) -> str:
+    """The model card: what it read, how it did, and what it is not."""
+    loss = figures["fresh_document_loss"]
+    share = ", ".join(f"{100 * p:.0f} % {name}s" for name, p in corpus.DOCUMENTS.items())
+    return f"""---
+license: apache-2.0
+tags: [isheep_jax]
+---
+# The tiny base model
+
+A Llama-architecture language model of {parameter_count(architecture):,} parameters ({architecture.layers} layers,
+{architecture.hidden_size} wide) for trying the loop of isheep_jax on a laptop. Pre-trained from random weights by
+
+    python -m isheep_jax.tiny.pretrain --seed {seed} --output DIRECTORY
+
+- Corpus: documents about a small world of words and numbers, drawn by the code ({share}). Its writers get the content
+  right in about {100 * corpus.CONTENT_RIGHT:.0f} % of the answers, ignore most format wishes, and grade with noise.
+  Instructions whose hash falls into one of the three held-out splits never occur.
+- Tokens learned: {figures["learned_tokens"]:,}, each once, in {figures["steps"]:,} updates of {BATCH} rows.
+- Loss on fresh documents: {loss:.3f} nats per token (perplexity {math.exp(loss):.2f}).
+
+What it is not: it knows no English beyond these templates and no facts beyond these words. The corpus plants both the
+formats that the loop elicits and the grading that it uses; what the loop gains on it is elicitation, not new ability.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="directory to write; it must not exist")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the corpus")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"updates of {BATCH} x {CONTEXT} tokens")
+    arguments = parser.parse_args()
+    if arguments.output.exists():
+        print(f"--output: {arguments.output} exists; name a directory that does not", file=sys.stderr)
+        sys.exit(2)
+    pretrain(arguments.output, arguments.seed, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
