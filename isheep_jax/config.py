@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -235,10 +237,19 @@ def named_config(name: str) -> Config:
         near = difflib.get_close_matches(name, config_names(), n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(f"--config: there is no config '{name}'; {hint}known: {', '.join(config_names())}")
-    spec = importlib.util.spec_from_file_location(f"isheep_jax_config_{name}", path)
+    return _load(path).config()
+
+
+def config_description(name: str) -> str:
+    """The docstring of `configs/NAME.py`: command, hardware, memory and the result to expect."""
+    return inspect.cleandoc(_load(configs_directory() / f"{name}.py").__doc__ or "")
+
+
+def _load(path: Path):
+    spec = importlib.util.spec_from_file_location(f"isheep_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.config()
+    return module
 
 
 def to_json(config: Config) -> str:
@@ -257,3 +268,66 @@ def flatten(config: Config) -> dict[str, object]:
                 yield f"{prefix}{f.name}", list(v) if isinstance(v, tuple) else v
 
     return dict(walk(config, ""))
+
+
+# What a number may be, as an interval: a square bracket includes the end, a round one does not.
+RANGES = {
+    "iterations": "[1, inf)",
+    "synthesize.instructions": "[1, inf)",
+    "synthesize.shots": "[1, inf)",
+    "synthesize.temperature": "[0, inf)",
+    "synthesize.top_p": "(0, 1]",
+    "synthesize.max_tokens": "[1, inf)",
+    "synthesize.novelty": "[0, 1]",
+    "respond.samples": "[1, inf)",
+    "respond.temperature": "[0, inf)",
+    "respond.top_p": "(0, 1]",
+    "respond.max_tokens": "[1, inf)",
+    "assess.temperature": "[0, inf)",
+    "assess.top_p": "(0, 1]",
+    "assess.max_tokens": "[1, inf)",
+    "select.threshold": "[0, 10]",
+    "select.fraction": "(0, 1]",
+    "select.following_ceiling": "[1, 10]",
+    "select.at_least": "[0, inf)",
+    "select.at_most": "[1, inf)",
+    "sft.lora_rank": "[1, inf)",
+    "sft.lora_alpha": "(0, inf)",
+    "sft.lora_dropout": "[0, 1)",
+    "sft.learning_rate": "(0, inf)",
+    "sft.warmup_steps": "[0, inf)",
+    "sft.weight_decay": "[0, inf)",
+    "sft.clip_norm": "(0, inf)",
+    "sft.epochs": "[1, inf)",
+    "sft.sequence_length": "[2, inf)",
+    "sft.batch_rows": "[1, inf)",
+    "sft.validation_fraction": "[0, 1)",
+    "sft.checkpoint_every": "[1, inf)",
+    "decode.slots": "[1, inf)",
+    "decode.chunk": "[1, inf)",
+    "decode.context": "[2, inf)",
+    "decode.score_batch": "[1, inf)",
+    "evaluate.prompts": "[1, inf)",
+}
+
+
+def check_values(config: Config) -> None:
+    """Raises `UserError` for a number out of its range and for an empty list that needs an item."""
+    settings = flatten(config)
+    for name, interval in RANGES.items():
+        value = settings[name]
+        for number in value if isinstance(value, list) else [value]:
+            check_range(name, number, interval)
+    if not settings["respond.temperature"]:
+        raise UserError("--respond.temperature: the list is empty; it needs a temperature for iteration 1")
+
+
+def check_range(name: str, number: float, interval: str) -> None:
+    """Raises `UserError` when the number is outside the interval, written as in `RANGES`."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = low < number < high or (interval[0] == "[" and number == low) or (interval[-1] == "]" and number == high)
+    if not inside:
+        parts = [f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"]
+        if math.isfinite(high):
+            parts.append(f"at most {high:g}" if interval[-1] == "]" else f"below {high:g}")
+        raise UserError(f"--{name}: {number} is out of range; it must be {' and '.join(parts)}")

@@ -1,0 +1,222 @@
+"""Shared by the commands: settings from the command line, and trouble told in one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import io
+import os
+import shlex
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import tyro
+
+from isheep_jax.config import Config, check_values, config_description, config_names, named_config
+from isheep_jax.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def parse_config(arguments: Sequence[str], module: str) -> Config:
+    """`--config=NAME --section.field=value ...` as a `Config`; `--help` prints every setting and exits.
+
+    Raises `UserError` for an unknown config or setting (with the nearest name) and for a value of the wrong type or
+    out of range.
+    """
+    name, rest = _take_config(arguments)
+    listing = "\n".join(f"  {n}: {config_description(n).partition(chr(10))[0]}" for n in config_names())
+    description = (
+        f"python -m {module} --config=NAME [--section.field=value ...]\n\n"
+        f"Configs (--config=NAME):\n{listing}\n\n"
+        "Every setting, with the value that it has "
+        + (f"in '{name}'" if name else "unless the config says otherwise")
+        + ". A list is written with commas."
+    )
+    wants_help = any(a in ("-h", "--help") for a in rest)
+    if name is None and not wants_help:
+        known = ", ".join(config_names())
+        raise UserError(
+            f"--config is missing: choose one of {known}; for example: python -m {module} --config={config_names()[0]}"
+        )
+    config = parse_settings(Config, named_config(name) if name else Config(), rest, module, description)
+    check_values(config)
+    return config
+
+
+def parse_settings(
+    kind: type[Settings], default: Settings, arguments: Sequence[str], module: str, description: str
+) -> Settings:
+    """Overrides the fields of the dataclass `default` with `--field=value` (nested: `--section.field=value`).
+
+    Raises `UserError` for what is not a setting or has the wrong type.
+    """
+    if any(a in ("-h", "--help") for a in arguments):
+        tyro.cli(
+            kind,
+            prog=f"python -m {module}",
+            description=description,
+            args=["--help"],
+            default=default,
+            use_underscores=True,
+        )
+    types = _setting_types(kind)
+    for name, values in _split(arguments, types):
+        is_list = typing.get_origin(types[name]) is tuple
+        if types[name] is bool:
+            switches = {"true": f"--{name}", "false": f"--no_{name}"}
+            words = [switches.get((values or ["true"])[0].lower(), f"--{name}=?")]
+        else:
+            words = [f"--{name}", *values] if is_list else [f"--{name}={values[0]}"]
+        try:
+            # One setting at a time, so that the one which fails can be named in one line instead of tyro's box.
+            with contextlib.redirect_stderr(io.StringIO()):
+                default = tyro.cli(kind, args=words, default=default, use_underscores=True)
+        except SystemExit:
+            raise UserError(
+                f"--{name}: {','.join(values)!r} is not {_describe(types[name])}; for example: "
+                f"--{name}={_example(types[name], _lookup(default, name))}"
+            ) from None
+    return default
+
+
+def run_command(main: Callable[[list[str]], None], module: str) -> int:
+    """Runs a command's `main` on the command line; returns the exit code (2: bad input, 130: Ctrl-C)."""
+    arguments = sys.argv[1:]
+    # transformers is here for its tokenizers; that it finds no PyTorch is as it should be.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        main(arguments)
+        return 0
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from here: {command_line(module, arguments)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (as in `| head`); there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}")
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """The command as a person would type it again."""
+    return shlex.join(["python", "-m", module, *arguments])
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether `error`, or one that led to it, says that a disk is full (libraries wrap it in errors of their own)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _take_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    name, rest = None, []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            name = next(words, "")
+        elif word.startswith("--config="):
+            name = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+            continue
+        if not name or name.startswith("-"):
+            raise UserError(f"--config needs a name: one of {', '.join(config_names())}")
+    return name, rest
+
+
+def _setting_types(kind: type, prefix: str = "") -> dict[str, object]:
+    types: dict[str, object] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            types |= _setting_types(hint, f"{prefix}{name}.")
+        else:
+            types[prefix + name] = hint
+    return types
+
+
+def _split(arguments: Sequence[str], types: dict[str, object]) -> list[tuple[str, list[str]]]:
+    """Each setting with its values, in the order of the command line."""
+    settings: list[tuple[str, list[str]]] = []
+    open_for = 0  # how many more words the last setting may take as values
+    for word in arguments:
+        if not word.startswith("--"):
+            if open_for == 0:
+                raise UserError(f"'{word}' belongs to no setting; settings are written --section.field=value")
+            settings[-1][1].extend(word.split(",") if open_for > 1 else [word])
+            open_for -= 1
+            continue
+        _check_has_value(settings, types)
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in types:
+            near = _nearest(name, types)
+            hint = f"did you mean --{near}? " if near else ""
+            raise UserError(f"--{name}: there is no such setting; {hint}--help lists them all")
+        is_list = typing.get_origin(types[name]) is tuple
+        values = (value.split(",") if is_list else [value]) if equals else []
+        settings.append((name, [v for v in values if v] if is_list else values))
+        open_for = len(arguments) if is_list else int(not equals and types[name] is not bool)
+    _check_has_value(settings, types)
+    return settings
+
+
+def _check_has_value(settings: list[tuple[str, list[str]]], types: dict[str, object]) -> None:
+    if settings and not settings[-1][1]:
+        name = settings[-1][0]
+        if types[name] is not bool and typing.get_origin(types[name]) is not tuple:
+            raise UserError(f"--{name} needs {_describe(types[name])}: --{name}=...")
+
+
+def _nearest(name: str, types: dict[str, object]) -> str | None:
+    # A person who forgets the section still gets the setting: learning_rate -> sft.learning_rate.
+    same_field = [known for known in types if known.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    candidates = same_field or list(types)
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.0 if same_field else 0.6)
+    return near[0] if near else None
+
+
+def _describe(hint: object) -> str:
+    if hint is int:
+        return "a whole number"
+    if hint is float:
+        return "a number"
+    if hint is bool:
+        return "true or false"
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f"a list (with commas) whose items are each {_describe(typing.get_args(hint)[0])}"
+    return "a text"
+
+
+def _example(hint: object, value: object) -> object:
+    if typing.get_origin(hint) is not tuple:
+        return str(value).lower() if hint is bool else value
+    item = typing.get_args(hint)[0]
+    return ",".join(map(str, value)) or (typing.get_args(item)[0] if typing.get_origin(item) is Literal else "")
+
+
+def _lookup(settings: object, name: str) -> object:
+    for part in name.split("."):
+        settings = getattr(settings, part)
+    return settings

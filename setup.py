@@ -1,0 +1,68 @@
+"""What the package needs, and why these versions.
+
+Lower bounds are the versions that the tests run with on Python 3.11; upper bounds stand where a next release is known, or
+by its number announced, to break. Python 3.12 resolves to jax 0.11 with the same list.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+INSTALL_REQUIRES = [
+    # 0.10.2 is the newest for Python 3.11; 0.11 is the newest that flax 0.12.8, optax and orbax are released for.
+    "jax>=0.10.2,<0.12",
+    # flax.struct only: flax.nnx does not import on jax 0.11.
+    "flax>=0.12.8,<0.13",
+    # AdamW, schedules and clipping.
+    "optax>=0.2.8,<0.3",
+    # Its v1 interface (safetensors into shardings, checkpointables with the data position) still moves between minor
+    # versions.
+    "orbax-checkpoint>=0.12.8,<0.13",
+    # FirstFitPackIterDataset, whose state Orbax saves; experimental until 0.3.
+    "grain>=0.2.18,<0.3",
+    # The first that writes and reads ArrayRecord datasets without TensorFlow on Python 3.11 and 3.12.
+    "tensorflow-datasets>=4.9.10,<4.10",
+    # tensorflow-datasets asks for it on Linux only; it is the file format of every dataset here.
+    "array-record>=0.8.6,<0.9",
+    # Tokenizers and chat templates; 5 changed what apply_chat_template returns.
+    "transformers>=5.23,<6",
+    # Trains the embedded model's tokenizer, and reads tokenizer.model files for transformers, with protobuf.
+    "sentencepiece>=0.2.3,<0.3",
+    "protobuf>=6.31",
+    # Checkpoints in and out; transformers 5 asks for the same two.
+    "safetensors>=0.8,<1",
+    "huggingface-hub>=2.4,<3",
+    # Settings and --help, progress and tables, prompt templates, novelty.
+    "tyro>=1.0.17,<2",
+    "rich>=15,<16",
+    "jinja2>=3.1.6,<4",
+    "rapidfuzz>=3.14.6,<4",
+]
+
+EXTRAS_REQUIRE = {
+    # ruff is pinned to a minor version because its formatter changes between them.
+    "test": ["pytest>=9.2,<10", "ruff>=0.17.5,<0.18"],
+    "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+}
+
+setup(
+    name="isheep_jax",
+    version="0.1.0",
+    description="Iterative self-alignment of language models (I-SHEEP), native to JAX and TPU pods",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # configs/ lies beside the package for those who read and edit it, and inside it once installed.
+    packages=[*find_packages(include=["isheep_jax", "isheep_jax.*"]), "isheep_jax.configs"],
+    package_dir={"isheep_jax.configs": "configs"},
+    package_data={
+        "isheep_jax": ["loop/prompts/**/*", "tiny/prompts/*", "tiny/checkpoint/*"],
+    },
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)

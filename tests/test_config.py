@@ -1,0 +1,128 @@
+"""Settings: named configs, overrides, and what a misspelt or wrong one is answered with."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from isheep_jax import config as config_module
+from isheep_jax.command import parse_config, parse_settings
+from isheep_jax.config import RANGES, Config, check_values, config_description, config_names, flatten, named_config
+from isheep_jax.errors import UserError
+
+
+def parse(*arguments: str) -> Config:
+    return parse_config(list(arguments), "isheep_jax.train")
+
+
+def test_overrides_change_only_the_settings_they_name():
+    config = parse(
+        "--config=tiny", "--sft.learning_rate=1e-5", "--mesh.fsdp", "-1", "--workdir=/tmp/x y", "--seed", "7"
+    )
+    expected = flatten(named_config("tiny")) | {
+        "sft.learning_rate": 1e-5, "mesh.fsdp": -1, "workdir": "/tmp/x y", "seed": 7,
+    }  # fmt: skip
+    assert flatten(config) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--respond.temperature=0.6,0.3"],
+        ["--respond.temperature", "0.6", "0.3"],
+        ["--respond.temperature=0.6", "0.3"],
+    ],
+)
+def test_lists_are_written_with_commas_or_spaces(arguments):
+    assert parse("--config=tiny", *arguments).respond.temperature == (0.6, 0.3)
+
+
+def test_an_empty_list_switches_evaluation_off():
+    assert parse("--config=tiny", "--evaluate.tasks=").evaluate.tasks == ()
+
+
+def test_hyphens_are_read_as_underscores():
+    assert parse("--config=tiny", "--sft.batch-rows=2").sft.batch_rows == 2
+
+
+def test_the_last_of_two_values_holds():
+    assert parse("--config=tiny", "--seed=1", "--seed=2").seed == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config", "tiny"]),
+        (["--config"], ["--config", "needs a name"]),
+        (["--config=tyni"], ["'tyni'", "did you mean 'tiny'"]),
+        (["--config=tiny", "--sft.learning_rat=1"], ["--sft.learning_rat", "did you mean --sft.learning_rate"]),
+        (["--config=tiny", "--learning_rate=1"], ["did you mean --sft.learning_rate"]),
+        (["--config=tiny", "--sft.batch_rows=1.5"], ["--sft.batch_rows", "'1.5'", "a whole number"]),
+        (["--config=tiny", "--sft.learning_rate=fast"], ["--sft.learning_rate", "'fast'", "a number"]),
+        (["--config=tiny", "--select.rule=best"], ["--select.rule", "'best'", "threshold, top_fraction, random, none"]),
+        (["--config=tiny", "--respond.temperature=a,b"], ["--respond.temperature", "'a,b'", "a number"]),
+        (["--config=tiny", "--respond.temperature="], ["--respond.temperature", "empty"]),
+        (["--config=tiny", "--select.fraction=3"], ["--select.fraction", "3.0", "above 0 and at most 1"]),
+        (["--config=tiny", "--sft.learning_rate=nan"], ["--sft.learning_rate", "nan", "above 0"]),
+        (["--config=tiny", "--sft.epochs"], ["--sft.epochs", "a whole number"]),
+        (["--config=tiny", "stray"], ["'stray'", "--section.field=value"]),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(arguments, words):
+    with pytest.raises(UserError) as error:
+        parse(*arguments)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Switches:
+    raw: bool = False
+    text: str = ""
+
+
+@pytest.mark.parametrize(("word", "value"), [("--raw", True), ("--raw=true", True), ("--raw=false", False)])
+def test_switches_take_true_and_false_or_nothing(word, value):
+    assert parse_settings(Switches, Switches(), [word, "--text", "-a b"], "m", "") == Switches(raw=value, text="-a b")
+
+
+def test_a_switch_refuses_another_word():
+    with pytest.raises(UserError, match="--raw: 'maybe' is not true or false"):
+        parse_settings(Switches, Switches(), ["--raw=maybe"], "m", "")
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_named_configs_pass_their_own_checks_and_say_their_command(name):
+    config = named_config(name)
+    check_values(config)
+    assert config.name == name
+    assert f"--config={name}" in config_description(name)
+
+
+def test_every_range_belongs_to_a_setting():
+    assert set(RANGES) <= set(flatten(Config()))
+
+
+def test_every_setting_is_explained():
+    sections = [
+        Config,
+        *(f.default_factory for f in dataclasses.fields(Config) if f.default_factory is not dataclasses.MISSING),
+    ]
+    for section in sections:
+        source = inspect.getsource(section)
+        for field in dataclasses.fields(section):
+            if section is Config and field.default_factory is not dataclasses.MISSING:
+                continue
+            _, _, after = source.partition(f"    {field.name}: ")
+            assert after.splitlines()[1].strip().startswith('"""'), f"{section.__name__}.{field.name}"
+
+
+def test_configs_are_found_inside_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "isheep_jax" / "configs").mkdir(parents=True)
+    (tmp_path / "isheep_jax" / "configs" / "mine.py").write_text(
+        '"""Mine."""\nfrom isheep_jax.config import Config\n\n\ndef config():\n    return Config(name="mine")\n'
+    )
+    monkeypatch.setattr(config_module, "__file__", str(tmp_path / "isheep_jax" / "config.py"))
+    assert config_names() == ["mine"]
+    assert named_config("mine").name == "mine"
