@@ -1,7 +1,7 @@
 """What the package needs, and why these versions.
 
-Lower bounds are the versions that the tests run with on Python 3.11; upper bounds stand where a next release is known, or
-by its number announced, to break. Python 3.12 resolves to jax 0.11 with the same list.
+Lower bounds are the versions that the tests run with on Python 3.11; upper bounds stand where a next release is known,
+or by its number announced, to break. Python 3.12 resolves to jax 0.11 with the same list.
 """
 
 from pathlib import Path

@@ -18,6 +18,9 @@ from isheep_jax.config import Config, config_description, config_names
 # Progress lines where there is no terminal: often enough to see life, seldom enough for a log file.
 SECONDS_BETWEEN_LINES = 10.0
 
+# Kept answers this many times shorter than the first iteration's are worth a warning.
+MUCH_SHORTER = 1.5
+
 # Half the width of a 95 % interval of a mean, in standard errors.
 NINETY_FIVE_PERCENT = 1.96
 
@@ -233,7 +236,7 @@ def row_cells(row: dict) -> dict[str, str]:
         "following": number("mean_following", ".2f"),
         "loss": number("train_loss", ".3f"),
     }
-    for task, result in row.get("tasks", {}).items():
+    for task, result in row.get("evaluation", {}).items():
         cells[f"{task} accuracy ± 95 %"] = (
             f"{result['accuracy']:.3f} ± {NINETY_FIVE_PERCENT * result.get('stderr', 0.0):.3f}"
         )
@@ -245,21 +248,14 @@ def _line(values: Iterable[str], columns: Iterable[str]) -> str:
 
 
 def row_warnings(rows: Sequence[dict]) -> list[str]:
-    """What a person should know of the last row: answers get much shorter, or few pairs are kept."""
-    row = rows[-1]
-    warnings = []
-    if row.get("kept") and row.get("instructions") and row["kept"] < 0.02 * row["instructions"]:
-        warnings.append(
-            f"iteration {row['iteration']} kept {row['kept']} of {row['instructions']} pairs (under 2 %): the model "
-            "learns from few examples; lower --select.threshold or use --select.rule=top_fraction"
-        )
-    lengths = [r["mean_response_characters"] for r in rows if r.get("mean_response_characters")]
-    if len(lengths) > 1 and lengths[-1] < lengths[0] / 1.5:
-        warnings.append(
-            f"the kept answers have become much shorter: {lengths[0]:.0f} characters on average in the first "
-            f"iteration, {lengths[-1]:.0f} in iteration {row['iteration']}"
-        )
-    return warnings
+    """What a person should know when the last of the rows is there: the kept answers get much shorter."""
+    lengths = [row["kept_characters"] for row in rows if row.get("kept_characters")]
+    if len(lengths) < 2 or not rows[-1].get("kept_characters") or lengths[-1] > lengths[0] / MUCH_SHORTER:
+        return []
+    return [
+        f"iteration {rows[-1]['iteration']}: the kept answers are much shorter than in the first iteration "
+        f"({lengths[-1]:.0f} characters on average, then {lengths[0]:.0f})"
+    ]
 
 
 def before_and_after(directory: Path, rows: Sequence[dict], count: int = 3) -> list[str]:

@@ -1,8 +1,71 @@
 """Every test sees eight virtual CPU devices, so that one process can compare a mesh of one with a mesh of eight."""
 
+import json
 import os
+from pathlib import Path
+
+import pytest
 
 # Before the first import of jax, which reads them once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """A Hugging Face directory with a random Llama of two layers and a tokenizer of single characters."""
+    import jax
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    from isheep_jax.model.architecture import Architecture, init_parameters
+    from isheep_jax.model.tokenizer import Tokenizer as ModelTokenizer
+    from isheep_jax.model.weights import save_checkpoint
+
+    directory = tmp_path_factory.mktemp("small")
+    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+    characters = [chr(c) for c in range(32, 127)] + ["\n"]
+    vocabulary = {piece: i for i, piece in enumerate(special + characters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    tokenizer_directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(tokenizer_directory / "tokenizer.json"))
+    (tokenizer_directory / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<s>",
+                "eos_token": "<|end|>",
+                "unk_token": "<unk>",
+                "chat_template": CHAT_TEMPLATE,
+            }
+        )
+    )
+    architecture = Architecture(
+        family="llama",
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        norm_eps=1e-5,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        context_length=512,
+        tied_embeddings=True,
+        qkv_bias=False,
+        bos_token_id=1,
+        eos_token_ids=(2, 6),
+    )
+    params = init_parameters(architecture, jax.random.key(0))
+    save_checkpoint(directory / "model", params, architecture, ModelTokenizer.load(tokenizer_directory), card=None)
+    return directory / "model"

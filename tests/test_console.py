@@ -15,7 +15,7 @@ ROW = {
     "mean_quality": 6.25,
     "mean_following": 7.5,
     "train_loss": 0.4321,
-    "tasks": {"tiny": {"accuracy": 0.58, "stderr": 0.01}},
+    "evaluation": {"tiny": {"accuracy": 0.58, "stderr": 0.01}},
 }
 
 
@@ -101,18 +101,17 @@ def test_a_row_shows_the_accuracy_with_its_95_percent_interval():
 
 
 def test_the_base_models_row_has_only_what_was_measured():
-    cells = row_cells({"iteration": 0, "tasks": {"tiny": {"accuracy": 0.1, "stderr": 0.01}}})
+    cells = row_cells({"iteration": 0, "evaluation": {"tiny": {"accuracy": 0.1, "stderr": 0.01}}})
     assert list(cells.values()) == ["0 (base)", "-", "-", "-", "-", "-", "0.100 ± 0.020"]
 
 
-def test_a_low_yield_and_shorter_answers_are_warned_of():
-    first = ROW | {"mean_response_characters": 300.0}
-    second = ROW | {"iteration": 2, "kept": 5, "mean_response_characters": 150.0}
+def test_much_shorter_answers_are_warned_of():
+    first = ROW | {"kept_characters": 300.0}
     assert row_warnings([first]) == []
-    low, short = row_warnings([first, second])
-    assert "5 of 512" in low
-    assert "300" in short
-    assert "150" in short
+    assert row_warnings([first, ROW | {"iteration": 2, "kept_characters": 250.0}]) == []
+    (warning,) = row_warnings([first, ROW | {"iteration": 2, "kept_characters": 150.0}])
+    assert "iteration 2" in warning
+    assert "150 characters" in warning
 
 
 def write_examples(directory, iteration, answers):

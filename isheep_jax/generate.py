@@ -1,0 +1,196 @@
+"""Prompts in, completions out, from any checkpoint.
+
+python -m isheep_jax.generate --model runs/tiny --prompt "..."
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from isheep_jax.command import parse_settings, run_command
+from isheep_jax.config import DecodeConfig, MeshConfig, check_range
+from isheep_jax.errors import UserError
+from isheep_jax.loop.run_directory import write_atomically
+
+MODULE = "isheep_jax.generate"
+DESCRIPTION = f'python -m {MODULE} --model DIRECTORY --prompt "..."\n\nPrints the completion and nothing else.'
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """One call of the command."""
+
+    model: str = ""
+    """Model directory in Hugging Face format, a run's directory (its newest model), or 'tiny' (the embedded base)."""
+    prompt: str = ""
+    """Text to answer."""
+    input: str = ""
+    """JSON Lines file of prompts: each line has the field prompt, or instruction and input."""
+    output: str = ""
+    """JSON Lines file to write: the lines of input with the fields completion and finish. Empty: print them."""
+    raw: bool = False
+    """Continue the bare text. Otherwise the prompt becomes a user's turn, if the model has a chat template."""
+    chat_template: Literal["auto", "chatml", "llama3"] = "auto"
+    """Chat template. 'auto': the tokenizer's own."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 takes the most probable token."""
+    top_p: float = 1.0
+    """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
+    max_tokens: int = 256
+    """New tokens per completion (count)."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are cut off."""
+    seed: int = 0
+    """Seed of the random numbers: the same seed and prompts give the same completions."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of weights and activations. 'auto': float32 on CPUs, bfloat16 elsewhere."""
+    slots: int = 64
+    """Prompts decoded at the same time (count, over all devices)."""
+    context: int = 2048
+    """Longest prompt plus completion (tokens), at most the model's own."""
+    decode_tensor: int = 1
+    """Shards of heads and feed-forward units (count); the other devices hold replicas of the weights."""
+
+
+RANGES = {
+    "temperature": "[0, inf)",
+    "top_p": "(0, 1]",
+    "max_tokens": "[1, inf)",
+    "slots": "[1, inf)",
+    "context": "[2, inf)",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Completes one prompt or a file of prompts. Raises `UserError` for bad input or a prompt that does not fit."""
+    config = parse_settings(GenerateConfig, GenerateConfig(), arguments, MODULE, DESCRIPTION)
+    for name, interval in RANGES.items():
+        check_range(name, getattr(config, name), interval)
+    if not config.model:
+        raise UserError(f'--model is missing; for example: python -m {MODULE} --model runs/tiny --prompt "..."')
+    if bool(config.prompt) == bool(config.input):
+        raise UserError("give either --prompt, a text, or --input, a JSON Lines file of prompts")
+    directory = find_model(config.model)
+    records = read_prompts(Path(config.input)) if config.input else [{"prompt": config.prompt}]
+    if config.output and not Path(config.output).parent.is_dir():
+        raise UserError(f"--output: there is no directory {Path(config.output).parent}")
+
+    completions = complete(config, directory, [text_of(record) for record in records])
+
+    if config.input:
+        answers = [
+            {"completion": c.text, "finish": c.finish} | ({"error": c.error} if c.error else {}) for c in completions
+        ]
+        text = "".join(json.dumps(r | a, ensure_ascii=False) + "\n" for r, a in zip(records, answers, strict=True))
+        if config.output:
+            write_atomically(Path(config.output), text.encode())
+        else:
+            sys.stdout.write(text)
+    elif completions[0].finish == "error":
+        raise UserError(f"--prompt: {completions[0].error}")
+    else:
+        print(completions[0].text)
+
+
+def complete(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> list:
+    """A `Completion` for each prompt, in the order of the prompts."""
+    # Imported here so that --help and mistakes in the settings answer at once.
+    import jax
+    import jax.numpy as jnp
+
+    from isheep_jax.decode.engine import Engine
+    from isheep_jax.decode.requests import Request, Sampling
+    from isheep_jax.model.architecture import read_architecture
+    from isheep_jax.model.conversation import Message
+    from isheep_jax.model.tokenizer import Tokenizer
+    from isheep_jax.model.weights import load_parameters
+    from isheep_jax.runtime import use_compilation_cache
+    from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
+
+    use_compilation_cache()
+    architecture = read_architecture(directory)
+    tokenizer = Tokenizer.load(directory, config.chat_template)
+    mesh = decode_mesh(make_mesh(MeshConfig()), config.decode_tensor)
+    check_divisible(architecture, mesh, DECODE_RULES)
+    dtype = config.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(dtype)
+    params = load_parameters(directory, architecture, mesh=mesh, rules=DECODE_RULES, dtype=dtype)
+    decode = DecodeConfig(
+        slots=max(min(config.slots, len(prompts)), mesh.shape["data"]),
+        context=min(config.context, architecture.context_length),
+    )
+    engine = Engine(params, architecture, tokenizer, decode, mesh=mesh, seed=config.seed, compute_dtype=dtype)
+    bare = config.raw or not tokenizer.has_chat_template
+    requests = [Request(str(i), text if bare else (Message("user", text),)) for i, text in enumerate(prompts)]
+    sampling = Sampling(config.temperature, config.top_p, config.max_tokens, config.stop)
+    completions = {c.id: c for c in engine.generate(requests, sampling)}
+    return [completions[request.id] for request in requests]
+
+
+def find_model(path: str) -> Path:
+    """The model directory that a person means: one in Hugging Face format, a run's newest model, or the embedded one.
+
+    Raises `UserError` when it is none of them.
+    """
+    if path == "tiny":
+        from isheep_jax.tiny import CHECKPOINT
+
+        return CHECKPOINT
+    directory = Path(path).expanduser()
+    if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
+        finished = {
+            int(match[1]): model
+            for model in directory.glob("iteration_*/model")
+            if (match := re.fullmatch(r"iteration_(\d+)", model.parent.name)) and (model / "config.json").is_file()
+        }
+        if not finished:
+            raise UserError(f"--model: the run {directory} has no finished model yet; run its command again to go on")
+        return finished[max(finished)]
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            f"--model: {directory} is neither a model directory in Hugging Face format nor a run's directory"
+        )
+    return directory
+
+
+def read_prompts(path: Path) -> list[dict]:
+    """The lines of a JSON Lines file of prompts. Raises `UserError` with the line's number for a malformed one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--input: {path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"--input: cannot read {path}: {error.strerror}") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        if not isinstance(record, dict) or not isinstance(record.get("prompt", record.get("instruction")), str):
+            raise UserError(
+                f'{path}, line {number}: expected {{"prompt": "..."}} or {{"instruction": "...", "input": "..."}}'
+            )
+        records.append(record)
+    if not records:
+        raise UserError(f"--input: {path} holds no prompts")
+    return records
+
+
+def text_of(record: dict) -> str:
+    """The prompt of a record: instruction and input are joined by a newline, as in the loop."""
+    if "prompt" in record:
+        return record["prompt"]
+    return "\n".join(part for part in (record["instruction"], record.get("input")) if part)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, MODULE))

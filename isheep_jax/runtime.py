@@ -1,0 +1,169 @@
+"""The loop's backend on JAX: models that decode and score, and new models by fine-tuning."""
+
+import dataclasses
+import gc
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from isheep_jax.config import Config
+from isheep_jax.decode.engine import Engine
+from isheep_jax.errors import UserError
+from isheep_jax.loop.protocols import Evaluator
+from isheep_jax.model.architecture import parameter_count, read_architecture
+from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.model.weights import load_parameters, save_checkpoint
+from isheep_jax.sft.examples import Example
+from isheep_jax.sft.trainer import fine_tune
+from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
+from isheep_jax.tiny import CHECKPOINT
+
+# Programs that compile faster than this are not worth a file in the compilation cache (seconds).
+SHORTEST_CACHED_COMPILATION = 0.3
+
+
+class JaxBackend:
+    """The `Backend` of the loop. Holds the weights of one model at a time.
+
+    Raises `UserError` when the model directory is not one or the mesh does not fit the devices or the model.
+    """
+
+    def __init__(self, config: Config):
+        use_compilation_cache()
+        self._config = config
+        self._base = base_directory(config.model.path)
+        self._dtype = jnp.dtype(config.model.compute_dtype)
+        self._architecture = read_architecture(self._base)
+        self._tokenizer = Tokenizer.load(self._base, config.model.chat_template)
+        self._train_mesh = make_mesh(config.mesh)
+        self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
+        check_divisible(self._architecture, self._train_mesh, TRAIN_RULES)
+        check_divisible(self._architecture, self._decode_mesh, DECODE_RULES)
+        self._engine: tuple[Path, Engine] | None = None
+
+    def description(self) -> str:
+        """The model and the devices, in one line for a person."""
+        mesh = " x ".join(f"{size} {axis}" for axis, size in self._train_mesh.shape.items())
+        return (
+            f"{self._config.model.path} ({self._architecture.family}, "
+            f"{_short(parameter_count(self._architecture))} parameters, {self._dtype.name}) on "
+            f"{describe_devices(list(self._train_mesh.devices.flat))}, mesh {mesh}"
+        )
+
+    def load(self, directory: Path | None) -> Engine:
+        directory = directory or self._base
+        if self._engine is None or self._engine[0] != directory:
+            self._let_go()
+            # Weights always come from the files, also just after training, so that a resumed run has the same ones.
+            params = load_parameters(
+                directory, self._architecture, mesh=self._decode_mesh, rules=DECODE_RULES, dtype=self._dtype
+            )
+            engine = Engine(
+                params,
+                self._architecture,
+                self._tokenizer,
+                self._config.decode,
+                mesh=self._decode_mesh,
+                seed=self._config.seed,
+                compute_dtype=self._dtype,
+            )
+            self._engine = (directory, engine)
+        return self._engine[1]
+
+    def fine_tune(
+        self,
+        start: Path | None,
+        examples: Sequence[Example],
+        *,
+        iteration: int,
+        checkpoints: Path,
+        output: Path,
+        card: str,
+        on_step: Callable[[int, int, dict], None],
+    ) -> dict:
+        self._let_go()
+        params = load_parameters(
+            start or self._base,
+            self._architecture,
+            mesh=self._train_mesh,
+            rules=TRAIN_RULES,
+            # Adapters carry the precision in LoRA; full fine-tuning needs it in the weights.
+            dtype=jnp.float32 if self._config.sft.method == "full" else self._dtype,
+        )
+        params, result = fine_tune(
+            params,
+            self._architecture,
+            self._tokenizer,
+            examples,
+            self._config.sft,
+            mesh=self._train_mesh,
+            directory=checkpoints,
+            seed=seed_of(self._config.seed, f"{iteration}/fine-tune"),
+            compute_dtype=self._dtype,
+            on_step=on_step,
+        )
+        save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
+        return dataclasses.asdict(result)
+
+    def _let_go(self) -> None:
+        # An engine may be part of reference cycles; two sets of weights would not fit side by side.
+        self._engine = None
+        gc.collect()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR names another one."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "isheep_jax" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
+
+
+def base_directory(path: str) -> Path:
+    """Where the base model lies: 'tiny' is the embedded one. Raises `UserError` when there is no such directory."""
+    directory = CHECKPOINT if path == "tiny" else Path(path).expanduser()
+    if not directory.is_dir():
+        raise UserError(
+            f"--model.path: {directory} is not a directory; it must be a model directory in Hugging Face format"
+        )
+    return directory
+
+
+def evaluators(config: Config) -> dict[str, Evaluator]:
+    """The measurements of `config.evaluate`, by the names of their tasks."""
+    measurements: dict[str, Evaluator] = {}
+    if "tiny" in config.evaluate.tasks:
+        from isheep_jax.tiny.evaluate import evaluator
+
+        measurements["tiny"] = evaluator(config.evaluate)
+    return measurements
+
+
+def held_out_instructions(config: Config) -> frozenset[str]:
+    """Instructions that the loop must not train on, because a measurement uses them."""
+    if "tiny" not in config.evaluate.tasks:
+        return frozenset()
+    from isheep_jax.tiny.evaluate import held_out_prompts
+
+    return held_out_prompts()
+
+
+def seed_of(seed: int, purpose: str) -> int:
+    """A 31-bit seed for one purpose of the run: the same on every machine and in every process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "big") >> 1
+
+
+def describe_devices(devices: Sequence[jax.Device]) -> str:
+    """Such as "8 TPU v4 devices" or "1 cpu device"."""
+    return f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
+
+
+def _short(count: int) -> str:
+    for unit, size in (("billion", 10**9), ("million", 10**6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"
