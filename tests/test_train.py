@@ -1,0 +1,280 @@
+"""The train command as a person uses it: one line and exit code 2 for bad input, a table at the end, resume."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from isheep_jax.command import command_line, disk_is_full, run_command
+from isheep_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, module="isheep_jax.train", **options):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)
+
+
+def assert_one_line(result, *words):
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    for word in words:
+        assert word in line
+
+
+def test_without_a_config_the_command_says_what_to_type():
+    assert_one_line(run(), "--config", "python -m isheep_jax.train --config=tiny")
+
+
+def test_a_misspelt_config_is_answered_with_the_nearest():
+    assert_one_line(run("--config=tinny"), "did you mean 'tiny'")
+
+
+def test_a_misspelt_setting_is_answered_with_the_nearest():
+    assert_one_line(run("--config=tiny", "--sft.learning_rat=1e-4"), "did you mean --sft.learning_rate")
+
+
+def test_a_value_of_the_wrong_type_is_one_line():
+    assert_one_line(run("--config=tiny", "--iterations=many"), "--iterations", "'many'", "a whole number")
+
+
+@pytest.mark.parametrize("module", ["isheep_jax.train", "isheep_jax.generate"])
+def test_help_explains_every_setting_without_importing_jax(module):
+    code = (
+        f"import sys; sys.argv = ['x', '--help']\nfrom {module} import main\ntry:\n    main(['--help'])\n"
+        "except SystemExit as e:\n    assert not e.code\n"
+        "assert 'jax' not in sys.modules\nassert 'transformers' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert f"python -m {module}" in result.stdout
+    assert "(count)" in result.stdout
+
+
+def test_help_lists_the_configs():
+    result = run("--help")
+    assert result.returncode == 0
+    assert "tiny: The whole loop on the embedded model" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/x"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        ValueError("RESOURCE_EXHAUSTED: write failed [OS error 28: ENOSPC No space left on device]"),
+    ],
+)
+def test_a_full_disk_is_recognised_also_when_a_library_wraps_it(error):
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = error
+    assert disk_is_full(error)
+    assert disk_is_full(wrapped)
+    assert not disk_is_full(ValueError("something else"))
+
+
+def exit_code_and_line(capsys, raised):
+    def main(arguments):
+        raise raised
+
+    code = run_command(main, "isheep_jax.train")
+    return code, capsys.readouterr().err.strip()
+
+
+def test_bad_input_ends_with_its_line_and_code_2(capsys):
+    assert exit_code_and_line(capsys, UserError("a\nb")) == (2, "error: a b")
+
+
+def test_a_file_that_cannot_be_opened_is_named(capsys):
+    code, line = exit_code_and_line(capsys, PermissionError(errno.EACCES, "Permission denied", "/x/y"))
+    assert (code, line) == (2, "error: /x/y: Permission denied")
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--config=tiny", "--workdir=a b"])
+    code, line = exit_code_and_line(capsys, KeyboardInterrupt())
+    assert code == 130
+    assert "python -m isheep_jax.train --config=tiny '--workdir=a b'" in line
+
+
+def test_a_command_is_written_so_that_a_shell_reads_it_back():
+    assert command_line("m", ["--prompt", "it's"]) == "python -m m --prompt 'it'\"'\"'s'"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_configs_prompts_and_the_embedded_model(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "runs", "*.egg-info", "build", ".venv"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, source], check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = ROOT / "isheep_jax"
+    data = {
+        p.relative_to(ROOT).as_posix()
+        for pattern in ("loop/prompts/**/*", "tiny/prompts/*", "tiny/checkpoint/*", "**/*.py")
+        for p in package.glob(pattern)
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert data <= names
+    assert {f"isheep_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")} <= names
+    assert not any(name.startswith("tests/") for name in names)
+
+
+# A run of one iteration on a random model: nothing is learned, but every stage does its work.
+SMALL = [
+    "--config=tiny",
+    "--iterations=1",
+    "--synthesize.instructions=8",
+    "--respond.samples=2",
+    "--select.fraction=1",
+    "--evaluate.tasks=",
+    "--sft.epochs=2",
+    "--sft.batch_rows=8",
+    "--decode.context=512",
+    "--decode.slots=16",
+    "--decode.score_batch=16",
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--model.path=/nowhere"], ["--model.path", "/nowhere"]),
+        (["--model.path={tmp}"], ["{tmp}", "config.json"]),
+        (["--mesh.fsdp=3"], ["mesh", "3", "8"]),
+        (["--mesh.tensor=8", "--mesh.fsdp=1"], ["mesh.tensor", "8"]),
+        (["--synthesize.seeds=/nowhere.jsonl"], ["seeds", "/nowhere.jsonl"]),
+        (["--workdir={tmp}/other"], ["{tmp}/other", "something else"]),
+        (["--workdir=/proc/x"], ["/proc/x", "write"]),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(small_checkpoint, tmp_path, settings, words):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    settings = [s.format(tmp=tmp_path) for s in settings]
+    before = sorted(tmp_path.rglob("*"))
+    result = run(*SMALL, f"--model.path={small_checkpoint}", f"--workdir={tmp_path}/run", *settings)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    for word in words:
+        assert word.format(tmp=tmp_path) in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def results(directory: Path) -> dict[str, bytes]:
+    """What a run leaves that must not depend on when or how often it was started."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for pattern in (
+            "**/*.jsonl",
+            "**/dataset/**/*",
+            "**/model/*",
+            "**/evaluation.json",
+            "**/summary.json",
+            "config.json",
+        )
+        for path in directory.glob(pattern)
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(small_checkpoint, tmp_path_factory) -> tuple[Path, list[str], subprocess.CompletedProcess]:
+    """A finished run: its directory, its command's arguments without --workdir, and what it said."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    arguments = [*SMALL, f"--model.path={small_checkpoint}"]
+    result = run(*arguments, f"--workdir={directory}")
+    assert result.returncode == 0, result.stderr
+    return directory, arguments, result
+
+
+def test_a_run_ends_with_its_table_and_the_next_command(finished):
+    directory, _, result = finished
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[-1] == f'try it:  python -m isheep_jax.generate --model {directory} --prompt "..."'
+    assert any(line.split()[:2] == ["iteration", "instructions"] for line in lines)
+    assert any("iteration 1 · synthesize" in line for line in lines)
+    assert (directory / "log.txt").read_text() == result.stdout
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(finished):
+    directory, arguments, _ = finished
+    before = results(directory)
+    result = run(*arguments, f"--workdir={directory}")
+    assert result.returncode == 0, result.stderr
+    assert results(directory) == before
+
+
+def test_a_directory_with_another_run_is_refused_with_the_settings_that_differ(finished):
+    directory, arguments, _ = finished
+    result = run(*arguments, f"--workdir={directory}", "--respond.max_tokens=7")
+    assert result.returncode == 2
+    assert "respond.max_tokens was 40, now 7" in result.stderr.splitlines()[-1]
+
+
+def test_generate_takes_the_newest_model_of_a_run(finished):
+    directory, _, _ = finished
+    result = run("--model", directory, "--prompt", "hello", "--max_tokens=5", module="isheep_jax.generate")
+    assert result.returncode == 0, result.stderr
+
+
+def kill_after(seconds: float, arguments: list[str]) -> bool:
+    """Starts the command and kills it; whether it was still running."""
+    command = [sys.executable, "-m", "isheep_jax.train", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_many_instants_ends_with_the_same_files(finished, tmp_path):
+    reference, arguments, _ = finished
+    arguments = [*arguments, f"--workdir={tmp_path}/run"]
+    begun = time.monotonic()
+    run(*arguments[:-1], f"--workdir={tmp_path}/timed")
+    whole = time.monotonic() - begun
+    for instant in range(1, 21):
+        # From before the first stage to the end of the whole run.
+        kill_after(whole * instant / 20, arguments)
+    assert run(*arguments).returncode == 0
+    changed = {"config.json"}  # names its workdir
+    expected = {name: data for name, data in results(reference).items() if name not in changed}
+    assert {name: data for name, data in results(tmp_path / "run").items() if name not in changed} == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(finished, tmp_path):
+    reference, arguments, _ = finished
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        result = run(*arguments, f"--workdir={disk}/run")
+        assert result.returncode == 2, result.stderr
+        assert "No space left" in result.stderr or "no space left" in result.stderr
+        assert str(disk) in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        result = run(*arguments, f"--workdir={disk}/run")
+        assert result.returncode == 0, result.stderr
+        expected = {name: data for name, data in results(reference).items() if name != "config.json"}
+        assert {name: data for name, data in results(disk / "run").items() if name != "config.json"} == expected
+    finally:
+        subprocess.run(["umount", disk], check=True)
