@@ -52,8 +52,8 @@ class Backend(Protocol):
         """
 
 
-# Measures a model: gets the model and `progress(done, total)`, returns JSON values with "accuracy" and "stderr" (0 to 1)
-# and "count" among them. The loop only passes them on.
+# Measures a model: gets the model and `progress(done, total)`, returns JSON values, among them "accuracy" and "stderr"
+# (0 to 1) and "count". The loop only passes them on.
 Evaluator = Callable[[Model, Callable[[int, int], None]], dict]
 
 

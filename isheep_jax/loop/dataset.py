@@ -1,0 +1,76 @@
+"""The kept pairs of an iteration as a TensorFlow Datasets dataset (ArrayRecord files; TensorFlow is not needed).
+
+builder = tfds.builder_from_directory("runs/NAME/iteration_1/selected/dataset")
+source = builder.as_data_source(split="train")
+"""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from isheep_jax.errors import UserError
+from isheep_jax.loop.records import Selected
+
+_DESCRIPTION = (
+    "Instruction-response pairs that a language model wrote, scored and selected, in the order of generation."
+)
+
+
+def write_dataset(directory: Path, records: Sequence[Selected]) -> None:
+    """Writes `directory` whole or not at all. The same records give the same bytes.
+
+    Features: id, instruction, input, response (text), quality and following (float32, NaN where there is no score).
+    """
+    # Here, not above: it takes most of a second, and not every import of the loop writes a dataset.
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    class SelectedPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        # Nothing lies beside this code that a dataset needs, and looking there takes a package (importlib_resources)
+        # that tensorflow-datasets 4.9.10 does not ask for.
+        code_path = None
+
+        def _info(self):
+            text, number = tfds.features.Text, np.float32
+            features = {"id": text(), "instruction": text(), "input": text(), "response": text()}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=_DESCRIPTION,
+                features=tfds.features.FeaturesDict({**features, "quality": number, "following": number}),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterable[tuple[int, dict]]:
+            for index, record in enumerate(records):
+                yield index, _example(record)
+
+    building = directory.with_name(f".{directory.name}.tmp")
+    try:
+        for old in (building, directory):
+            shutil.rmtree(old, ignore_errors=True)
+        # The library reports its progress on the terminal, which belongs to the run's own report.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder = SelectedPairs(data_dir=building, file_format="array_record")
+            builder.download_and_prepare()
+        Path(builder.data_dir).rename(directory)
+        shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror or error}; the same command goes on") from error
+
+
+def _example(record: Selected) -> dict:
+    missing = float("nan")
+    return {
+        "id": record.id,
+        "instruction": record.instruction,
+        "input": record.input,
+        "response": record.response,
+        "quality": missing if record.quality is None else record.quality,
+        "following": missing if record.following is None else record.following,
+    }

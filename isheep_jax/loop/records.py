@@ -1,0 +1,139 @@
+"""What travels through the loop: frozen records, one JSON line each, every one with its verdict.
+
+Ids say where a record comes from: "2-000042" is the 42nd instruction that iteration 2 wrote (dropped ones count too),
+"2-000042-3" its fourth response. Nothing in a record depends on the time, the machine or a restart.
+"""
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Kept, or dropped and why.
+
+    reason: one of few fixed texts, so that records can be counted by it. detail: what is particular to this record.
+    """
+
+    kept: bool
+    reason: str = ""
+    detail: str = ""
+
+
+KEPT = Verdict(True)
+
+
+def dropped(reason: str, detail: str = "") -> Verdict:
+    return Verdict(False, reason, detail)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A task that the model wrote. prompt: index of the prompt within the iteration; seeds: ids of the tasks shown."""
+
+    id: str
+    instruction: str
+    input: str
+    prompt: int
+    seeds: tuple[str, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An instruction with one response."""
+
+    id: str
+    instruction_id: str
+    instruction: str
+    input: str
+    response: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Score:
+    """The model's opinion on one criterion, from 1 to 10.
+
+    value: the score (the mean of `distribution`, or the sampled number); None when there is none. distribution:
+    probabilities of 1..10, normalised; mass: their sum before, so a low mass says that the model did not want to write
+    a score. argmax: the most probable score. text: the sampled judgement, or why there is no score.
+    """
+
+    value: float | None
+    argmax: int | None = None
+    mass: float | None = None
+    distribution: tuple[float, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Both scores of the pair with the same id."""
+
+    id: str
+    quality: Score
+    following: Score
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A pair at the end of its way: its scores, their sum (following capped), its bucket and the last verdict.
+
+    above: probability that both scores, sampled, would exceed select.threshold; None where it is not known.
+    """
+
+    id: str
+    instruction_id: str
+    instruction: str
+    input: str
+    response: str
+    quality: float | None
+    following: float | None
+    sum: float | None
+    above: float | None
+    bucket: str
+    verdict: Verdict
+
+
+def user_text(instruction: str, input: str) -> str:
+    """What the user says: the instruction, and the input on its own line. The same when answering and when training."""
+    return f"{instruction}\n{input}" if input else instruction
+
+
+def to_line(record: Any) -> str:
+    """The record as one line of JSON, without the line break."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False)
+
+
+def from_line(cls: type[T], line: str) -> T:
+    """The record that `to_line` wrote. Raises ValueError, KeyError or TypeError when it is not one."""
+    return _build(cls, json.loads(line))
+
+
+def kept(records: Iterable[T]) -> list[T]:
+    return [r for r in records if r.verdict.kept]
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return kind(**{name: _build(hint, value[name]) for name, hint in _hints(kind).items()})
+    if typing.get_origin(kind) is tuple:
+        return tuple(value)
+    if isinstance(kind, types.UnionType) and float in typing.get_args(kind) and value is not None:
+        return float(value)
+    return value

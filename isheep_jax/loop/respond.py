@@ -1,0 +1,81 @@
+"""A response to each instruction, without examples, then the response rules (I-SHEEP sections 3.1 and 3.2)."""
+
+from collections.abc import Iterator, Sequence
+
+from isheep_jax.config import Config
+from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.loop.protocols import Model, StageReporter
+from isheep_jax.loop.records import KEPT, Instruction, Pair, dropped, user_text
+from isheep_jax.loop.rules import clean_response, response_reason
+from isheep_jax.loop.run_directory import Stage
+from isheep_jax.loop.synthesize import counts
+from isheep_jax.model.conversation import Message, Prompt
+
+# A base model that is shown a bare instruction goes on with a dialogue of its own: its turns end the response.
+BARE_STOP = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "\nUser:",
+    "\nHuman:",
+    "\nAssistant:",
+    "\nQuestion:",
+    "\nInstruction:",
+    "\n### Instruction",
+)
+
+
+def prompt_for(instruction: Instruction, bare: bool) -> Prompt:
+    """bare: the text and a line break, to be continued; otherwise a conversation."""
+    text = user_text(instruction.instruction, instruction.input)
+    return f"{text}\n" if bare else (Message("user", text),)
+
+
+def respond(
+    model: Model,
+    config: Config,
+    instructions: Sequence[Instruction],
+    stage: Stage[Pair],
+    iteration: int,
+    progress: StageReporter,
+) -> list[Pair]:
+    """`respond.samples` responses to each of the (kept) instructions, dropped ones included."""
+    settings = config.respond
+    bare = iteration == 1 and settings.base_prompt == "bare"
+    sampling = Sampling(
+        temperature=settings.temperature[min(iteration, len(settings.temperature)) - 1],
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens,
+        stop=BARE_STOP if bare else (),
+    )
+    items = [(instruction, sample) for instruction in instructions for sample in range(settings.samples)]
+
+    def process(block: Sequence[tuple[Instruction, int]]) -> Iterator[tuple[int, Pair]]:
+        requests = [Request(f"{iteration}/respond/{x.id}/{sample}", prompt_for(x, bare)) for x, sample in block]
+        index = {request.id: i for i, request in enumerate(requests)}
+        for completion in model.generate(requests, sampling):
+            i = index[completion.id]
+            instruction, sample = block[i]
+            text = clean_response(settings.rules, completion.text)
+            if completion.finish == "error":
+                verdict = dropped("not decoded", completion.error)
+            elif completion.finish == "length":
+                verdict = dropped("unfinished")
+            else:
+                reason = response_reason(settings.rules, instruction.instruction, instruction.input, text)
+                verdict = dropped(reason) if reason else KEPT
+            yield (
+                i,
+                Pair(
+                    f"{instruction.id}-{sample}",
+                    instruction.id,
+                    instruction.instruction,
+                    instruction.input,
+                    text,
+                    verdict,
+                ),
+            )
+
+    pairs = stage.work(items, process, progress.advance)
+    stage.finish(counts(pairs))
+    return pairs

@@ -1,0 +1,282 @@
+"""Where a run's artefacts live, how a stage commits and how a run resumes.
+
+Every file is written under a temporary name and renamed, so that a file either is there, whole, or is not. A stage
+writes its records in numbered parts and is finished when its DONE manifest is in place; there are no appends. A run
+that was killed at any instant goes on with the first part that is missing.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from isheep_jax.config import Config, flatten, to_json
+from isheep_jax.errors import UserError
+from isheep_jax.loop.records import from_line, to_line
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+# The record stages in their order, with the section of the config that each one is the first to read.
+STAGES = {"instructions": "synthesize", "responses": "respond", "scores": "assess", "selected": "select"}
+
+# Records per part: what a kill can cost. Items per call of the model: several parts, so that the decode slots run empty
+# only once in a while.
+PART = 256
+BLOCK = 8 * PART
+
+# Settings that say where and how fast a run computes, not what: they may differ when it resumes.
+_FREE = ("name", "workdir", "iterations", "mesh.", "decode.slots", "decode.chunk", "decode.score_batch")
+# Files that the commands put into a run directory before or beside the loop.
+_BESIDE = {"log.txt", "metrics", "report.html"}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `path` whole or not at all. Raises UserError when the file system refuses (no space, no permission)."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; mend that and run the same command to go on") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError when the file cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from error
+
+
+def digest(values: Any) -> str:
+    """sha256 of the values as canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class Stage(Generic[T]):
+    """One stage of one iteration: a directory of `part-00000.jsonl`, ... and DONE."""
+
+    def __init__(self, directory: Path, record: type[T], config_digest: str):
+        self.directory = directory
+        self._record = record
+        self._digest = config_digest
+        self._begun = time.monotonic()
+
+    def done(self) -> dict | None:
+        """The DONE manifest: counts, sha256 of each part, config digest, seconds. None while unfinished."""
+        path = self.directory / "DONE"
+        if not path.exists():
+            return None
+        manifest = read_json(path)
+        if manifest["config"] != self._digest:
+            raise UserError(
+                f"{self.directory} was made with other settings than {self.directory.parent.parent}/config.json says"
+            )
+        return manifest
+
+    def parts(self) -> list[list[T]]:
+        """Records of the parts that are in place, in order; remainders of a write that was cut short are removed.
+
+        Raises UserError when a part is not what DONE says, or is not made of these records.
+        """
+        for torn in self.directory.glob(".*.tmp"):
+            shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
+        manifest = self.done()
+        parts = []
+        while (path := self._path(len(parts))).exists():
+            data = path.read_bytes()
+            if manifest and manifest["parts"].get(path.name) != hashlib.sha256(data).hexdigest():
+                raise UserError(f"{path} has changed since the run wrote it; restore it, or start a new run directory")
+            try:
+                parts.append([from_line(self._record, line) for line in data.decode().split("\n") if line])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} does not hold records of this stage ({error!r})") from error
+        if manifest and len(parts) != len(manifest["parts"]):
+            raise UserError(f"{path} is missing; restore it, or start a new run directory")
+        return parts
+
+    def records(self) -> list[T]:
+        return [r for part in self.parts() for r in part]
+
+    def write_part(self, index: int, records: Sequence[T]) -> None:
+        lines = "".join(to_line(r) + "\n" for r in records)
+        write_atomically(self._path(index), lines.encode())
+
+    def finish(self, counts: dict[str, Any]) -> None:
+        """Puts DONE in place. Its seconds are those since this process took up the stage: all else is reproducible."""
+        parts = {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(self.directory.glob("part-*.jsonl"))
+        }
+        seconds = round(time.monotonic() - self._begun, 3)
+        write_json(
+            self.directory / "DONE", {"counts": counts, "parts": parts, "config": self._digest, "seconds": seconds}
+        )
+
+    def work(
+        self,
+        items: Sequence[Item],
+        process: Callable[[Sequence[Item]], Iterator[tuple[int, T]]],
+        advance: Callable[[int], None],
+    ) -> list[T]:
+        """One record per item, in the items' order, committed part by part; parts in place are not made again.
+
+        process(block): yields (index within the block, record) in any order. advance(n): n more records are there.
+        """
+        records = self.records()
+        if records:
+            advance(len(records))
+        while len(records) < len(items):
+            block = items[len(records) : len(records) + BLOCK]
+            made: dict[int, T] = {}
+            committed = 0
+            for index, record in process(block):
+                made[index] = record
+                advance(1)
+                # Results come in any order; a part is written as soon as all of it and all before it are there.
+                while committed < len(block) and all(
+                    i in made for i in range(committed, min(committed + PART, len(block)))
+                ):
+                    part = [made[i] for i in range(committed, min(committed + PART, len(block)))]
+                    self.write_part(len(records) // PART, part)
+                    records.extend(part)
+                    committed += len(part)
+            if committed < len(block):
+                raise RuntimeError(f"the model answered {len(made)} of {len(block)} requests")
+        return records
+
+    def _path(self, index: int) -> Path:
+        return self.directory / f"part-{index:05d}.jsonl"
+
+
+class RunDirectory:
+    """The directory of a run. `RunDirectory.open` creates it, or takes it up again."""
+
+    def __init__(self, path: Path, config: Config):
+        self.path = path
+        self._settings = flatten(config)
+
+    @classmethod
+    def open(cls, config: Config, inputs: dict[str, str], environment: dict[str, Any]) -> "RunDirectory":
+        """Creates the run directory, or resumes it.
+
+        inputs: digests of the files that the run reads (seeds, prompt templates). environment: versions and devices,
+        recorded once. Raises UserError when the directory holds something else, cannot be written, or holds a run with
+        other settings or inputs; the message names them.
+        """
+        path = config.directory
+        if path.exists() and not path.is_dir():
+            raise UserError(f"workdir: {path} is a file; name a directory")
+        _check_writable(path)
+        known = path / "config.json"
+        if known.exists():
+            _check_resumable(path, config, inputs)
+        else:
+            others = sorted(
+                p.name for p in path.iterdir() if p.name not in _BESIDE | {"inputs.json", "environment.json"}
+            )
+            if others:
+                raise UserError(
+                    f"workdir: {path} holds something else ({', '.join(others[:3])}{', ...' if others[3:] else ''}); "
+                    "name an empty or new directory"
+                )
+        if not known.exists():
+            write_json(path / "inputs.json", inputs)
+            write_json(path / "environment.json", environment)
+        text = to_json(config).encode()
+        if not known.exists() or known.read_bytes() != text:
+            write_atomically(known, text)
+        return cls(path, config)
+
+    def iteration(self, number: int) -> Path:
+        return self.path / f"iteration_{number}"
+
+    def model(self, number: int) -> Path | None:
+        """The model that iteration `number` made; None for 0, the base model."""
+        return self.iteration(number) / "model" if number else None
+
+    def stage(self, iteration: int, name: str, record: type[T]) -> Stage[T]:
+        return Stage(self.iteration(iteration) / name, record, self.digest(name))
+
+    def digest(self, stage: str) -> str:
+        """Digest of the settings that the results of a stage depend on: its own section and those of earlier stages."""
+        names = list(STAGES)
+        later = {STAGES[s] for s in names[names.index(stage) + 1 :]} | {"sft"} if stage in names else set()
+        return digest(
+            {
+                name: value
+                for name, value in self._settings.items()
+                if not name.startswith(_FREE) and name.split(".")[0] not in later | {"evaluate"}
+            }
+        )
+
+
+def _check_writable(path: Path) -> None:
+    probe = path / ".probe.tmp"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for torn in path.glob(".*.tmp"):
+            torn.unlink()
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"workdir: cannot write in {path}: {error.strerror or error}; name another directory"
+        ) from error
+
+
+def _check_resumable(path: Path, config: Config, inputs: dict[str, str]) -> None:
+    def settings(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from settings(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    tree = read_json(path / "config.json")
+    if not isinstance(tree, dict) or not {f.name for f in dataclasses.fields(Config)} & set(tree):
+        raise UserError(f"workdir: {path}/config.json is not that of a run; name an empty or new directory")
+    before, now = dict(settings(tree)), flatten(config)
+    # A stage that has not begun has used nothing of its section yet, so those settings may still change: this is how a
+    # selection that kept nothing is mended without losing the stages before it.
+    first = path / "iteration_1"
+    unused = tuple(f"{section}." for stage, section in STAGES.items() if not (first / stage).exists())
+    if not (first / "checkpoints").exists() and not (first / "model").exists():
+        unused += ("sft.",)
+    unused = tuple(u for u in unused if u != "synthesize.")
+    differ = [
+        f"{name} was {_show(before.get(name))}, now {_show(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(_FREE + unused)
+    ]
+    if now["iterations"] < before.get("iterations", 0):
+        differ.append(f"iterations was {before['iterations']}, now {now['iterations']} (it may only grow)")
+    if differ:
+        raise UserError(f"workdir: {path} holds a run with other settings: {'; '.join(differ)}; name another directory")
+    recorded = read_json(path / "inputs.json")
+    changed = sorted(name for name in recorded.keys() | inputs.keys() if recorded.get(name) != inputs.get(name))
+    if changed:
+        raise UserError(
+            f"workdir: {path} holds a run made with other files: {', '.join(changed)} changed since it began"
+        )
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

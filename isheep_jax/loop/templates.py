@@ -1,0 +1,102 @@
+"""Prompt templates: text files that a person edits without touching code.
+
+A set of templates is a directory with
+
+    synthesize.jinja   shows `examples` (instruction, input, output of each) and asks for more tasks
+    quality.jinja      shows `instruction`, `input`, `response` and asks for a score from 1 to 10
+    following.jinja    the same for the other criterion
+    seeds.jsonl        the seed tasks of `synthesize.seeds=builtin`
+    format.json        optional: score_delimiter, the text after a score; synthesize_stop, strings that end a completion
+
+Prompts are plain text to be continued; line breaks at their end are cut, so that the model's first token is its own.
+A number and the delimiter after it are scored together: where a tokenizer splits digits, "1" alone would also collect
+the probability of "10".
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from isheep_jax.errors import UserError
+from isheep_jax.loop.rules import NO_INPUT
+
+_FILES = ("synthesize.jinja", "quality.jinja", "following.jinja", "seeds.jsonl")
+
+
+class Templates:
+    """The prompts of a run. Made by `load`."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.seeds = directory / "seeds.jsonl"
+        for name in _FILES:
+            if not (directory / name).is_file():
+                raise UserError(f"prompts: {directory} has no {name}; a set of templates needs {', '.join(_FILES)}")
+        environment = ImmutableSandboxedEnvironment(
+            loader=jinja2.FileSystemLoader(directory), undefined=jinja2.StrictUndefined, trim_blocks=True
+        )
+        environment.globals["no_input"] = NO_INPUT
+        self._templates = {}
+        for name in ("synthesize", "quality", "following"):
+            try:
+                self._templates[name] = environment.get_template(f"{name}.jinja")
+            except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
+                line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+                raise UserError(f"prompts: {directory / name}.jinja{line}: {error}") from error
+        self.score_delimiter, self.synthesize_stop = _read_format(directory / "format.json")
+
+    def synthesize(self, examples: Sequence[dict[str, str]]) -> str:
+        return self._render("synthesize", examples=examples)
+
+    def score(self, criterion: str, instruction: str, input: str, response: str) -> str:
+        """criterion: 'quality' or 'following'."""
+        return self._render(criterion, instruction=instruction, input=input, response=response)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The ten continuations of a scoring prompt, for 1 to 10."""
+        return tuple(f" {n}{self.score_delimiter}" for n in range(1, 11))
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of each file that decides what a prompt says."""
+        names = [n for n in (*_FILES[:3], "format.json") if (self.directory / n).is_file()]
+        return {f"prompts/{n}": hashlib.sha256((self.directory / n).read_bytes()).hexdigest() for n in names}
+
+    def _render(self, name: str, **variables: object) -> str:
+        try:
+            return self._templates[name].render(**variables).rstrip("\n")
+        except jinja2.TemplateError as error:
+            raise UserError(f"prompts: {self.directory / name}.jinja: {error}") from error
+
+
+def load(name: str) -> Templates:
+    """The templates 'standard', 'tiny', or those of a directory. Raises UserError when it is not a set of templates."""
+    package = Path(__file__).parent.parent
+    builtin = {"standard": package / "loop" / "prompts" / "standard", "tiny": package / "tiny" / "prompts"}
+    directory = builtin.get(name, Path(name))
+    if not directory.is_dir():
+        raise UserError(f"prompts: there is no directory {name}; use 'standard', 'tiny' or a directory of templates")
+    return Templates(directory)
+
+
+def _read_format(path: Path) -> tuple[str, tuple[str, ...]]:
+    if not path.exists():
+        return "", ()
+    expected = '{"score_delimiter": "||", "synthesize_stop": ["..."]}'
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        delimiter, stop = values.pop("score_delimiter", ""), values.pop("synthesize_stop", [])
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"prompts: {path} should be like {expected} ({error})") from error
+    if (
+        values
+        or not isinstance(delimiter, str)
+        or not isinstance(stop, list)
+        or not all(isinstance(s, str) for s in stop)
+    ):
+        raise UserError(f"prompts: {path} should be like {expected}")
+    return delimiter, tuple(stop)

@@ -1,0 +1,163 @@
+"""A deterministic stand-in for the JAX backend: what it writes and scores follows from request ids and prompts."""
+
+import contextlib
+import hashlib
+import json
+import random
+from pathlib import Path
+
+from isheep_jax.config import Config, RespondConfig, SelectConfig, SynthesizeConfig
+from isheep_jax.decode.requests import ChoiceScores, Completion
+
+VERBS = "list sort explain compare invent rewrite count describe translate summarise plan correct name draft".split()
+NOUNS = "rivers engines poems recipes numbers birds letters planets bridges colours clocks songs islands tools".split()
+
+
+def tiny_config(workdir: Path, **changes) -> Config:
+    settings = {
+        "workdir": str(workdir),
+        "iterations": 2,
+        "synthesize": SynthesizeConfig(instructions=30, shots=3, novelty=0.9),
+        "respond": RespondConfig(samples=2),
+        "select": SelectConfig(rule="top_fraction", fraction=0.4, buckets="sentences"),
+    }
+    return Config(**{**settings, **changes})
+
+
+def number(*keys: object) -> random.Random:
+    return random.Random("/".join(map(str, keys)))
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing in the program may catch it."""
+
+
+class Fuse:
+    """Counts events and raises `Killed` at the one chosen."""
+
+    def __init__(self, at: int | None = None):
+        self.at, self.count = at, 0
+
+    def tick(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            raise Killed(self.count)
+
+
+class ScriptedModel:
+    def __init__(self, name: str, fuse: Fuse):
+        self.name, self.fuse = name, fuse
+        self.prompts: dict[str, object] = {}
+
+    def generate(self, requests, sampling):
+        assert len({r.id for r in requests}) == len(requests)
+        # An order of finishing that is not the order of the requests, and differs with the set of requests.
+        for request in sorted(requests, key=lambda r: hashlib.md5(f"{len(requests)}{r.id}".encode()).digest()):
+            self.fuse.tick()
+            self.prompts[request.id] = request.prompt
+            yield self.complete(request)
+
+    def complete(self, request) -> Completion:
+        rng = number(self.name, request.id)
+        if "/synthesize/" in request.id:
+            task = [
+                f"{rng.choice(VERBS)} {rng.randint(2, 99)} {rng.choice(NOUNS)} and {rng.choice(NOUNS)}."
+                + " Be brief." * rng.randint(0, 2)
+                for _ in range(4)
+            ]
+            text = f" {task[0]}\nInput:\n<noinput>\n" + "".join(
+                f"###\n{n}. Instruction: {t}\n{n}. Input:\nabout {n}\n" for n, t in enumerate(task[1:], start=5)
+            )
+            return Completion(request.id, text, finish=rng.choice(["stop", "length"]))
+        if "/respond/" in request.id:
+            return Completion(
+                request.id, f" Sure, {rng.choice(NOUNS)}.", finish="length" if rng.random() < 0.1 else "stop"
+            )
+        if "/assess/" in request.id:
+            return Completion(request.id, rng.choice([" 7||fine", " 9||good", "bad"]))
+        return Completion(request.id, "an answer")
+
+    def score(self, requests, choices):
+        assert len(choices) == 10
+        for request in reversed(requests):
+            self.fuse.tick()
+            self.prompts[request.id] = request.prompt
+            rng = number(self.name, request.id, request.prompt)
+            yield ChoiceScores(request.id, tuple(-1.0 - 5 * rng.random() for _ in choices))
+
+
+class ScriptedBackend:
+    """Training "writes" the ids it learned from; a model's name is the digest of its directory."""
+
+    def __init__(self, fuse: Fuse | None = None):
+        self.fuse = fuse or Fuse()
+        self.loaded: list[Path | None] = []
+        self.models: list[ScriptedModel] = []
+        self.calls: list[dict] = []
+
+    def load(self, directory):
+        self.fuse.tick()
+        self.loaded.append(directory)
+        name = hashlib.sha256((directory / "weights.json").read_bytes()).hexdigest() if directory else "base"
+        self.models.append(ScriptedModel(name, self.fuse))
+        return self.models[-1]
+
+    def fine_tune(self, start, examples, *, iteration, checkpoints, output, card, on_step):
+        self.calls.append({"start": start, "examples": examples, "iteration": iteration, "card": card})
+        assert not output.exists()
+        for step in range(1, 4):
+            on_step(step, 3, {"loss": 1.0 / step})
+            self.fuse.tick()
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True)
+        (output / "weights.json").write_text(json.dumps([str(start and start.name), [e.id for e in examples]]))
+        self.fuse.tick()
+        return {"train_loss": 1.0 / iteration, "validation_loss": None, "steps": 3}
+
+
+def evaluator(model, progress):
+    progress(4, 8)
+    progress(8, 8)
+    accuracy = number(model.name).randint(0, 8) / 8
+    return {"accuracy": accuracy, "stderr": 0.1, "count": 8, "examples": [model.name]}
+
+
+class SilentStage:
+    def __init__(self, log):
+        self.log = log
+
+    def advance(self, n=1, **notes):
+        self.log[-1][-1] += n
+
+
+class SilentReporter:
+    def __init__(self):
+        self.stages: list[list] = []
+        self.rows: list[dict] = []
+        self.lines: list[str] = []
+
+    @contextlib.contextmanager
+    def stage(self, iteration, name, total, unit):
+        self.stages.append([iteration, name, total, unit, 0])
+        yield SilentStage(self.stages)
+
+    def row(self, row):
+        self.rows.append(row)
+
+    def note(self, text):
+        self.lines.append(text)
+
+    def warn(self, text):
+        self.lines.append(text)
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    """All files of a run by relative path; the seconds in DONE and fine_tune.json are left out."""
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name in ("DONE", "fine_tune.json"):
+                data = json.dumps({k: v for k, v in json.loads(data).items() if k != "seconds"}).encode()
+            files[str(path.relative_to(directory))] = data
+    return files
