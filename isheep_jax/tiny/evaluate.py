@@ -39,7 +39,8 @@ def evaluator(config: EvaluateConfig) -> Callable:
 
     def evaluate(model, progress: Callable[[int, int], None]) -> dict:
         requests = [
-            Request(f"evaluate/{config.split}/{i}", (Message("user", item.instruction),)) for i, item in enumerate(items)
+            Request(f"evaluate/{config.split}/{i}", (Message("user", item.instruction),))
+            for i, item in enumerate(items)
         ]
         responses: dict[str, str] = {}
         unfinished = 0

@@ -1,0 +1,169 @@
+"""The forward pass, shared by training, prefill, scoring and decoding: pure functions on the parameter tree.
+
+Letters: B rows, T tokens, S cache slots, D model, F feed-forward, N query heads, K key heads, H head dim, V vocabulary,
+L layers, R LoRA rank.
+"""
+
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from isheep_jax.model.architecture import Architecture, RopeScaling
+from isheep_jax.model.attention import attention, cached_mask, packed_mask
+
+# For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.
+_LINEAR = {
+    "wq": ("btd", "d", "nh", "btnh"),
+    "wk": ("btd", "d", "kh", "btkh"),
+    "wv": ("btd", "d", "kh", "btkh"),
+    "wo": ("btnh", "nh", "d", "btd"),
+    "w_gate": ("btd", "d", "f", "btf"),
+    "w_up": ("btd", "d", "f", "btf"),
+    "w_down": ("btf", "f", "d", "btd"),
+}
+LINEAR_LEAVES = tuple(_LINEAR)
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of earlier tokens. The slot of a token is its position.
+
+    k: [L, B, S, K, H], after RoPE.
+    v: [L, B, S, K, H].
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+
+def init_cache(architecture: Architecture, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
+    """An empty cache for `batch` rows of `length` positions."""
+    shape = (architecture.layers, batch, length, architecture.kv_heads, architecture.head_dim)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def forward(
+    params: dict[str, Any],
+    architecture: Architecture,
+    tokens: jax.Array,
+    positions: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    cache: KVCache | None = None,
+    lora: dict[str, Any] | None = None,
+    lora_scale: float = 1.0,
+    lora_dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    compute_dtype: jnp.dtype = jnp.bfloat16,
+    remat: Literal["none", "full"] = "none",
+) -> tuple[jax.Array, KVCache | None]:
+    """Hidden states after the final norm.
+
+    tokens, positions: [B, T]. Without a cache the tokens of a row see the earlier ones of the row, of the same segment
+    where segment_ids [B, T] are given (0 is padding). With a cache the keys and values of the tokens are written to the
+    slots `positions` (a position outside 0..S-1, such as -1 for padding, writes nothing) and each token at position p
+    sees the slots 0..p, whether T is 1 (decode) or more (prefill, in one piece or several).
+
+    lora: {"layers": {"wq": {"a": [L, D, R], "b": [L, R, N, H]}, ...}} adds lora_scale * x a b to those linear leaves
+    (Hu et al. 2021); with a dropout_key, lora_dropout of x is dropped before a.
+
+    Returns ([B, T, D] in compute_dtype, the cache with the new tokens or None).
+    """
+    a = architecture
+    x = params["embed"][tokens].astype(compute_dtype)
+    cos, sin = _rope_angles(positions, a)
+    if cache is None:
+        mask, write_at = packed_mask(positions, segment_ids), None
+    else:
+        length = cache.k.shape[2]
+        mask = cached_mask(positions, length)
+        # Negative indices would wrap; one past the end is dropped by the scatter.
+        write_at = jnp.where(positions < 0, length, positions)
+    rows = jnp.arange(tokens.shape[0])[:, None]
+
+    def layer(carry, inputs):
+        x, cache = carry
+        weights, adapters, index, key = inputs
+
+        def linear(name: str, x: jax.Array) -> jax.Array:
+            into, inside, outside, out = _LINEAR[name]
+            y = jnp.einsum(f"{into},{inside}{outside}->{out}", x, weights[name].astype(compute_dtype))
+            if adapters is not None and name in adapters:
+                low = x
+                if key is not None and lora_dropout > 0:
+                    kept = jax.random.bernoulli(
+                        jax.random.fold_in(key, LINEAR_LEAVES.index(name)), 1 - lora_dropout, x.shape
+                    )
+                    low = jnp.where(kept, x / (1 - lora_dropout), 0).astype(x.dtype)
+                low = jnp.einsum(f"{into},{inside}r->btr", low, adapters[name]["a"].astype(compute_dtype))
+                y += lora_scale * jnp.einsum(f"btr,r{outside}->{out}", low, adapters[name]["b"].astype(compute_dtype))
+            return y
+
+        h = rms_norm(x, weights["attn_norm"], a.norm_eps)
+        q, k, v = linear("wq", h), linear("wk", h), linear("wv", h)
+        if a.qkv_bias:
+            q, k, v = (y + weights[b].astype(compute_dtype) for y, b in ((q, "bq"), (k, "bk"), (v, "bv")))
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if cache is not None:
+            # The cache rides in the carry and only the new positions are written, so that a decode step does not
+            # rewrite a layer's whole cache.
+            cache = KVCache(
+                cache.k.at[index, rows, write_at].set(k.astype(cache.k.dtype), mode="drop"),
+                cache.v.at[index, rows, write_at].set(v.astype(cache.v.dtype), mode="drop"),
+            )
+            k, v = (jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False) for c in (cache.k, cache.v))
+        x = x + linear("wo", attention(q, k.astype(compute_dtype), v.astype(compute_dtype), mask))
+        h = rms_norm(x, weights["mlp_norm"], a.norm_eps)
+        x = x + linear("w_down", jax.nn.silu(linear("w_gate", h)) * linear("w_up", h))
+        return (x, cache), None
+
+    keys = None if dropout_key is None else jax.random.split(dropout_key, a.layers)
+    inputs = (params["layers"], None if lora is None else lora["layers"], jnp.arange(a.layers), keys)
+    (x, cache), _ = jax.lax.scan(jax.checkpoint(layer) if remat == "full" else layer, (x, cache), inputs)
+    return rms_norm(x, params["final_norm"], a.norm_eps), cache
+
+
+def logits(
+    params: dict[str, Any], architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype
+) -> jax.Array:
+    """Float32 logits [..., V] of hidden states [..., D] (after the final norm)."""
+    hidden = hidden.astype(compute_dtype)
+    if architecture.tied_embeddings:
+        head, letters = params["embed"], "...d,vd->...v"
+    else:
+        head, letters = params["lm_head"], "...d,dv->...v"
+    return jnp.einsum(letters, hidden, head.astype(compute_dtype), preferred_element_type=jnp.float32)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32; x: [..., D], weight: [D]."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
+    """Radians per position [H / 2] (Su et al. 2021), stretched as `RopeScaling` says."""
+    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_context * frequencies / (2 * jnp.pi)  # full turns within the original context
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = jnp.clip(blend, 0.0, 1.0)
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+def _rope_angles(positions: jax.Array, a: Architecture) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, T, 1, H / 2] in float32."""
+    angles = positions[:, :, None, None] * rope_frequencies(a.head_dim, a.rope_theta, a.rope_scaling)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """RoPE on [B, T, heads, H]; the halves of a head are the two coordinates, as in Hugging Face checkpoints."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
