@@ -45,7 +45,6 @@ class Console:
         self._clock = clock
         self._waiting_for_log: list[str] = []
         self._log: TextIO | None = None
-        self._columns: list[str] = []
         self._rows: list[dict] = []
 
     def __enter__(self) -> "Console":
@@ -98,11 +97,11 @@ class Console:
     def row(self, row: dict) -> None:
         self._open_log()
         self._rows.append(row)
-        cells = row_cells(row)
-        if list(cells) != self._columns:
-            self._columns = list(cells)
-            self._say(_line(self._columns, self._columns), style="bold")
-        self._say(_line(cells.values(), self._columns))
+        table = [row_cells(row) for row in self._rows]
+        columns = list(max(table, key=len))
+        self._say(_line(columns, columns), style="bold")
+        for cells in table:
+            self._say(_line([cells.get(column, "") for column in columns], columns))
         for warning in row_warnings(self._rows):
             self.warn(warning)
 
@@ -113,16 +112,9 @@ class Console:
         self._say(f"warning: {text}", style="yellow")
 
     def closing(self, rows: Sequence[dict]) -> None:
-        """The whole table, three held-out instructions answered before and after, and the next command."""
+        """After the last row: three held-out instructions answered before and after, and the next command."""
         self._open_log()
         self._say("")
-        table = [row_cells(row) for row in rows]
-        columns = max((list(cells) for cells in table), key=len, default=[])
-        if table:
-            self._say(_line(columns, columns), style="bold")
-            for cells in table:
-                self._say(_line([cells.get(column, "") for column in columns], columns))
-            self._say("")
         for line in before_and_after(self._directory, rows):
             self._say(line)
         self._say(f"results: {self._directory}")

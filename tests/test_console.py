@@ -134,6 +134,7 @@ def test_before_and_after_show_the_same_instructions_spread_over_the_held_out_se
 
 def test_closing_names_the_run_directory_and_the_next_command(tmp_path, screen):
     with Console(tmp_path, stream=screen) as console:
+        console.row(ROW)
         console.closing([ROW])
     assert "0.580 ± 0.020" in screen.getvalue()
     assert f"python -m isheep_jax.generate --model {tmp_path} --prompt" in screen.getvalue()
