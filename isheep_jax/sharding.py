@@ -1,0 +1,115 @@
+"""One mesh, and two tables of rules that say which of its axes each logical axis is split over."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from isheep_jax.config import MeshConfig
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves
+
+AXES = ("data", "fsdp", "tensor")
+Rules = dict[str, str | tuple[str, ...] | None]
+
+# Training splits the weights and the optimizer state over fsdp, and the batch over data and fsdp.
+TRAIN_RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffn": "tensor",
+    "lora_rank": None,
+}
+# Decoding reads every weight for every token, so weights are only split over tensor and repeated over data.
+DECODE_RULES: Rules = TRAIN_RULES | {"batch": "data", "embed": None}
+
+_SETTINGS = {id(TRAIN_RULES): "mesh.{axis}", id(DECODE_RULES): "mesh.decode_{axis}"}
+_MEANING = {
+    "vocab": "vocabulary",
+    "embed": "model width",
+    "heads": "query heads",
+    "kv_heads": "key-value heads",
+    "ffn": "feed-forward width",
+}
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The training mesh. A size of -1 takes all devices that remain.
+
+    Raises `UserError` when the product of the sizes is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [getattr(config, axis) for axis in AXES]
+    given = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{given}: sizes are positive, and at most one may be -1 (all devices that remain)")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        if len(devices) % known:
+            near = _nearest_divisors(known, len(devices))
+            raise UserError(f"{given}: {known} does not divide the {len(devices)} devices; nearest that does: {near}")
+        sizes[sizes.index(-1)] = len(devices) // known
+    elif known != len(devices):
+        raise UserError(
+            f"{given}: the product is {known}, but there are {len(devices)} devices; set one size to -1 to use them all"
+        )
+    grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
+    """The same devices in the same order as groups of `decode_tensor`, each with a whole copy of the weights."""
+    devices = mesh.devices.reshape(-1)
+    if decode_tensor < 1 or len(devices) % decode_tensor:
+        near = _nearest_divisors(max(decode_tensor, 1), len(devices))
+        raise UserError(
+            f"mesh.decode_tensor={decode_tensor} does not divide the {len(devices)} devices; nearest that does: {near}"
+        )
+    return Mesh(devices.reshape(-1, 1, decode_tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def partition(spec: ParameterSpec, rules: Rules) -> PartitionSpec:
+    """How a leaf is split. Raises `ValueError` when two of its axes would be split over the same mesh axis."""
+    axes = [rules[axis] for axis in spec.axes]
+    used = [axis for axis in axes if axis is not None]
+    if len(set(used)) != len(used):
+        raise ValueError(f"the axes {spec.axes} of {spec.hf_name} collide on the mesh: {axes}")
+    return PartitionSpec(*axes)
+
+
+def param_shardings(table: Any, mesh: Mesh, rules: Rules) -> Any:
+    """A `NamedSharding` for each `ParameterSpec` of a tree."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, partition(spec, rules)), table)
+
+
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+    """How the first axis of a batch is split."""
+    return NamedSharding(mesh, PartitionSpec(rules["batch"]))
+
+
+def check_divisible(architecture: Architecture, mesh: Mesh, rules: Rules) -> None:
+    """Raises `UserError` when a size of the model does not divide over the mesh axis it is split over."""
+    for _, spec in leaves(architecture):
+        for size, logical in zip(spec.shape, spec.axes):
+            axis = rules[logical]
+            if axis is None or size % mesh.shape[axis] == 0:
+                continue
+            setting = _SETTINGS[id(rules)].format(axis=axis)
+            raise UserError(
+                f"{setting}={mesh.shape[axis]} does not divide the model's {_MEANING[logical]} of {size}; "
+                f"nearest that does: {_nearest_divisors(mesh.shape[axis], size)}"
+            )
+
+
+def _nearest_divisors(size: int, total: int) -> str:
+    """The divisors of `total` just below and just above `size`."""
+    divisors = np.array([d for d in range(1, total + 1) if total % d == 0])
+    near = [*divisors[divisors <= size][-1:], *divisors[divisors > size][:1]]
+    return " or ".join(str(d) for d in near)
