@@ -38,6 +38,11 @@ LOW_MASS = 0.5
 # Fewer kept than this share of the instructions: the model learns from next to nothing.
 LOW_YIELD = 0.02
 
+# What a row says of an iteration; the base model has none of it.
+_FIGURES = (
+    *("instructions", "kept", "mean_quality", "mean_following", "kept_quality", "kept_following", "kept_characters"),
+    *("train_loss", "validation_loss"),
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tensorflow-datasets")
 
 
@@ -52,7 +57,8 @@ def run(
 
     evaluators: benchmarks by name. held_out: instructions of evaluation sets, never to be learned from. Rows have
     iteration, instructions, kept, mean_quality, mean_following (over all scored pairs), kept_quality, kept_following,
-    train_loss, validation_loss and evaluation ({benchmark: {"accuracy", "stderr", "count"}}).
+    kept_characters (mean length of the kept responses), train_loss, validation_loss and evaluation
+    ({benchmark: {"accuracy", "stderr", "count"}}).
     Raises UserError for bad input: before anything is written where it can be known before.
     """
     templates = load(config.prompts)
@@ -107,12 +113,7 @@ class _Loop:
     def base(self) -> dict:
         """The base model, measured like the others."""
         evaluation = self._evaluate(0)
-        names = ("instructions", "kept", "mean_quality", "mean_following", "kept_quality", "kept_following")
-        return {
-            "iteration": 0,
-            **dict.fromkeys((*names, "train_loss", "validation_loss")),
-            "evaluation": _headline(evaluation),
-        }
+        return {"iteration": 0, **dict.fromkeys(_FIGURES), "evaluation": _headline(evaluation)}
 
     def iteration(self, number: int) -> dict:
         """Iteration 1 and on: makes `model/` from the model before it. Returns its row."""
@@ -122,18 +123,19 @@ class _Loop:
         selected = self._select(number, pairs, scores)
         training = self._fine_tune(number, selected, len(kept(instructions)))
         evaluation = self._evaluate(number)
-        return {
-            "iteration": number,
-            "instructions": len(kept(instructions)),
-            "kept": len(kept(selected)),
-            "mean_quality": _mean(s.quality.value for s in scores),
-            "mean_following": _mean(s.following.value for s in scores),
-            "kept_quality": _mean(s.quality for s in kept(selected)),
-            "kept_following": _mean(s.following for s in kept(selected)),
-            "train_loss": training.get("train_loss"),
-            "validation_loss": training.get("validation_loss"),
-            "evaluation": _headline(evaluation),
-        }
+        chosen = kept(selected)
+        figures = (
+            len(kept(instructions)),
+            len(chosen),
+            _mean(s.quality.value for s in scores),
+            _mean(s.following.value for s in scores),
+            _mean(s.quality for s in chosen),
+            _mean(s.following for s in chosen),
+            _mean(float(len(s.response)) for s in chosen),
+            training.get("train_loss"),
+            training.get("validation_loss"),
+        )
+        return {"iteration": number, **dict(zip(_FIGURES, figures, strict=True)), "evaluation": _headline(evaluation)}
 
     def _writer(self, number: int) -> Model:
         return self.models.get(self.directory.model(number - 1))

@@ -112,7 +112,7 @@ def user_text(instruction: str, input: str) -> str:
 
 def to_line(record: Any) -> str:
     """The record as one line of JSON, without the line break."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False)
+    return json.dumps(vars(record), default=vars, ensure_ascii=False)
 
 
 def from_line(cls: type[T], line: str) -> T:

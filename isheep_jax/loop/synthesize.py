@@ -27,7 +27,7 @@ FIRST_WAVE = 64
 LARGEST_WAVE = 256
 SMALLEST_WAVE = 8
 # The stage gives up when this many waves in a row gave less than one new instruction per hundred prompts.
-PATIENCE = 10
+PATIENCE = 6
 
 _NUMBER = re.compile(r"\s*\d+\s*[.:)]\s*")
 _INSTRUCTION = re.compile(r"\s*Instruction\s*:", re.IGNORECASE)

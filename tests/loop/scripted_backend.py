@@ -9,8 +9,38 @@ from pathlib import Path
 from isheep_jax.config import Config, RespondConfig, SelectConfig, SynthesizeConfig
 from isheep_jax.decode.requests import ChoiceScores, Completion
 
-VERBS = "list sort explain compare invent rewrite count describe translate summarise plan correct name draft".split()
-NOUNS = "rivers engines poems recipes numbers birds letters planets bridges colours clocks songs islands tools".split()
+VERBS = [
+    "list",
+    "sort",
+    "explain",
+    "compare",
+    "invent",
+    "rewrite",
+    "count",
+    "describe",
+    "translate",
+    "summarise",
+    "plan",
+    "correct",
+    "name",
+    "draft",
+]
+NOUNS = [
+    "rivers",
+    "engines",
+    "poems",
+    "recipes",
+    "numbers",
+    "birds",
+    "letters",
+    "planets",
+    "bridges",
+    "colours",
+    "clocks",
+    "songs",
+    "islands",
+    "tools",
+]
 
 
 def tiny_config(workdir: Path, **changes) -> Config:

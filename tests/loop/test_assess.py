@@ -1,0 +1,45 @@
+import math
+
+import pytest
+
+from isheep_jax.decode.requests import ChoiceScores, Completion
+from isheep_jax.loop.assess import expected_score, parse_score, probability_above, sampled_score
+from isheep_jax.loop.records import Score
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        *((" 8||good", 8), ("8.5||", 9), ("9.5||", 10), ("7.5", 8), ("7.4", 7), ("10", 10), ("10/10||", 10)),
+        *(("**9**", 9), ("(3)", 3), ("9.", 9), ("9, because", 9), ("0||bad", None), ("11", None), ("10.5", None)),
+        *(("-3||bad", None), ("1-10 scale: 9", None), ("1 to 10", None), ("Score: 9||good", None), ("", None)),
+        *(("The score is 9", None), ("2024 is", None), ("0.4", None), ("0.5", 1), ("1.2.3", None)),
+    ],
+)
+def test_a_judgement_counts_by_the_number_it_begins_with(text, score):
+    assert parse_score(text) == score
+
+
+def test_the_expected_score_is_the_mean_of_the_models_distribution():
+    probabilities = [0.0, 0, 0, 0, 0.1, 0, 0, 0.2, 0, 0.1]
+    logs = tuple(math.log(p) if p else -math.inf for p in probabilities)
+    score = expected_score(ChoiceScores("x", logs))
+    assert score.value == pytest.approx((5 * 0.1 + 8 * 0.2 + 10 * 0.1) / 0.4, abs=1e-4)
+    assert score.mass == pytest.approx(0.4, abs=1e-4)
+    assert score.argmax == 8
+    assert probability_above(score, 8) == pytest.approx(0.25)
+    assert probability_above(score, 7.9) == pytest.approx(0.75)
+
+
+def test_tiny_probabilities_do_not_underflow():
+    score = expected_score(ChoiceScores("x", tuple(-2000.0 - (n == 9) for n in range(10))))
+    assert score.value == pytest.approx(sum(range(1, 10)) / 9, abs=0.2)
+    assert score.mass == 0
+
+
+def test_no_answer_is_no_score():
+    assert expected_score(ChoiceScores("x", error="too long")) == Score(None, text="too long")
+    assert expected_score(ChoiceScores("x", (-math.inf,) * 10)).value is None
+    assert sampled_score(Completion("x", "great")) == Score(None, text="great")
+    assert sampled_score(Completion("x", " 9||great")) == Score(9.0, 9, text="9||great")
+    assert probability_above(Score(9.0, 9), 8) is None

@@ -1,0 +1,174 @@
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_backend import tiny_config
+
+from isheep_jax.config import DecodeConfig, RespondConfig, SelectConfig
+from isheep_jax.errors import UserError
+from isheep_jax.loop.records import KEPT, Pair
+from isheep_jax.loop.run_directory import RunDirectory, Stage
+
+INPUTS = {"seeds": "1"}
+
+
+def open_(config, inputs=INPUTS):
+    return RunDirectory.open(config, inputs, {"python": "3"})
+
+
+def pairs(n):
+    return [Pair(f"1-{i:06d}-0", f"1-{i:06d}", "do", "", f"done {i}", KEPT) for i in range(n)]
+
+
+def test_a_new_directory_gets_config_and_environment(tmp_path):
+    open_(tiny_config(tmp_path / "a" / "b"))
+    names = {p.name for p in (tmp_path / "a" / "b").iterdir()}
+    assert names == {"config.json", "inputs.json", "environment.json"}
+
+
+def test_a_log_beside_the_run_is_no_obstacle(tmp_path):
+    (tmp_path / "log.txt").write_text("hello")
+    open_(tiny_config(tmp_path))
+
+
+def test_something_else_in_the_directory_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"workdir: .* holds something else \(thesis.tex\)"):
+        open_(tiny_config(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_not_a_directory(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="is a file; name a directory"):
+        open_(tiny_config(tmp_path / "run"))
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    def refuse(self, data):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(UserError, match=r"workdir: cannot write in .*Permission denied"):
+        open_(tiny_config(tmp_path))
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="workdir: cannot write in"):
+        open_(tiny_config(tmp_path / "file" / "run"))
+
+
+def test_the_same_config_resumes_wherever_the_directory_is_now(tmp_path):
+    open_(tiny_config(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    open_(tiny_config(tmp_path / "b", name="other"))
+
+
+def test_other_settings_are_refused_by_name_and_nothing_changes(tmp_path):
+    config = tiny_config(tmp_path)
+    open_(config)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"seed was 0, now 1; synthesize.shots was 3, now 4; name another") as e:
+        open_(replace(config, seed=1, synthesize=replace(config.synthesize, shots=4)))
+    assert "\n" not in str(e.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_iterations_may_grow_but_not_shrink(tmp_path):
+    open_(tiny_config(tmp_path, iterations=2))
+    open_(tiny_config(tmp_path, iterations=4))
+    with pytest.raises(UserError, match=r"iterations was 4, now 3 \(it may only grow\)"):
+        open_(tiny_config(tmp_path, iterations=3))
+
+
+def test_where_and_how_fast_it_computes_may_change(tmp_path):
+    open_(tiny_config(tmp_path))
+    open_(tiny_config(tmp_path, decode=DecodeConfig(slots=8, chunk=4)))
+    with pytest.raises(UserError, match=r"decode\.context"):
+        open_(tiny_config(tmp_path, decode=DecodeConfig(context=64)))
+
+
+def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path):
+    open_(tiny_config(tmp_path))
+    open_(tiny_config(tmp_path, select=SelectConfig(threshold=3), respond=RespondConfig(samples=5)))
+    run = open_(tiny_config(tmp_path))
+    run.stage(1, "responses", Pair).write_part(0, pairs(1))
+    open_(tiny_config(tmp_path, select=SelectConfig(threshold=3)))
+    with pytest.raises(UserError, match=r"respond\.samples was 2, now 5"):
+        open_(tiny_config(tmp_path, respond=RespondConfig(samples=5)))
+
+
+def test_other_seeds_or_prompts_are_refused(tmp_path):
+    open_(tiny_config(tmp_path))
+    with pytest.raises(UserError, match="made with other files: seeds changed"):
+        open_(tiny_config(tmp_path), {"seeds": "2"})
+
+
+def stage(path):
+    return Stage(path, Pair, "digest")
+
+
+def reversed_process(block):
+    yield from reversed(list(enumerate(block)))
+
+
+def test_records_come_back_in_the_items_order_whatever_the_order_of_finishing(tmp_path):
+    made = stage(tmp_path).work(pairs(600), reversed_process, lambda n: None)
+    assert made == pairs(600) == stage(tmp_path).records()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"part-0000{i}.jsonl" for i in range(3)]
+
+
+def test_torn_files_are_removed_and_the_missing_part_is_made_again(tmp_path):
+    stage(tmp_path).work(pairs(600), reversed_process, lambda n: None)
+    whole = (tmp_path / "part-00002.jsonl").read_bytes()
+    (tmp_path / "part-00002.jsonl").unlink()
+    (tmp_path / ".part-00002.jsonl.tmp").write_bytes(whole[:50])
+    asked = []
+
+    def process(block):
+        asked.extend(block)
+        yield from enumerate(block)
+
+    done = []
+    stage(tmp_path).work(pairs(600), process, done.append)
+    assert len(asked) == 600 - 512
+    assert sum(done) == 600
+    assert (tmp_path / "part-00002.jsonl").read_bytes() == whole
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_done_says_counts_parts_config_and_seconds(tmp_path):
+    s = stage(tmp_path)
+    s.write_part(0, pairs(2))
+    assert s.done() is None
+    s.finish({"records": 2})
+    manifest = json.loads((tmp_path / "DONE").read_text())
+    assert manifest.keys() == {"counts", "parts", "config", "seconds"}
+    assert manifest["counts"] == {"records": 2}
+    assert list(manifest["parts"]) == ["part-00000.jsonl"]
+
+
+def test_a_part_that_changed_after_done_is_noticed(tmp_path):
+    s = stage(tmp_path)
+    s.write_part(0, pairs(2))
+    s.finish({})
+    (tmp_path / "part-00000.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"part-00000\.jsonl has changed since"):
+        s.records()
+    (tmp_path / "part-00000.jsonl").unlink()
+    with pytest.raises(UserError, match=r"part-00000\.jsonl is missing"):
+        s.records()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*part-00000.jsonl: No space left on device; .* go on") as e:
+        stage(tmp_path).write_part(0, pairs(2))
+    assert "\n" not in str(e.value)
+    assert list(tmp_path.iterdir()) == []

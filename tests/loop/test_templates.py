@@ -1,0 +1,72 @@
+import shutil
+
+import pytest
+
+from isheep_jax.errors import UserError
+from isheep_jax.loop.templates import load
+
+EXAMPLES = [
+    {"instruction": "Add {{ 1 }}.", "input": "", "output": "2"},
+    {"instruction": "Sort.", "input": "b a", "output": "a b"},
+]
+
+
+@pytest.fixture
+def own(tmp_path):
+    shutil.copytree(load("standard").directory, tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("name", ["standard", "tiny"])
+def test_prompts_end_where_the_model_is_to_go_on(name):
+    prompts = load(name)
+    text = prompts.synthesize(EXAMPLES)
+    assert "Add {{ 1 }}." in text
+    assert text.endswith("Instruction:")
+    for criterion in ("quality", "following"):
+        text = prompts.score(criterion, "Sort.", "", "a b")
+        assert "Sort." in text
+        assert "a b" in text
+        assert text == text.rstrip()
+    assert prompts.score("quality", "x", "", "y") != prompts.score("following", "x", "", "y")
+
+
+def test_examples_are_numbered_and_an_empty_input_is_marked():
+    text = load("standard").synthesize(EXAMPLES)
+    assert "1. Input:\n<noinput>\n###\n2. Instruction: Sort.\n2. Input:\nb a\n###\n3. Instruction:" in text
+
+
+def test_a_score_carries_the_delimiter():
+    assert load("standard").choices[::9] == (" 1||", " 10||")
+    assert load("tiny").choices[::9] == (" 1", " 10")
+
+
+def test_a_directory_of_ones_own_works_and_its_digest_follows_its_text(own):
+    before = load(str(own)).digests()
+    (own / "quality.jinja").write_text("{{ response }} is a\n\n")
+    prompts = load(str(own))
+    assert prompts.score("quality", "i", "", "r") == "r is a"
+    assert {k for k in before if before[k] != prompts.digests()[k]} == {"prompts/quality.jinja"}
+
+
+def test_what_is_wrong_with_a_directory_is_named(own, tmp_path):
+    with pytest.raises(UserError, match="prompts: there is no directory nowhere; use 'standard', 'tiny' or"):
+        load("nowhere")
+    (own / "quality.jinja").write_text("{{ reponse }}")
+    with pytest.raises(UserError, match=r"quality.jinja: 'reponse' is undefined"):
+        load(str(own)).score("quality", "i", "", "r")
+    (own / "quality.jinja").write_text("\n{% for %}")
+    with pytest.raises(UserError, match=r"quality.jinja, line 2: "):
+        load(str(own))
+    (own / "quality.jinja").unlink()
+    with pytest.raises(UserError, match=r"has no quality\.jinja; a set of templates needs"):
+        load(str(own))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"delimiter": "|"}', '{"score_delimiter": 1}', '{"synthesize_stop": "x"}']
+)
+def test_a_bad_format_file_shows_a_good_one(own, text):
+    (own / "format.json").write_text(text)
+    with pytest.raises(UserError, match=r"format.json should be like \{"):
+        load(str(own))
