@@ -11,6 +11,7 @@ from isheep_jax.tiny import corpus, world
 VOCABULARY_SIZE = 896
 MARKERS = ("<|user|>", "<|assistant|>", "<|end|>", "\n")
 CHAT_TEMPLATE = (
+    "{{ bos_token }}"
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|assistant|> {{ message['content'] }}<|end|>"
     "{% else %}<|user|> {{ message['content'] }}{% endif %}"

@@ -1,0 +1,104 @@
+"""A SentencePiece BPE model as a tokenizer.json that gives the same ids.
+
+transformers' own conversion registers user-defined symbols as special text outside the normalizer, so that a symbol
+with a leading space ("▁red") is never found. Here they are matched after spaces have become "▁", as SentencePiece does.
+"""
+
+import json
+import re
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from isheep_jax.errors import UserError
+
+_SPACE = "▁"
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+
+
+def tokenizer_json(model: sentencepiece.SentencePieceProcessor) -> str:
+    """The text of tokenizer.json.
+
+    Raises `UserError` for models other than BPE with bytes to fall back on and no normalization, which need none of
+    this: their directories bring a tokenizer.json.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    if trainer.model_type != 2 or not trainer.byte_fallback or normalizer.precompiled_charsmap:
+        raise UserError(
+            "tokenizer.model without tokenizer.json: only BPE with byte fallback, not normalized, works"
+        )
+    pieces = [(piece.piece, piece.type, piece.score) for piece in proto.pieces]
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if normalizer.add_dummy_prefix:
+        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    begin = model.bos_id()
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                _added(i, piece, kind) for i, (piece, kind, _) in enumerate(pieces) if kind in (_CONTROL, _USER_DEFINED)
+            ],
+            "normalizer": {"type": "Sequence", "normalizers": steps},
+            "pre_tokenizer": None,
+            "post_processor": None if begin < 0 else _begin_with(model.id_to_piece(begin), begin),
+            "decoder": {"type": "Sequence", "decoders": decoders},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": model.id_to_piece(model.unk_id()),
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": True,
+                "byte_fallback": True,
+                "ignore_merges": False,
+                "vocab": {piece: i for i, (piece, _, _) in enumerate(pieces)},
+                "merges": _merges(pieces),
+            },
+        },
+        ensure_ascii=False,
+    )
+
+
+def _added(i: int, piece: str, kind: int) -> dict[str, Any]:
+    special = kind == _CONTROL or re.fullmatch(r"<\|.*\|>", piece) is not None
+    return {
+        "id": i,
+        "content": piece,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": not special,  # found after spaces have become "▁"
+        "special": special,
+    }
+
+
+def _begin_with(piece: str, i: int) -> dict[str, Any]:
+    token = {"SpecialToken": {"id": piece, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [token, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [token, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {piece: {"id": piece, "ids": [i], "tokens": [piece]}},
+    }
+
+
+def _merges(pieces: list[tuple[str, int, float]]) -> list[list[str]]:
+    """Every split of a piece into two others, best piece first: SentencePiece merges what gives the best piece."""
+    known = {piece for piece, kind, _ in pieces if kind == _NORMAL}
+    ranked = sorted((p for p in pieces if p[1] == _NORMAL), key=lambda p: -p[2])
+    return [
+        [piece[:cut], piece[cut:]]
+        for piece, _, _ in ranked
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
