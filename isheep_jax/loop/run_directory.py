@@ -31,8 +31,11 @@ STAGES = {"instructions": "synthesize", "responses": "respond", "scores": "asses
 PART = 256
 BLOCK = 8 * PART
 
-# Settings that say where and how fast a run computes, not what: they may differ when it resumes.
-_FREE = ("name", "workdir", "iterations", "mesh.", "decode.slots", "decode.chunk", "decode.score_batch")
+# Settings that say where, how fast and how far a run computes, not what: they may differ when it resumes.
+_FREE = (
+    *("name", "workdir", "iterations", "select.at_least"),
+    *("mesh.", "decode.slots", "decode.chunk", "decode.score_batch"),
+)
 # Files that the commands put into a run directory before or beside the loop.
 _BESIDE = {"log.txt", "metrics", "report.html"}
 

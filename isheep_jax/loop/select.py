@@ -40,7 +40,8 @@ def select(config: Config, iteration: int, pairs: Sequence[Pair], scores: Sequen
     for record in order[settings.at_most :]:
         verdicts[record.id] = dropped("more than select.at_most")
     result = [Selected(**{**vars(r), "verdict": verdicts[r.id]}) for r in records]
-    if len(kept(result)) < settings.at_least:
+    # Whatever the setting says, there is nothing to learn from no pair.
+    if len(kept(result)) < max(1, settings.at_least):
         raise UserError(_too_few(settings, iteration, result))
     return result
 
@@ -138,9 +139,11 @@ def _too_few(settings: SelectConfig, iteration: int, records: Sequence[Selected]
 
     lower = {
         "threshold": f"lower select.threshold (now {settings.threshold:g}) or use select.rule=top_fraction",
-        "top_fraction": f"raise select.fraction (now {settings.fraction:g}) or synthesize.instructions",
-        "random": f"raise select.fraction (now {settings.fraction:g}) or synthesize.instructions",
-        "none": "lower select.at_least or raise synthesize.instructions",
+        "top_fraction": f"raise select.fraction (now {settings.fraction:g})",
+        "random": f"raise select.fraction (now {settings.fraction:g})",
+        "none": "lower select.at_least",
     }[settings.rule]
-    how = "the same command with it goes on from here" if iteration == 1 else "that needs a new run directory"
+    how = "the same command with it goes on from here"
+    if iteration > 1 and settings.rule != "none":
+        how = "in a new run directory; only a lower select.at_least goes on from here"
     return f"{what}; of {len(scored)} scored pairs {spread('quality')}, {spread('following')}; {lower} ({how})"

@@ -87,6 +87,9 @@ def test_iterations_may_grow_but_not_shrink(tmp_path):
 def test_where_and_how_fast_it_computes_may_change(tmp_path):
     open_(tiny_config(tmp_path))
     open_(tiny_config(tmp_path, decode=DecodeConfig(slots=8, chunk=4)))
+    run = open_(tiny_config(tmp_path))
+    run.stage(1, "selected", Pair).write_part(0, pairs(1))
+    open_(replace(tiny_config(tmp_path), select=replace(tiny_config(tmp_path).select, at_least=0)))
     with pytest.raises(UserError, match=r"decode\.context"):
         open_(tiny_config(tmp_path, decode=DecodeConfig(context=64)))
 

@@ -151,3 +151,8 @@ def test_nothing_scored_points_to_the_records():
 )
 def test_sentences_are_counted_by_the_texts_own_punctuation(text, count):
     assert sentences(text) == count
+
+
+def test_no_pair_at_all_is_too_few_whatever_the_setting():
+    with pytest.raises(UserError, match="0 pairs are kept"):
+        chosen(SelectConfig(at_least=0), [(4, 6)])
