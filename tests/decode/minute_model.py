@@ -1,0 +1,110 @@
+"""A minute random model and a tokenizer made of a table, shared by the decode tests."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from isheep_jax.config import DecodeConfig
+from isheep_jax.decode.engine import Engine
+from isheep_jax.decode.requests import Request
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture, init_parameters
+from isheep_jax.model.transformer import forward, logits
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ARCHITECTURE = Architecture(
+    family="llama",
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    rope_scaling=None,
+    context_length=128,
+    tied_embeddings=False,
+    qkv_bias=False,
+    bos_token_id=0,
+    eos_token_ids=(1,),
+)
+
+
+class TableTokenizer:
+    """Token i is the i-th piece; text is encoded by the longest piece that matches.
+
+    Begins every prompt with token 0 (beginning of text). Token 1 ends a turn. Both are special and decode to nothing.
+    """
+
+    def __init__(self):
+        letters = "abcdefghijklmnopqrstuvwxyz0123456789 .|"
+        pairs = ["ab", "bc", "ca", "de", "ed", "||", "10", "st", "op", "xy", "yz", "zx", " a", " b", " c", " d"]
+        pieces = ["", "", *letters, *pairs]
+        self.pieces = pieces + [f"<{i}>" for i in range(len(pieces), ARCHITECTURE.vocab_size)]
+        self.bos_id, self.eos_ids, self.pad_id = 0, (1,), 1
+        self.vocab_size = ARCHITECTURE.vocab_size
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        tokens = [self.bos_id] if bos else []
+        while text:
+            longest = max((piece for piece in self.pieces if piece and text.startswith(piece)), key=len)
+            tokens.append(self.pieces.index(longest))
+            text = text[len(longest) :]
+        return tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.pieces[i] for i in ids)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        return self.encode(prompt)
+
+    def encode_choice(self, prompt: str, choice: str) -> list[int]:
+        alone, together = self.encode(prompt), self.encode(prompt + choice)
+        if together[: len(alone)] != alone:
+            raise UserError(f"the prompt's tokens change when {choice!r} follows")
+        return together[len(alone) :]
+
+
+def random_parameters(seed: int) -> dict:
+    """Weights large enough that the next token depends on the whole context and varies."""
+    params = init_parameters(ARCHITECTURE, jax.random.key(seed), jnp.float32)
+    return jax.tree.map(lambda leaf: leaf if leaf.std() == 0 else leaf * (0.4 / leaf.std()), params)
+
+
+def make_engine(params: dict, *, seed: int = 0, mesh=None, **settings) -> Engine:
+    config = DecodeConfig(**{"slots": 4, "chunk": 5, "context": 48, "score_batch": 4, **settings})
+    return Engine(params, ARCHITECTURE, TableTokenizer(), config, mesh=mesh, seed=seed, compute_dtype="float32")
+
+
+def mesh_of(data: int, tensor: int) -> Mesh:
+    """A decode mesh of the first data * tensor devices."""
+    return jax.make_mesh(
+        (data, 1, tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[: data * tensor],
+    )
+
+
+def ragged(count: int) -> list[Request]:
+    """Prompts of 1 to 38 letters, of both buckets of a context of 48."""
+    draw = np.random.default_rng(5)
+    return [Request(f"r{i}", "".join(draw.choice(list(LETTERS), 1 + 37 * i // count))) for i in range(count)]
+
+
+@jax.jit
+def _plain_forward(params, row):
+    hidden, _ = forward(params, ARCHITECTURE, row, jnp.arange(row.shape[1])[None], compute_dtype=jnp.float32)
+    return logits(params, ARCHITECTURE, hidden, jnp.float32)
+
+
+def full_logits(params: dict, tokens: list[int]) -> np.ndarray:
+    """Logits [T, V] of the plain forward, without a cache."""
+    row = np.zeros((1, 64), np.int32)  # the padding to the right is not seen by what comes before it
+    row[0, : len(tokens)] = tokens
+    return np.asarray(_plain_forward(params, row))[0, : len(tokens)]

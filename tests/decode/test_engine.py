@@ -1,0 +1,169 @@
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+from minute_model import (
+    ARCHITECTURE,
+    LETTERS,
+    TableTokenizer,
+    full_logits,
+    make_engine,
+    mesh_of,
+    ragged,
+    random_parameters,
+)
+
+from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import parameter_table
+from isheep_jax.sharding import DECODE_RULES, param_shardings
+
+GREEDY = Sampling(temperature=0.0, max_tokens=12)
+
+
+def by_id(completions) -> dict:
+    return {completion.id: completion for completion in completions}
+
+
+def test_tokens_equal_a_teacher_forced_argmax_of_the_plain_forward(params):
+    requests = ragged(14)
+    found = by_id(make_engine(params).generate(requests, GREEDY))
+    kinds = set()
+    for request in requests:
+        completion = found[request.id]
+        prompt = TableTokenizer().encode(request.prompt)
+        best = full_logits(params, [*prompt, *completion.tokens]).argmax(-1)[len(prompt) - 1 :].tolist()
+        assert best[: len(completion.tokens)] == list(completion.tokens)
+        if completion.finish == "stop":
+            assert best[-1] == 1
+        else:
+            assert len(completion.tokens) == min(12, 48 - len(prompt))
+        assert completion.text == TableTokenizer().decode(completion.tokens)
+        kinds.add((completion.finish, len(completion.tokens) == 12))
+    assert {finish for finish, _ in kinds} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=0.9, max_tokens=12)])
+def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbours(params, sampling):
+    requests = ragged(12)
+    expected = by_id(make_engine(params).generate(requests, sampling))
+    for settings in ({"slots": 1, "chunk": 3}, {"slots": 16, "chunk": 64}):
+        assert by_id(make_engine(params, **settings).generate(requests, sampling)) == expected
+    engine = make_engine(params)
+    assert by_id(engine.generate(requests[::-1], sampling)) == expected
+    for request in requests[::4]:
+        assert list(engine.generate([request], sampling)) == [expected[request.id]]
+
+
+def test_sampled_tokens_depend_on_the_seed_and_the_id_alone(params):
+    sampling = Sampling(temperature=1.0, max_tokens=12)
+    engine = make_engine(params)
+    found = by_id(engine.generate([Request(name, "abc") for name in "xyz"], sampling))
+    assert len({completion.tokens for completion in found.values()}) == 3
+    other = by_id(make_engine(params, seed=1).generate([Request("x", "abc")], sampling))
+    assert other["x"].tokens != found["x"].tokens
+    assert by_id(make_engine(params).generate([Request("x", "abc")], sampling))["x"] == found["x"]
+
+
+def test_a_refilled_slot_sees_nothing_of_the_sequence_before(params):
+    engine = make_engine(params, slots=1)
+    long, short = Request("long", LETTERS), Request("short", "ab")
+    both = by_id(engine.generate([long, short], GREEDY))  # longest first: `short` comes into the slot of `long`
+    assert both["short"] == next(engine.generate([short], GREEDY))
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_of_that_request_alone(params):
+    engine = make_engine(params)
+    good = Request("good", "abc")
+    found = by_id(engine.generate([Request("long", "a" * 48), good], GREEDY))
+    assert found["long"].finish == "error"
+    assert "49 tokens" in found["long"].error
+    assert "decode.context=48" in found["long"].error
+    assert found["good"] == next(engine.generate([good], GREEDY))
+    assert by_id(engine.generate([Request("fits", "a" * 46)], GREEDY))["fits"].finish in ("length", "stop")
+
+
+def test_completions_end_where_the_context_ends(params):
+    sampling = Sampling(temperature=1.0, max_tokens=1000)
+    for completion in make_engine(params).generate([Request(str(i), "ab" * i) for i in range(1, 20)], sampling):
+        prompt = TableTokenizer().encode("ab" * int(completion.id))
+        assert completion.finish == "stop" or len(prompt) + len(completion.tokens) == 48
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 40])
+def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk):
+    requests = ragged(12)
+    sampling = Sampling(temperature=1.0, max_tokens=30)
+    free = by_id(make_engine(params).generate(requests, sampling))
+    # Two letters that some completions hold next to each other across a border of tokens, and one single letter.
+    text = max((completion.text for completion in free.values()), key=len)
+    stop = (text[3:6], text[8:9])
+    stopped = 0
+    for completion in make_engine(params, chunk=chunk).generate(requests, dataclasses.replace(sampling, stop=stop)):
+        whole = free[completion.id]
+        ends = [whole.text.find(string) for string in stop if string in whole.text]
+        if ends:
+            stopped += 1
+            assert completion.finish == "stop"
+            assert completion.text == whole.text[: min(ends)]
+            assert whole.tokens[: len(completion.tokens)] == completion.tokens
+            assert TableTokenizer().decode(completion.tokens).startswith(completion.text)
+        else:
+            assert completion == whole
+    assert stopped > 1
+
+
+def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, caplog):
+    def stage(engine, sampling):
+        list(engine.generate(ragged(9), sampling))
+        list(engine.score(ragged(5), ["a", "b"]))
+
+    stage(make_engine(params, slots=5), GREEDY)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        other = random_parameters(1)  # from a jitted function or from the host: both are put on the device alike
+        caplog.clear()
+        stage(make_engine(other, slots=5), Sampling(temperature=0.7, top_p=0.8, max_tokens=7, stop=("ab",)))
+        stage(make_engine(jax.tree.map(np.asarray, other), slots=5, seed=3), Sampling(max_tokens=9))
+    compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+    assert not compiled
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 1), (8, 1), (4, 2)])
+def test_a_mesh_gives_the_tokens_of_one_device(params, data, tensor):
+    requests = ragged(12)
+    expected = by_id(make_engine(params, slots=8).generate(requests, GREEDY))
+    engine = make_engine(params, slots=8, score_batch=8, mesh=mesh_of(data, tensor))
+    assert by_id(engine.generate(requests, GREEDY)) == expected
+
+
+def test_weights_are_placed_by_the_decode_rules(params):
+    mesh = mesh_of(4, 2)
+    engine = make_engine(params, slots=8, score_batch=8, mesh=mesh)
+    wanted = param_shardings(parameter_table(ARCHITECTURE), mesh, DECODE_RULES)
+    same = jax.tree.map(
+        lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim), engine.params, wanted
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_bad_settings_are_one_clear_line(params):
+    with pytest.raises(UserError, match=r"decode\.slots=6 does not divide over 4 data shards; .* nearest .*: 8"):
+        make_engine(params, slots=6, mesh=mesh_of(4, 2))
+    with pytest.raises(UserError, match=r"decode\.context=129 .* 128 tokens"):
+        make_engine(params, context=129)
+    with pytest.raises(UserError, match=r"decode\.chunk=0"):
+        make_engine(params, chunk=0)
+    engine = make_engine(params)
+    for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_tokens": 0}, {"stop": ("",)}):
+        with pytest.raises(UserError, match=next(iter(bad))):
+            engine.generate([Request("a", "a")], Sampling(**bad))
+
+
+def test_an_id_that_occurs_twice_is_refused(params):
+    twice = [Request("a", "a"), Request("a", "b")]
+    with pytest.raises(ValueError, match="'a'"):
+        make_engine(params).generate(twice, GREEDY)
+    with pytest.raises(ValueError, match="'a'"):
+        make_engine(params).score(twice, ["b"])

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from minute_model import TableTokenizer, full_logits, make_engine, mesh_of, ragged
+
+from isheep_jax.decode.requests import Request
+from isheep_jax.decode.scoring import _score
+
+# Of one token; of one, two and three; with a common beginning; nothing at all.
+CHOICES = {
+    "single": ["a", "0", "."],
+    "several": ["a", "1||", "10||", "10..", "q.|"],
+    "empty": ["", "a"],
+    "long": ["a", "hijklmnop"],
+}
+
+
+def expected_logprob(params, request: Request, choice: str) -> float:
+    """The sum over the choice's tokens of the plain forward's log-softmax, in float64."""
+    prompt = TableTokenizer().encode(request.prompt)
+    continuation = TableTokenizer().encode_choice(request.prompt, choice)
+    scores = full_logits(params, [*prompt, *continuation]).astype(np.float64)
+    logprobs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    return sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(continuation))
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_scores_equal_the_log_softmax_of_the_full_forward(params, kind):
+    # A digit at the end of the prompts keeps every choice from merging with them.
+    requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
+    found = {scores.id: scores for scores in make_engine(params).score(requests, CHOICES[kind])}
+    for request in requests:
+        assert not found[request.id].error
+        expected = [expected_logprob(params, request, choice) for choice in CHOICES[kind]]
+        np.testing.assert_allclose(found[request.id].logprobs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["single", "several"])
+def test_scores_do_not_depend_on_batch_or_neighbours(params, kind):
+    requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
+    expected = {scores.id: scores for scores in make_engine(params).score(requests, CHOICES[kind])}
+    assert {s.id: s for s in make_engine(params).score(requests[::-1], CHOICES[kind])} == expected
+    for scores in make_engine(params, score_batch=16).score(requests[2:5], CHOICES[kind]):
+        np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-5)
+
+
+def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_request_alone(params):
+    requests = [Request("long", "7" * 46), Request("merges", "a"), Request("fine", "7")]
+    found = {scores.id: scores for scores in make_engine(params).score(requests, ["b", "10||"])}
+    assert "47 tokens" in found["long"].error
+    assert "decode.context=48" in found["long"].error
+    assert "change" in found["merges"].error
+    assert not found["long"].logprobs
+    assert not found["merges"].logprobs
+    assert len(found["fine"].logprobs) == 2
+
+
+def test_a_mesh_gives_the_scores_of_one_device(params):
+    requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
+    expected = {scores.id: scores for scores in make_engine(params).score(requests, CHOICES["several"])}
+    engine = make_engine(params, slots=8, score_batch=8, mesh=mesh_of(4, 2))
+    for scores in engine.score(requests, CHOICES["several"]):
+        np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-4)
+
+
+def test_no_program_holds_the_logits_of_all_positions(params):
+    engine = make_engine(params)
+    prompts, choices = np.ones((4, 33), np.int32), np.ones((4, 3, 5), np.int32)
+    static = {"architecture": engine.architecture, "mesh": None, "compute_dtype": jnp.dtype("float32")}
+    text = jax.jit(lambda p, a, b: _score(p, a, b, **static)).lower(engine.params, prompts, choices).as_text()
+    assert "tensor<4x64xf32>" in text
+    for positions in (3, 32):
+        assert f"tensor<4x{positions}x64xf32>" not in text

@@ -1,0 +1,46 @@
+import itertools
+
+from isheep_jax.decode.stops import cut_at_stop
+
+PIECES = ["", "a", "b", "ab", "\n", "\n\n", "Human", ":", "H", "uman:", " "]
+
+
+def decode(tokens):
+    return "".join(PIECES[token] for token in tokens)
+
+
+def tokens(*pieces):
+    return [PIECES.index(piece) for piece in pieces]
+
+
+def test_text_is_cut_exactly_where_a_stop_string_begins():
+    made = tokens("a", "b", "\n", "H", "uman:", "a")
+    assert cut_at_stop(decode, made, ("\nHuman:",), 0) == ("ab", 2)
+
+
+def test_a_token_that_reaches_into_the_stop_string_is_kept_but_its_text_is_cut():
+    assert cut_at_stop(decode, tokens("a", "ab", "b"), ("bb",), 0) == ("aa", 2)
+
+
+def test_no_stop_string_is_none():
+    assert cut_at_stop(decode, tokens("a", "b"), ("ba", "\n"), 0) is None
+
+
+def test_a_stop_string_at_the_start_leaves_nothing():
+    assert cut_at_stop(decode, tokens("\n\n", "a"), ("\n",), 0) == ("", 0)
+
+
+def test_the_result_does_not_depend_on_when_one_looks():
+    stop = ("ab\n", "b", "a:")
+    for made in itertools.product(tokens("a", "b", "ab", "\n", ":"), repeat=4):
+        made = list(made)
+        results = []
+        for chunk in (1, 2, 3, 4):
+            found, searched = None, 0
+            for end in [*range(chunk, 4, chunk), 4]:
+                found = cut_at_stop(decode, made[:end], stop, searched)
+                if found:
+                    break
+                searched = end
+            results.append(found)
+        assert results == results[:1] * 4, (made, results)
