@@ -26,9 +26,7 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor) -> str:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type != 2 or not trainer.byte_fallback or normalizer.precompiled_charsmap:
-        raise UserError(
-            "tokenizer.model without tokenizer.json: only BPE with byte fallback, not normalized, works"
-        )
+        raise UserError("tokenizer.model without tokenizer.json: only BPE with byte fallback, not normalized, works")
     pieces = [(piece.piece, piece.type, piece.score) for piece in proto.pieces]
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [
