@@ -1,0 +1,131 @@
+"""Training checkpoints with Orbax: weights, optimizer, position in the data and history belong together."""
+
+import contextlib
+import errno
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from isheep_jax.errors import UserError
+
+Tree = Any
+
+
+class _LatestAndBest:
+    """Orbax's preservation policy: the newest checkpoint and the one with the best validation loss stay."""
+
+    best_step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context):
+        return [c is checkpoints[-1] or c.step == self.best_step for c in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one fine-tuning in `directory`; a context manager, so that the last save is never lost.
+
+    A checkpoint of step s holds `weights` (what is trained: all weights, or the adapters), `optimizer` and `progress`
+    (JSON-able: position in the data, losses so far). `fingerprint` (flat, JSON-able) names everything that the
+    course of training depends on; a checkpoint with another one is refused.
+    """
+
+    def __init__(self, directory: Path, fingerprint: dict[str, Any]):
+        self.directory = Path(directory).resolve()
+        self.fingerprint = fingerprint
+        self._policy = _LatestAndBest()
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory,
+                preservation_policy=self._policy,
+                # Asked by `preemption`; `save` itself is forced.
+                save_decision_policy=ocp.training.save_decision_policies.PreemptionCheckpointingPolicy(),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise UserError(f"{directory}: checkpoints cannot be written here: {error.strerror or error}") from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with _full_disk_named(self.directory):
+            self._checkpointer.close()
+
+    def preemption(self, step: int) -> bool:
+        """Whether a machine of the pod is about to be taken away, so that `step` should be saved (all agree on it)."""
+        return self._checkpointer.should_save(step)
+
+    def save(self, step: int, weights: Tree, optimizer: Tree, progress: dict, best_step: int | None) -> None:
+        """Start saving; it ends in the background. Then all checkpoints but this and `best_step`'s are deleted."""
+        self._policy.best_step = best_step
+        items = {
+            "weights": weights,
+            "optimizer": optimizer,
+            "progress": {"fingerprint": self.fingerprint, **progress},
+        }
+        with _full_disk_named(self.directory):
+            self._checkpointer.save_checkpointables_async(step, items, force=True, overwrite=True)
+
+    def wait(self) -> None:
+        with _full_disk_named(self.directory):
+            self._checkpointer.wait()
+
+    def restore(self, weights: Tree, optimizer: Tree) -> tuple[int, Tree, Tree, dict] | None:
+        """(step, weights, optimizer, progress) of the newest checkpoint; None when there is none.
+
+        weights, optimizer: trees of `jax.ShapeDtypeStruct` with the shardings wanted, which need not be those saved.
+        Raises `UserError` that names the first setting or array in which the checkpoint differs.
+        """
+        if self._checkpointer.latest is None:
+            return None
+        step = self._checkpointer.latest.step
+        place = self.directory / str(step)
+        progress = self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
+        _check_fingerprint(place, progress.pop("fingerprint"), self.fingerprint)
+        stored = self._checkpointer.checkpointables_metadata(step).metadata
+        for name, wanted in (("weights", weights), ("optimizer", optimizer)):
+            _check_tree(place, name, stored[name], wanted)
+        items = self._checkpointer.load_checkpointables(step, {"weights": weights, "optimizer": optimizer})
+        return step, items["weights"], items["optimizer"], progress
+
+    def weights(self, step: int, weights: Tree) -> Tree:
+        """The weights saved at `step`, in the shapes and shardings of `weights` (as in `restore`)."""
+        self.wait()
+        return self._checkpointer.load_checkpointables(step, {"weights": weights})["weights"]
+
+
+@contextlib.contextmanager
+def _full_disk_named(directory: Path):
+    """Turns Orbax's many words for a full disk into one line that names the directory."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise UserError(f"{directory}: no space left on the disk for a checkpoint") from error
+        raise
+
+
+def _check_fingerprint(place: Path, stored: dict, wanted: dict) -> None:
+    for name in (*wanted, *(n for n in stored if n not in wanted)):
+        if stored.get(name) != wanted.get(name):
+            raise UserError(
+                f"{place}: {name} is {stored.get(name)!r} in this checkpoint and {wanted.get(name)!r} now; "
+                "go on with the former, or take another directory"
+            )
+
+
+def _check_tree(place: Path, name: str, stored: Tree, wanted: Tree) -> None:
+    stored, wanted = _described(stored), _described(wanted)
+    for path in (*wanted, *(p for p in stored if p not in wanted)):
+        if stored.get(path) != wanted.get(path):
+            raise UserError(
+                f"{place}: {name}/{path} is {stored.get(path, 'absent')} in this checkpoint and "
+                f"{wanted.get(path, 'absent')} in this model; take another directory"
+            )
+
+
+def _described(tree: Tree) -> dict[str, str]:
+    """Path -> dtype and shape. Orbax stores named tuples as dicts, so a path says only the bare names."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for p, x in leaves}
