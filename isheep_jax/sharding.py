@@ -1,10 +1,11 @@
 """One mesh, and two tables of rules that say which of its axes each logical axis is split over."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -13,24 +14,40 @@ from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves
 
 AXES = ("data", "fsdp", "tensor")
-Rules = dict[str, str | tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which mesh axis each logical axis is split over; None: it is not split.
+
+    setting: what stands before the name of a mesh axis in the setting that a person changes.
+    """
+
+    setting: str
+    mesh_axes: Mapping[str, str | tuple[str, ...] | None]
+
+    def __getitem__(self, logical: str) -> str | tuple[str, ...] | None:
+        return self.mesh_axes[logical]
+
 
 # Training splits the weights and the optimizer state over fsdp, and the batch over data and fsdp.
-TRAIN_RULES: Rules = {
-    "batch": ("data", "fsdp"),
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "ffn": "tensor",
-    "lora_rank": None,
-}
+TRAIN_RULES = Rules(
+    "mesh.",
+    {
+        "batch": ("data", "fsdp"),
+        "layers": None,
+        "vocab": "tensor",
+        "embed": "fsdp",
+        "heads": "tensor",
+        "kv_heads": "tensor",
+        "head_dim": None,
+        "ffn": "tensor",
+        "lora_rank": None,
+    },
+)
 # Decoding reads every weight for every token, so weights are only split over tensor and repeated over data.
-DECODE_RULES: Rules = TRAIN_RULES | {"batch": "data", "embed": None}
+DECODE_RULES = Rules("mesh.decode_", {**TRAIN_RULES.mesh_axes, "batch": "data", "embed": None})
 
-_SETTINGS = {id(TRAIN_RULES): "mesh.{axis}", id(DECODE_RULES): "mesh.decode_{axis}"}
 _MEANING = {
     "vocab": "vocabulary",
     "embed": "model width",
@@ -96,20 +113,24 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
 
 def check_divisible(architecture: Architecture, mesh: Mesh, rules: Rules) -> None:
     """Raises `UserError` when a size of the model does not divide over the mesh axis it is split over."""
+    split: dict[str, dict[str, int]] = {}
     for _, spec in leaves(architecture):
         for size, logical in zip(spec.shape, spec.axes):
-            axis = rules[logical]
-            if axis is None or size % mesh.shape[axis] == 0:
-                continue
-            setting = _SETTINGS[id(rules)].format(axis=axis)
-            raise UserError(
-                f"{setting}={mesh.shape[axis]} does not divide the model's {_MEANING[logical]} of {size}; "
-                f"nearest that does: {_nearest_divisors(mesh.shape[axis], size)}"
-            )
+            if rules[logical] is not None:
+                split.setdefault(rules[logical], {})[logical] = size
+    for axis, sizes in split.items():
+        for logical, size in sizes.items():
+            if size % mesh.shape[axis]:
+                # One that divides everything split over this axis, so that the next try does not fail at another size.
+                works = _nearest_divisors(mesh.shape[axis], math.gcd(mesh.size, *sizes.values()))
+                raise UserError(
+                    f"{rules.setting}{axis}={mesh.shape[axis]} does not divide the model's {_MEANING[logical]} of "
+                    f"{size}; nearest that works: {works}"
+                )
 
 
 def _nearest_divisors(size: int, total: int) -> str:
     """The divisors of `total` just below and just above `size`."""
-    divisors = np.array([d for d in range(1, total + 1) if total % d == 0])
-    near = [*divisors[divisors <= size][-1:], *divisors[divisors > size][:1]]
-    return " or ".join(str(d) for d in near)
+    divisors = [d for d in range(1, total + 1) if total % d == 0]
+    near = [*[d for d in divisors if d <= size][-1:], *[d for d in divisors if d > size][:1]]
+    return " or ".join(map(str, near))

@@ -1,0 +1,199 @@
+"""Meshes, the two tables of rules, and the one-line errors for sizes that do not fit (8 virtual devices)."""
+
+import dataclasses
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from isheep_jax.config import MeshConfig
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
+from isheep_jax.sharding import (
+    DECODE_RULES,
+    TRAIN_RULES,
+    batch_sharding,
+    check_divisible,
+    decode_mesh,
+    make_mesh,
+    param_shardings,
+    partition,
+)
+
+ARCHITECTURE = Architecture(
+    family="qwen2",
+    vocab_size=96,
+    hidden_size=48,
+    intermediate_size=64,
+    layers=3,
+    heads=12,
+    kv_heads=4,
+    head_dim=4,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    rope_scaling=None,
+    context_length=64,
+    tied_embeddings=False,
+    qkv_bias=True,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((1, -1, 1), (1, 8, 1)),
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 2, 4), (1, 2, 4)),
+        ((2, 4, -1), (2, 4, 1)),
+    ],
+)
+def test_a_size_of_minus_one_takes_the_devices_that_remain(sizes, expected):
+    mesh = make_mesh(MeshConfig(*sizes))
+    assert tuple(mesh.shape.values()) == expected
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+def test_one_device_is_a_mesh_like_any_other():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert tuple(mesh.shape.values()) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            (2, 2, 1),
+            "mesh.data=2 x mesh.fsdp=2 x mesh.tensor=1: the product is 4, but there are 8 devices; "
+            "set one size to -1 to use them all",
+        ),
+        (
+            (3, -1, 1),
+            "mesh.data=3 x mesh.fsdp=-1 x mesh.tensor=1: 3 does not divide the 8 devices; nearest that does: 2 or 4",
+        ),
+        (
+            (1, -1, 16),
+            "mesh.data=1 x mesh.fsdp=-1 x mesh.tensor=16: 16 does not divide the 8 devices; nearest that does: 8",
+        ),
+        (
+            (-1, -1, 1),
+            "mesh.data=-1 x mesh.fsdp=-1 x mesh.tensor=1: sizes are positive, and at most one may be -1 "
+            "(all devices that remain)",
+        ),
+        (
+            (0, -1, 1),
+            "mesh.data=0 x mesh.fsdp=-1 x mesh.tensor=1: sizes are positive, and at most one may be -1 "
+            "(all devices that remain)",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_one_line_with_the_numbers(sizes, message):
+    with pytest.raises(UserError) as error:
+        make_mesh(MeshConfig(*sizes))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4, 8])
+def test_the_decode_mesh_has_the_same_devices_in_the_same_order(tensor):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    decoding = decode_mesh(mesh, tensor)
+    assert tuple(decoding.shape.values()) == (8 // tensor, 1, tensor)
+    assert decoding.devices.ravel().tolist() == mesh.devices.ravel().tolist()
+
+
+@pytest.mark.parametrize(("tensor", "nearest"), [(3, "2 or 4"), (16, "8"), (0, "1 or 2"), (-1, "1 or 2")])
+def test_a_decode_mesh_that_does_not_divide_names_the_nearest(tensor, nearest):
+    with pytest.raises(UserError) as error:
+        decode_mesh(make_mesh(MeshConfig()), tensor)
+    assert (
+        str(error.value) == f"mesh.decode_tensor={tensor} does not divide the 8 devices; nearest that does: {nearest}"
+    )
+
+
+@pytest.mark.parametrize("rules", [TRAIN_RULES, DECODE_RULES], ids=["train", "decode"])
+def test_every_leaf_has_a_sharding_whose_parts_are_equal(rules):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    table = parameter_table(ARCHITECTURE)
+    shardings = param_shardings(table, mesh, rules)
+    assert jax.tree.structure(shardings) == jax.tree.structure(table)
+    for spec, sharding in zip(jax.tree.leaves(table), jax.tree.leaves(shardings)):
+        assert len(sharding.spec) == len(spec.shape)
+        sharding.shard_shape(spec.shape)  # raises where a size does not divide
+
+
+def test_training_splits_every_matrix_over_fsdp_and_decoding_none():
+    for _, spec in leaves(ARCHITECTURE):
+        assert ("fsdp" in partition(spec, TRAIN_RULES)) == ("embed" in spec.axes)
+        assert "fsdp" not in partition(spec, DECODE_RULES)
+        assert "data" not in (*partition(spec, TRAIN_RULES), *partition(spec, DECODE_RULES))
+
+
+def test_rows_of_a_batch_go_to_different_devices():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    assert batch_sharding(mesh, TRAIN_RULES).spec == PartitionSpec(("data", "fsdp"))
+    assert batch_sharding(mesh, TRAIN_RULES).shard_shape((8, 5)) == (2, 5)
+    decoding = decode_mesh(mesh, 2)
+    assert batch_sharding(decoding, DECODE_RULES).shard_shape((8, 5)) == (2, 5)
+
+
+def test_two_axes_of_a_leaf_on_one_mesh_axis_are_refused():
+    spec = ParameterSpec((4, 4), ("vocab", "ffn"), "normal", "a.weight", (4, 4))
+    with pytest.raises(ValueError, match=r"\('vocab', 'ffn'\) of a.weight collide on the mesh"):
+        partition(spec, TRAIN_RULES)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2), (2, 1, 4)])
+def test_sizes_that_divide_are_accepted(sizes):
+    mesh = make_mesh(MeshConfig(*sizes))
+    check_divisible(ARCHITECTURE, mesh, TRAIN_RULES)
+    check_divisible(ARCHITECTURE, decode_mesh(mesh, 4), DECODE_RULES)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sizes", "rules", "message"),
+    [
+        # 8 divides the vocabulary and the feed-forward width, and 4 is the largest that divides every size.
+        (
+            {},
+            (1, 1, 8),
+            TRAIN_RULES,
+            "mesh.tensor=8 does not divide the model's key-value heads of 4; nearest that works: 4",
+        ),
+        (
+            {"hidden_size": 44},
+            (1, 8, 1),
+            TRAIN_RULES,
+            "mesh.fsdp=8 does not divide the model's model width of 44; nearest that works: 4",
+        ),
+        (
+            {"vocab_size": 97},
+            (1, 4, 2),
+            TRAIN_RULES,
+            "mesh.tensor=2 does not divide the model's vocabulary of 97; nearest that works: 1",
+        ),
+        (
+            {"intermediate_size": 66},
+            (2, 1, 4),
+            DECODE_RULES,
+            "mesh.decode_tensor=4 does not divide the model's feed-forward width of 66; nearest that works: 2",
+        ),
+    ],
+)
+def test_sizes_that_do_not_divide_name_the_setting_the_numbers_and_what_works(changed, sizes, rules, message):
+    architecture = dataclasses.replace(ARCHITECTURE, **changed)
+    with pytest.raises(UserError) as error:
+        check_divisible(architecture, make_mesh(MeshConfig(*sizes)), rules)
+    assert str(error.value) == message
+    works = int(message.rsplit(" ", 1)[1])
+    check_divisible(architecture, decode_mesh(make_mesh(MeshConfig()), works), DECODE_RULES)
+
+
+def test_the_message_names_the_setting_of_the_rules_that_were_given():
+    # Equal rules, another object: the setting's name belongs to the rules and not to which object holds them.
+    mesh = decode_mesh(make_mesh(MeshConfig()), 8)
+    for rules, setting in ((TRAIN_RULES, "mesh.tensor=8"), (DECODE_RULES, "mesh.decode_tensor=8")):
+        with pytest.raises(UserError, match=f"^{setting} "):
+            check_divisible(ARCHITECTURE, mesh, dataclasses.replace(rules))
