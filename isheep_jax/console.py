@@ -46,6 +46,8 @@ class Console:
         self._waiting_for_log: list[str] = []
         self._log: TextIO | None = None
         self._rows: list[dict] = []
+        self._worked = False  # a stage has run since the last table
+        self._shown = False  # the table holds all rows
 
     def __enter__(self) -> "Console":
         return self
@@ -75,6 +77,7 @@ class Console:
     @contextmanager
     def stage(self, iteration: int, name: str, total: int, unit: str) -> Iterator["StageProgress"]:
         self._open_log()
+        self._worked = True
         title = f"iteration {iteration} · {name}"
         progress = StageProgress(total, unit, self._clock)
         if self._rich.is_terminal:
@@ -97,11 +100,10 @@ class Console:
     def row(self, row: dict) -> None:
         self._open_log()
         self._rows.append(row)
-        table = [row_cells(row) for row in self._rows]
-        columns = list(max(table, key=len))
-        self._say(_line(columns, columns), style="bold")
-        for cells in table:
-            self._say(_line([cells.get(column, "") for column in columns], columns))
+        self._shown = False
+        # A run that resumes reports its finished iterations at once: one table shows them all.
+        if self._worked:
+            self._table()
         for warning in row_warnings(self._rows):
             self.warn(warning)
 
@@ -114,11 +116,21 @@ class Console:
     def closing(self, rows: Sequence[dict]) -> None:
         """After the last row: three held-out instructions answered before and after, and the next command."""
         self._open_log()
+        if self._rows and not self._shown:
+            self._table()
         self._say("")
         for line in before_and_after(self._directory, rows):
             self._say(line)
         self._say(f"results: {self._directory}")
         self._say(f'try it:  python -m isheep_jax.generate --model {self._directory} --prompt "..."')
+
+    def _table(self) -> None:
+        table = [row_cells(row) for row in self._rows]
+        columns = list(max(table, key=len))
+        self._say(_line(columns, columns), style="bold")
+        for cells in table:
+            self._say(_line([cells.get(column, "") for column in columns], columns))
+        self._worked, self._shown = False, True
 
     @contextmanager
     def _bar(self, title: str, progress: "StageProgress") -> Iterator[None]:

@@ -18,7 +18,7 @@ from isheep_jax.model.architecture import parameter_count, read_architecture
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.model.weights import load_parameters, save_checkpoint
 from isheep_jax.sft.examples import Example
-from isheep_jax.sft.trainer import fine_tune
+from isheep_jax.sft.trainer import check_settings, fine_tune
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
 from isheep_jax.tiny import CHECKPOINT
 
@@ -41,9 +41,13 @@ class JaxBackend:
         self._tokenizer = Tokenizer.load(self._base, config.model.chat_template)
         self._train_mesh = make_mesh(config.mesh)
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
-        check_divisible(self._architecture, self._train_mesh, TRAIN_RULES)
+        check_settings(config.sft, self._architecture, self._train_mesh)
         check_divisible(self._architecture, self._decode_mesh, DECODE_RULES)
         self._engine: tuple[Path, Engine] | None = None
+        if not (config.directory / "config.json").exists():
+            # A new run reads the weights now, so that a damaged file or settings that do not fit the model are known
+            # before anything is written; one that resumes may need other weights first.
+            self.load(None)
 
     def description(self) -> str:
         """The model and the devices, in one line for a person."""

@@ -92,6 +92,7 @@ def test_a_resumed_run_goes_on_with_the_same_log(tmp_path, screen):
     for _ in range(2):
         with Console(tmp_path, stream=screen) as console:
             console.row(ROW)
+            console.closing([ROW])
     assert (tmp_path / "log.txt").read_text() == screen.getvalue()
 
 
@@ -138,6 +139,24 @@ def test_closing_names_the_run_directory_and_the_next_command(tmp_path, screen):
         console.closing([ROW])
     assert "0.580 ± 0.020" in screen.getvalue()
     assert f"python -m isheep_jax.generate --model {tmp_path} --prompt" in screen.getvalue()
+
+
+def test_the_table_grows_after_each_iteration_that_worked(tmp_path, screen):
+    with Console(tmp_path, stream=screen) as console:
+        for number in (1, 2):
+            with console.stage(number, "respond", 1, "answers"):
+                pass
+            console.row(ROW | {"iteration": number})
+        console.closing([])
+    assert [line.split()[0] for line in screen.getvalue().splitlines() if "0.580" in line] == ["1", "1", "2"]
+
+
+def test_finished_iterations_of_a_resumed_run_come_in_one_table(tmp_path, screen):
+    with Console(tmp_path, stream=screen) as console:
+        console.row(ROW)
+        console.row(ROW | {"iteration": 2})
+        console.closing([])
+    assert [line.split()[0] for line in screen.getvalue().splitlines() if "0.580" in line] == ["1", "2"]
 
 
 def test_opening_says_what_will_happen(tmp_path, screen):

@@ -58,10 +58,29 @@ def write_dataset(directory: Path, records: Sequence[Selected]) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder = SelectedPairs(data_dir=building, file_format="array_record")
             builder.download_and_prepare()
+        for path in sorted(Path(builder.data_dir).glob("*.array_record*")):
+            _sort_fields(path)
         Path(builder.data_dir).rename(directory)
         shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {directory}: {error.strerror or error}; the same command goes on") from error
+
+
+def _sort_fields(path: Path) -> None:
+    """Writes the file's examples again with their fields in order.
+
+    A protocol buffer's map is otherwise written in an order that changes from process to process.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    reader = ArrayRecordReader(str(path))
+    examples = [tf_example_pb2.Example.FromString(data) for data in reader.read_all()] if reader.num_records() else []
+    reader.close()
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for example in examples:
+        writer.write(example.SerializeToString(deterministic=True))
+    writer.close()
 
 
 def _example(record: Selected) -> dict:

@@ -92,7 +92,7 @@ def fine_tune(
     the same tree in the number formats of `params`, in the training rules' shardings. Raises `UserError` for settings
     that do not fit each other, the mesh, the examples or the checkpoints.
     """
-    _check_settings(config, architecture, mesh)
+    check_settings(config, architecture, mesh)
     training, held_out = data.split_examples(examples, config.validation_fraction, seed)
     training = data.tokenize(tokenizer, training, config.sequence_length)
     validation = data.tokenize(tokenizer, held_out, config.sequence_length)
@@ -218,7 +218,8 @@ def _fingerprint(
     }
 
 
-def _check_settings(config: SFTConfig, architecture: Architecture, mesh: Mesh) -> None:
+def check_settings(config: SFTConfig, architecture: Architecture, mesh: Mesh) -> None:
+    """Raises `UserError` for settings out of range, and for sizes that do not fit the model or the mesh."""
     for name in ("lora_rank", "epochs", "sequence_length", "batch_rows", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise UserError(f"sft.{name}: {getattr(config, name)} is not a count of at least 1")
