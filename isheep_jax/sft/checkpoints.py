@@ -35,6 +35,7 @@ class Checkpoints:
         self.fingerprint = fingerprint
         self._policy = _LatestAndBest()
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
                 preservation_policy=self._policy,

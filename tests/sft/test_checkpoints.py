@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from small_model import same_bits
+
+from isheep_jax.errors import UserError
+from isheep_jax.sft.checkpoints import Checkpoints
+
+FINGERPRINT = {"seed": 1, "sft.learning_rate": 0.1}
+
+
+def weights(value: float, rank: int = 4) -> dict:
+    value = jnp.float32(value)
+    return {"layers": {"wq": {"a": jnp.full((2, 3, rank), value), "b": jnp.full((2, rank, 3), value)}}}
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def save(checkpoints, step, best_step=None):
+    checkpoints.save(step, weights(step), {"count": jnp.int32(step)}, {"losses": [0.5] * step}, best_step)
+    checkpoints.wait()
+
+
+def restore(checkpoints, rank=4):
+    return checkpoints.restore(abstract(weights(0, rank)), abstract({"count": jnp.int32(0)}))
+
+
+def steps(directory) -> set[str]:
+    return {p.name for p in directory.iterdir()}
+
+
+def test_nothing_is_restored_from_an_empty_directory(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        assert restore(checkpoints) is None
+
+
+def test_the_newest_checkpoint_comes_back_whole(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 1), save(checkpoints, 2)
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        step, found, optimizer, progress = restore(checkpoints)
+    assert (step, int(optimizer["count"]), progress) == (2, 2, {"losses": [0.5, 0.5]})
+    assert same_bits(found, weights(2))
+
+
+def test_the_newest_and_the_best_stay(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+            save(checkpoints, step, best)
+        assert same_bits(checkpoints.weights(2, abstract(weights(0))), weights(2))
+    assert steps(tmp_path) == {"2", "4"}
+
+
+def test_without_a_best_one_only_the_newest_stays(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 1), save(checkpoints, 2)
+    assert steps(tmp_path) == {"2"}
+
+
+def test_another_setting_is_refused_by_name(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 1)
+    with (
+        Checkpoints(tmp_path, FINGERPRINT | {"sft.learning_rate": 0.2}) as checkpoints,
+        pytest.raises(UserError, match=r"sft.learning_rate is 0.1 in this checkpoint and 0.2 now"),
+    ):
+        restore(checkpoints)
+
+
+def test_another_shape_is_refused_with_its_path(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 1)
+    with (
+        Checkpoints(tmp_path, FINGERPRINT) as checkpoints,
+        pytest.raises(UserError, match=r"weights/layers/wq/a is float32\[2, 3, 4\] in this .* float32\[2, 3, 8\] in"),
+    ):
+        restore(checkpoints, rank=8)
+
+
+def test_a_missing_leaf_is_refused_with_its_path(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 1)
+        wanted = abstract(weights(0)) | {"lm_head": jax.ShapeDtypeStruct((3,), jnp.float32)}
+        with pytest.raises(UserError, match="weights/lm_head is absent in this checkpoint"):
+            checkpoints.restore(wanted, abstract({"count": jnp.int32(0)}))
+
+
+def test_a_directory_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: checkpoints cannot be written here"):
+        Checkpoints(tmp_path / "file", FINGERPRINT)

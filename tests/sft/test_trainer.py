@@ -1,0 +1,192 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_model import LLAMA, SETTINGS, LetterTokenizer, copying, example, mesh_of, on_host, same_bits, tune, weights
+
+from isheep_jax.errors import UserError
+from isheep_jax.sft import data
+from isheep_jax.sft.train_step import TrainState, learning_rates, programs
+from isheep_jax.sft.trainer import _step_settings
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(step: int):
+    def on_step(done, total, metrics):
+        assert total > step
+        if done == step:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("killed_after", [2, 3])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, method, killed_after):
+    settings = {"method": method, "checkpoint_every": 2, "validation_fraction": 0.1}
+    straight, expected = tune(tmp_path / "straight", **settings)
+    with pytest.raises(Killed):
+        tune(tmp_path / "killed", on_step=kill_after(killed_after), **settings)
+    steps = []
+    resumed, result = tune(tmp_path / "killed", on_step=lambda step, *_: steps.append(step), **settings)
+    assert steps == list(range(3, expected.steps + 1))
+    assert len(steps) >= 2
+    assert result == expected
+    assert same_bits(resumed, straight)
+
+
+def test_a_finished_run_gives_its_result_again_without_an_update(tmp_path):
+    first, expected = tune(tmp_path)
+    again, result = tune(tmp_path, on_step=kill_after(0))
+    assert result == expected
+    assert same_bits(first, again)
+
+
+def test_the_best_validation_loss_decides_which_weights_are_returned(tmp_path):
+    settings = {"learning_rate": 0.1, "epochs": 6, "validation_fraction": 0.2, "checkpoint_every": 1}
+    tuned, result = tune(tmp_path, **settings)
+    assert result.best_step == min(result.validation_losses, key=lambda v: v[1])[0] < result.steps
+    assert result.validation_loss == dict(result.validation_losses)[result.best_step]
+    run = programs(LLAMA, _step_settings(SETTINGS, jnp.float32), mesh_of())
+    _, held_out = data.split_examples(copying(40), 0.2, seed=0)
+    columns = data.tokenize(LetterTokenizer(), held_out, SETTINGS.sequence_length).columns
+    (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_rows=SETTINGS.batch_rows)
+    total, count = run.validation_loss(tuned, {}, data.on_devices(batch, run.batch_sharding))
+    np.testing.assert_allclose(total / count, result.validation_loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_training_learns_and_leaves_the_starting_weights_alone(tmp_path, method):
+    before = on_host(weights())
+    tuned, result = tune(tmp_path, method=method, epochs=8, learning_rate=0.01)
+    assert result.losses[-1] < result.losses[0] - 0.3
+    assert same_bits(weights(), before)
+    assert not same_bits(tuned["layers"], before["layers"])
+    assert same_bits(tuned["embed"], before["embed"]) == (method == "lora")
+
+
+def test_the_result_is_json_and_counts_what_was_learnt(tmp_path):
+    examples = [*copying(10), example("cut", "abc", "d" * 40), example("lost", "a" * 40, "b")]
+    _, result = tune(tmp_path, examples, epochs=3)
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["steps"] == result.steps == len(result.losses)
+    assert (result.examples, result.cut_examples, result.left_out_examples) == (11, 1, 1)
+    answers = sum(len(e.response) + 1 for e in copying(10)) + SETTINGS.sequence_length - len("abc") - 1
+    assert result.tokens == 3 * answers
+    assert result.validation_loss is None
+    assert result.best_step == result.steps
+
+
+def test_the_number_format_of_the_starting_weights_is_kept(tmp_path):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), weights())
+    tuned, _ = tune(tmp_path, params=params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(tuned)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_second_run_with_other_examples_and_rates_compiles_nothing(tmp_path):
+    tune(tmp_path / "first", validation_fraction=0.1)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    jax.jit(lambda x: x + 1)(1.0)
+    assert len(compiled) == 1
+    other = {"learning_rate": 1e-3, "epochs": 3, "warmup_steps": 1, "validation_fraction": 0.2}
+    tune(tmp_path / "second", copying(55), seed=7, **other)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "mesh"),
+    [("full", (2, 2, 2)), ("full", (1, 8, 1)), ("lora", (2, 2, 2))],
+    ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v)),
+)
+def test_eight_devices_give_the_losses_of_one(tmp_path, method, mesh):
+    settings = {"method": method, "validation_fraction": 0.1}
+    _, one = tune(tmp_path / "one", **settings)
+    tuned, eight = tune(tmp_path / "eight", mesh=mesh_of(*mesh), **settings)
+    np.testing.assert_allclose(eight.losses, one.losses, rtol=1e-5)
+    np.testing.assert_allclose(eight.validation_loss, one.validation_loss, rtol=1e-5)
+    assert tuned["layers"]["wq"].sharding.spec == (None, "fsdp", "tensor", None)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+    settings = {"checkpoint_every": 2, "validation_fraction": 0.1}
+    _, expected = tune(tmp_path / "straight", **settings)
+    with pytest.raises(Killed):
+        tune(tmp_path / "moved", on_step=kill_after(2), mesh=mesh_of(2, 2, 2), **settings)
+    _, moved = tune(tmp_path / "moved", **settings)
+    np.testing.assert_allclose(moved.losses, expected.losses, rtol=1e-5)
+
+
+def test_dropout_is_for_training_only():
+    settings = _step_settings(dataclasses.replace(SETTINGS, method="lora"), jnp.float32)
+    run = programs(LLAMA, settings, mesh_of())
+    without = programs(LLAMA, dataclasses.replace(settings, lora_dropout=0.0), mesh_of())
+    columns = data.tokenize(LetterTokenizer(), copying(8), SETTINGS.sequence_length).columns
+    (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_rows=SETTINGS.batch_rows)
+    batch = data.on_devices(batch, run.batch_sharding)
+    state = run.start(weights(), np.uint32(0))
+    adapters = jax.tree.map(lambda x: x + 0.05, state.weights)
+
+    total, count = run.validation_loss(adapters, weights(), batch)
+    assert total == without.validation_loss(adapters, weights(), batch)[0]
+    losses = []
+    for step in (1, 2):
+        copied = TrainState(jax.tree.map(jnp.copy, adapters), run.start(weights(), np.uint32(0)).optimizer)
+        _, metrics = run.train_step(copied, weights(), batch, np.float32(0), np.uint32(step), np.uint32(0))
+        losses.append(float(metrics["loss"]))
+    assert len({*losses, float(total / count)}) == 3
+
+
+def test_another_learning_rate_is_refused_on_resume(tmp_path):
+    tune(tmp_path)
+    with pytest.raises(UserError, match=r"sft.learning_rate is 0.003 in this checkpoint and 0.001 now"):
+        tune(tmp_path, learning_rate=1e-3)
+
+
+def test_other_examples_are_refused_on_resume(tmp_path):
+    tune(tmp_path)
+    with pytest.raises(UserError, match="training examples"):
+        tune(tmp_path, copying(39))
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero():
+    rates = learning_rates(0.5, 4, 100)
+    np.testing.assert_allclose(rates[:5], [0.125, 0.25, 0.375, 0.5, 0.5])
+    assert (np.diff(rates[4:]) < 0).all()
+    assert rates[-1] < 1e-3
+    np.testing.assert_allclose(learning_rates(0.5, 0, 10)[0], 0.5)
+    assert len(learning_rates(0.5, 20, 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_rank": 0}, "sft.lora_rank: 0 is not a count"),
+        ({"learning_rate": 0.0}, "sft.learning_rate: 0.0 is not above 0"),
+        ({"validation_fraction": 1.0}, "sft.validation_fraction: 1.0 is not in the range"),
+        ({"warmup_steps": -1}, "sft.warmup_steps: -1 is negative"),
+        ({"sequence_length": 65}, "65 tokens are more than the model's context of 64"),
+        ({"sequence_length": 2}, "sft.sequence_length: at 2 tokens nothing is left"),
+        ({"examples": []}, "there are no examples to learn from"),
+        ({"batch_rows": 6, "mesh": (2, 2, 1)}, "6 rows do not divide .* 4 devices; nearest that do: 4 or 8"),
+        ({"mesh": (1, 1, 4)}, "mesh.tensor=4 does not divide the model's key-value heads of 2"),
+        ({"learning_rate": 1e30}, "sft.learning_rate: the loss is not finite at update 2"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(tmp_path, settings, message):
+    settings = {**settings, "mesh": mesh_of(*settings.get("mesh", (1, 1, 1)))}
+    with pytest.raises(UserError, match=message):
+        tune(tmp_path, **settings)
+
+
+def test_fine_tune_is_deterministic_in_its_seed(tmp_path):
+    results = [tune(tmp_path / name, seed=seed)[1] for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    assert results[0] == results[1]
+    assert results[0].losses != results[2].losses
