@@ -23,6 +23,7 @@ from isheep_jax.sharding import Rules, partition
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD_BYTES = 4_500_000_000
+_STORED = ("F32", "F16", "BF16")
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -54,7 +55,7 @@ class _Reader:
         if index.exists():
             try:
                 self._files = dict(json.loads(index.read_text())["weight_map"])
-            except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+            except (ValueError, KeyError, TypeError):  # not JSON, no weight_map, or one that is no object
                 raise UserError(f"{index} is not a safetensors index: it needs a weight_map") from None
         elif (directory / _SINGLE).exists():
             self._files = None
@@ -76,6 +77,10 @@ class _Reader:
             raise UserError(f"{path} is missing; the index says that it holds tensor {name}") from None
         except SafetensorError as error:
             raise UserError(f"{path}: tensor {name} cannot be read ({error})") from None
+        if part.get_dtype() not in _STORED:
+            raise UserError(
+                f"{path}: tensor {name} is stored as {part.get_dtype()}; only {', '.join(_STORED)} are read"
+            )
         if tuple(part.get_shape()) != shape:
             raise UserError(f"{path}: tensor {name} has shape {tuple(part.get_shape())}; config.json asks for {shape}")
         return part
