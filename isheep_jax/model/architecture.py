@@ -74,8 +74,10 @@ def read_architecture(directory: Path) -> Architecture:
             raise UserError(f"{path}: {field}={fields[field]!r} is not implemented; only {value!r} is")
     if fields.get("use_sliding_window"):
         raise UserError(f"{path}: use_sliding_window=true is not implemented; only full attention is")
-    theta, scaling = _read_rope(fields, path)
+    if fields.get("quantization_config"):
+        raise UserError(f"{path}: quantized weights (quantization_config) are not implemented; give the full ones")
     try:
+        theta, scaling = _read_rope(fields, path)
         heads = int(fields["num_attention_heads"])
         return Architecture(
             family=family,
@@ -118,9 +120,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_rope(fields: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
     """RoPE's base and scaling, in both spellings: rope_theta + rope_scaling, or transformers 5's rope_parameters."""
     values = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = values.get("rope_theta", fields.get("rope_theta"))
-    if theta is None:
-        raise UserError(f"{path}: neither rope_theta nor rope_parameters.rope_theta is given")
+    # The first Llamas' files do not name it; 10000 is what both families then use.
+    theta = values.get("rope_theta", fields.get("rope_theta")) or 10_000.0
     kind = values.get("rope_type", values.get("type", "default"))
     if kind == "default":
         return float(theta), None

@@ -11,22 +11,21 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from isheep_jax.errors import UserError
-
 _SPACE = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 
-def tokenizer_json(model: sentencepiece.SentencePieceProcessor) -> str:
-    """The text of tokenizer.json.
+def tokenizer_json(model: sentencepiece.SentencePieceProcessor) -> str | None:
+    """The text of tokenizer.json, or None for what it cannot say exactly.
 
-    Raises `UserError` for models other than BPE with bytes to fall back on and no normalization, which need none of
-    this: their directories bring a tokenizer.json.
+    It can for BPE with bytes to fall back on, no normalization and spaces kept, as Llama's; other models travel as
+    tokenizer.model alone.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    if trainer.model_type != 2 or not trainer.byte_fallback or normalizer.precompiled_charsmap:
-        raise UserError("tokenizer.model without tokenizer.json: only BPE with byte fallback, not normalized, works")
+    exact = trainer.model_type == trainer.BPE and trainer.byte_fallback and not normalizer.precompiled_charsmap
+    if not exact or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
+        return None
     pieces = [(piece.piece, piece.type, piece.score) for piece in proto.pieces]
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [

@@ -1,7 +1,5 @@
 """Tokenizer and chat template of a model directory: one renderer for synthesis, judging, training and evaluation."""
 
-import datetime
-import functools
 import json
 import re
 import shutil
@@ -10,23 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isheep_jax.errors import UserError
+from isheep_jax.model.chat_template import CHAT_TEMPLATES, render_template
 from isheep_jax.model.conversation import Conversation, Message, Prompt
 
-# For base models, which have no template of their own. Each ends an answer with a token that ends the turn.
-CHAT_TEMPLATES = {
-    "chatml": (
-        "{% for message in messages %}"
-        "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "llama3": (
-        "{{ bos_token }}{% for message in messages %}"
-        "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-    ),
-}
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
 _FILES = (
     "tokenizer.json",
@@ -134,7 +118,7 @@ class Tokenizer:
             for name, i in (("bos_token", backend.model.bos_id()), ("eos_token", backend.model.eos_id())):
                 self._special[name] = self._special[name] or (backend.model.id_to_piece(i) if i >= 0 else None)
         self.vocab_size = backend.size
-        self._prefix = [] if config.get("add_bos_token") is False else list(backend.prefix)
+        self._prefix = self._leading_ids(config.get("add_bos_token"))
         self.bos_id = self._prefix[0] if self._prefix else None
         self.eos_ids = self._end_ids()
         self.pad_id = self.eos_ids[0] if self.eos_ids else 0
@@ -160,6 +144,13 @@ class Tokenizer:
             raise UserError(f"{path} is not valid JSON: {error}") from None
         template = _own_template(directory, config) if chat_template == "auto" else CHAT_TEMPLATES[chat_template]
         return cls(directory, backend, template, config)
+
+    def _leading_ids(self, add_bos: bool | None) -> list[int]:
+        """What stands before every text: the tokenizer's own choice, unless tokenizer_config.json says otherwise."""
+        if add_bos is False:
+            return []
+        begin = self._backend.token_id(self._special["bos_token"]) if add_bos and self._special["bos_token"] else None
+        return list(self._backend.prefix) or ([] if begin is None else [begin])
 
     def _end_ids(self) -> tuple[int, ...]:
         tokens = [self._special["eos_token"], *_END_OF_TURN]
@@ -219,7 +210,7 @@ class Tokenizer:
             # The response's first letters merge with the prompt's last. While decoding the prompt's tokens are fixed.
             ids = start + self._backend.encode(whole[len(prompt) :])
         end = max((i for i in range(len(start), len(ids)) if ids[i] in self.eos_ids), default=None)
-        ids = ids[: end + 1] if end is not None else [*ids, self.pad_id]
+        ids = ids[: end + 1] if end is not None else [*ids, *self.eos_ids[:1]]
         return ids, [0] * len(start) + [1] * (len(ids) - len(start))
 
     def render(self, conversation: Conversation, response: str | None = None) -> str:
@@ -230,7 +221,8 @@ class Tokenizer:
                 + ", ".join(sorted(CHAT_TEMPLATES))
             )
         turns = conversation if response is None else (*conversation, Message("assistant", response))
-        return _compiled(self._template).render(
+        return render_template(
+            self._template,
             messages=[{"role": turn.role, "content": turn.content} for turn in turns],
             add_generation_prompt=response is None,
             bos_token=self._special["bos_token"] or "",
@@ -243,13 +235,16 @@ class Tokenizer:
         for name in _FILES:
             if (self._directory / name).exists():
                 shutil.copyfile(self._directory / name, directory / name)
-        if isinstance(self._backend, _SentencePiece):
-            from isheep_jax.model.sentencepiece_json import tokenizer_json
-
-            (directory / "tokenizer.json").write_text(tokenizer_json(self._backend.model))
         path = directory / "tokenizer_config.json"
         config = json.loads(path.read_text()) if path.exists() else {}
         config.pop("chat_template", None)
+        if isinstance(self._backend, _SentencePiece):
+            from isheep_jax.model.sentencepiece_json import tokenizer_json
+
+            if (text := tokenizer_json(self._backend.model)) is not None:
+                (directory / "tokenizer.json").write_text(text)
+                # Any other class would put its own steps in the place of the file's.
+                config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         config |= {name: token for name, token in self._special.items() if token}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -269,21 +264,3 @@ def _own_template(directory: Path, config: dict[str, Any]) -> str | None:
 
 def _token_text(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str):
-    """The template as transformers renders it: sandboxed, blocks trimmed, with the same extra functions."""
-    import jinja2.ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str):
-        raise UserError(f"the chat template refuses the conversation: {message}")
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)

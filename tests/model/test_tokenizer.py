@@ -1,0 +1,259 @@
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from isheep_jax.errors import UserError
+from isheep_jax.model.conversation import Message
+from isheep_jax.model.tokenizer import Tokenizer
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|> {{ message['content'] }}<|end|>"
+    "{% else %}<|user|> {{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+QUESTION = (Message("user", "Copy red cat."),)
+PIECES = [
+    "red",
+    "cat",
+    "redish",
+    " ",
+    "  ",
+    "a",
+    "the",
+    "Quality",
+    "(1-10):",
+    "\n",
+    "<|end|>",
+    "é",
+    "10",
+    "1",
+    ".",
+    "🙂",
+    "<s>",
+]
+
+
+def random_texts(count=300):
+    rng = random.Random(0)
+    for _ in range(count):
+        yield "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 12)))
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_directory(tmp_path_factory) -> Path:
+    """A directory with nothing but tokenizer.model, some of whose pieces are user-defined and begin with a space."""
+    directory = tmp_path_factory.mktemp("sentencepiece")
+    rng = random.Random(1)
+    words = ["red", "cat", "green", "the", "swap", "Quality", "answer", "reddish", "1", "10", "(", "):", "catalogue"]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(rng.choices(words, k=12)) for _ in range(500)]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=340,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<|user|>", "<|assistant|>", "<|end|>", "\n", "▁red", "▁cat", "▁10"],
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (directory / "tokenizer.model").write_bytes(model.getvalue())
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(sentencepiece_directory) -> Tokenizer:
+    return Tokenizer.load(sentencepiece_directory)
+
+
+@pytest.fixture(scope="module")
+def export(tokenizer, tmp_path_factory) -> Path:
+    """As a checkpoint has it: beside a config.json, which decides what class transformers would take by itself."""
+    directory = tmp_path_factory.mktemp("export")
+    tokenizer.save(directory)
+    (directory / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+    return directory
+
+
+def test_ids_are_sentencepieces_own(tokenizer, sentencepiece_directory):
+    model = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_directory / "tokenizer.model"))
+    assert (tokenizer.vocab_size, tokenizer.bos_id) == (len(model), 1)
+    assert set(tokenizer.eos_ids) == {2, model.piece_to_id("<|end|>")}
+    for text in random_texts():
+        if "<s>" not in text:  # control symbols are taken as such here, as transformers does
+            assert tokenizer.encode(text) == [1, *model.encode(text)], text
+            assert tokenizer.encode(text, bos=False) == model.encode(text)
+    assert model.id_to_piece(tokenizer.encode("a red cat", bos=False)[-2:]) == ["▁red", "▁cat"]
+
+
+def test_text_comes_back_without_special_tokens(tokenizer):
+    for text in random_texts():
+        expected = text.replace("<|end|>", "").replace("<s>", "")
+        assert tokenizer.decode(tokenizer.encode(text)) == expected
+    assert tokenizer.decode([*tokenizer.encode_prompt(QUESTION), *tokenizer.eos_ids]) == " Copy red cat."
+
+
+def test_an_export_gives_the_same_ids_here_and_in_transformers(tokenizer, export):
+    from transformers import AutoTokenizer
+
+    theirs, again = AutoTokenizer.from_pretrained(export), Tokenizer.load(export)
+    assert (again.eos_ids, again.bos_id, again.vocab_size) == (
+        tokenizer.eos_ids,
+        tokenizer.bos_id,
+        tokenizer.vocab_size,
+    )
+    for text in random_texts():
+        ids = tokenizer.encode(text)
+        assert again.encode(text) == ids, text
+        assert theirs(text)["input_ids"] == ids, text
+        assert again.decode(ids) == tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    messages = [{"role": m.role, "content": m.content} for m in QUESTION]
+    assert theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == tokenizer.render(
+        QUESTION
+    )
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == tokenizer.encode_prompt(QUESTION)
+
+
+def test_an_export_of_an_export_is_the_same_files(export, tmp_path):
+    Tokenizer.load(export).save(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (export / path.name).read_bytes(), path.name
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in export.iterdir()} - {"config.json"}
+
+
+def test_a_prompt_is_bare_text_with_a_beginning_or_the_rendered_conversation(tokenizer):
+    assert tokenizer.encode_prompt("a red") == tokenizer.encode("a red")
+    assert tokenizer.render(QUESTION) == "<s><|user|> Copy red cat.<|assistant|>"
+    ids = tokenizer.encode_prompt(QUESTION)
+    assert ids.count(tokenizer.bos_id) == 1
+    assert ids == tokenizer.encode("<|user|> Copy red cat.<|assistant|>")
+
+
+def test_a_choice_is_the_tokens_that_follow_the_prompt(tokenizer):
+    prompt = tokenizer.encode("Quality (1-10):")
+    for choice in (" 1", " 10", " red cat"):
+        assert prompt + tokenizer.encode_choice("Quality (1-10):", choice) == tokenizer.encode(
+            "Quality (1-10):" + choice
+        )
+    assert len(tokenizer.encode_choice("Quality (1-10):", " 10")) == 1
+    assert tokenizer.encode_choice(QUESTION, " red") == tokenizer.encode(" red", bos=False)
+    with pytest.raises(UserError, match="changes the tokens of the prompt"):
+        tokenizer.encode_choice("a r", "eddish")
+
+
+def test_the_mask_is_one_on_the_response_and_its_end_of_turn(tokenizer):
+    ids, mask = tokenizer.encode_example(QUESTION, "red cat")
+    prompt = tokenizer.encode_prompt(QUESTION)
+    assert ids[: len(prompt)] == prompt
+    assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+    assert ids[len(prompt) :] == tokenizer.encode(" red cat<|end|>", bos=False)
+    assert ids[-1] in tokenizer.eos_ids
+
+
+def load_with_template(directory, tmp_path, template) -> Tokenizer:
+    shutil.copytree(directory, tmp_path / "copy")
+    (tmp_path / "copy" / "chat_template.jinja").write_text(template)
+    return Tokenizer.load(tmp_path / "copy")
+
+
+def test_what_follows_the_end_of_turn_is_not_learnt(sentencepiece_directory, tmp_path):
+    tokenizer = load_with_template(sentencepiece_directory, tmp_path, TEMPLATE + "\n\n")
+    ids, mask = tokenizer.encode_example(QUESTION, "red")
+    assert ids[-1] in tokenizer.eos_ids
+    assert mask[-1] == 1
+
+
+def test_a_template_without_an_end_of_turn_gets_the_end_of_text(sentencepiece_directory, tmp_path):
+    tokenizer = load_with_template(sentencepiece_directory, tmp_path, TEMPLATE.replace("<|end|>", ""))
+    ids, mask = tokenizer.encode_example(QUESTION, "red")
+    assert (ids[-1], mask[-1]) == (2, 1)
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(sentencepiece_directory, tmp_path):
+    template = "{% if messages[-1]['role'] == 'assistant' %}answered: {% endif %}" + TEMPLATE
+    with pytest.raises(UserError, match="not stable when the answer is appended"):
+        load_with_template(sentencepiece_directory, tmp_path, template).encode_example(QUESTION, "red")
+
+
+def test_named_templates_stand_in_for_a_base_models_own(sentencepiece_directory, tmp_path):
+    chatml = Tokenizer.load(sentencepiece_directory, "chatml").render(QUESTION, "red")
+    assert chatml == "<|im_start|>user\nCopy red cat.<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+    llama3 = Tokenizer.load(sentencepiece_directory, "llama3").render(QUESTION)
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    assert llama3 == f"<s>{header.format('user')}Copy red cat.<|eot_id|>{header.format('assistant')}"
+    shutil.copyfile(sentencepiece_directory / "tokenizer.model", tmp_path / "tokenizer.model")
+    base = Tokenizer.load(tmp_path)
+    assert not base.has_chat_template
+    with pytest.raises(UserError, match=r"no chat template; set model\.chat_template to one of: chatml, llama3"):
+        base.render(QUESTION)
+
+
+def test_the_beginning_of_text_can_be_switched_off_and_on(sentencepiece_directory, small_checkpoint, tmp_path):
+    for source, choice, first in ((sentencepiece_directory, False, None), (small_checkpoint, True, 1)):
+        directory = tmp_path / str(choice)
+        shutil.copytree(source, directory)
+        path = directory / "tokenizer_config.json"
+        config = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(config | {"add_bos_token": choice}))
+        tokenizer = Tokenizer.load(directory)
+        assert tokenizer.bos_id == first
+        assert tokenizer.encode("a")[:-1] == ([] if first is None else [first])
+    assert Tokenizer.load(small_checkpoint).bos_id is None
+
+
+def test_a_directory_without_a_readable_tokenizer_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="not a readable SentencePiece model"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="not a readable tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def shared(name: str) -> Path:
+    if not (SHARED / name).exists():
+        pytest.skip(f"the real tokenizer {name} is not beside this checkout")
+    return SHARED / name
+
+
+def test_llama_2s_own_tokenizer_keeps_its_ids_when_exported(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    shutil.copyfile(shared("llama2.tokenizer.model"), tmp_path / "in" / "tokenizer.model")
+    tokenizer = Tokenizer.load(tmp_path / "in", "chatml")
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (32_000, 1, (2,))
+    assert tokenizer.encode("Hello world") == [1, 15043, 3186]
+    tokenizer.save(tmp_path / "out")
+    again = Tokenizer.load(tmp_path / "out")
+    for text in (*random_texts(50), "Hello, wörld! 日本語 def f(x):\n    return x  # tabs\t", "  two  spaces "):
+        if "<s>" not in text:
+            assert again.encode(text) == tokenizer.encode(text), text
+            assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+def test_qwen2s_own_tokenizer_has_chatml_and_no_beginning(tmp_path):
+    shutil.copyfile(shared("derived/qwen2.tokenizer.json"), tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.load(tmp_path, "chatml")
+    assert tokenizer.bos_id is None
+    end = tokenizer.encode("<|im_end|>")
+    assert tokenizer.eos_ids == tuple(end)
+    ids, mask = tokenizer.encode_example(QUESTION, "red cat")
+    assert ids[-1:] == end
+    assert tokenizer.decode([i for i, m in zip(ids, mask) if m]) == "red cat"
