@@ -27,7 +27,7 @@ def config() -> Config:
             instructions=512, shots=3, temperature=1.0, top_p=1.0, max_tokens=80, rules="basic", novelty=1.0
         ),
         respond=RespondConfig(
-            samples=4, temperature=(0.6, 0.3), top_p=1.0, max_tokens=40, base_prompt="chat", rules="basic"
+            samples=4, temperature=(0.6,), top_p=1.0, max_tokens=40, base_prompt="chat", rules="basic"
         ),
         assess=AssessConfig(judge="current", read="expected"),
         select=SelectConfig(rule="top_fraction", fraction=0.3, buckets="sentences", following_ceiling=7.5),
@@ -37,7 +37,7 @@ def config() -> Config:
             warmup_steps=2,
             epochs=5,
             sequence_length=128,
-            batch_rows=8,
+            batch_rows=4,
             validation_fraction=0.0,
             remat="none",
         ),
