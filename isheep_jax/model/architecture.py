@@ -53,7 +53,14 @@ class Architecture:
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
 
 # Fields that would change the mathematics if they were set, each with the one value that is implemented.
-_ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
+_ONLY = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "partial_rotary_factor": 1.0,
+    "use_sliding_window": False,
+}
 
 
 def read_architecture(directory: Path) -> Architecture:
@@ -65,42 +72,43 @@ def read_architecture(directory: Path) -> Architecture:
     directory = Path(directory)
     path = directory / "config.json"
     fields = _read_json(path)
-    name = (fields.get("architectures") or ["none"])[0]
+    names = fields.get("architectures") or "none"
+    name = names[0] if isinstance(names, list) else names
     if name not in FAMILIES:
         raise UserError(f"{path}: architecture '{name}' is not known; known: {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[name]
-    for field, value in _ONLY.items():
-        if fields.get(field, value) not in (value, None):
-            raise UserError(f"{path}: {field}={fields[field]!r} is not implemented; only {value!r} is")
-    if fields.get("use_sliding_window"):
-        raise UserError(f"{path}: use_sliding_window=true is not implemented; only full attention is")
+    for field in _ONLY:
+        _refuse_others(path, fields, field)
     if fields.get("quantization_config"):
         raise UserError(f"{path}: quantized weights (quantization_config) are not implemented; give the full ones")
-    try:
-        theta, scaling = _read_rope(fields, path)
-        heads = int(fields["num_attention_heads"])
-        return Architecture(
-            family=family,
-            vocab_size=int(fields["vocab_size"]),
-            hidden_size=int(fields["hidden_size"]),
-            intermediate_size=int(fields["intermediate_size"]),
-            layers=int(fields["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(fields.get("num_key_value_heads") or heads),
-            head_dim=int(fields.get("head_dim") or fields["hidden_size"] // heads),
-            norm_eps=float(fields["rms_norm_eps"]),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            context_length=int(fields["max_position_embeddings"]),
-            tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
-            qkv_bias=family == "qwen2",
-            bos_token_id=fields.get("bos_token_id"),
-            eos_token_ids=_end_tokens(directory, fields),
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: the field {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: a field has the wrong type: {error}") from None
+
+    def integer(field: str, default: int | None = None) -> int:
+        return int(_positive(path, fields, field, int, default))
+
+    theta, scaling = _read_rope(path, fields)
+    width, heads = integer("hidden_size"), integer("num_attention_heads")
+    kv_heads, head_dim = integer("num_key_value_heads", heads), integer("head_dim", width // heads)
+    if heads % kv_heads:
+        raise UserError(f"{path}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
+    if head_dim % 2:
+        raise UserError(f"{path}: head_dim={head_dim} is odd, but RoPE turns pairs of coordinates")
+    return Architecture(
+        family=FAMILIES[name],
+        vocab_size=integer("vocab_size"),
+        hidden_size=width,
+        intermediate_size=integer("intermediate_size"),
+        layers=integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=_positive(path, fields, "rms_norm_eps", float),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        context_length=integer("max_position_embeddings"),
+        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        qkv_bias=FAMILIES[name] == "qwen2",
+        bos_token_id=next(iter(_token_ids(path, fields, "bos_token_id")), None),
+        eos_token_ids=_end_tokens(path, fields),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -117,39 +125,63 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_rope(fields: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
+def _refuse_others(path: Path, fields: dict[str, Any], field: str) -> None:
+    if fields.get(field) not in (_ONLY[field], None):
+        raise UserError(f"{path}: {field}={fields[field]!r} is not implemented; only {_ONLY[field]!r} is")
+
+
+def _positive(path: Path, fields: dict[str, Any], field: str, kind: type, default: float | None = None) -> float:
+    value = default if fields.get(field) is None else fields[field]
+    if value is None:
+        raise UserError(f"{path}: the field {field} is missing")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value <= 0 or (kind is int and value != int(value)):
+        asked = "integer" if kind is int else "number"
+        raise UserError(f"{path}: {field}={value!r} has the wrong type or sign; it is a positive {asked}")
+    return kind(value)
+
+
+def _read_rope(path: Path, fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """RoPE's base and scaling, in both spellings: rope_theta + rope_scaling, or transformers 5's rope_parameters."""
-    values = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    # The first Llamas' files do not name it; 10000 is what both families then use.
-    theta = values.get("rope_theta", fields.get("rope_theta")) or 10_000.0
+    spelling = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    values = fields.get(spelling) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {spelling}={values!r} is not an object")
+    _refuse_others(path, values, "partial_rotary_factor")
+    # The first Llamas' files do not name the base; 10000 is what both families then use.
+    base = fields if values.get("rope_theta") is None else values
+    theta = _positive(path, base, "rope_theta", float, 10_000.0)
     kind = values.get("rope_type", values.get("type", "default"))
+
+    def number(field: str, kind_of_number: type = float) -> float:
+        if values.get(field) is None:
+            raise UserError(f"{path}: RoPE scaling '{kind}' lacks the field {field}")
+        return _positive(path, values, field, kind_of_number)
+
     if kind == "default":
-        return float(theta), None
-    try:
-        if kind == "linear":
-            return float(theta), RopeScaling("linear", float(values["factor"]))
-        if kind == "llama3":
-            return float(theta), RopeScaling(
-                "llama3",
-                float(values["factor"]),
-                float(values["low_freq_factor"]),
-                float(values["high_freq_factor"]),
-                int(values["original_max_position_embeddings"]),
-            )
-    except KeyError as error:
-        raise UserError(f"{path}: RoPE scaling '{kind}' lacks the field {error.args[0]}") from None
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", number("factor"))
+    if kind == "llama3":
+        factors = [number(field) for field in ("factor", "low_freq_factor", "high_freq_factor")]
+        return theta, RopeScaling("llama3", *factors, int(number("original_max_position_embeddings", int)))
     raise UserError(f"{path}: RoPE scaling '{kind}' is not implemented; known: default, linear, llama3")
 
 
-def _end_tokens(directory: Path, fields: dict[str, Any]) -> tuple[int, ...]:
-    path = directory / "generation_config.json"
-    generation = _read_json(path) if path.exists() else {}
-    ids: list[int] = []
-    for value in (fields.get("eos_token_id"), generation.get("eos_token_id")):
-        for token in value if isinstance(value, list) else [value]:
-            if token is not None and token not in ids:
-                ids.append(int(token))
-    return tuple(ids)
+def _token_ids(path: Path, fields: dict[str, Any], field: str) -> list[int]:
+    value = fields.get(field)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) for i in ids):
+        raise UserError(f"{path}: {field}={value!r} has the wrong type; it is a token's id or a list of them")
+    return ids
+
+
+def _end_tokens(path: Path, fields: dict[str, Any]) -> tuple[int, ...]:
+    ids = _token_ids(path, fields, "eos_token_id")
+    generation = path.with_name("generation_config.json")
+    if generation.exists():
+        ids = [*ids, *_token_ids(generation, _read_json(generation), "eos_token_id")]
+    return tuple(dict.fromkeys(ids))
 
 
 def huggingface_config(architecture: Architecture, dtype: str) -> dict[str, Any]:

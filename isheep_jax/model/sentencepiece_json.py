@@ -12,20 +12,25 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 _SPACE = "▁"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
-def tokenizer_json(model: sentencepiece.SentencePieceProcessor) -> str | None:
+def tokenizer_json(model: sentencepiece.SentencePieceProcessor, begin: int | None) -> str | None:
     """The text of tokenizer.json, or None for what it cannot say exactly.
 
-    It can for BPE with bytes to fall back on, no normalization and spaces kept, as Llama's; other models travel as
-    tokenizer.model alone.
+    begin: the id that is put before every text, if one is. It can for BPE with bytes to fall back on, no normalization
+    and spaces kept, as Llama's, but not with both user-defined symbols and a space put before every text; other models
+    travel as tokenizer.model alone.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    kinds = {piece.type for piece in proto.pieces}
     exact = trainer.model_type == trainer.BPE and trainer.byte_fallback and not normalizer.precompiled_charsmap
-    if not exact or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
+    spaces = normalizer.escape_whitespaces and not normalizer.remove_extra_whitespaces
+    if not exact or not spaces or trainer.treat_whitespace_as_suffix or _UNUSED in kinds:
         return None
+    if normalizer.add_dummy_prefix and _USER_DEFINED in kinds:
+        return None  # the tokenizers library would put the space before each symbol and after it, too
     pieces = [(piece.piece, piece.type, piece.score) for piece in proto.pieces]
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [
@@ -36,7 +41,6 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor) -> str | None:
     if normalizer.add_dummy_prefix:
         steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    begin = model.bos_id()
     return json.dumps(
         {
             "version": "1.0",
@@ -47,7 +51,7 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor) -> str | None:
             ],
             "normalizer": {"type": "Sequence", "normalizers": steps},
             "pre_tokenizer": None,
-            "post_processor": None if begin < 0 else _begin_with(model.id_to_piece(begin), begin),
+            "post_processor": None if begin is None else _begin_with(model.id_to_piece(begin), begin),
             "decoder": {"type": "Sequence", "decoders": decoders},
             "model": {
                 "type": "BPE",

@@ -138,10 +138,7 @@ class Tokenizer:
         else:
             raise UserError(f"{directory} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
         path = directory / "tokenizer_config.json"
-        try:
-            config = json.loads(path.read_text()) if path.exists() else {}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid JSON: {error}") from None
+        config = _read_json(path) if path.exists() else {}
         template = _own_template(directory, config) if chat_template == "auto" else CHAT_TEMPLATES[chat_template]
         return cls(directory, backend, template, config)
 
@@ -157,7 +154,7 @@ class Tokenizer:
         ids = [self._backend.token_id(t) for t in tokens if t]
         path = self._directory / "generation_config.json"
         if path.exists():
-            value = json.loads(path.read_text()).get("eos_token_id")
+            value = _read_json(path).get("eos_token_id")
             ids += value if isinstance(value, list) else [value]
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
@@ -236,20 +233,31 @@ class Tokenizer:
             if (self._directory / name).exists():
                 shutil.copyfile(self._directory / name, directory / name)
         path = directory / "tokenizer_config.json"
-        config = json.loads(path.read_text()) if path.exists() else {}
+        config = _read_json(path) if path.exists() else {}
         config.pop("chat_template", None)
         if isinstance(self._backend, _SentencePiece):
             from isheep_jax.model.sentencepiece_json import tokenizer_json
 
-            if (text := tokenizer_json(self._backend.model)) is not None:
+            if (text := tokenizer_json(self._backend.model, self.bos_id)) is not None:
                 (directory / "tokenizer.json").write_text(text)
                 # Any other class would put its own steps in the place of the file's.
                 config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        else:
+            config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         config |= {name: token for name, token in self._special.items() if token}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if self._template is not None:
             (directory / "chat_template.jinja").write_text(self._template)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
 
 
 def _own_template(directory: Path, config: dict[str, Any]) -> str | None:

@@ -18,6 +18,8 @@ TEMPLATE = (
     "{% else %}<|user|> {{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+SPACES = {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
+SYMBOLS = ["<|user|>", "<|assistant|>", "<|end|>", "\n", "▁red", "▁cat", "▁10"]
 QUESTION = (Message("user", "Copy red cat."),)
 PIECES = [
     "red",
@@ -46,31 +48,33 @@ def random_texts(count=300):
         yield "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 12)))
 
 
-@pytest.fixture(scope="module")
-def sentencepiece_directory(tmp_path_factory) -> Path:
-    """A directory with nothing but tokenizer.model, some of whose pieces are user-defined and begin with a space."""
-    directory = tmp_path_factory.mktemp("sentencepiece")
+def trained_model(**options) -> bytes:
+    """A small SentencePiece model, some of whose pieces are user-defined and begin with a space."""
     rng = random.Random(1)
     words = ["red", "cat", "green", "the", "swap", "Quality", "answer", "reddish", "1", "10", "(", "):", "catalogue"]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([" ".join(rng.choices(words, k=12)) for _ in range(500)]),
         model_writer=model,
-        model_type="bpe",
+        **{"model_type": "bpe", **SPACES, "user_defined_symbols": SYMBOLS} | options,
         vocab_size=340,
         hard_vocab_limit=False,
         byte_fallback=True,
         normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        user_defined_symbols=["<|user|>", "<|assistant|>", "<|end|>", "\n", "▁red", "▁cat", "▁10"],
         unk_id=0,
         bos_id=1,
         eos_id=2,
         pad_id=-1,
         minloglevel=2,
     )
-    (directory / "tokenizer.model").write_bytes(model.getvalue())
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_directory(tmp_path_factory) -> Path:
+    """A directory with nothing but tokenizer.model and a chat template."""
+    directory = tmp_path_factory.mktemp("sentencepiece")
+    (directory / "tokenizer.model").write_bytes(trained_model())
     (directory / "chat_template.jinja").write_text(TEMPLATE)
     return directory
 
@@ -127,6 +131,48 @@ def test_an_export_gives_the_same_ids_here_and_in_transformers(tokenizer, export
     )
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids == tokenizer.encode_prompt(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        ({}, {"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}),
+        ({"add_dummy_prefix": True, "user_defined_symbols": []}, {"tokenizer_class": "LlamaTokenizer"}),
+    ],
+    ids=["no beginning", "a space put first"],
+)
+def test_an_export_keeps_the_ids_whatever_the_tokenizer_puts_first(tmp_path, options, config):
+    from transformers import AutoTokenizer
+
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in" / "tokenizer.model").write_bytes(trained_model(**options))
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(tmp_path / "in")
+    tokenizer.save(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs, again = AutoTokenizer.from_pretrained(tmp_path / "out"), Tokenizer.load(tmp_path / "out")
+    for text in random_texts(100):
+        ids = tokenizer.encode(text)
+        assert again.encode(text) == ids, text
+        assert theirs(text)["input_ids"] == ids, text
+        assert again.decode(ids) == tokenizer.decode(ids), text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"add_dummy_prefix": True}, {"remove_extra_whitespaces": True}, {"treat_whitespace_as_suffix": True}],
+    ids=str,
+)
+def test_a_model_that_tokenizer_json_cannot_say_travels_as_it_is(tmp_path, options):
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in" / "tokenizer.model").write_bytes(trained_model(**options))
+    tokenizer = Tokenizer.load(tmp_path / "in")
+    tokenizer.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    again = Tokenizer.load(tmp_path / "out")
+    assert all(again.encode(text) == tokenizer.encode(text) for text in random_texts(100))
 
 
 def test_an_export_of_an_export_is_the_same_files(export, tmp_path):
@@ -222,6 +268,13 @@ def test_a_directory_without_a_readable_tokenizer_is_said(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a readable SentencePiece model"):
         Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(trained_model())
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        for text in ("{", "[]"):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(UserError, match=rf"{name} is not"):
+                Tokenizer.load(tmp_path)
+        (tmp_path / name).unlink()
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="not a readable tokenizer"):
         Tokenizer.load(tmp_path)
