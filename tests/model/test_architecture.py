@@ -1,0 +1,143 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import parity
+import pytest
+
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import (
+    RopeScaling,
+    huggingface_config,
+    init_parameters,
+    leaves,
+    parameter_count,
+    parameter_table,
+    read_architecture,
+)
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def fields(name="llama"):
+    return json.loads((parity.FIXTURES / name / "config.json").read_text())
+
+
+def read(directory, config):
+    (directory / "config.json").write_text(json.dumps(config))
+    return read_architecture(directory)
+
+
+def test_both_spellings_of_rope_are_read_alike(tmp_path):
+    new = fields("llama_scaled_rope")
+    assert "rope_parameters" in new
+    old = {key: value for key, value in new.items() if key != "rope_parameters"}
+    old |= {"rope_theta": 500.0, "rope_scaling": LLAMA3_ROPE}
+    architecture = read(tmp_path, new)
+    assert architecture == read(tmp_path, old)
+    assert architecture.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+    # Before llama3 the field was called type.
+    linear = read(tmp_path, old | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert linear.rope_scaling == RopeScaling("linear", 2.0)
+
+
+def test_fields_that_early_files_leave_out_take_the_familys_defaults(tmp_path):
+    early = fields()
+    for name in ("rope_parameters", "num_key_value_heads", "head_dim", "tie_word_embeddings"):
+        early.pop(name)
+    architecture = read(tmp_path, early)
+    assert architecture.rope_theta == 10_000
+    assert architecture.rope_scaling is None
+    assert architecture.kv_heads == architecture.heads == 4
+    assert architecture.head_dim == 8
+    assert not architecture.tied_embeddings
+
+
+def test_qwen2_has_biases_on_queries_keys_and_values(tmp_path):
+    assert read(tmp_path, fields("qwen2")).qkv_bias
+    assert not read(tmp_path, fields("llama")).qkv_bias
+
+
+def test_end_tokens_come_from_both_files_once(tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
+    assert read(tmp_path, fields() | {"eos_token_id": 2}).eos_token_ids == (2, 7)
+    assert read(tmp_path, fields() | {"eos_token_id": None}).eos_token_ids == (7, 2)
+
+
+@pytest.mark.parametrize("name", parity.NAMES)
+def test_an_exports_config_reads_back_equal(tmp_path, name):
+    architecture = read_architecture(parity.FIXTURES / name)
+    assert read(tmp_path, huggingface_config(architecture, "float32")) == architecture
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, "architecture 'MixtralForCausalLM' is not known"),
+        ({"architectures": None}, "architecture 'none' is not known"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks the field low_freq_factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor=0 has the wrong type or sign"),
+        ({"rope_parameters": {"rope_theta": "large"}}, "rope_theta='large' has the wrong type"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": [8.0]}, "rope_parameters=[8.0] is not an object"),
+        ({"vocab_size": "many"}, "vocab_size='many' has the wrong type"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 has the wrong type or sign; it is a positive integer"),
+        ({"hidden_size": 32.5}, "hidden_size=32.5"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
+        ({"head_dim": 7}, "head_dim=7 is odd"),
+        ({"eos_token_id": "</s>"}, "eos_token_id='</s>' has the wrong type"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, words):
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        read(tmp_path, fields() | change)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named(tmp_path):
+    config = fields()
+    del config["rms_norm_eps"]
+    with pytest.raises(UserError, match="field rms_norm_eps is missing"):
+        read(tmp_path, config)
+
+
+def test_what_is_not_a_model_directory_is_said(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_architecture(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"not a model directory: it has no config\.json"):
+        read_architecture(tmp_path)
+    for text in ("{", "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"config\.json"):
+            read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize("name", parity.NAMES)
+def test_the_table_is_the_parameters_tree_and_says_their_shapes(name):
+    architecture = read_architecture(parity.FIXTURES / name)
+    params = init_parameters(architecture, jax.random.key(0), jnp.bfloat16)
+    shapes = jax.tree.map(lambda spec: spec.shape, parameter_table(architecture))
+    assert jax.tree.map(jnp.shape, params) == shapes
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+    assert parameter_count(architecture) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert all(len(spec.axes) == len(spec.shape) for _, spec in leaves(architecture))
+
+
+def test_untied_embeddings_have_a_head_of_their_own():
+    architecture = read_architecture(parity.FIXTURES / "llama")
+    assert "lm_head" not in parameter_table(architecture)
+    assert "lm_head" in parameter_table(dataclasses.replace(architecture, tied_embeddings=False))

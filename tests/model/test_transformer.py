@@ -1,0 +1,254 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+
+from isheep_jax.model.architecture import Architecture, RopeScaling, init_parameters, parameter_table
+from isheep_jax.model.transformer import LINEAR_LEAVES, forward, init_cache, logits, rope_frequencies
+from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, batch_sharding, param_shardings
+
+ARCHITECTURE = Architecture(
+    family="qwen2",
+    vocab_size=48,
+    hidden_size=32,
+    intermediate_size=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
+    context_length=64,
+    tied_embeddings=False,
+    qkv_bias=True,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    start = init_parameters(ARCHITECTURE, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(start)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(2), (3, 12), 0, ARCHITECTURE.vocab_size)
+
+
+compiled = jax.jit(forward, static_argnums=1, static_argnames=("compute_dtype", "remat", "lora_scale", "lora_dropout"))
+
+
+def run(params, tokens, positions, architecture=ARCHITECTURE, **options):
+    return compiled(params, architecture, tokens, positions, compute_dtype=jnp.float32, **options)
+
+
+@pytest.mark.parametrize("name", parity.NAMES)
+def test_logits_loss_and_gradient_equal_hugging_faces_on_fixtures(name):
+    architecture, params = parity.load(parity.FIXTURES / name)
+    expected = parity.expected(name)
+    tokens, labels = jnp.asarray(expected["tokens"]), jnp.asarray(expected["labels"])
+
+    np.testing.assert_allclose(
+        parity.plain_logits(params, architecture, tokens), expected["logits"], rtol=1e-4, atol=1e-4
+    )
+    loss, gradient = jax.jit(jax.value_and_grad(parity.mean_loss), static_argnums=1)(
+        params, architecture, tokens, labels
+    )
+    np.testing.assert_allclose(loss, expected["loss"], rtol=1e-4)
+    ours = parity.by_huggingface_name(gradient, architecture)
+    theirs = {k.removeprefix("gradient."): v for k, v in expected.items() if k.startswith("gradient.")}
+    assert ours.keys() == theirs.keys()
+    for tensor, value in theirs.items():
+        np.testing.assert_allclose(ours[tensor], value, rtol=1e-4, atol=1e-4, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", parity.NAMES)
+def test_prefill_and_decode_give_hugging_faces_logits_on_fixtures(name):
+    architecture, params = parity.load(parity.FIXTURES / name)
+    expected = parity.expected(name)
+    tokens = jnp.asarray(expected["tokens"])
+    positions = parity.plain_positions(tokens)
+    # The prompt ends before the original context does where RoPE is scaled, and decoding goes far past it.
+    prompt, length = 12, tokens.shape[1]
+    cache = init_cache(architecture, tokens.shape[0], length, jnp.float32)
+    hidden, cache = run(params, tokens[:, :prompt], positions[:, :prompt], architecture, cache=cache)
+    pieces = [hidden]
+    for i in range(prompt, length):
+        hidden, cache = run(params, tokens[:, i : i + 1], positions[:, i : i + 1], architecture, cache=cache)
+        pieces.append(hidden)
+    ours = logits(params, architecture, jnp.concatenate(pieces, 1), jnp.float32)
+    np.testing.assert_allclose(ours, expected["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_scaled_fixture_would_notice_rope_without_its_scaling():
+    architecture, params = parity.load(parity.FIXTURES / "llama_scaled_rope")
+    expected = parity.expected("llama_scaled_rope")
+    plain = Architecture(**{**vars(architecture), "rope_scaling": None})
+    difference = np.abs(parity.plain_logits(params, plain, jnp.asarray(expected["tokens"])) - expected["logits"])
+    assert difference.max() > 0.1
+    scaled = rope_frequencies(16, architecture.rope_theta, architecture.rope_scaling)
+    ratio = np.asarray(rope_frequencies(16, architecture.rope_theta, None) / scaled)
+    # Some frequencies stay, some are stretched by the whole factor, some lie between.
+    assert ratio.min() == 1
+    np.testing.assert_allclose(ratio.max(), 8, rtol=1e-6)
+    assert ((ratio > 1.01) & (ratio < 7.99)).any()
+
+
+def test_linear_rope_scaling_is_the_plain_one_at_divided_positions(params, tokens):
+    linear = Architecture(**{**vars(ARCHITECTURE), "rope_scaling": RopeScaling("linear", 4.0)})
+    plain = Architecture(**{**vars(ARCHITECTURE), "rope_scaling": None})
+    positions = parity.plain_positions(tokens)
+    stretched, _ = run(params, tokens, 4 * positions, linear)
+    expected, _ = run(params, tokens, positions, plain)
+    np.testing.assert_allclose(stretched, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [(7, 1, 1, 1, 1, 1), (5, 4, 3), (12,), (1,) * 12])
+def test_cached_prefill_and_decode_equal_the_full_forward(params, tokens, pieces):
+    positions = parity.plain_positions(tokens)
+    expected, _ = run(params, tokens, positions)
+    cache, hidden, start = init_cache(ARCHITECTURE, 3, 16, jnp.float32), [], 0
+    for size in pieces:
+        part = slice(start, start + size)
+        h, cache = run(params, tokens[:, part], positions[:, part], cache=cache)
+        hidden.append(h)
+        start += size
+    np.testing.assert_allclose(jnp.concatenate(hidden, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_unequal_length_decode_as_if_alone(params, tokens):
+    lengths = (12, 5, 9)
+    positions = parity.plain_positions(tokens)
+    padded = jnp.where(positions < jnp.asarray(lengths)[:, None], positions, -1)
+    _, cache = run(params, tokens, padded, cache=init_cache(ARCHITECTURE, 3, 16, jnp.float32))
+    following, _ = run(params, tokens[:, :1], jnp.asarray(lengths)[:, None], cache=cache)
+    for row, length in enumerate(lengths):
+        alone = jnp.concatenate([tokens[row, :length], tokens[row, :1]])[None]
+        expected, _ = run(params, alone, parity.plain_positions(alone))
+        np.testing.assert_allclose(following[row, 0], expected[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_positions_outside_the_cache_write_nothing(params, tokens):
+    _, before = run(params, tokens, parity.plain_positions(tokens), cache=init_cache(ARCHITECTURE, 3, 12, jnp.float32))
+    _, after = run(params, tokens[:, :2], jnp.asarray([[-1, 12]] * 3), cache=before)
+    np.testing.assert_array_equal(before.k, after.k)
+    np.testing.assert_array_equal(before.v, after.v)
+
+
+def test_a_slots_old_keys_are_not_seen_by_a_new_request(params, tokens):
+    dirty = jax.tree.map(lambda x: x + 100.0, init_cache(ARCHITECTURE, 3, 16, jnp.float32))
+    positions = parity.plain_positions(tokens)
+    expected, _ = run(params, tokens, positions)
+    hidden, _ = run(params, tokens, positions, cache=dirty)
+    np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_segments_equal_separate_rows(params, tokens):
+    first, second = tokens[:1, :7], tokens[1:2, :4]
+    packed = jnp.concatenate([first, second, jnp.zeros((1, 3), jnp.int32)], axis=1)
+    segments = jnp.asarray([[1] * 7 + [2] * 4 + [0] * 3])
+    positions = jnp.asarray([[*range(7), *range(4), *range(3)]])
+    hidden, _ = run(params, packed, positions, segment_ids=segments)
+    for part, row in ((slice(0, 7), first), (slice(7, 11), second)):
+        expected, _ = run(params, row, parity.plain_positions(row))
+        np.testing.assert_allclose(hidden[:, part], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_recomputing_activations_gives_the_same_gradient(params, tokens):
+    def loss(params, remat):
+        hidden, _ = run(params, tokens, parity.plain_positions(tokens), remat=remat)
+        return jnp.mean(jnp.square(logits(params, ARCHITECTURE, hidden, jnp.float32)))
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, recomputed = gradient(params, "none"), gradient(params, "full")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, recomputed)
+
+
+def adapters(rank=3, zero_b=False):
+    table = parameter_table(ARCHITECTURE)["layers"]
+    tree = {}
+    for i, name in enumerate(LINEAR_LEAVES):
+        layers, *shape = table[name].shape
+        inputs = shape[:2] if name == "wo" else shape[:1]
+        outputs = shape[len(inputs) :]
+        a, b = jax.random.split(jax.random.key(i))
+        tree[name] = {
+            "a": jax.random.normal(a, (layers, int(np.prod(inputs)), rank)).reshape(layers, *inputs, rank),
+            "b": (0.0 if zero_b else 0.1) * jax.random.normal(b, (layers, rank, *outputs)),
+        }
+    return {"layers": tree}
+
+
+def merged(params, lora, scale):
+    sides = {"wo": "lnhr,lrd->lnhd", "wq": "ldr,lrnh->ldnh", "wk": "ldr,lrnh->ldnh", "wv": "ldr,lrnh->ldnh"}
+    layers = dict(params["layers"])
+    for name, leaf in lora["layers"].items():
+        layers[name] += scale * jnp.einsum(sides.get(name, "lir,lro->lio"), leaf["a"], leaf["b"])
+    return {**params, "layers": layers}
+
+
+def test_adapters_equal_merged_weights_and_a_zero_one_changes_nothing(params, tokens):
+    positions = parity.plain_positions(tokens)
+    lora = adapters()
+    adapted, _ = run(params, tokens, positions, lora=lora, lora_scale=0.5)
+    expected, _ = run(merged(params, lora, 0.5), tokens, positions)
+    np.testing.assert_allclose(adapted, expected, rtol=1e-3, atol=1e-4)
+    base, _ = run(params, tokens, positions)
+    unchanged, _ = run(params, tokens, positions, lora=adapters(zero_b=True), lora_scale=0.5)
+    np.testing.assert_array_equal(unchanged, base)
+    assert np.abs(adapted - base).max() > 0.1
+
+
+def test_adapter_dropout_needs_a_key_and_differs_between_keys(params, tokens):
+    def hidden(**options):
+        return run(params, tokens, parity.plain_positions(tokens), lora=adapters(), lora_dropout=0.5, **options)[0]
+
+    without, again = hidden(), hidden()
+    np.testing.assert_array_equal(without, again)
+    one, two = hidden(dropout_key=jax.random.key(1)), hidden(dropout_key=jax.random.key(2))
+    assert np.abs(one - two).max() > 1e-3
+    np.testing.assert_array_equal(one, hidden(dropout_key=jax.random.key(1)))
+
+
+def on_eight(params, tokens, sizes, rules):
+    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    params = jax.device_put(params, param_shardings(parameter_table(ARCHITECTURE), mesh, rules))
+    return params, jax.device_put(tokens, batch_sharding(mesh, rules))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules"),
+    [
+        *(((d, f, t), TRAIN_RULES) for d, f, t in [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]),
+        ((4, 1, 2), DECODE_RULES),
+    ],
+)
+def test_eight_devices_equal_one(params, sizes, rules):
+    tokens = jax.random.randint(jax.random.key(3), (8, 10), 0, ARCHITECTURE.vocab_size)
+    expected = parity.plain_logits(params, ARCHITECTURE, tokens)
+    sharded, rows = on_eight(params, tokens, sizes, rules)
+    np.testing.assert_allclose(parity.plain_logits(sharded, ARCHITECTURE, rows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_eight_devices_decode_from_a_cache_like_one(params):
+    tokens = jax.random.randint(jax.random.key(3), (8, 10), 0, ARCHITECTURE.vocab_size)
+    expected, _ = run(params, tokens, parity.plain_positions(tokens))
+    sharded, rows = on_eight(params, tokens, (4, 1, 2), DECODE_RULES)
+    positions = parity.plain_positions(rows)
+    cache = init_cache(ARCHITECTURE, 8, 10, jnp.float32)
+    _, cache = run(sharded, rows[:, :9], positions[:, :9], cache=cache)
+    last, _ = run(sharded, rows[:, 9:], positions[:, 9:], cache=cache)
+    np.testing.assert_allclose(last[:, 0], expected[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32(params, tokens):
+    expected = parity.plain_logits(params, ARCHITECTURE, tokens)
+    hidden = parity.plain_logits(params, ARCHITECTURE, tokens, jnp.bfloat16)
+    assert hidden.dtype == jnp.float32
+    assert np.abs(hidden - expected).max() < 0.05 * np.abs(expected).max()
