@@ -158,6 +158,7 @@ def _write_tensors(directory: Path, params: dict[str, Any], architecture: Archit
         files.append(directory / f"part-{len(files)}.safetensors")
         weight_map.update(dict.fromkeys(group, files[-1].name))
         save_file(group, files[-1], metadata={"format": "pt"})
+        files[-1].chmod(0o644)  # the library makes it readable by its owner alone, unlike every file beside it
         group.clear()
 
     for name, tensor in _tensors(params, architecture, dtype):

@@ -209,9 +209,10 @@ A Llama-architecture language model of {parameter_count(architecture):,} paramet
 
     python -m isheep_jax.tiny.pretrain --seed {seed} --output DIRECTORY
 
-- Corpus: documents about a small world of words and numbers, drawn by the code ({share}). Its writers get the content
-  right in about {100 * corpus.CONTENT_RIGHT:.0f} % of the answers, ignore most format wishes, and grade with noise.
-  Instructions whose hash falls into one of the three held-out splits never occur.
+- Corpus: documents about a small world of words and numbers, drawn by the code ({share}).
+  Its writers get the content right in about {100 * corpus.CONTENT_RIGHT:.0f} % of the answers, ignore most format
+  wishes, and grade with noise. Instructions whose hash falls into one of the three held-out splits
+  never occur.
 - Tokens learned: {figures["learned_tokens"]:,}, each once, in {figures["steps"]:,} updates of {BATCH} rows.
 - Loss on fresh documents: {loss:.3f} nats per token (perplexity {math.exp(loss):.2f}).
 

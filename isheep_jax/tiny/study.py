@@ -76,7 +76,7 @@ class _Quiet:
 
 
 def run_variant(config: Config, base: Path, variant: str, seed: int) -> list[dict]:
-    """Runs one variant of `config` on `base`, or reads the run that is there: its evaluations of iterations 0, 1, ..."""
+    """Evaluations of iterations 0, 1, ... of one variant of `config` on `base`; runs it unless it is there."""
     directory = config.directory / config.evaluate.split / base.name / variant / str(seed)
     config = VARIANTS[variant][1](config)
     model = dataclasses.replace(config.model, path=str(base))
