@@ -25,6 +25,9 @@ from isheep_jax.tiny import CHECKPOINT
 # Programs that compile faster than this are not worth a file in the compilation cache (seconds).
 SHORTEST_CACHED_COMPILATION = 0.3
 
+# Of the trainer's metrics of an update, those that a person sees beside the progress.
+SHOWN = ("loss", "validation_loss")
+
 
 class JaxBackend:
     """The `Backend` of the loop. Holds the weights of one model at a time.
@@ -108,7 +111,7 @@ class JaxBackend:
             directory=checkpoints,
             seed=seed_of(self._config.seed, f"{iteration}/fine-tune"),
             compute_dtype=self._dtype,
-            on_step=on_step,
+            on_step=lambda step, total, metrics: on_step(step, total, {k: metrics[k] for k in SHOWN if k in metrics}),
         )
         save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
         return dataclasses.asdict(result)

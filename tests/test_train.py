@@ -13,6 +13,7 @@ import pytest
 
 from isheep_jax.command import command_line, disk_is_full, run_command
 from isheep_jax.errors import UserError
+from isheep_jax.train import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,10 +83,10 @@ def test_a_full_disk_is_recognised_also_when_a_library_wraps_it(error):
 
 
 def exit_code_and_line(capsys, raised):
-    def main(arguments):
+    def fail(arguments):
         raise raised
 
-    code = run_command(main, "isheep_jax.train")
+    code = run_command(fail, "isheep_jax.train")
     return code, capsys.readouterr().err.strip()
 
 
@@ -153,19 +154,22 @@ SMALL = [
         (["--model.path={tmp}"], ["{tmp}", "config.json"]),
         (["--mesh.fsdp=3"], ["mesh", "3", "8"]),
         (["--mesh.tensor=8", "--mesh.fsdp=1"], ["mesh.tensor", "8"]),
+        (["--sft.batch_rows=9"], ["sft.batch_rows", "9", "8 or 16"]),
+        (["--decode.context=1024"], ["decode.context", "1024", "512"]),
         (["--synthesize.seeds=/nowhere.jsonl"], ["seeds", "/nowhere.jsonl"]),
         (["--workdir={tmp}/other"], ["{tmp}/other", "something else"]),
         (["--workdir=/proc/x"], ["/proc/x", "write"]),
     ],
 )
-def test_bad_input_leaves_nothing_behind(small_checkpoint, tmp_path, settings, words):
+def test_bad_input_leaves_nothing_behind(small_checkpoint, tmp_path, settings, words, monkeypatch, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     settings = [s.format(tmp=tmp_path) for s in settings]
     before = sorted(tmp_path.rglob("*"))
-    result = run(*SMALL, f"--model.path={small_checkpoint}", f"--workdir={tmp_path}/run", *settings)
-    assert result.returncode == 2, result.stderr
-    (line,) = result.stderr.splitlines()
+    arguments = [*SMALL, f"--model.path={small_checkpoint}", f"--workdir={tmp_path}/run", *settings]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    assert run_command(main, "isheep_jax.train") == 2
+    (line,) = capsys.readouterr().err.splitlines()
     for word in words:
         assert word.format(tmp=tmp_path) in line
     assert sorted(tmp_path.rglob("*")) == before
