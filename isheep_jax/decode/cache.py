@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.transformer import KVCache, init_cache
+from isheep_jax.sharding import DECODE_RULES, batch_sharding
 
 # Below this, a further bucket would save less time in prefill than its compilation costs.
 _SHORTEST_BUCKET = 32
@@ -36,7 +37,7 @@ def bucket_of(length: int, context: int) -> int:
 
 def data_shards(mesh: Mesh | None) -> int:
     """Groups of devices that hold different rows of a batch while decoding."""
-    return 1 if mesh is None else mesh.shape["data"]
+    return 1 if mesh is None else mesh.shape[DECODE_RULES["batch"]]
 
 
 def prefill_rows(bucket: int, mesh: Mesh | None) -> int:
@@ -53,15 +54,16 @@ def check_rows(setting: str, rows: int, mesh: Mesh | None) -> None:
 
 
 def constrain_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
-    """Rows of a cache [L, B, S, K, H] over `data`, its heads over `tensor`."""
+    """Rows and heads of a cache [L, B, S, K, H] split by the decode rules."""
     if mesh is None:
         return cache
-    return jax.lax.with_sharding_constraint(cache, NamedSharding(mesh, P(None, "data", None, "tensor", None)))
+    split = P(None, DECODE_RULES["batch"], None, DECODE_RULES["kv_heads"], None)
+    return jax.lax.with_sharding_constraint(cache, NamedSharding(mesh, split))
 
 
 def constrain_rows(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The first axis of an array over `data`."""
-    return rows if mesh is None else jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, P("data")))
+    """The first axis of an array split by the decode rules."""
+    return rows if mesh is None else jax.lax.with_sharding_constraint(rows, batch_sharding(mesh, DECODE_RULES))
 
 
 def replicate(array: jax.Array, mesh: Mesh | None) -> jax.Array:

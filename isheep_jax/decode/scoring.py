@@ -50,8 +50,9 @@ def score_choices(
     """
     groups: dict[tuple[int, int], list[_Item]] = {}
     for request in requests:
+        prompt = tokenizer.encode_prompt(request.prompt)
         try:
-            item = _tokenize(tokenizer, request, choices, context)
+            item = _tokenize(tokenizer, request, prompt, choices, context)
         except UserError as error:
             yield ChoiceScores(request.id, error=str(error))
         else:
@@ -71,8 +72,7 @@ def score_choices(
                 yield ChoiceScores(item.id, tuple(row))
 
 
-def _tokenize(tokenizer: Tokenizer, request: Request, choices: Sequence[str], context: int) -> _Item:
-    prompt = tokenizer.encode_prompt(request.prompt)
+def _tokenize(tokenizer: Tokenizer, request: Request, prompt: list[int], choices: Sequence[str], context: int) -> _Item:
     if not prompt:
         raise UserError("the prompt is empty")
     encoded = [tokenizer.encode_choice(request.prompt, choice) for choice in choices]

@@ -70,10 +70,11 @@ class TableTokenizer:
         return together[len(alone) :]
 
 
+@jax.jit
 def random_parameters(seed: int) -> dict:
     """Weights large enough that the next token depends on the whole context and varies."""
     params = init_parameters(ARCHITECTURE, jax.random.key(seed), jnp.float32)
-    return jax.tree.map(lambda leaf: leaf if leaf.std() == 0 else leaf * (0.4 / leaf.std()), params)
+    return jax.tree.map(lambda leaf: leaf * jnp.where(leaf.std() > 0, 0.4 / leaf.std(), 1.0), params)
 
 
 def make_engine(params: dict, *, seed: int = 0, mesh=None, **settings) -> Engine:
