@@ -34,10 +34,15 @@ class Checkpoints:
         self.directory = Path(directory).resolve()
         self.fingerprint = fingerprint
         self._policy = _LatestAndBest()
+        context = ocp.Context()
+        context.checkpointables.registry = ocp.handlers.local_registry()
+        # Unnamed, a dict of numbers would be taken for a tree of arrays, each number in a file of its own.
+        context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name="progress")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
+                context=context,
                 preservation_policy=self._policy,
                 # Asked by `preemption`; `save` itself is forced.
                 save_decision_policy=ocp.training.save_decision_policies.PreemptionCheckpointingPolicy(),

@@ -166,8 +166,6 @@ def _train(
         batch = data.on_devices(next(iterator), run.batch_sharding)
         state, metrics = run.train_step(state, base, batch, rates[step - 1], np.uint32(step), seed)
         metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["gradient_norm"]):
-            raise UserError(f"sft.learning_rate: the loss is not finite at update {step} of {total}; lower it")
         progress.losses.append(metrics["loss"])
         progress.tokens.append(int(metrics["tokens"]))
         metrics["learning_rate"] = float(rates[step - 1])
@@ -176,6 +174,8 @@ def _train(
         if due and validation_batches:
             metrics["validation_loss"] = _validation_loss(run, state.weights, base, validation_batches)
             progress.validation_losses.append((step, metrics["validation_loss"]))
+        if not all(map(math.isfinite, metrics.values())):
+            raise UserError(f"sft.learning_rate: the loss is not finite at update {step} of {total}; lower it")
         if due or checkpoints.preemption(step):
             progress.position = iterator.get_state()
             checkpoints.save(step, state.weights, state.optimizer, dataclasses.asdict(progress), progress.best_step)

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -91,3 +94,21 @@ def test_a_directory_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: checkpoints cannot be written here"):
         Checkpoints(tmp_path / "file", FINGERPRINT)
+
+
+def test_a_checkpoint_whose_deletion_was_interrupted_is_no_obstacle(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 2, 2), save(checkpoints, 4, 2)
+    (tmp_path / "2" / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(tmp_path / "2" / "weights")
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        assert restore(checkpoints)[0] == 4
+        save(checkpoints, 6, 6)
+    assert steps(tmp_path) == {"6"}
+
+
+def test_the_progress_is_one_readable_file(tmp_path):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 3)
+    stored = json.loads((tmp_path / "3" / "progress" / "data.json").read_text())
+    assert stored == {"fingerprint": FINGERPRINT, "losses": [0.5, 0.5, 0.5]}

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from small_model import LetterTokenizer, copying, example
 
+from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.sft import data
+from isheep_jax.tiny import CHECKPOINT
 
 SIZES = {"sequence_length": 32, "batch_rows": 4}
 
@@ -32,6 +34,16 @@ def test_only_the_response_and_the_end_of_turn_are_trained():
     trained = columns[:, data.TRAINED] == 1
     assert columns[:, data.TOKEN].tolist() == [0, 3, 4, 5, 2, 6, 7]
     assert columns[trained, data.TARGET].tolist() == [6, 7, 1]
+
+
+def test_the_embedded_models_tokenizer_trains_the_response_and_its_end():
+    tokenizer = Tokenizer.load(CHECKPOINT)
+    asked = example("a", "Repeat the words: RED BLUE", "RED BLUE")
+    (columns,) = data.tokenize(tokenizer, [asked], 128).columns
+    trained = columns[columns[:, data.TRAINED] == 1, data.TARGET]
+    assert tokenizer.decode(trained).strip() == asked.response
+    assert trained[-1] in tokenizer.eos_ids
+    assert columns[: -len(trained), data.TRAINED].sum() == 0
 
 
 def test_a_long_example_is_cut_and_counted_and_one_without_response_is_left_out():
