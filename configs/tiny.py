@@ -30,7 +30,7 @@ def config() -> Config:
             samples=4, temperature=(0.6,), top_p=1.0, max_tokens=40, base_prompt="chat", rules="basic"
         ),
         assess=AssessConfig(judge="current", read="expected"),
-        select=SelectConfig(rule="top_fraction", fraction=0.3, buckets="sentences", following_ceiling=7.5),
+        select=SelectConfig(rule="top_fraction", fraction=0.3, buckets="opening", following_ceiling=7.5),
         sft=SFTConfig(
             method="full",
             learning_rate=3e-4,

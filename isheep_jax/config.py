@@ -111,9 +111,9 @@ class SelectConfig:
     """Each score must be strictly above this (1 to 10)."""
     fraction: float = 0.3
     """Share of the instructions that top_fraction and random keep (0 to 1)."""
-    buckets: Literal["none", "sentences"] = "none"
-    """'sentences': top_fraction and random keep the same share among instructions of one, two, three and more
-    sentences, so that easy instructions do not crowd out the others."""
+    buckets: Literal["none", "sentences", "opening"] = "none"
+    """Groups of instructions of which top_fraction and random keep the same share, so that no kind that scores well
+    crowds out the others. 'sentences': by number of sentences (1, 2, 3, more). 'opening': also by first word."""
     following_ceiling: float = 10.0
     """A following score above this counts as this (1 to 10), so that quality decides among pairs that all follow."""
     at_least: int = 1

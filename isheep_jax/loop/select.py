@@ -61,9 +61,6 @@ def _gather(settings: SelectConfig, pairs: Sequence[Pair], scores: Sequence[Scor
             chances = [probability_above(s, settings.threshold) for s in (score.quality, score.following)]
             if None not in chances:
                 above = round(chances[0] * chances[1], 4)
-        bucket = ""
-        if settings.buckets == "sentences":
-            bucket = str(min(4, sentences(pair.instruction)))
         records.append(
             Selected(
                 id=pair.id,
@@ -75,11 +72,22 @@ def _gather(settings: SelectConfig, pairs: Sequence[Pair], scores: Sequence[Scor
                 following=following,
                 sum=total,
                 above=above,
-                bucket=bucket,
+                bucket=_bucket(settings, pair.instruction),
                 verdict=verdict,
             )
         )
     return records
+
+
+def _bucket(settings: SelectConfig, instruction: str) -> str:
+    """The name of an instruction's bucket."""
+    if settings.buckets == "none":
+        return ""
+    length = str(min(4, sentences(instruction)))
+    if settings.buckets == "sentences":
+        return length
+    word = re.search(r"\w+", instruction)
+    return f"{length} {word.group().lower() if word else ''}"
 
 
 def _one_per_instruction(records: Sequence[Selected], settings: SelectConfig, rng: random.Random) -> set[str]:
@@ -115,16 +123,29 @@ def _rule(
     buckets: dict[str, list[Selected]] = {}
     for record in candidates:
         buckets.setdefault(record.bucket, []).append(record)
+    # 'random' keeps as many as 'top_fraction' would: unscored instructions do not count there either.
+    sizes = {name: sum(r.instruction_id in scored for r in bucket) for name, bucket in sorted(buckets.items())}
     verdicts = {}
-    for _, bucket in sorted(buckets.items()):
-        # 'random' keeps as many as 'top_fraction' would: unscored instructions do not count there either.
-        count = int(settings.fraction * sum(r.instruction_id in scored for r in bucket) + 0.5)
+    for name, count in _shares(settings.fraction, sizes).items():
         if settings.rule == "random":
-            stay = {r.id for r in rng.sample(bucket, count)}
-            verdicts |= {r.id: dropped("not drawn") for r in bucket if r.id not in stay}
+            stay = {r.id for r in rng.sample(buckets[name], count)}
+            verdicts |= {r.id: dropped("not drawn") for r in buckets[name] if r.id not in stay}
         else:
-            verdicts |= {r.id: dropped("not in the top fraction") for r in _best_first(bucket)[count:]}
+            verdicts |= {r.id: dropped("not in the top fraction") for r in _best_first(buckets[name])[count:]}
     return verdicts
+
+
+def _shares(fraction: float, sizes: dict[str, int]) -> dict[str, int]:
+    """How many to keep of each bucket: the fraction of all in total, split by largest remainders.
+
+    Rounding each bucket by itself would keep too few, or none, where buckets are small.
+    """
+    exact = {name: fraction * size for name, size in sizes.items()}
+    shares = {name: int(share) for name, share in exact.items()}
+    missing = int(fraction * sum(sizes.values()) + 0.5) - sum(shares.values())
+    for name in sorted(exact, key=lambda name: (shares[name] - exact[name], name))[:missing]:
+        shares[name] += 1
+    return shares
 
 
 def _too_few(settings: SelectConfig, iteration: int, records: Sequence[Selected]) -> str:

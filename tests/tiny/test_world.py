@@ -55,16 +55,16 @@ def test_parsing_an_instruction_gives_the_item_back():
         assert world.parse_instruction(item.instruction) == item
 
 
-@pytest.mark.parametrize("text", ["", "Copy.", "Name the kind of hot.", "Add one to 31.", "Copy cat. Copy dog.", "Hello"])
+@pytest.mark.parametrize(
+    "text", ["", "Copy.", "Name the kind of hot.", "Add one to 31.", "Copy cat. Copy dog.", "Hello"]
+)
 def test_what_is_not_of_this_world_has_no_item(text):
     assert world.parse_instruction(text) is None
 
 
 def test_splits_are_disjoint_by_meaning_and_stable():
     meanings = {
-        split: {
-            (i.task, i.arguments, frozenset(i.constraints)) for i in evaluate.split_items(split, evaluate.PROMPTS)
-        }
+        split: {(i.task, i.arguments, frozenset(i.constraints)) for i in evaluate.split_items(split, evaluate.PROMPTS)}
         for split in world.SPLITS
     }
     assert all(len(m) == evaluate.PROMPTS for m in meanings.values())

@@ -1,0 +1,77 @@
+"""The embedded base model is what its card and the README say: right in content, deaf to format, a fair judge."""
+
+import math
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from isheep_jax.config import DecodeConfig, EvaluateConfig
+from isheep_jax.decode.engine import Engine
+from isheep_jax.decode.requests import Request
+from isheep_jax.loop.templates import load
+from isheep_jax.model.architecture import read_architecture
+from isheep_jax.model.conversation import Message
+from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.model.weights import load_parameters
+from isheep_jax.sharding import AXES, DECODE_RULES, decode_mesh
+from isheep_jax.tiny import CHECKPOINT, corpus, evaluate, vocabulary
+
+
+@pytest.fixture(scope="module")
+def base() -> Engine:
+    mesh = decode_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES), 1)
+    architecture = read_architecture(CHECKPOINT)
+    params = load_parameters(CHECKPOINT, architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32)
+    config = DecodeConfig(slots=64, chunk=16, context=128, score_batch=64)
+    tokenizer = Tokenizer.load(CHECKPOINT)
+    return Engine(params, architecture, tokenizer, config, mesh=mesh, seed=0, compute_dtype=jnp.float32)
+
+
+def test_it_is_at_most_ten_megabytes():
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 10e6
+
+
+def test_every_word_of_the_world_is_one_token_and_the_template_is_the_corpus_form():
+    tokenizer = Tokenizer.load(CHECKPOINT)
+    for word in vocabulary.single_tokens():
+        assert len(tokenizer.encode(f" {word}", bos=False)) == 1
+    item = evaluate.split_items("development", 1)[0]
+    rendered = tokenizer.render((Message("user", item.instruction),), item.response)
+    assert rendered == "<s>" + corpus.CHAT_FORM.format(instruction=item.instruction, response=item.response)
+
+
+def test_it_answers_right_but_ignores_formats(base):
+    result = evaluate.evaluator(EvaluateConfig(split="development", prompts=200))(base, lambda done, total: None)
+    assert result["content"] > 0.95
+    assert result["accuracy"] < 0.25
+    assert result["unfinished"] == 0
+
+
+def test_it_grades_imperfectly_but_far_better_than_chance(base):
+    rng = random.Random(0)
+    templates = load("tiny")
+    graded = [(item, *corpus.graded_response(item, rng)) for item in evaluate.split_items("development", 200)]
+    for criterion, good in (
+        ("quality", [right for _, _, right, _ in graded]),
+        ("following", [ignored == 0 for *_, ignored in graded]),
+    ):
+        requests = [
+            Request(str(i), templates.score(criterion, item.instruction, "", response))
+            for i, (item, response, _, _) in enumerate(graded)
+        ]
+        scores = {s.id: s.logprobs for s in base.score(requests, templates.choices)}
+        expected = [sum(n * math.exp(p) for n, p in enumerate(scores[str(i)], 1)) for i in range(len(graded))]
+        assert min(sum(map(math.exp, scores[str(i)])) for i in range(len(graded))) > 0.9
+        pairs = [(a, b) for a, g in zip(expected, good) if g for b, h in zip(expected, good) if not h]
+        area = sum(a > b for a, b in pairs) / len(pairs)
+        assert area > 0.8
+
+
+def test_the_card_says_how_it_was_made():
+    card = (CHECKPOINT / "README.md").read_text()
+    assert "python -m isheep_jax.tiny.pretrain --seed 1" in card
+    assert "What it is not" in card
