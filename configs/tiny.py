@@ -2,6 +2,8 @@
 
 Command:  python -m isheep_jax.train --config=tiny
 Hardware: two CPU cores, 2 GB of memory.
+Time:     about two minutes on two cores, measured.
+Result:   held-out accuracy from .14 to about .9 in three iterations, measured; the README has the table.
 """
 
 from isheep_jax.config import (

@@ -74,7 +74,31 @@ def test_buckets_keep_the_same_share_of_every_length():
     assert [lengths.count(n) for n in (1, 2, 3, 4)] == [5, 5, 5, 15]
 
 
-@pytest.mark.parametrize("buckets", ["none", "sentences"])
+def test_a_kind_of_task_that_scores_low_in_general_keeps_its_share_by_its_opening_word():
+    words = ["Add", "add", "Count", "Swap"]
+    # Add is scored low whatever the answer: by sentences alone it would lose every place.
+    scores = [(2.0 if i % 4 < 2 else 9.0, 9.0 - i / 100) for i in range(40)]
+    settings = {"rule": "top_fraction", "fraction": 0.3}
+    openings = {}
+    for buckets in ("sentences", "opening"):
+        chosen_by = SelectConfig(buckets=buckets, **settings)
+        ids, _ = chosen(chosen_by, scores, text=lambda i: f"{words[i % 4]} this. Do it.")
+        openings[buckets] = [words[int(id[2:8]) % 4].lower() for id in ids]
+    assert set(openings["sentences"]) == {"count", "swap"}
+    assert [openings["opening"].count(word) for word in ("add", "count", "swap")] == [6, 3, 3]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_small_buckets_keep_the_fraction_in_total(fraction):
+    # Every instruction but the first hundred begins with a word of its own: each bucket alone would round to none.
+    settings = SelectConfig(rule="top_fraction", fraction=fraction, buckets="opening")
+    words = ["Common"] * 100 + [f"word{i}" for i in range(100)]
+    ids, _ = chosen(settings, some_scores(200), text=lambda i: f"{words[i]} task.")
+    assert len(ids) == round(200 * fraction)
+    assert sum(int(id[2:8]) < 100 for id in ids) == round(100 * fraction)
+
+
+@pytest.mark.parametrize("buckets", ["none", "sentences", "opening"])
 def test_random_keeps_as_many_per_bucket_as_the_top_fraction_and_never_looks_at_scores(buckets):
     top = SelectConfig(rule="top_fraction", fraction=0.3, buckets=buckets)
     blind = SelectConfig(rule="random", fraction=0.3, buckets=buckets, at_most=15)
