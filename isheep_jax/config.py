@@ -121,7 +121,8 @@ class SelectConfig:
     at_most: int = 3000
     """At most this many pairs are kept (count)."""
     at_most_order: Literal["best", "first"] = "best"
-    """Which pairs stay when at_most cuts: the best by score, or the first in the order of generation."""
+    """Which pairs stay when at_most cuts: the best by score, or the first in the order of generation (as always with
+    the rules 'random' and 'none', which never look at scores)."""
 
 
 @dataclass(frozen=True)

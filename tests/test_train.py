@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -138,8 +139,9 @@ SMALL = [
     "--synthesize.instructions=8",
     "--respond.samples=2",
     "--select.fraction=1",
-    "--evaluate.tasks=",
+    "--evaluate.prompts=64",
     "--sft.epochs=2",
+    "--sft.checkpoint_every=1",
     "--sft.batch_rows=8",
     "--decode.context=512",
     "--decode.slots=16",
@@ -185,7 +187,6 @@ def results(directory: Path) -> dict[str, bytes]:
             "**/model/*",
             "**/evaluation.json",
             "**/summary.json",
-            "config.json",
         )
         for path in directory.glob(pattern)
         if path.is_file()
@@ -233,33 +234,38 @@ def test_generate_takes_the_newest_model_of_a_run(finished):
     assert result.returncode == 0, result.stderr
 
 
-def kill_after(seconds: float, arguments: list[str]) -> bool:
-    """Starts the command and kills it; whether it was still running."""
+def files(directory: Path) -> set[Path]:
+    """What lies in a run directory, also half-written, but for the log."""
+    found = set()
+    for place, _, names in os.walk(directory):  # rglob stops where a directory vanishes under it
+        found |= {Path(place, name) for name in names}
+    return found - {directory / "log.txt"}
+
+
+def kill_when_something_is_written(arguments: list[str], directory: Path, delay: float) -> int:
+    """Starts the command and kills it `delay` seconds after it wrote a file; its exit code (-9: killed)."""
+    before = files(directory)
     command = [sys.executable, "-m", "isheep_jax.train", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    try:
-        process.wait(seconds)
-        return False
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return True
+    while process.poll() is None:
+        if files(directory) - before:
+            time.sleep(delay)
+            process.kill()
+            break
+        time.sleep(0.002)
+    return process.wait()
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_many_instants_ends_with_the_same_files(finished, tmp_path):
+def test_a_run_killed_at_every_step_ends_with_the_same_files(finished, tmp_path):
     reference, arguments, _ = finished
     arguments = [*arguments, f"--workdir={tmp_path}/run"]
-    begun = time.monotonic()
-    run(*arguments[:-1], f"--workdir={tmp_path}/timed")
-    whole = time.monotonic() - begun
-    for instant in range(1, 21):
-        # From before the first stage to the end of the whole run.
-        kill_after(whole * instant / 20, arguments)
-    assert run(*arguments).returncode == 0
-    changed = {"config.json"}  # names its workdir
-    expected = {name: data for name, data in results(reference).items() if name not in changed}
-    assert {name: data for name, data in results(tmp_path / "run").items() if name not in changed} == expected
+    kills = 0
+    while code := kill_when_something_is_written(arguments, tmp_path / "run", delay=0.05 * (kills % 4)):
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert kills >= 10
+    assert results(tmp_path / "run") == results(reference)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
@@ -278,7 +284,6 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(finished, tmp_path
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         result = run(*arguments, f"--workdir={disk}/run")
         assert result.returncode == 0, result.stderr
-        expected = {name: data for name, data in results(reference).items() if name != "config.json"}
-        assert {name: data for name, data in results(disk / "run").items() if name != "config.json"} == expected
+        assert results(disk / "run") == results(reference)
     finally:
         subprocess.run(["umount", disk], check=True)

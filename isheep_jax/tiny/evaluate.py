@@ -35,8 +35,8 @@ def evaluator(config: EvaluateConfig) -> Callable:
     """The loop's evaluator: answers the split's prompts with temperature 0 and counts what is right.
 
     Returns accuracy (the whole response is right), its standard error and count; beside it content (right apart from
-    format), tasks, constraints and constraint_counts (accuracies of the parts), malformed (share of unfinished
-    responses), and examples.
+    format), constraints_obeyed, the accuracies by task, constraint and number of constraints, unfinished (share of the
+    responses that were cut off), and examples.
     """
     items = split_items(config.split, config.prompts)
 
