@@ -3,6 +3,7 @@
 python -m isheep_jax.generate --model runs/tiny --prompt "..."
 """
 
+import dataclasses
 import json
 import re
 import sys
@@ -130,7 +131,8 @@ def complete(config: GenerateConfig, directory: Path, prompts: Sequence[str]) ->
     requests = [Request(str(i), text if bare else (Message("user", text),)) for i, text in enumerate(prompts)]
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens, config.stop)
     completions = {c.id: c for c in engine.generate(requests, sampling)}
-    return [completions[request.id] for request in requests]
+    # A template may put a space before an answer; the loop strips it too.
+    return [c if bare else dataclasses.replace(c, text=c.text.strip()) for c in (completions[r.id] for r in requests)]
 
 
 def find_model(path: str) -> Path:
