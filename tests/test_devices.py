@@ -1,0 +1,87 @@
+"""The whole loop on eight virtual devices does what it does on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# At temperature 0 a record depends on numbers only where two tokens are all but equally probable.
+SETTINGS = [
+    "--config=tiny",
+    "--iterations=2",
+    "--synthesize.instructions=24",
+    "--synthesize.temperature=0",
+    "--respond.samples=1",
+    "--respond.temperature=0",
+    "--select.fraction=0.5",
+    "--sft.epochs=2",
+    "--sft.batch_rows=8",
+    "--sft.validation_fraction=0.2",
+    "--evaluate.prompts=32",
+    "--decode.slots=16",
+    "--decode.score_batch=16",
+]
+
+
+def finished_run(directory: Path, devices: int, *settings: str) -> Path:
+    result = subprocess.run(
+        [sys.executable, "-m", "isheep_jax.train", *SETTINGS, *settings, f"--workdir={directory}"],
+        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+def records(directory: Path) -> dict[str, list[dict]]:
+    return {
+        path.relative_to(directory).as_posix(): [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(directory.glob("**/*.jsonl"))
+    }
+
+
+def assert_same(one, other, path: str) -> None:
+    """Equal, and numbers equal to the rounding of the records."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), path
+        for i, (a, b) in enumerate(zip(one, other)):
+            assert_same(a, b, f"{path}[{i}]")
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=2e-4), path
+    else:
+        assert one == other, path
+
+
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("one") / "run", 1)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [["--mesh.fsdp=8"], ["--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2", "--mesh.decode_tensor=2"]],
+    ids=["fsdp 8", "2 x 2 x 2"],
+)
+def test_eight_devices_write_the_same_records_and_learn_with_the_same_loss(mesh, on_one, tmp_path):
+    on_eight = finished_run(tmp_path / "run", 8, *mesh)
+    one, eight = records(on_one), records(on_eight)
+    assert sum(len(part) for part in one.values()) > 100
+    assert_same(one, eight, "records")
+    for iteration in ("iteration_1", "iteration_2"):
+        first, second = (
+            json.loads((d / iteration / "fine_tune.json").read_text())["metrics"] for d in (on_one, on_eight)
+        )
+        for loss in ("train_loss", "validation_loss"):
+            assert first[loss] == pytest.approx(second[loss], abs=1e-5)
