@@ -75,14 +75,19 @@ class _Quiet:
         print(f"  {text}", flush=True)
 
 
-def run_variant(config: Config, base: Path, variant: str, seed: int) -> list[dict]:
-    """Evaluations of iterations 0, 1, ... of one variant of `config` on `base`; runs it unless it is there."""
+def run_variant(config: Config, base: Path, variant: str, seed: int, report: bool = False) -> list[dict] | None:
+    """Evaluations of iterations 0, 1, ... of one variant of `config` on `base`; runs it unless it is there.
+
+    With `report` a run that is not there is None.
+    """
     directory = config.directory / config.evaluate.split / base.name / variant / str(seed)
     config = VARIANTS[variant][1](config)
     model = dataclasses.replace(config.model, path=str(base))
     config = dataclasses.replace(config, workdir=str(directory), seed=seed, model=model)
     files = [directory / f"iteration_{i}" / "evaluation.json" for i in range(config.iterations + 1)]
     if not files[-1].exists():
+        if report:
+            return None
         from isheep_jax.loop.iteration import run
         from isheep_jax.runtime import JaxBackend, evaluators, held_out_instructions
 
@@ -102,6 +107,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS), help="what to run")
     parser.add_argument("--split", choices=SPLITS, default="development", help="which held-out prompts")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts (count)")
+    parser.add_argument("--report", action="store_true", help="run nothing: report the runs that are there")
     parser.add_argument("--results", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--figure", type=Path, help="also draw the rise into this SVG file")
     options = parser.parse_args(arguments)
@@ -112,7 +118,9 @@ def main(arguments: list[str]) -> None:
     for base in options.base:
         for variant in options.variants:
             for seed in options.seeds:
-                rows = run_variant(config, base, variant, seed)
+                rows = run_variant(config, base, variant, seed, options.report)
+                if rows is None:
+                    continue
                 print(f"{base.name} {variant} {seed}: {study_table.line(rows)}", flush=True)
                 results.setdefault(base.name, {}).setdefault(variant, {})[seed] = rows
     print("\n" + study_table.table(results, {name: title for name, (title, _) in VARIANTS.items()}))

@@ -31,13 +31,12 @@ def table(results: Results, titles: dict[str, str]) -> str:
     """Markdown: per base a row for each variant (mean ± 95 % interval over the seeds), and below it every run."""
     lines = []
     for base, variants in results.items():
-        seeds = next(iter(variants.values()))
-        count = next(iter(seeds.values()))[0]["count"]
+        count = next(iter(next(iter(variants.values())).values()))[0]["count"]
         lines += [
-            f"Base `{base}`, {len(seeds)} seeds, {count} prompts:",
+            f"Base `{base}`, {count} prompts:",
             "",
-            "| variant | base | iteration 1 | iteration 2 | iteration 3 | content, base to last |",
-            "|---|---|---|---|---|---|",
+            "| variant | seeds | base | iteration 1 | iteration 2 | iteration 3 | content, base to last |",
+            "|---|---|---|---|---|---|---|",
         ]
         for variant, runs in variants.items():
             columns = list(zip(*runs.values()))
@@ -45,7 +44,7 @@ def table(results: Results, titles: dict[str, str]) -> str:
             cells += [mean_interval([row["accuracy"] for row in column]) for column in columns[1:]]
             cells += [""] * (4 - len(cells))
             content = f"{columns[0][0]['content']:.3f} → {mean_interval([row['content'] for row in columns[-1]])}"
-            lines.append(f"| {titles[variant]} | {' | '.join(cells)} | {content} |")
+            lines.append(f"| {titles[variant]} | {len(runs)} | {' | '.join(cells)} | {content} |")
         lines += ["", "Every run (accuracy of iterations 1, 2, ...; content at the last):", ""]
         for variant, runs in variants.items():
             each = []

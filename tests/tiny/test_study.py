@@ -41,10 +41,10 @@ RESULTS = {
 
 def test_the_table_gives_mean_interval_and_every_run():
     text = study_table.table(RESULTS, {"loop": "the loop", "once_pairs": "one round"})
-    assert "Base `base_x`, 2 seeds, 100 prompts" in text
+    assert "Base `base_x`, 100 prompts" in text
     # Student's t for two values is 12.706; the standard error of 0.5 and 0.7 is 0.1.
-    assert "| the loop | 0.100 | 0.600 ± 1.271 | 0.800 ± 1.271 | 0.900 ± 0.000 | 0.990 → 0.910 ± 0.000 |" in text
-    assert "| one round | 0.100 | 0.600 |  |  | 0.990 → 0.940 |" in text
+    assert "| the loop | 2 | 0.100 | 0.600 ± 1.271 | 0.800 ± 1.271 | 0.900 ± 0.000 | 0.990 → 0.910 ± 0.000 |" in text
+    assert "| one round | 1 | 0.100 | 0.600 |  |  | 0.990 → 0.940 |" in text
     assert "- the loop: 1: 0.500 0.700 0.900; 0.910 | 2: 0.700 0.900 0.900; 0.910" in text
 
 
