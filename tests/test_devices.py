@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# At temperature 0 a record depends on numbers only where two tokens are all but equally probable.
+# Responses at temperature 0 depend on numbers only where two tokens are all but equally probable. Instructions are drawn,
+# or the base would write the same few again and again; their random keys are the same on every mesh.
 SETTINGS = [
     "--config=tiny",
-    "--iterations=2",
+    "--iterations=1",
     "--synthesize.instructions=24",
-    "--synthesize.temperature=0",
     "--respond.samples=1",
     "--respond.temperature=0",
     "--select.fraction=0.5",
@@ -77,11 +77,14 @@ def on_one(tmp_path_factory) -> Path:
 def test_eight_devices_write_the_same_records_and_learn_with_the_same_loss(mesh, on_one, tmp_path):
     on_eight = finished_run(tmp_path / "run", 8, *mesh)
     one, eight = records(on_one), records(on_eight)
-    assert sum(len(part) for part in one.values()) > 100
+    assert sum(len(part) for part in one.values()) > 24 * 4
     assert_same(one, eight, "records")
-    for iteration in ("iteration_1", "iteration_2"):
-        first, second = (
-            json.loads((d / iteration / "fine_tune.json").read_text())["metrics"] for d in (on_one, on_eight)
-        )
-        for loss in ("train_loss", "validation_loss"):
-            assert first[loss] == pytest.approx(second[loss], abs=1e-5)
+    first, second = (
+        json.loads((directory / "iteration_1" / "fine_tune.json").read_text())["metrics"]
+        for directory in (on_one, on_eight)
+    )
+    for loss in ("train_loss", "validation_loss"):
+        assert first[loss] == pytest.approx(second[loss], abs=1e-5)
+    for iteration in ("iteration_0", "iteration_1"):
+        answers = [json.loads((d / iteration / "evaluation.json").read_text()) for d in (on_one, on_eight)]
+        assert answers[0] == answers[1]
