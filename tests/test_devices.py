@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Responses at temperature 0 depend on numbers only where two tokens are all but equally probable. Instructions are drawn,
-# or the base would write the same few again and again; their random keys are the same on every mesh.
+# Responses at temperature 0 depend on numbers only where two tokens are all but equally probable. Instructions are
+# drawn, or the base would write the same few again and again; their random keys are the same on every mesh.
 SETTINGS = [
     "--config=tiny",
     "--iterations=1",
