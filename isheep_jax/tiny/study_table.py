@@ -80,7 +80,7 @@ def figure(results: Results) -> str:
     for index, (base, variants) in enumerate(results.items()):
         parts += _panel(index * _WIDTH, base, variants)
     for i, name in enumerate(drawn):
-        x, y = _LEFT + (i % 2) * 190, _HEIGHT + 6 + 18 * (i // 2)
+        x, y = _LEFT + (i % 2) * 215, _HEIGHT + 6 + 18 * (i // 2)
         color, text = _STYLES[name]
         parts.append(f'<line x1="{x}" y1="{y}" x2="{x + 20}" y2="{y}" stroke="{color}" stroke-width="3"/>')
         parts.append(f'<text x="{x + 26}" y="{y + 4}" fill="#222222">{html.escape(text)}</text>')
