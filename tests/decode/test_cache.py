@@ -1,10 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from isheep_jax.model.transformer import KVCache
 from minute_model import ARCHITECTURE
 
 from isheep_jax.decode.cache import allocate, bucket_of, cache_bytes, length_buckets, prefill_rows, write_rows
+from isheep_jax.model.transformer import KVCache
 
 
 def test_buckets_are_few_and_end_with_the_context():
