@@ -18,6 +18,7 @@ from isheep_jax.model.architecture import parameter_count, read_architecture
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.model.weights import load_parameters, save_checkpoint
 from isheep_jax.sft.examples import Example
+from isheep_jax.sft.lora import save_adapter
 from isheep_jax.sft.trainer import check_settings, fine_tune
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
 from isheep_jax.tiny import CHECKPOINT
@@ -89,6 +90,7 @@ class JaxBackend:
         iteration: int,
         checkpoints: Path,
         output: Path,
+        adapter: Path,
         card: str,
         on_step: Callable[[int, int, dict], None],
     ) -> dict:
@@ -101,7 +103,7 @@ class JaxBackend:
             # Adapters carry the precision in LoRA; full fine-tuning needs it in the weights.
             dtype=jnp.float32 if self._config.sft.method == "full" else self._dtype,
         )
-        params, result = fine_tune(
+        params, adapters, result = fine_tune(
             params,
             self._architecture,
             self._tokenizer,
@@ -113,6 +115,9 @@ class JaxBackend:
             compute_dtype=self._dtype,
             on_step=lambda step, total, metrics: on_step(step, total, {k: metrics[k] for k in SHOWN if k in metrics}),
         )
+        if adapters is not None:
+            base = str(start.resolve()) if start else adapter_base(self._config.model.path)
+            save_adapter(adapter, adapters, self._architecture, self._config.sft, base)
         save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
         return dataclasses.asdict(result)
 
@@ -138,6 +143,12 @@ def base_directory(path: str) -> Path:
             f"--model.path: {directory} is not a directory; it must be a model directory in Hugging Face format"
         )
     return directory
+
+
+def adapter_base(path: str) -> str:
+    """The base model as other tools find it: a local directory by its whole path, anything else as it is written."""
+    directory = CHECKPOINT if path == "tiny" else Path(path).expanduser()
+    return str(directory.resolve()) if directory.is_dir() else path
 
 
 def evaluators(config: Config) -> dict[str, Evaluator]:

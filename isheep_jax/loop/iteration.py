@@ -218,7 +218,10 @@ class _Loop:
         return _once(self.directory.stage(number, "selected", Selected), work)
 
     def _fine_tune(self, number: int, selected: Sequence[Selected], instructions: int) -> dict:
-        """What the backend says of the training; the model is in `model/` when `fine_tune.json` is there."""
+        """What the backend says of the training.
+
+        The model is in `model/`, and what LoRA added in `adapter/`, when `fine_tune.json` is there.
+        """
         place = self.directory.iteration(number)
         manifest = place / "fine_tune.json"
         if manifest.exists():
@@ -238,6 +241,7 @@ class _Loop:
                 iteration=number,
                 checkpoints=place / "checkpoints",
                 output=output,
+                adapter=place / "adapter",
                 card=model_card(self.config, number, instructions, len(examples)),
                 on_step=progress,
             )

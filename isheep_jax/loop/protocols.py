@@ -40,11 +40,13 @@ class Backend(Protocol):
         iteration: int,
         checkpoints: Path,
         output: Path,
+        adapter: Path,
         card: str,
         on_step: Callable[[int, int, dict], None],
     ) -> dict:
         """Trains on the examples and writes a Hugging Face directory to `output`, whole or not at all.
 
+        adapter: where a PEFT directory goes, before `output` and whole or not at all, if low-rank adapters are trained.
         start: weights to start from (None: the base model's). checkpoints: resumable training state; a second call
         with the same arguments goes on from there and ends with the same weights. card: text of the model card.
         on_step(step, steps in all, metrics): called after each update, or after each few.

@@ -1,11 +1,16 @@
 """LoRA (Hu et al., 2021): each linear weight W of the layers learns a low-rank addition, W + alpha / rank * A B."""
 
+import json
 import math
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from isheep_jax.config import SFTConfig
 from isheep_jax.model.architecture import Architecture, ParameterSpec, parameter_table
 
 Tree = Any
@@ -68,3 +73,37 @@ def merge_lora(params: Tree, lora: Tree, scale: float) -> Tree:
 
     layers = params["layers"]
     return {**params, "layers": {**layers, **{n: add(layers[n], adapter) for n, adapter in lora["layers"].items()}}}
+
+
+def save_adapter(directory: Path, lora: Tree, architecture: Architecture, config: SFTConfig, base: str) -> None:
+    """Writes the adapters as a directory that PEFT loads, whole or not at all; what lies there is replaced.
+
+    base: what the adapters belong to, as `transformers` would load it; "org/name@revision" names a revision on the hub.
+    The tensors stay float32, as PEFT trains and stores them: they are small, and rounding them to the number format of
+    the weights would lose what training in float32 gained.
+    """
+    from isheep_jax.model.weights import write_tensors
+
+    table = lora_table(architecture, config.lora_rank)
+    modules = sorted(spec["a"].hf_name.split(".")[-3] for spec in table["layers"].values())
+    hub = re.fullmatch(r"([^/@:]+/[^/@:]+)@([^@]+)", base)
+    staging = directory.with_name(directory.name + ".partial")
+    for stale in (staging, directory):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging.mkdir(parents=True)
+    write_tensors(staging, lora, table, jnp.float32, stem="adapter_model")
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": hub[1] if hub else base,
+        "revision": hub[2] if hub else None,
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": modules,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (staging / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    staging.rename(directory)

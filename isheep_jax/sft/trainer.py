@@ -80,7 +80,7 @@ def fine_tune(
     seed: int,
     compute_dtype: jnp.dtype,
     on_step: OnStep | None = None,
-) -> tuple[Tree, FineTuneResult]:
+) -> tuple[Tree, Tree | None, FineTuneResult]:
     """Fine-tune `params` on the responses of `examples`.
 
     params: starting weights, any float format and sharding; they stay valid. directory: of the checkpoints; a call
@@ -89,8 +89,9 @@ def fine_tune(
     validation_loss.
 
     Returns the weights of the best validation loss (of the last update when nothing is held out), adapters merged, as
-    the same tree in the number formats of `params`, in the training rules' shardings. Raises `UserError` for settings
-    that do not fit each other, the mesh, the examples or the checkpoints.
+    the same tree in the number formats of `params`, in the training rules' shardings; those adapters by themselves, in
+    float32 (None where all weights were trained); and what the fine-tuning did. Raises `UserError` for settings that
+    do not fit each other, the mesh, the examples or the checkpoints.
     """
     check_settings(config, architecture, mesh)
     training, held_out = data.split_examples(examples, config.validation_fraction, seed)
@@ -135,7 +136,7 @@ def fine_tune(
         losses=progress.losses,
         validation_losses=progress.validation_losses,
     )
-    return tuned, result
+    return tuned, weights if config.method == "lora" else None, result
 
 
 def _train(

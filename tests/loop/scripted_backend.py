@@ -132,7 +132,7 @@ class ScriptedBackend:
         self.models.append(ScriptedModel(name, self.fuse))
         return self.models[-1]
 
-    def fine_tune(self, start, examples, *, iteration, checkpoints, output, card, on_step):
+    def fine_tune(self, start, examples, *, iteration, checkpoints, output, adapter, card, on_step):
         self.calls.append({"start": start, "examples": examples, "iteration": iteration, "card": card})
         assert not output.exists()
         for step in range(1, 4):

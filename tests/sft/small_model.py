@@ -92,8 +92,8 @@ SETTINGS = SFTConfig(
 
 
 def tune(directory, examples=None, *, architecture=LLAMA, mesh=None, seed=0, params=None, on_step=None, **settings):
-    """`fine_tune` of the small model on copying, with some settings changed."""
-    return fine_tune(
+    """`fine_tune` of the small model on copying, with some settings changed: the weights, and what it did."""
+    tuned, _, result = fine_tune(
         weights(architecture) if params is None else params,
         architecture,
         LetterTokenizer(),
@@ -105,6 +105,7 @@ def tune(directory, examples=None, *, architecture=LLAMA, mesh=None, seed=0, par
         compute_dtype=jnp.float32,
         on_step=on_step,
     )
+    return tuned, result
 
 
 def same_bits(first, second) -> bool:
