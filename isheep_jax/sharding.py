@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from isheep_jax.config import MeshConfig
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves
+from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -114,7 +114,7 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
 def check_divisible(architecture: Architecture, mesh: Mesh, rules: Rules) -> None:
     """Raises `UserError` when a size of the model does not divide over the mesh axis it is split over."""
     split: dict[str, dict[str, int]] = {}
-    for _, spec in leaves(architecture):
+    for _, spec in leaves(parameter_table(architecture)):
         for size, logical in zip(spec.shape, spec.axes):
             if rules[logical] is not None:
                 split.setdefault(rules[logical], {})[logical] = size

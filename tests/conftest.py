@@ -69,7 +69,6 @@ def small_checkpoint(tmp_path_factory) -> Path:
         rope_scaling=None,
         context_length=512,
         tied_embeddings=True,
-        qkv_bias=False,
         bos_token_id=1,
         eos_token_ids=(2, 6),
     )

@@ -34,7 +34,6 @@ ARCHITECTURE = Architecture(
     rope_scaling=None,
     context_length=64,
     tied_embeddings=False,
-    qkv_bias=True,
     bos_token_id=1,
     eos_token_ids=(2,),
 )
@@ -125,7 +124,7 @@ def test_every_leaf_has_a_sharding_whose_parts_are_equal(rules):
 
 
 def test_training_splits_every_matrix_over_fsdp_and_decoding_none():
-    for _, spec in leaves(ARCHITECTURE):
+    for _, spec in leaves(parameter_table(ARCHITECTURE)):
         assert ("fsdp" in partition(spec, TRAIN_RULES)) == ("embed" in spec.axes)
         assert "fsdp" not in partition(spec, DECODE_RULES)
         assert "data" not in (*partition(spec, TRAIN_RULES), *partition(spec, DECODE_RULES))

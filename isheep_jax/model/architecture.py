@@ -1,16 +1,71 @@
-"""What a checkpoint's config.json says, and the one table of parameters that everything else is made from."""
+"""The shape of a model, the families it can be of, and the one table of parameters that all else is made from."""
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from isheep_jax.errors import UserError
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one Hugging Face class apart from the others, beside the sizes: a row of `FAMILIES`.
+
+    norms: Hugging Face's names of the norms around attention and feed-forward, by leaf; a leaf that is not there is a
+    norm that the family has not. qk_norm: a norm of each query and key "head", or of the whole "projection".
+    norm_offset: added to a stored norm weight. windows: which layers see a window of tokens only: "none", "all",
+    "upper" (those from max_window_layers on, where use_sliding_window is set), or "pattern" (all but every
+    `pattern`-th). tied_embeddings, head_dim, pattern: what holds where config.json does not say; head_dim None is
+    hidden_size / heads.
+    """
+
+    class_name: str
+    norms: dict[str, str] = field(
+        default_factory=lambda: {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    )
+    qkv_bias: bool = False
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    norm_offset: float = 0.0
+    activation: Literal["silu", "gelu_pytorch_tanh"] = "silu"
+    scaled_embeddings: bool = False
+    windows: Literal["none", "all", "upper", "pattern"] = "none"
+    tied_embeddings: bool = False
+    head_dim: int | None = None
+    pattern: int = 0
+
+
+_FOUR_NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+_GEMMA = {
+    "norms": _FOUR_NORMS,
+    "norm_offset": 1.0,
+    "activation": "gelu_pytorch_tanh",
+    "scaled_embeddings": True,
+    "windows": "pattern",
+    "tied_embeddings": True,
+    "head_dim": 256,
+}
+
+# By the model_type of config.json.
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM"),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windows="upper"),
+    "qwen3": Family("Qwen3ForCausalLM", qk_norm="head", windows="upper", head_dim=128),
+    "mistral": Family("MistralForCausalLM", windows="all"),
+    "gemma2": Family("Gemma2ForCausalLM", **_GEMMA, pattern=2),
+    "gemma3_text": Family("Gemma3ForCausalLM", **_GEMMA, qk_norm="head", pattern=6),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        norms={"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
+        qk_norm="projection",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -29,10 +84,28 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The shape of a decoder-only transformer and the numbers that its mathematics needs."""
+class AttentionKind:
+    """How a layer attends.
 
-    family: Literal["llama", "qwen2"]
+    window: tokens that a token sees, itself included; None: all before it. rope_theta, rope_scaling: of its RoPE.
+    """
+
+    window: int | None
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a decoder-only transformer and the numbers that its mathematics needs.
+
+    family: a key of `FAMILIES`. windowed_layers: the layers (from 0) that see `window` tokens only, and whose RoPE has
+    the base window_rope_theta (None: the same RoPE as the others). query_scalar: attention scores are divided by its
+    square root (None: by that of head_dim). attention_softcap, logit_softcap: bounds c of scores and logits, as
+    c tanh(x / c).
+    """
+
+    family: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -45,182 +118,30 @@ class Architecture:
     rope_scaling: RopeScaling | None
     context_length: int
     tied_embeddings: bool
-    qkv_bias: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    window: int | None = None
+    windowed_layers: tuple[int, ...] = ()
+    window_rope_theta: float | None = None
+    query_scalar: int | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
 
+    @property
+    def traits(self) -> Family:
+        return FAMILIES[self.family]
 
-FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-
-# Fields that would change the mathematics if they were set, each with the one value that is implemented.
-_ONLY = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "pretraining_tp": 1,
-    "partial_rotary_factor": 1.0,
-    "use_sliding_window": False,
-}
-
-
-def read_architecture(directory: Path) -> Architecture:
-    """Reads config.json (and the end tokens of generation_config.json) of a Hugging Face model directory.
-
-    Raises `UserError` naming the file and field when it is not a model directory, when the architecture is unknown, or
-    when a field changes the mathematics in a way that is not implemented.
-    """
-    directory = Path(directory)
-    path = directory / "config.json"
-    fields = _read_json(path)
-    names = fields.get("architectures") or "none"
-    name = names[0] if isinstance(names, list) else names
-    if name not in FAMILIES:
-        raise UserError(f"{path}: architecture '{name}' is not known; known: {', '.join(sorted(FAMILIES))}")
-    for field in _ONLY:
-        _refuse_others(path, fields, field)
-    if fields.get("quantization_config"):
-        raise UserError(f"{path}: quantized weights (quantization_config) are not implemented; give the full ones")
-
-    def integer(field: str, default: int | None = None) -> int:
-        return int(_positive(path, fields, field, int, default))
-
-    theta, scaling = _read_rope(path, fields)
-    width, heads = integer("hidden_size"), integer("num_attention_heads")
-    kv_heads, head_dim = integer("num_key_value_heads", heads), integer("head_dim", width // heads)
-    if heads % kv_heads:
-        raise UserError(f"{path}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
-    if head_dim % 2:
-        raise UserError(f"{path}: head_dim={head_dim} is odd, but RoPE turns pairs of coordinates")
-    return Architecture(
-        family=FAMILIES[name],
-        vocab_size=integer("vocab_size"),
-        hidden_size=width,
-        intermediate_size=integer("intermediate_size"),
-        layers=integer("num_hidden_layers"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        norm_eps=_positive(path, fields, "rms_norm_eps", float),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        context_length=integer("max_position_embeddings"),
-        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qkv_bias=FAMILIES[name] == "qwen2",
-        bos_token_id=next(iter(_token_ids(path, fields, "bos_token_id")), None),
-        eos_token_ids=_end_tokens(path, fields),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.parent.is_dir():
-        raise UserError(f"model directory {path.parent} does not exist; give a directory in Hugging Face format")
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
-
-
-def _refuse_others(path: Path, fields: dict[str, Any], field: str) -> None:
-    if fields.get(field) not in (_ONLY[field], None):
-        raise UserError(f"{path}: {field}={fields[field]!r} is not implemented; only {_ONLY[field]!r} is")
-
-
-def _positive(path: Path, fields: dict[str, Any], field: str, kind: type, default: float | None = None) -> float:
-    value = default if fields.get(field) is None else fields[field]
-    if value is None:
-        raise UserError(f"{path}: the field {field} is missing")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or value <= 0 or (kind is int and value != int(value)):
-        asked = "integer" if kind is int else "number"
-        raise UserError(f"{path}: {field}={value!r} has the wrong type or sign; it is a positive {asked}")
-    return kind(value)
-
-
-def _read_rope(path: Path, fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """RoPE's base and scaling, in both spellings: rope_theta + rope_scaling, or transformers 5's rope_parameters."""
-    spelling = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
-    values = fields.get(spelling) or {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: {spelling}={values!r} is not an object")
-    _refuse_others(path, values, "partial_rotary_factor")
-    # The first Llamas' files do not name the base; 10000 is what both families then use.
-    base = fields if values.get("rope_theta") is None else values
-    theta = _positive(path, base, "rope_theta", float, 10_000.0)
-    kind = values.get("rope_type", values.get("type", "default"))
-
-    def number(field: str, kind_of_number: type = float) -> float:
-        if values.get(field) is None:
-            raise UserError(f"{path}: RoPE scaling '{kind}' lacks the field {field}")
-        return _positive(path, values, field, kind_of_number)
-
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", number("factor"))
-    if kind == "llama3":
-        factors = [number(field) for field in ("factor", "low_freq_factor", "high_freq_factor")]
-        return theta, RopeScaling("llama3", *factors, int(number("original_max_position_embeddings", int)))
-    raise UserError(f"{path}: RoPE scaling '{kind}' is not implemented; known: default, linear, llama3")
-
-
-def _token_ids(path: Path, fields: dict[str, Any], field: str) -> list[int]:
-    value = fields.get(field)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(i, int) for i in ids):
-        raise UserError(f"{path}: {field}={value!r} has the wrong type; it is a token's id or a list of them")
-    return ids
-
-
-def _end_tokens(path: Path, fields: dict[str, Any]) -> tuple[int, ...]:
-    ids = _token_ids(path, fields, "eos_token_id")
-    generation = path.with_name("generation_config.json")
-    if generation.exists():
-        ids = [*ids, *_token_ids(generation, _read_json(generation), "eos_token_id")]
-    return tuple(dict.fromkeys(ids))
-
-
-def huggingface_config(architecture: Architecture, dtype: str) -> dict[str, Any]:
-    """The config.json of an export. dtype: name of the stored number format, such as "bfloat16"."""
-    a = architecture
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if a.rope_scaling is not None:
-        rope = {"rope_type": a.rope_scaling.kind, "factor": a.rope_scaling.factor}
-        if a.rope_scaling.kind == "llama3":
-            rope |= {
-                "low_freq_factor": a.rope_scaling.low_freq_factor,
-                "high_freq_factor": a.rope_scaling.high_freq_factor,
-                "original_max_position_embeddings": a.rope_scaling.original_context,
-            }
-    fields = {
-        "architectures": [next(name for name, family in FAMILIES.items() if family == a.family)],
-        "model_type": a.family,
-        "vocab_size": a.vocab_size,
-        "hidden_size": a.hidden_size,
-        "intermediate_size": a.intermediate_size,
-        "num_hidden_layers": a.layers,
-        "num_attention_heads": a.heads,
-        "num_key_value_heads": a.kv_heads,
-        "head_dim": a.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": a.norm_eps,
-        # Both spellings, so that transformers 4 and 5 read the same numbers.
-        "rope_theta": a.rope_theta,
-        "rope_scaling": rope if a.rope_scaling is not None else None,
-        "rope_parameters": rope | {"rope_theta": a.rope_theta},
-        "max_position_embeddings": a.context_length,
-        "tie_word_embeddings": a.tied_embeddings,
-        "bos_token_id": a.bos_token_id,
-        "eos_token_id": list(a.eos_token_ids),
-        "torch_dtype": dtype,
-    }
-    if a.family == "llama":
-        fields |= {"attention_bias": False, "mlp_bias": False}
-    return fields
+    @property
+    def attention_kinds(self) -> tuple[tuple[AttentionKind, ...], tuple[int, ...]]:
+        """The kinds of attention that occur, and for each layer which of them it has."""
+        full = AttentionKind(None, self.rope_theta, self.rope_scaling)
+        own = self.window_rope_theta is not None
+        local = AttentionKind(
+            self.window, self.window_rope_theta if own else self.rope_theta, None if own else self.rope_scaling
+        )
+        of_layers = [local if layer in self.windowed_layers else full for layer in range(self.layers)]
+        kinds = tuple(dict.fromkeys(of_layers))
+        return kinds, tuple(map(kinds.index, of_layers))
 
 
 @dataclass(frozen=True)
@@ -250,8 +171,9 @@ def parameter_table(architecture: Architecture) -> dict[str, Any]:
 
     Logical axes: layers, vocab, embed (model width), heads, kv_heads, head_dim, ffn.
     """
-    a = architecture
+    a, traits = architecture, architecture.traits
     L, D, N, K, H, F, V = a.layers, a.hidden_size, a.heads, a.kv_heads, a.head_dim, a.intermediate_size, a.vocab_size
+    unit = "zeros" if traits.norm_offset else "ones"
 
     def matrix(inputs: dict[str, int], outputs: dict[str, int], name: str) -> ParameterSpec:
         return ParameterSpec(
@@ -263,52 +185,48 @@ def parameter_table(architecture: Architecture) -> dict[str, Any]:
             transposed=True,
         )
 
-    def bias(sides: dict[str, int], name: str) -> ParameterSpec:
-        hf_name = f"model.layers.{{layer}}.{name}.bias"
-        return ParameterSpec((L, *sides.values()), ("layers", *sides), "zeros", hf_name, (math.prod(sides.values()),))
-
-    def norm(name: str) -> ParameterSpec:
-        return ParameterSpec((L, D), ("layers", "embed"), "ones", f"model.layers.{{layer}}.{name}.weight", (D,))
+    def vector(sides: dict[str, int], init: Literal["ones", "zeros"], name: str) -> ParameterSpec:
+        hf_name = f"model.layers.{{layer}}.{name}"
+        return ParameterSpec((L, *sides.values()), ("layers", *sides), init, hf_name, (math.prod(sides.values()),))
 
     embed, ffn = {"embed": D}, {"ffn": F}
     query, key = {"heads": N, "head_dim": H}, {"kv_heads": K, "head_dim": H}
     layers = {
-        "attn_norm": norm("input_layernorm"),
         "wq": matrix(embed, query, "self_attn.q_proj"),
         "wk": matrix(embed, key, "self_attn.k_proj"),
         "wv": matrix(embed, key, "self_attn.v_proj"),
         "wo": matrix(query, embed, "self_attn.o_proj"),
-        "mlp_norm": norm("post_attention_layernorm"),
         "w_gate": matrix(embed, ffn, "mlp.gate_proj"),
         "w_up": matrix(embed, ffn, "mlp.up_proj"),
         "w_down": matrix(ffn, embed, "mlp.down_proj"),
+        **{leaf: vector(embed, unit, f"{name}.weight") for leaf, name in traits.norms.items()},
     }
-    if a.qkv_bias:
-        layers |= {
-            "bq": bias(query, "self_attn.q_proj"),
-            "bk": bias(key, "self_attn.k_proj"),
-            "bv": bias(key, "self_attn.v_proj"),
-        }
+    if traits.qkv_bias:
+        sides = {"bq": (query, "q_proj"), "bk": (key, "k_proj"), "bv": (key, "v_proj")}
+        layers |= {leaf: vector(side, "zeros", f"self_attn.{name}.bias") for leaf, (side, name) in sides.items()}
+    if traits.qk_norm != "none":
+        head = {"head_dim": H}
+        for leaf, side in (("q_norm", query), ("k_norm", key)):
+            layers[leaf] = vector(head if traits.qk_norm == "head" else side, unit, f"self_attn.{leaf}.weight")
     table = {
         "embed": ParameterSpec((V, D), ("vocab", "embed"), "normal", "model.embed_tokens.weight", (V, D)),
         "layers": layers,
-        "final_norm": ParameterSpec((D,), ("embed",), "ones", "model.norm.weight", (D,)),
+        "final_norm": ParameterSpec((D,), ("embed",), unit, "model.norm.weight", (D,)),
     }
     if not a.tied_embeddings:
         table["lm_head"] = ParameterSpec((D, V), ("embed", "vocab"), "normal", "lm_head.weight", (V, D), True)
     return table
 
 
-def leaves(architecture: Architecture) -> Iterator[tuple[tuple[str, ...], ParameterSpec]]:
-    """Every leaf of the table with its path: ("layers", "wq"), ..."""
-    for path, spec in jax.tree_util.tree_flatten_with_path(parameter_table(architecture))[0]:
+def leaves(table: Any) -> Iterator[tuple[tuple[str, ...], ParameterSpec]]:
+    """Every leaf of a table with its path: ("layers", "wq"), ..."""
+    for path, spec in jax.tree_util.tree_flatten_with_path(table)[0]:
         yield tuple(key.key for key in path), spec
 
 
 def init_parameters(architecture: Architecture, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
-    """Random weights: matrices normal with standard deviation 0.02, norms one, biases zero."""
-    table = parameter_table(architecture)
-    specs, tree = jax.tree.flatten(table)
+    """Random weights: matrices normal with standard deviation 0.02, norms that only normalise, biases zero."""
+    specs, tree = jax.tree.flatten(parameter_table(architecture))
     keys = jax.random.split(key, len(specs))
 
     def draw(spec: ParameterSpec, key: jax.Array) -> jax.Array:
@@ -320,4 +238,4 @@ def init_parameters(architecture: Architecture, key: jax.Array, dtype: jnp.dtype
 
 
 def parameter_count(architecture: Architecture) -> int:
-    return sum(math.prod(spec.shape) for _, spec in leaves(architecture))
+    return sum(math.prod(spec.shape) for _, spec in leaves(parameter_table(architecture)))

@@ -4,13 +4,15 @@ Letters: B rows, T tokens, S cache slots, D model, F feed-forward, N query heads
 L layers, R LoRA rank.
 """
 
+import functools
+import math
 from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from isheep_jax.model.architecture import Architecture, RopeScaling
+from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
 from isheep_jax.model.attention import attention, cached_mask, packed_mask
 
 # For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.
@@ -24,6 +26,8 @@ _LINEAR = {
     "w_down": ("btf", "f", "d", "btd"),
 }
 LINEAR_LEAVES = tuple(_LINEAR)
+
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 @flax.struct.dataclass
@@ -71,21 +75,28 @@ def forward(
 
     Returns ([B, T, D] in compute_dtype, the cache with the new tokens or None).
     """
-    a = architecture
+    a, traits = architecture, architecture.traits
     x = params["embed"][tokens].astype(compute_dtype)
-    cos, sin = _rope_angles(positions, a)
+    if traits.scaled_embeddings:
+        x *= jnp.asarray(math.sqrt(a.hidden_size), compute_dtype)
+    kinds, kind_of_layer = a.attention_kinds
+    angles = [_rope_angles(positions, a.head_dim, kind) for kind in kinds]
     if cache is None:
-        mask, write_at = packed_mask(positions, segment_ids), None
+        masks, write_at = [packed_mask(positions, segment_ids, kind.window) for kind in kinds], None
     else:
         length = cache.k.shape[2]
-        mask = cached_mask(positions, length)
+        masks = [cached_mask(positions, length, kind.window) for kind in kinds]
         # Negative indices would wrap; one past the end is dropped by the scatter.
         write_at = jnp.where(positions < 0, length, positions)
     rows = jnp.arange(tokens.shape[0])[:, None]
 
     def layer(carry, inputs):
         x, cache = carry
-        weights, adapters, index, key = inputs
+        weights, adapters, index, kind, key = inputs
+        (cos, sin), mask = _one_of(angles, kind), _one_of(masks, kind)
+
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            return rms_norm(x, weights[name], a.norm_eps, traits.norm_offset) if name in weights else x
 
         def linear(name: str, x: jax.Array) -> jax.Array:
             into, inside, outside, out = _LINEAR[name]
@@ -101,11 +112,11 @@ def forward(
                 y += lora_scale * jnp.einsum(f"btr,r{outside}->{out}", low, adapters[name]["b"].astype(compute_dtype))
             return y
 
-        h = rms_norm(x, weights["attn_norm"], a.norm_eps)
+        h = norm("attn_norm", x)
         q, k, v = linear("wq", h), linear("wk", h), linear("wv", h)
-        if a.qkv_bias:
+        if traits.qkv_bias:
             q, k, v = (y + weights[b].astype(compute_dtype) for y, b in ((q, "bq"), (k, "bk"), (v, "bv")))
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        q, k = _rotate(norm("q_norm", q), cos, sin), _rotate(norm("k_norm", k), cos, sin)
         if cache is not None:
             # The cache rides in the carry and only the new positions are written, so that a decode step does not
             # rewrite a layer's whole cache.
@@ -114,15 +125,22 @@ def forward(
                 cache.v.at[index, rows, write_at].set(v.astype(cache.v.dtype), mode="drop"),
             )
             k, v = (jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False) for c in (cache.k, cache.v))
-        x = x + linear("wo", attention(q, k.astype(compute_dtype), v.astype(compute_dtype), mask))
-        h = rms_norm(x, weights["mlp_norm"], a.norm_eps)
-        x = x + linear("w_down", jax.nn.silu(linear("w_gate", h)) * linear("w_up", h))
-        return (x, cache), None
+        k, v = k.astype(compute_dtype), v.astype(compute_dtype)
+        attended = attention(q, k, v, mask, scale=scale, softcap=a.attention_softcap)
+        x = x + norm("attn_post_norm", linear("wo", attended))
+        h = norm("mlp_norm", x)
+        h = linear("w_down", activate(linear("w_gate", h)) * linear("w_up", h))
+        return (x + norm("mlp_post_norm", h), cache), None
 
+    scale = (a.query_scalar or a.head_dim) ** -0.5
+    activate = _ACTIVATIONS[traits.activation]
     keys = None if dropout_key is None else jax.random.split(dropout_key, a.layers)
-    inputs = (params["layers"], None if lora is None else lora["layers"], jnp.arange(a.layers), keys)
-    (x, cache), _ = jax.lax.scan(jax.checkpoint(layer) if remat == "full" else layer, (x, cache), inputs)
-    return rms_norm(x, params["final_norm"], a.norm_eps), cache
+    adapters = None if lora is None else lora["layers"]
+    inputs = (params["layers"], adapters, jnp.arange(a.layers), jnp.asarray(kind_of_layer), keys)
+    # A scan keeps the two passes apart by itself, so that XLA need not be kept from sharing work between them.
+    body = jax.checkpoint(layer, prevent_cse=False) if remat == "full" else layer
+    (x, cache), _ = jax.lax.scan(body, (x, cache), inputs)
+    return rms_norm(x, params["final_norm"], a.norm_eps, traits.norm_offset), cache
 
 
 def logits(
@@ -134,14 +152,20 @@ def logits(
         head, letters = params["embed"], "...d,vd->...v"
     else:
         head, letters = params["lm_head"], "...d,dv->...v"
-    return jnp.einsum(letters, hidden, head.astype(compute_dtype), preferred_element_type=jnp.float32)
+    scores = jnp.einsum(letters, hidden, head.astype(compute_dtype), preferred_element_type=jnp.float32)
+    cap = architecture.logit_softcap
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32; x: [..., D], weight: [D]."""
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """Root-mean-square norm (Zhang and Sennrich 2019) over the axes of `weight`, the last of x; computed in float32.
+
+    x: [..., *weight.shape]; it is scaled by offset + weight.
+    """
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return (y * weight.astype(jnp.float32)).astype(x.dtype)
+    axes = tuple(range(-weight.ndim, 0))
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=axes, keepdims=True) + eps)
+    return (y * (offset + weight.astype(jnp.float32))).astype(x.dtype)
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
@@ -157,10 +181,17 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
-def _rope_angles(positions: jax.Array, a: Architecture) -> tuple[jax.Array, jax.Array]:
+def _rope_angles(positions: jax.Array, head_dim: int, kind: AttentionKind) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B, T, 1, H / 2] in float32."""
-    angles = positions[:, :, None, None] * rope_frequencies(a.head_dim, a.rope_theta, a.rope_scaling)
+    angles = positions[:, :, None, None] * rope_frequencies(head_dim, kind.rope_theta, kind.rope_scaling)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _one_of(choices: list[Any], index: jax.Array) -> Any:
+    """The `index`-th of trees of like arrays; index: traced scalar, not looked at when there is only one."""
+    if len(choices) == 1:
+        return choices[0]
+    return jax.tree.map(lambda *each: jax.lax.dynamic_index_in_dim(jnp.stack(each), index, keepdims=False), *choices)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

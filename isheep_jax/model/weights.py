@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, ParameterSpec, huggingface_config, leaves, parameter_table
+from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
+from isheep_jax.model.config_json import config_json
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.sharding import Rules, partition
 
@@ -137,7 +138,7 @@ def save_checkpoint(
     staging.mkdir(parents=True)
     stored = jnp.dtype(dtype or params["embed"].dtype)
     _write_tensors(staging, params, architecture, _DTYPES[stored.name])
-    config = huggingface_config(architecture, stored.name)
+    config = config_json(architecture, stored.name)
     _write_json(staging / "config.json", config)
     ends = list(dict.fromkeys([*architecture.eos_token_ids, *tokenizer.eos_ids]))
     _write_json(staging / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
@@ -149,7 +150,7 @@ def save_checkpoint(
 
 def _write_tensors(directory: Path, params: dict[str, Any], architecture: Architecture, dtype: type) -> None:
     """One file, or several with an index when the tensors are more than one file should hold."""
-    total = sum(math.prod(spec.shape) for _, spec in leaves(architecture)) * np.dtype(dtype).itemsize
+    total = sum(math.prod(spec.shape) for _, spec in leaves(parameter_table(architecture))) * np.dtype(dtype).itemsize
     files: list[Path] = []
     weight_map: dict[str, str] = {}
     group: dict[str, np.ndarray] = {}
@@ -184,7 +185,7 @@ def _tensors(params: dict[str, Any], architecture: Architecture, dtype: type) ->
         matrix = np.asarray(value).reshape(shape)
         return np.ascontiguousarray((matrix.T if spec.transposed else matrix).astype(dtype))
 
-    for path, spec in leaves(architecture):
+    for path, spec in leaves(parameter_table(architecture)):
         leaf = params
         for key in path:
             leaf = leaf[key]

@@ -50,7 +50,6 @@ def tiny_architecture(eos_token_ids: tuple[int, ...]) -> Architecture:
         rope_scaling=None,
         context_length=CONTEXT,
         tied_embeddings=True,
-        qkv_bias=False,
         bos_token_id=BOS,
         eos_token_ids=eos_token_ids,
     )

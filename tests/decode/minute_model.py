@@ -29,7 +29,6 @@ ARCHITECTURE = Architecture(
     rope_scaling=None,
     context_length=128,
     tied_embeddings=False,
-    qkv_bias=False,
     bos_token_id=0,
     eos_token_ids=(1,),
 )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from isheep_jax.model.architecture import Architecture, leaves, read_architecture
+from isheep_jax.model.architecture import Architecture, leaves, parameter_table
+from isheep_jax.model.config_json import read_architecture
 from isheep_jax.model.transformer import forward, logits
 from isheep_jax.model.weights import load_parameters
 from isheep_jax.sharding import TRAIN_RULES
@@ -57,7 +58,7 @@ def mean_loss(params, architecture: Architecture, tokens, labels) -> jax.Array:
 def by_huggingface_name(tree, architecture: Architecture) -> dict[str, np.ndarray]:
     """A tree shaped like the parameters as Hugging Face tensors: names, shapes and orientation from the table."""
     tensors = {}
-    for path, spec in leaves(architecture):
+    for path, spec in leaves(parameter_table(architecture)):
         leaf = tree
         for key in path:
             leaf = leaf[key]

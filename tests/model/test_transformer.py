@@ -22,7 +22,6 @@ ARCHITECTURE = Architecture(
     rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
     context_length=64,
     tied_embeddings=False,
-    qkv_bias=True,
     bos_token_id=1,
     eos_token_ids=(2,),
 )

@@ -13,7 +13,7 @@ from isheep_jax.config import DecodeConfig, EvaluateConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request
 from isheep_jax.loop.templates import load
-from isheep_jax.model.architecture import read_architecture
+from isheep_jax.model.config_json import read_architecture
 from isheep_jax.model.conversation import Message
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.model.weights import load_parameters

@@ -1,0 +1,302 @@
+"""config.json of a Hugging Face model directory: read into an `Architecture`, and written from one."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import FAMILIES, Architecture, Family, RopeScaling
+
+# Fields that would change the mathematics if they were set, each with the one value that is implemented.
+_ONLY = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "partial_rotary_factor": 1.0,
+    "use_bidirectional_attention": False,
+}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+# What Gemma's class takes where its file does not say.
+_GEMMA2_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+_GEMMA_QUERY_SCALAR = 256
+_GEMMA3_LOCAL_THETA = 10_000.0
+
+
+def read_architecture(directory: epath.PathLike) -> Architecture:
+    """Reads config.json (and the end tokens of generation_config.json) of a Hugging Face model directory.
+
+    Raises `UserError` naming the file and field when it is not a model directory, when the architecture is unknown, or
+    when a field changes the mathematics in a way that is not implemented.
+    """
+    path = epath.Path(directory) / "config.json"
+    return architecture_of(_Fields(path, _read_json(path)))
+
+
+class _Fields:
+    """The fields of config.json; `path` is for messages."""
+
+    def __init__(self, path: epath.Path, values: dict[str, Any]):
+        self.path = path
+        self.values = values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values.get(name)
+
+    def refuse(self, name: str, instead: str) -> UserError:
+        return UserError(f"{self.path}: {name}={self[name]!r} is not implemented; only {instead} is")
+
+    def only(self, name: str, value: Any) -> None:
+        if self[name] not in (value, None):
+            raise self.refuse(name, repr(value))
+
+    def number(self, name: str, kind: type = float, default: float | None = None) -> Any:
+        """A positive number; a field that is missing or null takes the default."""
+        value = default if self[name] is None else self[name]
+        if value is None:
+            raise UserError(f"{self.path}: the field {name} is missing")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or value <= 0 or (kind is int and value != int(value)):
+            asked = "integer" if kind is int else "number"
+            raise UserError(f"{self.path}: {name}={value!r} has the wrong type or sign; it is a positive {asked}")
+        return kind(value)
+
+    def optional(self, name: str, kind: type = float, default: float | None = None) -> Any:
+        """A positive number or None; null is None, a field that is missing takes the default."""
+        return default if name not in self.values else None if self[name] is None else self.number(name, kind)
+
+    def token_ids(self, name: str) -> list[int]:
+        value = self[name]
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) for i in ids):
+            raise UserError(f"{self.path}: {name}={value!r} has the wrong type; it is a token's id or a list of them")
+        return ids
+
+
+def architecture_of(fields: _Fields) -> Architecture:
+    path = fields.path
+    family, traits = _family(fields)
+    for name, value in _ONLY.items():
+        fields.only(name, value)
+    fields.only("hidden_activation" if traits.windows == "pattern" else "hidden_act", traits.activation)
+    if fields["quantization_config"]:
+        raise UserError(f"{path}: quantized weights (quantization_config) are not implemented; give the full ones")
+
+    width, heads = fields.number("hidden_size", int), fields.number("num_attention_heads", int)
+    layers = fields.number("num_hidden_layers", int)
+    kv_heads = fields.number("num_key_value_heads", int, heads)
+    head_dim = fields.number("head_dim", int, traits.head_dim or (width / heads if width % heads else width // heads))
+    if heads % kv_heads:
+        raise UserError(f"{path}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
+    if head_dim % 2:
+        raise UserError(f"{path}: head_dim={head_dim} is odd, but RoPE turns pairs of coordinates")
+    window, windowed_layers = _windows(fields, traits, layers)
+    theta, scaling, window_theta = _read_rope(fields, family)
+    gemma = {}
+    if traits.windows == "pattern":
+        defaults = _GEMMA2_SOFTCAPS if family == "gemma2" else {}
+        gemma = {
+            "query_scalar": fields.number("query_pre_attn_scalar", int, _GEMMA_QUERY_SCALAR),
+            "attention_softcap": fields.optional(
+                "attn_logit_softcapping", float, defaults.get("attn_logit_softcapping")
+            ),
+            "logit_softcap": fields.optional("final_logit_softcapping", float, defaults.get("final_logit_softcapping")),
+        }
+    tied = fields["tie_word_embeddings"]
+    return Architecture(
+        family=family,
+        vocab_size=fields.number("vocab_size", int),
+        hidden_size=width,
+        intermediate_size=fields.number("intermediate_size", int),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=fields.number("rms_norm_eps"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        context_length=fields.number("max_position_embeddings", int),
+        tied_embeddings=traits.tied_embeddings if tied is None else bool(tied),
+        bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
+        eos_token_ids=_end_tokens(fields),
+        window=window,
+        windowed_layers=windowed_layers,
+        window_rope_theta=window_theta,
+        **gemma,
+    )
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    if not path.parent.is_dir():
+        raise UserError(f"model directory {path.parent} does not exist; give a directory in Hugging Face format")
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
+
+
+def _family(fields: _Fields) -> tuple[str, Family]:
+    names = fields["architectures"] or "none"
+    name = names[0] if isinstance(names, list) else names
+    for family, traits in FAMILIES.items():
+        if traits.class_name == name:
+            return family, traits
+    known = ", ".join(sorted(traits.class_name for traits in FAMILIES.values()))
+    raise UserError(f"{fields.path}: architecture '{name}' is not known; known: {known}")
+
+
+def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, tuple[int, ...]]:
+    """The window (tokens), and the layers that have it."""
+    kinds = fields["layer_types"]
+    if kinds is not None and (
+        not isinstance(kinds, list) or len(kinds) != layers or not {_SLIDING, _FULL}.issuperset(kinds)
+    ):
+        raise fields.refuse("layer_types", f"a list of {layers} names, '{_FULL}' or '{_SLIDING}',")
+    if traits.windows == "none":
+        if _SLIDING in (kinds or ()):
+            raise fields.refuse("layer_types", f"'{_FULL}'")
+        return None, ()
+    if traits.windows == "upper" and not fields["use_sliding_window"]:
+        return None, ()
+    window = fields.optional("sliding_window", int, 4096)
+    if window is None:
+        return None, ()
+    if kinds is not None:
+        chosen = [i for i, kind in enumerate(kinds) if kind == _SLIDING]
+        if traits.windows == "all" and len(chosen) != layers:
+            raise fields.refuse("layer_types", f"'{_SLIDING}' with sliding_window={window}")
+    elif traits.windows == "upper":
+        chosen = range(fields.number("max_window_layers", int, 28), layers)
+    elif traits.windows == "pattern":
+        every = fields.number("sliding_window_pattern", int, traits.pattern)
+        chosen = [i for i in range(layers) if (i + 1) % every]
+    else:
+        chosen = range(layers)
+    return (window, tuple(chosen)) if chosen else (None, ())
+
+
+def _read_rope(fields: _Fields, family: str) -> tuple[float, RopeScaling | None, float | None]:
+    """RoPE's base and scaling, and the base of windowed layers where it is another.
+
+    Two spellings: rope_theta + rope_scaling (and Gemma 3's rope_local_base_freq), or transformers 5's rope_parameters,
+    which Gemma 3 has by kind of layer.
+    """
+    spelling = "rope_parameters" if fields["rope_parameters"] else "rope_scaling"
+    values = fields[spelling] or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{fields.path}: {spelling}={values!r} is not an object")
+    # The first Llamas' files do not name the base; 10000 is what they use. Gemma 3's is its class's.
+    theta = 10_000.0 if family != "gemma3_text" else 1_000_000.0
+    if family != "gemma3_text":
+        return *_rope(fields, values, theta), None
+    if {_FULL, _SLIDING} & values.keys():
+        local, local_scaling = _rope(fields, values.get(_SLIDING) or {}, _GEMMA3_LOCAL_THETA, own=True)
+        if local_scaling is not None:
+            raise fields.refuse(spelling, f"rope_type 'default' for '{_SLIDING}'")
+        return *_rope(fields, values.get(_FULL) or {}, theta, own=True), local
+    return *_rope(fields, values, theta), fields.number("rope_local_base_freq", float, _GEMMA3_LOCAL_THETA)
+
+
+def _rope(
+    fields: _Fields, values: dict[str, Any], default_theta: float, own: bool = False
+) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of one set of RoPE's parameters; own: the base stands in the set itself or nowhere."""
+    inner = _Fields(fields.path, values)
+    inner.only("partial_rotary_factor", 1.0)
+    base = fields if values.get("rope_theta") is None and not own else inner
+    theta = base.number("rope_theta", float, default_theta)
+    kind = values.get("rope_type", values.get("type", "default"))
+
+    def number(name: str, kind_of_number: type = float) -> Any:
+        if values.get(name) is None:
+            raise UserError(f"{fields.path}: RoPE scaling '{kind}' lacks the field {name}")
+        return inner.number(name, kind_of_number)
+
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", number("factor"))
+    if kind == "llama3":
+        factors = [number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")]
+        return theta, RopeScaling("llama3", *factors, number("original_max_position_embeddings", int))
+    raise UserError(f"{fields.path}: RoPE scaling '{kind}' is not implemented; known: default, linear, llama3")
+
+
+def _end_tokens(fields: _Fields) -> tuple[int, ...]:
+    ids = fields.token_ids("eos_token_id")
+    generation = fields.path.parent / "generation_config.json"
+    if generation.exists():
+        ids = [*ids, *_Fields(generation, _read_json(generation)).token_ids("eos_token_id")]
+    return tuple(dict.fromkeys(ids))
+
+
+def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
+    """The config.json of an export. dtype: name of the stored number format, such as "bfloat16"."""
+    a, traits = architecture, architecture.traits
+    fields = {
+        "architectures": [traits.class_name],
+        "model_type": a.family,
+        "vocab_size": a.vocab_size,
+        "hidden_size": a.hidden_size,
+        "intermediate_size": a.intermediate_size,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_dim,
+        "hidden_act": traits.activation,
+        "rms_norm_eps": a.norm_eps,
+        **_rope_fields(a),
+        "max_position_embeddings": a.context_length,
+        "tie_word_embeddings": a.tied_embeddings,
+        "bos_token_id": a.bos_token_id,
+        "eos_token_id": list(a.eos_token_ids),
+        "torch_dtype": dtype,
+    }
+    if not traits.qkv_bias:
+        fields["attention_bias"] = False
+    if a.family == "llama":
+        fields["mlp_bias"] = False
+    if traits.windows != "none":
+        fields["sliding_window"] = a.window
+    if traits.windows in ("upper", "pattern"):
+        fields["layer_types"] = [_SLIDING if i in a.windowed_layers else _FULL for i in range(a.layers)]
+    if traits.windows == "upper":
+        fields |= {
+            "use_sliding_window": a.window is not None,
+            "max_window_layers": min(a.windowed_layers, default=a.layers),
+        }
+    if traits.windows == "pattern":
+        fields |= {
+            "hidden_activation": traits.activation,
+            "query_pre_attn_scalar": a.query_scalar,
+            "attn_logit_softcapping": a.attention_softcap,
+            "final_logit_softcapping": a.logit_softcap,
+        }
+    return fields
+
+
+def _rope_fields(a: Architecture) -> dict[str, Any]:
+    """RoPE in both spellings, so that transformers 4 and 5 read the same numbers."""
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if a.rope_scaling is not None:
+        rope = {"rope_type": a.rope_scaling.kind, "factor": a.rope_scaling.factor}
+        if a.rope_scaling.kind == "llama3":
+            rope |= {
+                "low_freq_factor": a.rope_scaling.low_freq_factor,
+                "high_freq_factor": a.rope_scaling.high_freq_factor,
+                "original_max_position_embeddings": a.rope_scaling.original_context,
+            }
+    fields: dict[str, Any] = {"rope_theta": a.rope_theta, "rope_scaling": rope if a.rope_scaling is not None else None}
+    rope = rope | {"rope_theta": a.rope_theta}
+    if a.window_rope_theta is None:
+        return fields | {"rope_parameters": rope}
+    local = {"rope_type": "default", "rope_theta": a.window_rope_theta}
+    return fields | {
+        "rope_local_base_freq": a.window_rope_theta,
+        "rope_parameters": {_FULL: rope, _SLIDING: local},
+    }
