@@ -29,11 +29,10 @@ LLAMA = Architecture(
     rope_scaling=None,
     context_length=64,
     tied_embeddings=True,
-    qkv_bias=False,
     bos_token_id=0,
     eos_token_ids=(1,),
 )
-QWEN = dataclasses.replace(LLAMA, family="qwen2", tied_embeddings=False, qkv_bias=True)
+QWEN = dataclasses.replace(LLAMA, family="qwen2", tied_embeddings=False)
 
 
 class LetterTokenizer:
