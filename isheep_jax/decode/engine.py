@@ -6,8 +6,9 @@ are does not depend on this schedule: its random key comes from the run's seed a
 length, and it attends to its own slot only.
 """
 
+import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -21,7 +22,7 @@ from isheep_jax.decode.programs import CONTROL_COLUMNS, KEY, POSITION, REMAINING
 from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
 from isheep_jax.decode.sampling import request_key
 from isheep_jax.decode.scoring import score_choices
-from isheep_jax.decode.stops import cut_at_stop
+from isheep_jax.decode.stops import cut_at_stop, lone_byte, settled_text
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.model.tokenizer import Tokenizer
@@ -88,6 +89,14 @@ class Engine:
         _check_sampling(sampling)
         return self._generate(requests, sampling)
 
+    def stream(self, request: Request, sampling: Sampling) -> Generator[str, None, Completion]:
+        """One completion, piece by piece as chunks of decode steps finish; the generator returns the `Completion`.
+
+        The pieces join to its text, which is that of `generate`. Raises `UserError` for sampling settings out of range.
+        """
+        _check_sampling(sampling)
+        return self._stream(request, sampling)
+
     def score(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
         """Log-probabilities of the choices after each prompt, by prefill alone, in batches of like length.
 
@@ -109,15 +118,41 @@ class Engine:
     def _generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         prompts = []
         for request in requests:
-            tokens = self.tokenizer.encode_prompt(request.prompt)
-            if 0 < len(tokens) < self.config.context:
-                key = request_key(self.seed, request.id)
-                prompts.append(_Prompt(request.id, np.asarray(tokens, np.int32), key))
+            prompt = self._prompt(request)
+            if isinstance(prompt, Completion):
+                yield prompt
             else:
-                yield Completion(request.id, "", finish="error", error=self._misfit(len(tokens)))
+                prompts.append(prompt)
         prompts.sort(key=lambda prompt: (-len(prompt.tokens), prompt.id))
         if prompts:
-            yield from _Generation(self, deque(prompts), sampling).run()
+            for finished in _Generation(self, deque(prompts), sampling).run():
+                yield from finished
+
+    def _stream(self, request: Request, sampling: Sampling) -> Generator[str, None, Completion]:
+        prompt = self._prompt(request)
+        if isinstance(prompt, Completion):
+            return prompt
+        generation, shown = _Generation(self, deque([prompt]), sampling), ""
+        settled = functools.partial(settled_text, self.tokenizer.decode, stop=sampling.stop, byte=self._lone_byte)
+        for finished in generation.run():
+            text = finished[0].text if finished else settled(generation.tokens(prompt))
+            if len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text
+            if finished:
+                return finished[0]
+        raise RuntimeError("the only prompt never finished")
+
+    @functools.cached_property
+    def _lone_byte(self) -> int | None:
+        return lone_byte(self.tokenizer.decode, self.tokenizer.vocab_size)
+
+    def _prompt(self, request: Request) -> _Prompt | Completion:
+        """The request with its tokens and key, or the completion that says why it does not fit."""
+        tokens = self.tokenizer.encode_prompt(request.prompt)
+        if not 0 < len(tokens) < self.config.context:
+            return Completion(request.id, "", finish="error", error=self._misfit(len(tokens)))
+        return _Prompt(request.id, np.asarray(tokens, np.int32), request_key(self.seed, request.id))
 
     def _misfit(self, length: int) -> str:
         if not length:
@@ -143,7 +178,8 @@ class _Generation:
             "compute_dtype": engine.compute_dtype,
         }
 
-    def run(self) -> Iterator[Completion]:
+    def run(self) -> Iterator[list[Completion]]:
+        """After each chunk of decode steps, what has finished."""
         engine, sampling = self.engine, self.sampling
         slots = engine.config.slots
         cache = allocate(engine.architecture, slots, engine.config.context, engine.compute_dtype, engine.mesh)
@@ -164,7 +200,12 @@ class _Generation:
                 end_ids=engine.end_ids,
                 **self.programs,
             )
-            yield from self._collect(np.asarray(drawn))
+            yield list(self._collect(np.asarray(drawn)))
+
+    def tokens(self, prompt: _Prompt) -> list[int]:
+        """The new tokens so far of a prompt that is in a slot."""
+        slot = next(slot for slot, owner in enumerate(self.owner) if owner is prompt)
+        return self.written[slot, : self.count[slot]].tolist()
 
     def _refill(self, cache: KVCache) -> KVCache:
         """Gives waiting prompts to idle slots and prefills them, bucket by bucket."""

@@ -1,4 +1,4 @@
-"""Stop strings: found on decoded text, so that they may span tokens."""
+"""Stop strings: found on decoded text, so that they may span tokens; and how much of a growing text is settled."""
 
 from collections.abc import Callable, Sequence
 
@@ -33,3 +33,31 @@ def cut_at_stop(
     text = decode(tokens[: _fewest(searched + 1, len(tokens), holds_stop)])
     text = text[: min(text.index(string) for string in stop if string in text)]
     return text, _fewest(0, len(tokens), lambda count: len(decode(tokens[:count])) >= len(text))
+
+
+_INVALID = "\ufffd"
+
+
+def lone_byte(decode: Callable[[Sequence[int]], str], vocab_size: int) -> int | None:
+    """The first token that is one byte of a longer UTF-8 sequence; None where the tokenizer has no such tokens."""
+    return next((token for token in range(vocab_size) if decode([token]) == _INVALID), None)
+
+
+def settled_text(
+    decode: Callable[[Sequence[int]], str], tokens: Sequence[int], stop: Sequence[str], byte: int | None
+) -> str:
+    """The part of a growing completion's text that no later token can change or cut off.
+
+    tokens: the completion so far, which holds no stop string. byte: a token from `lone_byte`. Held back are bytes of a
+    UTF-8 sequence that may go on, and an ending with which a stop string may begin.
+    """
+    text = decode(tokens)
+    if byte is not None:
+        # Some decoders replace a whole run of byte tokens, also its complete characters, when the run ends badly. A
+        # stray byte is such an end: what it changes is not settled.
+        other = decode([*tokens, byte])
+        text = text[: next((i for i, (a, b) in enumerate(zip(text, other)) if a != b), min(len(text), len(other)))]
+    text = text.rstrip(_INVALID)
+    earliest = max(0, len(text) - max(map(len, stop), default=0))
+    starts = (i for i in range(earliest, len(text)) if any(string.startswith(text[i:]) for string in stop))
+    return text[: next(starts, len(text))]

@@ -1,0 +1,168 @@
+"""Streaming: pieces that join to the completion, whatever lies across the borders of chunks."""
+
+import dataclasses
+import string
+
+import numpy as np
+import pytest
+from minute_model import ARCHITECTURE, TableTokenizer, make_engine, mesh_of, ragged
+from tokenizers import Tokenizer, decoders, models
+
+from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.stops import cut_at_stop, lone_byte, settled_text
+from isheep_jax.errors import UserError
+
+CHARACTERS = "aé你😀\n"
+
+
+def drain(stream):
+    """The pieces of a stream, and the completion that it returns."""
+    pieces = []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            return pieces, end.value
+
+
+def byte_level() -> tuple[Tokenizer, list[int]]:
+    """Every byte is a token, as in GPT-2's alphabet; and the tokens of some characters' bytes."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letter = {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    vocabulary = {letter[byte]: byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, [*CHARACTERS.encode(), ord("x"), ord("|")]
+
+
+def byte_fallback() -> tuple[Tokenizer, list[int]]:
+    """Bytes are tokens for what the vocabulary lacks, as in Llama 2; runs of them are decoded together."""
+    pieces = ["a", "x", "|", "你", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer, [0, 1, 2, 3, *(4 + byte for byte in CHARACTERS.encode())]
+
+
+def drawn_sequences(tokens: list[int], count: int) -> list[list[int]]:
+    """Mostly the bytes of whole characters in order, now and then broken off."""
+    draw = np.random.default_rng(0)
+    sequences = []
+    for _ in range(count):
+        sequence: list[int] = []
+        while len(sequence) < 14:
+            start = draw.integers(len(tokens))
+            sequence += tokens[start : start + draw.integers(1, 6)]
+        sequences.append(sequence)
+    return sequences
+
+
+@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
+@pytest.mark.parametrize("stop", [(), ("x|", "|a"), ("你x",)])
+def test_settled_text_is_never_taken_back_by_what_follows(kind, stop):
+    tokenizer, tokens = kind()
+    byte = lone_byte(tokenizer.decode, tokenizer.get_vocab_size())
+    withheld = broken = stopped = 0
+    for sequence in drawn_sequences(tokens, 300):
+        settled = []
+        for count in range(1, len(sequence) + 1):
+            cut = cut_at_stop(tokenizer.decode, sequence[:count], stop, count - 1) if stop else None
+            final = cut[0] if cut else tokenizer.decode(sequence[:count])
+            # Whether the completion ends here by its length or by a stop string, all that was shown begins its text.
+            assert all(final.startswith(text) for text in settled)
+            if cut:
+                stopped += 1
+                break
+            settled.append(settled_text(tokenizer.decode, sequence[:count], stop, byte))
+            withheld += settled[-1] != final
+            broken += "\ufffd" in final
+    assert withheld
+    assert broken
+    assert bool(stop) == bool(stopped)
+
+
+@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
+def test_text_is_settled_once_a_whole_character_of_the_vocabulary_follows(kind):
+    tokenizer, _ = kind()
+    byte = lone_byte(tokenizer.decode, tokenizer.get_vocab_size())
+    start = 0 if kind is byte_level else 4
+    tokens = [start + b for b in "é你".encode()] + [tokenizer.token_to_id("a")]
+    assert settled_text(tokenizer.decode, tokens[:-1], (), byte) in ("é你", "")
+    assert settled_text(tokenizer.decode, tokens, (), byte) == "é你a"
+    assert settled_text(tokenizer.decode, tokens[:1], (), byte) == ""
+
+
+class Utf8Tokenizer(TableTokenizer):
+    """Letters are single bytes of multi-byte characters, so that most tokens are incomplete."""
+
+    def __init__(self):
+        super().__init__()
+        parts = [bytes([b]) for b in "é你ß😀".encode()] + ["é".encode(), "你".encode()[:2], b"a", b"|"]
+        self.bytes = [b"", b"", *(parts[i % len(parts)] for i in range(ARCHITECTURE.vocab_size - 2))]
+
+    def decode(self, ids):
+        return b"".join(self.bytes[i] for i in ids).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("tokenizer", [TableTokenizer, Utf8Tokenizer])
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_pieces_join_to_the_text_of_generate(params, tokenizer, chunk, temperature):
+    sampling = Sampling(temperature=temperature, max_tokens=30)
+    whole, engine = make_engine(params), make_engine(params, chunk=chunk, slots=1)
+    whole.tokenizer = engine.tokenizer = tokenizer()
+    streamed = 0
+    for expected in whole.generate(ragged(8), sampling):
+        request = next(r for r in ragged(8) if r.id == expected.id)
+        pieces, completion = drain(engine.stream(request, sampling))
+        assert "".join(pieces) == expected.text
+        assert completion == expected
+        assert all(pieces)
+        streamed += len(pieces) > 1
+    assert streamed
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_no_piece_holds_any_of_a_stop_string_that_chunks_cut_apart(params, chunk):
+    free = {c.id: c for c in make_engine(params).generate(ragged(12), Sampling(temperature=1.0, max_tokens=30))}
+    stopped = 0
+    for request in ragged(12):
+        text = free[request.id].text
+        if len(text) < 8:
+            continue
+        sampling = Sampling(temperature=1.0, max_tokens=30, stop=(text[4:8], string.ascii_letters))
+        expected = next(make_engine(params).generate([request], sampling))
+        pieces, completion = drain(make_engine(params, chunk=chunk, slots=1).stream(request, sampling))
+        assert completion == expected
+        assert "".join(pieces) == expected.text
+        assert sampling.stop[0] not in expected.text
+        stopped += expected.finish == "stop" and expected.text != text
+    assert stopped > 2
+
+
+def test_a_beginning_of_a_stop_string_that_does_not_go_on_is_shown_after_all(params):
+    request = ragged(12)[5]
+    text = next(make_engine(params).generate([request], Sampling(temperature=0.0, max_tokens=12))).text
+    sampling = Sampling(temperature=0.0, max_tokens=12, stop=(text[-1] + "never",))
+    pieces, completion = drain(make_engine(params, chunk=1, slots=1).stream(request, sampling))
+    assert "".join(pieces) == completion.text == text
+
+
+def test_a_mesh_streams_the_text_of_one_device(params):
+    sampling = Sampling(temperature=1.0, max_tokens=20)
+    request = ragged(3)[1]
+    expected = drain(make_engine(params, slots=1, chunk=4).stream(request, sampling))
+    engine = make_engine(params, slots=4, score_batch=4, chunk=4, mesh=mesh_of(4, 2))
+    assert drain(engine.stream(request, sampling)) == expected
+
+
+def test_a_prompt_that_does_not_fit_gives_no_piece_and_says_why(params):
+    pieces, completion = drain(make_engine(params).stream(Request("long", "a" * 60), Sampling()))
+    assert pieces == []
+    assert completion.finish == "error"
+    assert "61 tokens" in completion.error
+
+
+def test_sampling_settings_out_of_range_are_refused_before_anything_is_decoded(params):
+    with pytest.raises(UserError, match="top_p"):
+        make_engine(params).stream(Request("a", "a"), dataclasses.replace(Sampling(), top_p=0.0))
