@@ -47,23 +47,32 @@ def parse_config(arguments: Sequence[str], module: str) -> Config:
 
 
 def parse_settings(
-    kind: type[Settings], default: Settings, arguments: Sequence[str], module: str, description: str
+    kind: type[Settings],
+    default: Settings,
+    arguments: Sequence[str],
+    module: str,
+    description: str,
+    positional: Sequence[str] = (),
 ) -> Settings:
     """Overrides the fields of the dataclass `default` with `--field=value` (nested: `--section.field=value`).
 
-    Raises `UserError` for what is not a setting or has the wrong type.
+    positional: settings whose values may also be given without their names, in this order. Raises `UserError` for what
+    is not a setting or has the wrong type.
     """
     if any(a in ("-h", "--help") for a in arguments):
+        if positional:
+            words = ", ".join(f"{name.upper()} (--{name})" for name in positional)
+            description = f"{description}\n\nWithout their names, in this order: {words}."
         tyro.cli(
             kind,
-            prog=f"python -m {module}",
+            prog=" ".join([f"python -m {module}", *map(str.upper, positional)]),
             description=description,
             args=["--help"],
             default=default,
             use_underscores=True,
         )
     types = _setting_types(kind)
-    for name, values in _split(arguments, types):
+    for name, values in _split(arguments, types, positional):
         is_list = typing.get_origin(types[name]) is tuple
         if types[name] is bool:
             switches = {"true": f"--{name}", "false": f"--no_{name}"}
@@ -154,12 +163,19 @@ def _setting_types(kind: type, prefix: str = "") -> dict[str, object]:
     return types
 
 
-def _split(arguments: Sequence[str], types: dict[str, object]) -> list[tuple[str, list[str]]]:
+def _split(
+    arguments: Sequence[str], types: dict[str, object], positional: Sequence[str]
+) -> list[tuple[str, list[str]]]:
     """Each setting with its values, in the order of the command line."""
     settings: list[tuple[str, list[str]]] = []
+    given = {word.partition("=")[0] for word in arguments}
+    unnamed = [name for name in positional if f"--{name}" not in given]
     open_for = 0  # how many more words the last setting may take as values
     for word in arguments:
         if not word.startswith("--"):
+            if open_for == 0 and unnamed and not word.startswith("-"):
+                settings.append((unnamed.pop(0), [word]))
+                continue
             if open_for == 0:
                 raise UserError(f"'{word}' belongs to no setting; settings are written --section.field=value")
             settings[-1][1].extend(word.split(",") if open_for > 1 else [word])

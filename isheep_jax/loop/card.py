@@ -1,6 +1,21 @@
-"""The model card of an iteration's model: how it came to be."""
+"""The model cards: of an iteration's model inside the run, and of what is exported, with its whole lineage."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from isheep_jax.config import Config
+
+_ORIGIN = """\
+Made by isheep_jax, iterative self-alignment: a language model learned from its own instructions and responses, chosen
+by its own scores. No person and no other model wrote or judged any of them, apart from the seed tasks."""
+_LIMITS = """\
+## Limits
+
+The pairs can carry the base model's errors and biases on and strengthen them: the scores are the model's own. Nothing
+was filtered for safety."""
 
 
 def model_card(config: Config, iteration: int, instructions: int, pairs: int) -> str:
@@ -23,8 +38,7 @@ pipeline_tag: text-generation
 
 # {config.name}, iteration {iteration}
 
-Made by isheep_jax, iterative self-alignment: a language model learned from its own instructions and responses, chosen
-by its own scores. No person and no other model wrote or judged any of them, apart from the seed tasks.
+{_ORIGIN}
 
 | | |
 | --- | --- |
@@ -36,8 +50,111 @@ by its own scores. No person and no other model wrote or judged any of them, apa
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
 
-## Limits
-
-The pairs can carry the base model's errors and biases on and strengthen them: the scores are the model's own. Nothing
-was filtered for safety.
+{_LIMITS}
 """
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration: what it wrote, kept and reached."""
+
+    iteration: int
+    instructions: int = 0
+    """Instructions that passed the rules (count)."""
+    responses: int = 0
+    """Responses that passed the rules (count)."""
+    pairs: int = 0
+    """Pairs that it was trained on (count)."""
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Measured {benchmark: {"accuracy", "stderr", "count"}}; empty where nothing was measured."""
+
+
+def lineage_card(
+    settings: dict[str, Any], digest: str, environment: dict[str, Any], steps: Sequence[Step], adapter: bool
+) -> str:
+    """Markdown for the README.md of an exported model, or of its adapter.
+
+    settings: the run's config.json, whose sha256 is `digest`. environment: the run's environment.json. steps: the base
+    model (iteration 0) and all iterations up to the exported one.
+    """
+    base, last = settings["model"]["path"], steps[-1]
+    sft, name = settings["sft"], f"{settings['name']}, iteration {last.iteration}"
+    chained = sft["start"] == "previous" and last.iteration > 1
+    start = f"the model of iteration {last.iteration - 1}" if chained else "the base model"
+    if adapter:
+        what = f"a LoRA adapter of rank {sft['lora_rank']} (alpha {sft['lora_alpha']:g}) for {start}"
+    elif sft["method"] == "lora":
+        what = f"a whole model: {start} with a LoRA of rank {sft['lora_rank']} merged"
+    else:
+        what = f"a whole model: {start} with all weights trained"
+    packages = {"python": environment.get("python"), **environment.get("packages", {})}
+    versions = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
+    rows = [f"| {s.iteration} | {s.instructions} | {s.responses} | {s.pairs} |" for s in steps[1:]]
+    return f"""---
+{_front_matter(base, adapter, chained)}
+---
+
+# {name}{", adapter" if adapter else ""}
+
+{_ORIGIN}
+
+| | |
+| --- | --- |
+| base model | {"tiny, which comes with isheep_jax" if base == "tiny" else base} |
+| this is | {what} |
+| seed | {settings["seed"]} |
+| sha256 of config.json | {digest} |
+| versions | {versions} |
+
+## Lineage
+
+Each iteration's instructions and responses were written by the model before it, the first iteration's by the base
+model. {
+        "Training began from the model before, too."
+        if sft["start"] == "previous"
+        else "Training began from the base model each time."
+    } Counts are of what passed the rules; the kept pairs were trained on.
+
+| iteration | instructions | responses | kept pairs |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+## Evaluation
+
+{_evaluation(steps[0], last)}
+
+{_LIMITS}
+"""
+
+
+def _front_matter(base: str, adapter: bool, chained: bool) -> str:
+    lines = [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    # The hub refuses a base_model that is not on it, such as a local directory or an iteration's model.
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", base) and not (adapter and chained):
+        lines.append(f"base_model: {json.dumps(base.partition('@')[0])}")
+        lines.append(f"base_model_relation: {'adapter' if adapter else 'finetune'}")
+    tags = ["self-alignment", "synthetic-data", "jax", *(["lora"] if adapter else [])]
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags)])
+
+
+def _evaluation(base: Step, last: Step) -> str:
+    names = list(dict.fromkeys([*base.evaluation, *last.evaluation]))
+    if not names:
+        return "The run measured neither the base model nor this one."
+
+    def measured(step: Step, name: str) -> str:
+        result = step.evaluation.get(name)
+        if not result:
+            return "not measured"
+        return f"{result['accuracy']:.3f} ± {result['stderr']:.3f} of {result['count']} prompts"
+
+    rows = [f"| {name} | {measured(base, name)} | {measured(last, name)} |" for name in names]
+    return "\n".join(
+        [
+            "Accuracy with its standard error.",
+            "",
+            f"| benchmark | base model | iteration {last.iteration} |",
+            "| --- | --- | --- |",
+            *rows,
+        ]
+    )

@@ -1,0 +1,168 @@
+"""A run's model out of its run directory, with a card that tells its lineage.
+
+python -m isheep_jax.export runs/tiny my-model
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from isheep_jax.command import parse_settings, run_command
+from isheep_jax.config import check_range
+from isheep_jax.errors import UserError
+from isheep_jax.loop.card import Step, lineage_card
+
+MODULE = "isheep_jax.export"
+DESCRIPTION = (
+    f"python -m {MODULE} RUN OUTPUT [--iteration=N] [--adapter]\n\n"
+    "Copies the model of a run's iteration to OUTPUT, a directory in Hugging Face format, with a model card."
+)
+_CARD = "README.md"
+# Bytes copied at a time: large enough for object stores, small enough for any host.
+_BLOCK = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """One call of the command."""
+
+    run: str = ""
+    """Directory of a run."""
+    output: str = ""
+    """Directory to write, which must not exist: a local path or gs://bucket/path."""
+    iteration: int = -1
+    """Iteration whose model to copy (1 and up). -1: the newest that is finished."""
+    adapter: bool = False
+    """Copy what LoRA learned as a PEFT adapter directory, instead of the merged model."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Copies one iteration's model, or its adapter. Raises `UserError` for bad input, before anything is written."""
+    config = parse_settings(ExportConfig, ExportConfig(), arguments, MODULE, DESCRIPTION, ("run", "output"))
+    check_range("iteration", config.iteration, "[-1, inf)")
+    for name in ("run", "output"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} is missing; for example: python -m {MODULE} runs/tiny my-model")
+    try:
+        run, output = (epath.Path(path).expanduser() for path in (config.run, config.output))
+        settings, digest = _settings(run)
+        number = _iteration(run, config.iteration)
+        source = _source(run, number, settings["sft"]["method"], config.adapter)
+        _check_output(output)
+        steps = [_step(run, n) for n in range(number + 1)]
+        environment = run / "environment.json"
+        versions = _read(environment) if environment.exists() else {}
+        files = _copy(source, output, lineage_card(settings, digest, versions, steps, config.adapter))
+    except ImportError as error:
+        raise UserError(f"a path in cloud storage needs another package: {error}") from None
+    kind = "adapter" if config.adapter else "model"
+    print(f"{output}: the {kind} of iteration {number} of {run}, {len(files)} files")
+
+
+def _settings(run: epath.Path) -> tuple[dict[str, Any], str]:
+    """The run's config.json, and the sha256 of its bytes."""
+    path = run / "config.json"
+    settings = _read(path) if path.is_file() else {}
+    if not {"iterations", "model", "sft", "seed"} <= settings.keys():
+        raise UserError(f"--run: {run} is not a run's directory; it must be the --workdir of isheep_jax.train")
+    return settings, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _iteration(run: epath.Path, wanted: int) -> int:
+    """The iteration to export. The manifest of fine-tuning is the last of the files that a finished model needs."""
+    finished = sorted(
+        int(match[1])
+        for place in run.iterdir()
+        if (match := re.fullmatch(r"iteration_([1-9]\d*)", place.name)) and (place / "fine_tune.json").is_file()
+    )
+    if wanted == 0:
+        raise UserError("--iteration: iteration 0 is the base model itself; the run has only measured it")
+    if not finished:
+        raise UserError(f"--run: {run} has no finished iteration yet; run its command again to go on")
+    if wanted not in (-1, *finished):
+        raise UserError(
+            f"--iteration: iteration {wanted} of {run} is not finished; finished: {', '.join(map(str, finished))}"
+        )
+    return finished[-1] if wanted == -1 else wanted
+
+
+def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.Path:
+    source = run / f"iteration_{number}" / ("adapter" if adapter else "model")
+    if adapter and method != "lora":
+        raise UserError(f"--adapter: the run trained all weights (sft.method={method}), so that it has no adapter")
+    if not source.is_dir():
+        raise UserError(f"--{'adapter' if adapter else 'run'}: {source} is missing; restore it, or start a new run")
+    return source
+
+
+def _check_output(output: epath.Path) -> None:
+    if output.exists():
+        raise UserError(f"--output: {output} exists; name a directory that does not")
+    # An object store has no directories, only names.
+    if "://" not in str(output) and not output.parent.is_dir():
+        raise UserError(f"--output: there is no directory {output.parent}")
+
+
+def _step(run: epath.Path, number: int) -> Step:
+    place = run / f"iteration_{number}"
+    evaluation = place / "evaluation.json"
+    measured = _read(evaluation) if evaluation.exists() else {}
+    if not number:
+        return Step(0, evaluation=measured)
+    counts = (_read(place / stage / "DONE")["counts"]["kept"] for stage in ("instructions", "responses", "selected"))
+    return Step(number, *counts, measured)
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from None
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: it should be the JSON object that the run wrote")
+    return value
+
+
+def _copy(source: epath.Path, output: epath.Path, card: str) -> list[str]:
+    """Copies the files under a temporary name that is renamed at the end, and returns their names."""
+    staging = output.with_name(output.name + ".partial")
+    names = sorted(path.name for path in source.iterdir() if path.name != _CARD)
+    with _removed_on_failure(staging):
+        staging.mkdir(parents=True)
+        for name in names:
+            with (source / name).open("rb") as original, (staging / name).open("wb") as copy:
+                shutil.copyfileobj(original, copy, _BLOCK)
+        (staging / _CARD).write_text(card)
+        staging.rename(output)
+    return [*names, _CARD]
+
+
+@contextlib.contextmanager
+def _removed_on_failure(staging: epath.Path) -> Iterator[None]:
+    """Removes what an earlier attempt left, and what this one leaves when it fails."""
+
+    def remove() -> None:
+        if staging.exists():
+            staging.rmtree()
+
+    try:
+        remove()
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            remove()
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {staging}: {error.strerror or error}; nothing is left there") from error
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, MODULE))
