@@ -1,124 +1,175 @@
-"""Hugging Face safetensors straight into their shardings, and out again, tensor by tensor."""
+"""Hugging Face weights straight into their shardings, and out again, tensor by tensor."""
 
+import functools
+import itertools
 import json
 import math
-import shutil
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # registers bfloat16 with numpy, which the safetensors reader needs
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 from isheep_jax.model.config_json import config_json
+from isheep_jax.model.safetensors_file import DTYPES, StoredTensor, read_header, write_file
 from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.sharding import Rules, partition
+from isheep_jax.sharding import AXES, Rules, partition
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_SHARD_BYTES = 4_500_000_000
-_STORED = ("F32", "F16", "BF16")
-_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+# Bytes of a file of an export; several files have an index.
+SHARD_BYTES = 4_500_000_000
+# What stands in old checkpoints beside the parameters: RoPE's frequencies, and the head of tied embeddings once more.
+_HARMLESS = re.compile(r"\.rotary_emb\.inv_freq$|^lm_head\.weight$")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_READERS = 8  # threads; one cannot keep a disk or a bucket busy
+
+
+def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, StoredTensor]:
+    """Every tensor of the architecture in a Hugging Face directory, by name, from the files' headers alone.
+
+    Raises `UserError` that names tensor and file when one is missing, has another shape or number format, belongs to
+    no parameter, or when a file is missing, truncated or damaged.
+    """
+    directory = epath.Path(directory)
+    stored = _stored_tensors(directory)
+    where = directory / _index_name("model")
+    where = where if where.exists() else directory / _single_name("model")
+    wanted = set()
+    for _, spec in leaves(parameter_table(architecture)):
+        for name in _names(spec):
+            wanted.add(name)
+            if name not in stored:
+                raise UserError(f"{where}: tensor {name} is missing")
+            tensor = stored[name]
+            if tensor.dtype_name not in DTYPES:
+                raise UserError(
+                    f"{tensor.path}: tensor {name} is stored as {tensor.dtype_name}; only {', '.join(DTYPES)} are read"
+                )
+            if tensor.shape != spec.hf_shape:
+                raise UserError(
+                    f"{tensor.path}: tensor {name} has shape {tensor.shape}; config.json asks for {spec.hf_shape}"
+                )
+    for name in stored.keys() - wanted:
+        if not _HARMLESS.search(name):
+            raise UserError(
+                f"{stored[name].path}: tensor {name} belongs to no parameter of a {architecture.traits.class_name} as "
+                "config.json describes it"
+            )
+    return {name: stored[name] for name in wanted}
+
+
+def _stored_tensors(directory: epath.Path) -> dict[str, StoredTensor]:
+    single, index = directory / _single_name("model"), directory / _index_name("model")
+    if single.exists():
+        return read_header(single)
+    if not index.exists():
+        pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
+        hint = (
+            f"only {pickled[0]}, a pickle file, which could run any code and is never read; convert it to safetensors"
+            if pickled
+            else f"neither {single.name} nor {index.name} is there"
+        )
+        raise UserError(f"{directory} holds no weights that can be read: {hint}")
+    try:
+        files = dict(json.loads(index.read_text())["weight_map"])
+        tensors = {file: read_header(directory / file) for file in sorted(set(files.values()))}
+    except (ValueError, KeyError, TypeError):  # not JSON, no weight_map, or one that is no object of names
+        raise UserError(f"{index} is not a safetensors index: it needs a weight_map") from None
+    for name, file in files.items():
+        if name not in tensors[file]:
+            raise UserError(f"{directory / file}: tensor {name} is missing, but {index.name} says that it is there")
+    return {name: tensors[file][name] for name, file in files.items()}
 
 
 def load_parameters(
-    directory: Path, architecture: Architecture, *, mesh: Mesh, rules: Rules, dtype: jnp.dtype
+    directory: epath.PathLike, architecture: Architecture, *, mesh: Mesh, rules: Rules, dtype: jnp.dtype
 ) -> dict[str, Any]:
     """The parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
 
-    Each device's part is read from the byte ranges it needs, one leaf at a time. Raises `UserError` that names tensor
-    and file when a tensor is missing, has another shape, or its file is damaged.
+    Leaf by leaf: the rows of its tensors are read in equal shares, each by the host whose device takes it, into the
+    layout of the files, and the devices then bring them into theirs. So every byte is read once, in long ranges,
+    whatever the rules split; host and device hold one leaf twice at most. Raises as `find_tensors`.
     """
-    reader = _Reader(Path(directory))
+    tensors = find_tensors(directory, architecture)
+    with ThreadPoolExecutor(_READERS) as threads:
 
-    def load(spec: ParameterSpec) -> jax.Array:
-        sharding = NamedSharding(mesh, partition(spec, rules))
-        return jax.make_array_from_callback(
-            spec.shape, sharding, lambda index: _read_part(reader, spec, index).astype(dtype)
-        )
+        def load(spec: ParameterSpec) -> jax.Array:
+            sharding = NamedSharding(mesh, partition(spec, rules))
+            leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
+            # Waiting bounds the memory: otherwise reading runs ahead of the devices.
+            return jax.block_until_ready(_from_stored(spec, jnp.dtype(dtype), sharding)(leaf))
 
-    return jax.tree.map(load, parameter_table(architecture))
-
-
-class _Reader:
-    """Finds tensors in the directory's safetensors files."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-        index = directory / _INDEX
-        if index.exists():
-            try:
-                self._files = dict(json.loads(index.read_text())["weight_map"])
-            except (ValueError, KeyError, TypeError):  # not JSON, no weight_map, or one that is no object
-                raise UserError(f"{index} is not a safetensors index: it needs a weight_map") from None
-        elif (directory / _SINGLE).exists():
-            self._files = None
-        else:
-            raise UserError(f"{directory} holds no weights: neither {_SINGLE} nor {_INDEX} is there")
-        self._open: dict[str, Any] = {}
-
-    def slice(self, name: str, shape: tuple[int, ...]):
-        """A lazy slice of tensor `name`, which must have `shape`."""
-        file = _SINGLE if self._files is None else self._files.get(name)
-        if file is None:
-            raise UserError(f"{self._directory / _INDEX}: tensor {name} is missing")
-        path = self._directory / file
-        try:
-            if file not in self._open:
-                self._open[file] = safe_open(path, framework="numpy")
-            part = self._open[file].get_slice(name)
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; the index says that it holds tensor {name}") from None
-        except SafetensorError as error:
-            raise UserError(f"{path}: tensor {name} cannot be read ({error})") from None
-        if part.get_dtype() not in _STORED:
-            raise UserError(
-                f"{path}: tensor {name} is stored as {part.get_dtype()}; only {', '.join(_STORED)} are read"
-            )
-        if tuple(part.get_shape()) != shape:
-            raise UserError(f"{path}: tensor {name} has shape {tuple(part.get_shape())}; config.json asks for {shape}")
-        return part
+        return jax.tree.map(load, parameter_table(architecture))
 
 
-def _read_part(reader: _Reader, spec: ParameterSpec, index: tuple[slice, ...]) -> np.ndarray:
-    """The part `index` of a leaf."""
-    bounds = [s.indices(size)[:2] for s, size in zip(index, spec.shape)]
-    if not spec.stacked:
-        return _read_matrix(reader.slice(spec.hf_name, spec.hf_shape), spec, spec.shape, bounds)
-    layers = [
-        _read_matrix(reader.slice(spec.hf_name.format(layer=layer), spec.hf_shape), spec, spec.shape[1:], bounds[1:])
-        for layer in range(*bounds[0])
-    ]
-    return np.stack(layers)
+def _read_stored(
+    tensors: list[StoredTensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
+) -> jax.Array:
+    """A leaf as it is stored: [L, *hf_shape], or hf_shape of one that is not stacked, its rows split over the mesh."""
+    rows, mesh = spec.hf_shape[0], final.mesh
+    # Over as many devices as divide the rows; the others read the same again. The axis that the rows stay split over
+    # comes first and those that it is repeated over last, so that the devices exchange parts and never need the whole.
+    row_axis = (
+        next(i for i in range(len(spec.shape)) if math.prod(spec.shape[i:]) == rows)
+        if spec.transposed
+        else (int(spec.stacked))
+    )
+    order = sorted(AXES, key=lambda axis: (axis != final.spec[row_axis], axis not in final.spec))
+    choices = itertools.chain.from_iterable(itertools.combinations(order, n) for n in range(len(order) + 1))
+    sizes = {axes: math.prod(mesh.shape[axis] for axis in axes) for axes in choices}
+    axes = max((axes for axes, size in sizes.items() if rows % size == 0), key=sizes.get)
+    dtype = functools.reduce(jnp.promote_types, (tensor.dtype for tensor in tensors))
+
+    @functools.cache  # devices that hold the same rows
+    def read(start: int, stop: int) -> np.ndarray:
+        part = np.empty((len(tensors), stop - start, *spec.hf_shape[1:]), dtype)
+
+        def fill(layer: int) -> None:
+            tensor = tensors[layer]
+            if tensor.dtype == dtype:
+                tensor.read_rows(start, stop, part[layer])
+            else:
+                narrow = np.empty(part.shape[1:], tensor.dtype)
+                tensor.read_rows(start, stop, narrow)
+                part[layer] = narrow
+
+        list(threads.map(fill, range(len(tensors))))
+        return part if spec.stacked else part[0]
+
+    shape = (len(tensors), *spec.hf_shape) if spec.stacked else spec.hf_shape
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * spec.stacked, axes))
+    return jax.make_array_from_callback(shape, sharding, lambda index: read(*index[spec.stacked].indices(rows)[:2]))
 
 
-def _read_matrix(source, spec: ParameterSpec, shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> np.ndarray:
-    """The part of one tensor that `bounds` names in our shape."""
-    # Our axes are the stored ones split up: [inputs..., outputs...] against [outputs, inputs]. Within each group only
-    # the first axis is ever sharded, so that a part is one range of the stored axis.
-    stored = spec.hf_shape[::-1] if spec.transposed else spec.hf_shape
-    ranges, axis = [], 0
-    for size in stored:
-        group = axis
-        while math.prod(shape[axis:group]) < size:
-            group += 1
-        inner = math.prod(shape[axis + 1 : group])
-        ranges.append(slice(bounds[axis][0] * inner, bounds[axis][1] * inner))
-        axis = group
-    part = source[tuple(ranges[::-1] if spec.transposed else ranges)]
-    part = part.T if spec.transposed else part
-    return part.reshape([stop - start for start, stop in bounds])
+@functools.lru_cache(maxsize=256)
+def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, sharding: NamedSharding):
+    """The program that brings a leaf from its stored layout into its own."""
+
+    def arrange(leaf: jax.Array) -> jax.Array:
+        return (leaf.swapaxes(-1, -2) if spec.transposed else leaf).reshape(spec.shape).astype(dtype)
+
+    return jax.jit(arrange, out_shardings=sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "dtype", "sharding"))
+def _to_stored(
+    leaf: jax.Array, layer: jax.Array, *, spec: ParameterSpec, dtype: np.dtype, sharding: NamedSharding | None
+) -> jax.Array:
+    """One tensor of a leaf as it is stored, whole on every device."""
+    leaf = leaf[layer] if spec.stacked else leaf
+    leaf = leaf.reshape(spec.hf_shape[::-1]).T if spec.transposed else leaf.reshape(spec.hf_shape)
+    leaf = leaf.astype(dtype)
+    return leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
 
 
 def save_checkpoint(
-    directory: Path,
+    directory: epath.PathLike,
     params: dict[str, Any],
     architecture: Architecture,
     tokenizer: Tokenizer,
@@ -130,16 +181,16 @@ def save_checkpoint(
 
     dtype: number format to store (None: the parameters' own). card: text of README.md.
     """
-    directory = Path(directory)
+    directory = epath.Path(directory)
     if directory.exists():
         raise UserError(f"{directory} exists; name a directory that does not")
-    staging = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = directory.parent / (directory.name + ".partial")
+    if staging.exists():
+        staging.rmtree()
     staging.mkdir(parents=True)
     stored = jnp.dtype(dtype or params["embed"].dtype)
-    _write_tensors(staging, params, architecture, _DTYPES[stored.name])
-    config = config_json(architecture, stored.name)
-    _write_json(staging / "config.json", config)
+    write_tensors(staging, params, parameter_table(architecture), stored)
+    _write_json(staging / "config.json", config_json(architecture, stored.name))
     ends = list(dict.fromkeys([*architecture.eos_token_ids, *tokenizer.eos_ids]))
     _write_json(staging / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
     tokenizer.save(staging)
@@ -148,53 +199,55 @@ def save_checkpoint(
     staging.rename(directory)
 
 
-def _write_tensors(directory: Path, params: dict[str, Any], architecture: Architecture, dtype: type) -> None:
-    """One file, or several with an index when the tensors are more than one file should hold."""
-    total = sum(math.prod(spec.shape) for _, spec in leaves(parameter_table(architecture))) * np.dtype(dtype).itemsize
-    files: list[Path] = []
-    weight_map: dict[str, str] = {}
-    group: dict[str, np.ndarray] = {}
+def write_tensors(directory: epath.PathLike, params: Any, table: Any, dtype: jnp.dtype, stem: str = "model") -> None:
+    """Writes a tree of arrays as `table`, its tree of `ParameterSpec`, names and shapes them.
 
-    def flush() -> None:
-        files.append(directory / f"part-{len(files)}.safetensors")
-        weight_map.update(dict.fromkeys(group, files[-1].name))
-        save_file(group, files[-1], metadata={"format": "pt"})
-        files[-1].chmod(0o644)  # the library makes it readable by its owner alone, unlike every file beside it
-        group.clear()
-
-    for name, tensor in _tensors(params, architecture, dtype):
-        if group and sum(t.nbytes for t in group.values()) + tensor.nbytes > _SHARD_BYTES:
-            flush()
-        group[name] = tensor
-    flush()
+    One file, or several with an index when they would be more than one file should hold. One tensor of one layer is on
+    the host at a time.
+    """
+    directory, dtype = epath.Path(directory), np.dtype(dtype)
+    files: list[dict[str, tuple[ParameterSpec, jax.Array, int]]] = [{}]
+    held = total = 0
+    for path, spec in leaves(table):
+        leaf = functools.reduce(lambda tree, key: tree[key], path, params)
+        size = math.prod(spec.hf_shape) * dtype.itemsize
+        for layer, name in enumerate(_names(spec)):
+            if files[-1] and held + size > SHARD_BYTES:
+                files.append({})
+                held = 0
+            files[-1][name] = spec, leaf, layer
+            held += size
+            total += size
+    names = [f"{stem}-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     if len(files) == 1:
-        files[0].rename(directory / _SINGLE)
-        return
-    names = {f.name: f"model-{i:05d}-of-{len(files):05d}.safetensors" for i, f in enumerate(files, 1)}
-    for file in files:
-        file.rename(directory / names[file.name])
-    weight_map = {tensor: names[file] for tensor, file in weight_map.items()}
-    _write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        names = [_single_name(stem)]
+    for name, tensors in zip(names, files):
+        shapes = {tensor: spec.hf_shape for tensor, (spec, _, _) in tensors.items()}
+        write_file(directory / name, shapes, dtype, _on_host(tensors.values(), dtype))
+    if len(files) > 1:
+        weight_map = {tensor: name for name, tensors in zip(names, files) for tensor in tensors}
+        _write_json(directory / _index_name(stem), {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _tensors(params: dict[str, Any], architecture: Architecture, dtype: type) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values as Hugging Face stores them, one layer of one leaf at a time."""
-
-    def stored(value: jax.Array, spec: ParameterSpec) -> np.ndarray:
-        shape = spec.hf_shape[::-1] if spec.transposed else spec.hf_shape
-        matrix = np.asarray(value).reshape(shape)
-        return np.ascontiguousarray((matrix.T if spec.transposed else matrix).astype(dtype))
-
-    for path, spec in leaves(parameter_table(architecture)):
-        leaf = params
-        for key in path:
-            leaf = leaf[key]
-        if not spec.stacked:
-            yield spec.hf_name, stored(leaf, spec)
-            continue
-        for layer in range(spec.shape[0]):
-            yield spec.hf_name.format(layer=layer), stored(leaf[layer], spec)
+def _on_host(tensors, dtype: np.dtype) -> Iterator[np.ndarray]:
+    for spec, leaf, layer in tensors:
+        leaf = jnp.asarray(leaf)
+        whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
+        yield np.asarray(_to_stored(leaf, np.int32(layer), spec=spec, dtype=dtype, sharding=whole))
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _names(spec: ParameterSpec) -> list[str]:
+    """The tensors of a leaf, by layer."""
+    return [spec.hf_name.format(layer=layer) for layer in range(spec.shape[0])] if spec.stacked else [spec.hf_name]
+
+
+def _single_name(stem: str) -> str:
+    return f"{stem}.safetensors"
+
+
+def _index_name(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+def _write_json(path: epath.Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")

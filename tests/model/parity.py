@@ -16,7 +16,7 @@ from isheep_jax.model.weights import load_parameters
 from isheep_jax.sharding import TRAIN_RULES
 
 FIXTURES = Path(__file__).parent / "fixtures"
-NAMES = ("llama", "llama_scaled_rope", "qwen2")
+NAMES = sorted(path.name for path in FIXTURES.iterdir())
 
 
 def single_device_mesh():
@@ -30,6 +30,10 @@ def load(directory: Path, dtype=jnp.float32, mesh=None, rules=TRAIN_RULES):
     return architecture, load_parameters(
         directory, architecture, mesh=mesh or single_device_mesh(), rules=rules, dtype=dtype
     )
+
+
+def largest(values) -> float:
+    return float(np.abs(values).max())
 
 
 def expected(name: str) -> dict[str, np.ndarray]:

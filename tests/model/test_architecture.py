@@ -55,7 +55,7 @@ def test_fields_that_early_files_leave_out_take_the_familys_defaults(tmp_path):
     assert architecture.rope_theta == 10_000
     assert architecture.rope_scaling is None
     assert architecture.kv_heads == architecture.heads == 4
-    assert architecture.head_dim == 8
+    assert architecture.head_dim == 4
     assert not architecture.tied_embeddings
 
 

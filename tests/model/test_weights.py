@@ -35,7 +35,7 @@ def assert_equal_bits(one, two):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", parity.NAMES)
 def test_import_export_import_is_equal_in_every_bit(tmp_path, tokenizer, name, dtype):
     architecture, params = parity.load(parity.FIXTURES / name, dtype)
     save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
@@ -56,7 +56,7 @@ def test_an_export_has_the_tensors_of_the_original(tmp_path, tokenizer):
 
 
 def test_several_files_have_an_index_and_read_back_equal(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(weights, "_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(weights, "SHARD_BYTES", 8_000)
     architecture, params = parity.load(parity.FIXTURES / "llama")
     save_checkpoint(tmp_path / "out", params, architecture, tokenizer, card="A card.\n")
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
@@ -95,7 +95,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(damaged):
     tensors = load_file(damaged / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:5]
     save_file(tensors, damaged / "model.safetensors")
-    with pytest.raises(UserError, match=r"model\.norm\.weight has shape \(5,\).*\(32,\)"):
+    with pytest.raises(UserError, match=r"model\.norm\.weight has shape \(5,\).*\(16,\)"):
         parity.load(damaged)
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_the_index_promises_is_missed_by_name(damaged):
     with pytest.raises(UserError, match=r"model-00001-of-00001\.safetensors is missing"):
         parity.load(damaged)
     index.write_text(json.dumps({"weight_map": {}}))
-    with pytest.raises(UserError, match=r"tensor model\.embed_tokens\.weight is missing"):
+    with pytest.raises(UserError, match=r"tensor model\..* is missing"):
         parity.load(damaged)
     for text in ("{}", "{", "[1]", '{"weight_map": 3}'):
         index.write_text(text)
@@ -132,7 +132,7 @@ def test_a_file_that_the_index_promises_is_missed_by_name(damaged):
 
 def test_a_directory_without_weights_is_said(damaged):
     (damaged / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="holds no weights that can be read: neither"):
         parity.load(damaged)
 
 
@@ -143,7 +143,7 @@ def test_nothing_stands_under_the_final_name_when_writing_fails(tmp_path, tokeni
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "save_file", full)
+        patch.setattr(weights, "write_file", full)
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
     assert not (tmp_path / "out").exists()

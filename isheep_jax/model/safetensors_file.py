@@ -1,0 +1,118 @@
+"""The safetensors format: headers and byte ranges in, whole files out, tensor by tensor.
+
+The safetensors library maps local files into memory and writes a file from tensors that are all in memory. Here a part
+of a tensor may come from a bucket, is never mapped, and an export holds one tensor at a time. The format is eight bytes
+with the length of a JSON header, the header, and the tensors' bytes.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from isheep_jax.errors import UserError
+
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Longer headers are not headers: that of a model of a thousand tensors has 100 KB.
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: the file, the offset of its first byte in it, its number format's name and its shape."""
+
+    path: epath.Path
+    name: str
+    offset: int
+    dtype_name: str
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPES[self.dtype_name]
+
+    def read_rows(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Reads the rows start..stop-1 (of the first axis) into `out`, a contiguous array of that shape and format.
+
+        Raises `UserError` naming tensor and file when they cannot be read.
+        """
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        target = memoryview(out.reshape(-1).view(np.uint8))
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset + start * row)
+                read = 0
+                while read < len(target):
+                    count = file.readinto(target[read:])
+                    if not count:
+                        raise UserError(f"{self.path} ends within tensor {self.name}; it is truncated")
+                    read += count
+        except OSError as error:
+            raise UserError(f"{self.path}: tensor {self.name} cannot be read: {error.strerror or error}") from None
+
+
+def read_header(path: epath.Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name.
+
+    Raises `UserError` naming the file, and the tensor where it is one, when it is missing, damaged or truncated.
+    """
+    try:
+        size = path.stat().length
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+                raise UserError(f"{path} is truncated or not a safetensors file: its header is not whole")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (ValueError, RecursionError):  # includes JSON and UTF-8 errors
+        raise UserError(f"{path} is not a safetensors file: its header is not JSON") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is not a safetensors file: its header is not a JSON object")
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            (start, stop), shape, dtype = entry["data_offsets"], tuple(map(int, entry["shape"])), str(entry["dtype"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: the header's entry of tensor {name} is malformed") from None
+        if 8 + length + stop > size:
+            raise UserError(
+                f"{path} is truncated: tensor {name} ends at byte {8 + length + stop}, the file at byte {size}"
+            )
+        if dtype in DTYPES and stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise UserError(f"{path}: tensor {name} has {stop - start} bytes, which is not what {dtype} {shape} takes")
+        tensors[name] = StoredTensor(path, name, 8 + length + start, dtype, shape)
+    return tensors
+
+
+def write_file(path: epath.Path, entries: dict[str, tuple[int, ...]], dtype: np.dtype, data: Iterable[np.ndarray]):
+    """Writes a file of tensors: their names and shapes, and their values in the same order, one at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, offsets in zip(entries, _extents(entries.values(), dtype)):
+        header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(entries[name]), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, shape), tensor in zip(entries.items(), data, strict=True):
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} in place of {dtype} {shape}")
+            file.write(memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)))
+
+
+def _extents(shapes: Iterable[tuple[int, ...]], dtype: np.dtype) -> Iterator[list[int]]:
+    start = 0
+    for shape in shapes:
+        stop = start + math.prod(shape) * np.dtype(dtype).itemsize
+        yield [start, stop]
+        start = stop
