@@ -103,7 +103,7 @@ def load_parameters(
             sharding = NamedSharding(mesh, partition(spec, rules))
             leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
             # Waiting bounds the memory: otherwise reading runs ahead of the devices.
-            return jax.block_until_ready(_from_stored(spec, jnp.dtype(dtype), sharding)(leaf))
+            return jax.block_until_ready(_from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf))
 
         return jax.tree.map(load, parameter_table(architecture))
 
@@ -148,10 +148,14 @@ def _read_stored(
 
 
 @functools.lru_cache(maxsize=256)
-def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, sharding: NamedSharding):
+def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, sharding: NamedSharding):
     """The program that brings a leaf from its stored layout into its own."""
+    # In one step XLA would gather the whole leaf on every device. First the copies, then the exchange.
+    split = [tuple(axis for axis in axes or () if axis in sharding.spec) for axes in stored.spec]
+    copied = NamedSharding(sharding.mesh, PartitionSpec(*split))
 
     def arrange(leaf: jax.Array) -> jax.Array:
+        leaf = jax.lax.with_sharding_constraint(leaf, copied)
         return (leaf.swapaxes(-1, -2) if spec.transposed else leaf).reshape(spec.shape).astype(dtype)
 
     return jax.jit(arrange, out_shardings=sharding)
