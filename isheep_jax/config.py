@@ -19,9 +19,9 @@ class ModelConfig:
 
     path: str = "tiny"
     """Directory in Hugging Face format (config.json, *.safetensors, tokenizer files). 'tiny': the embedded model."""
-    chat_template: Literal["auto", "chatml", "llama3"] = "auto"
+    chat_template: Literal["auto", "chatml", "gemma", "llama3", "plain"] = "auto"
     """Chat template for answers, training and evaluation. 'auto': the tokenizer's own; base models without one need a
-    name."""
+    name, such as 'plain', which suits every vocabulary."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Number format of activations and of the weights while decoding. Full fine-tuning keeps float32 master weights."""
 

@@ -1,4 +1,4 @@
-"""Chat templates: rendered as transformers renders them, and two to choose from."""
+"""Chat templates: rendered as transformers renders them, and some to choose from by name."""
 
 import datetime
 import functools
@@ -11,7 +11,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from isheep_jax.errors import UserError
 
-# For base models, which have no template of their own. Each ends an answer with a token that ends the turn.
+# For base models, which have no template of their own. Each ends an answer with one token that ends the turn, where the
+# vocabulary has it. `named_template` puts the beginning-of-text token first, for tokenizers that begin texts with it.
 CHAT_TEMPLATES = {
     "chatml": (
         "{% for message in messages %}"
@@ -20,23 +21,75 @@ CHAT_TEMPLATES = {
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
     "llama3": (
-        "{{ bos_token }}{% for message in messages %}"
+        "{% for message in messages %}"
         "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>"
         "{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     ),
+    # Gemma knows no system turn: its text goes first in the user's turn that follows.
+    "gemma": (
+        "{% set system = namespace(text='') %}{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{% set system.text = message['content'] + '\n\n' %}{% else %}"
+        "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else 'user' }}\n"
+        "{{ (system.text + message['content']) | trim }}<end_of_turn>\n{% set system.text = '' %}"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+    # For vocabularies without turn markers: headers in words, and the end of text as the end of an answer.
+    "plain": (
+        "{% for message in messages %}"
+        "### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+        "{{ eos_token if message['role'] == 'assistant' else '' }}\n\n"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+    ),
 }
+_NO_THINKING = "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}"
 # Templates that write today's date get this one, so that a run resumed tomorrow gives the same records.
 _TODAY = datetime.date(2024, 7, 26)
 
 
+def named_template(name: str, begins: bool) -> str:
+    """One of `CHAT_TEMPLATES`. begins: whether the tokenizer puts a beginning-of-text token before a text."""
+    return ("{{ bos_token }}" if begins else "") + CHAT_TEMPLATES[name]
+
+
+def without_thinking(template: str) -> str:
+    """The template with enable_thinking=false as its default, as it is rendered here; for exports.
+
+    A model trained on answers without thoughts is then asked for such answers by other tools, too.
+    """
+    if "enable_thinking" not in template or template.startswith(_NO_THINKING):
+        return template
+    # A line break that follows a block is dropped.
+    return _NO_THINKING + ("\n" if template.startswith("\n") else "") + template
+
+
+def check_syntax(template: str, source: str) -> None:
+    """Raises `UserError` when the template is not one. source: the file that holds it, for the message."""
+    try:
+        _compiled(template)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f" (line {line})" if line else ""
+        raise UserError(f"{source} is not a valid Jinja template{where}: {_one_line(error)}") from None
+
+
 def render_template(template: str, **values: Any) -> str:
-    """The text of a template. Raises `UserError` when it is malformed or refuses the conversation."""
+    """The text of a template. Raises `UserError` when it is malformed or refuses the conversation.
+
+    Thinking is switched off, so that a template of a thinking model writes the empty thought before the answer, where
+    the prompt ends.
+    """
     try:
         # A template may ask whether these two are none, which an undefined name is not.
-        return _compiled(template).render(tools=None, documents=None, **values)
-    except jinja2.TemplateError as error:
-        raise UserError(f"the chat template cannot render the conversation: {error}") from None
+        return _compiled(template).render(tools=None, documents=None, enable_thinking=False, **values)
+    except Exception as error:  # a template is a foreign program, and may fail in any way
+        raise UserError(f"the chat template cannot render the conversation: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class _Generation(jinja2.ext.Extension):

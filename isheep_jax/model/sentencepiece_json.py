@@ -70,8 +70,13 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor, begin: int | Non
     )
 
 
+def is_marker(piece: str) -> bool:
+    """Whether a user-defined symbol marks turns and is no part of a text."""
+    return re.fullmatch(r"<\|.*\|>|<(start|end)_of_turn>", piece) is not None
+
+
 def _added(i: int, piece: str, kind: int) -> dict[str, Any]:
-    special = kind == _CONTROL or re.fullmatch(r"<\|.*\|>", piece) is not None
+    special = kind == _CONTROL or is_marker(piece)
     return {
         "id": i,
         "content": piece,

@@ -1,15 +1,24 @@
 """Tokenizer and chat template of a model directory: one renderer for synthesis, judging, training and evaluation."""
 
+import copy
 import json
+import os
 import re
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
+from etils import epath
+
 from isheep_jax.errors import UserError
-from isheep_jax.model.chat_template import CHAT_TEMPLATES, render_template
+from isheep_jax.model.chat_template import (
+    CHAT_TEMPLATES,
+    check_syntax,
+    named_template,
+    render_template,
+    without_thinking,
+)
 from isheep_jax.model.conversation import Conversation, Message, Prompt
+from isheep_jax.model.sentencepiece_json import is_marker, tokenizer_json
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
 _FILES = (
@@ -30,20 +39,25 @@ class _Backend(Protocol):
     prefix: list[int]  # what the tokenizer puts before a text of its own accord
 
     def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int], special: bool = False) -> str: ...
     def token_id(self, token: str) -> int | None: ...
 
 
 class _Fast:
     """tokenizer.json, by the tokenizers library that transformers' fast tokenizers wrap."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: epath.Path):
         from tokenizers import Tokenizer as Fast
 
         try:
-            self._fast = Fast.from_file(str(path))
+            self._fast = Fast.from_str(_read_text(path))
+        except UserError:
+            raise
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is not a readable tokenizer: {error}") from None
+            raise UserError(f"{path} is not a readable tokenizer: {_one_line(error)}") from None
+        # A file may ask for both, which transformers does only when its caller does.
+        self._fast.no_truncation()
+        self._fast.no_padding()
         self.size = self._fast.get_vocab_size()
         self.prefix = self._leading_ids()
 
@@ -55,8 +69,8 @@ class _Fast:
     def encode(self, text: str) -> list[int]:
         return self._fast.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: list[int]) -> str:
-        return self._fast.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        return self._fast.decode(ids, skip_special_tokens=not special)
 
     def token_id(self, token: str) -> int | None:
         return self._fast.token_to_id(token)
@@ -65,37 +79,51 @@ class _Fast:
 class _SentencePiece:
     """tokenizer.model, by the sentencepiece library itself: transformers' conversion of it may give other ids."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: epath.Path):
         import sentencepiece
 
+        data = path.read_bytes()
+        if not data:  # which the library takes as no model at all, and says nothing
+            raise UserError(f"{path} is not a readable SentencePiece model: it is empty")
         try:
-            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path} is not a readable SentencePiece model: {error}") from None
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (OSError, RuntimeError):  # whose text names the library's own sources
+            raise UserError(
+                f"{path} is not a readable SentencePiece model: it is damaged, cut short ({len(data)} bytes are "
+                "there) or of another kind"
+            ) from None
         self.size = len(self.model)
         self.prefix = [self.model.bos_id()] if self.model.bos_id() >= 0 else []
-        controls = [self.model.id_to_piece(i) for i in range(self.size) if self.model.is_control(i)]
-        self._control = re.compile("(" + "|".join(map(re.escape, controls)) + ")") if controls else None
-        pieces = map(self.model.id_to_piece, range(self.size))
-        self._skipped = {
-            i for i, piece in enumerate(pieces) if self.model.is_control(i) or re.fullmatch(r"<\|.*\|>", piece)
-        }
+        pieces = [self.model.id_to_piece(i) for i in range(self.size)]
+        self._control = {piece: i for i, piece in enumerate(pieces) if self.model.is_control(i)}
+        self._split = re.compile("(" + "|".join(map(re.escape, self._control)) + ")") if self._control else None
+        self._special = {i for i, piece in enumerate(pieces) if piece in self._control or is_marker(piece)}
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for part in self._control.split(text) if self._control else [text]:
-            if self._control and self._control.fullmatch(part):
-                ids.append(self.model.piece_to_id(part))
+        for part in self._split.split(text) if self._split else [text]:
+            if part in self._control:
+                ids.append(self._control[part])
             elif part:
                 ids.extend(self.model.encode(part))
         return ids
 
-    def decode(self, ids: list[int]) -> str:
-        return self.model.decode([i for i in ids if i not in self._skipped])
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        if not special:
+            return self.model.decode([i for i in ids if i not in self._special])
+        # The library leaves control symbols out, so that the text between them is decoded on its own.
+        controls = {i: piece for piece, i in self._control.items()}
+        text, part = "", []
+        for i in ids:
+            if i in controls:
+                text, part = text + self.model.decode(part) + controls[i], []
+            else:
+                part.append(i)
+        return text + self.model.decode(part)
 
     def token_id(self, token: str) -> int | None:
         i = self.model.piece_to_id(token)
-        return None if i == self.model.unk_id() else i
+        return None if i == self.model.unk_id() and token != self.model.id_to_piece(i) else i
 
 
 def _find(whole: list[int], part: list[int]) -> int:
@@ -109,28 +137,35 @@ class Tokenizer:
     turn; each of them ends a completion. pad_id: an id for places that nothing looks at.
     """
 
-    def __init__(self, directory: Path, backend: _Backend, template: str | None, config: dict[str, Any]):
-        self._directory = directory
+    def __init__(self, directory: epath.Path, backend: _Backend, config: dict[str, Any]):
+        self.directory = directory
         self._backend = backend
-        self._template = template
-        self._special = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
-        if isinstance(backend, _SentencePiece):
-            for name, i in (("bos_token", backend.model.bos_id()), ("eos_token", backend.model.eos_id())):
-                self._special[name] = self._special[name] or (backend.model.id_to_piece(i) if i >= 0 else None)
+        self._special = _special_tokens(directory, backend, config)
+        self._template = _own_template(directory, config)
         self.vocab_size = backend.size
-        self._prefix = self._leading_ids(config.get("add_bos_token"))
+        self._prefix = list(backend.prefix)
+        if isinstance(backend, _SentencePiece) and config.get("add_bos_token") is False:
+            self._prefix = []
         self.bos_id = self._prefix[0] if self._prefix else None
         self.eos_ids = self._end_ids()
+        if self._special["eos_token"] is None and self.eos_ids and self.eos_ids[0] < self.vocab_size:
+            # Named in generation_config.json alone. Templates that write the end of text need its name, too.
+            text = self.spell(self.eos_ids[:1])
+            self._special["eos_token"] = text if backend.token_id(text) == self.eos_ids[0] else None
         self.pad_id = self.eos_ids[0] if self.eos_ids else 0
 
     @classmethod
-    def load(cls, directory: Path, chat_template: str = "auto") -> "Tokenizer":
+    def load(cls, directory: os.PathLike | str, chat_template: str = "auto") -> "Tokenizer":
         """Reads tokenizer.json, or tokenizer.model where there is no tokenizer.json.
 
-        chat_template: "auto" (the directory's own, if any) or a name of `CHAT_TEMPLATES`. Raises `UserError` when the
-        directory holds no tokenizer.
+        What is put before a text is up to tokenizer.json; with tokenizer.model, it is the beginning-of-text token
+        unless add_bos_token in tokenizer_config.json is false. transformers 5 ignores add_bos_token beside
+        tokenizer.json, too.
+
+        chat_template: "auto" (the directory's own, if any) or a name of `CHAT_TEMPLATES`. Raises `UserError`, naming
+        the file, when the directory holds no tokenizer or a damaged one.
         """
-        directory = Path(directory)
+        directory = epath.Path(directory)
         if (directory / "tokenizer.json").exists():
             backend: _Backend = _Fast(directory / "tokenizer.json")
         elif (directory / "tokenizer.model").exists():
@@ -138,24 +173,25 @@ class Tokenizer:
         else:
             raise UserError(f"{directory} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
         path = directory / "tokenizer_config.json"
-        config = _read_json(path) if path.exists() else {}
-        template = _own_template(directory, config) if chat_template == "auto" else CHAT_TEMPLATES[chat_template]
-        return cls(directory, backend, template, config)
+        tokenizer = cls(directory, backend, _read_json(path) if path.exists() else {})
+        return tokenizer if chat_template == "auto" else tokenizer.with_template(chat_template)
 
-    def _leading_ids(self, add_bos: bool | None) -> list[int]:
-        """What stands before every text: the tokenizer's own choice, unless tokenizer_config.json says otherwise."""
-        if add_bos is False:
-            return []
-        begin = self._backend.token_id(self._special["bos_token"]) if add_bos and self._special["bos_token"] else None
-        return list(self._backend.prefix) or ([] if begin is None else [begin])
+    def with_template(self, name: str) -> "Tokenizer":
+        """The same tokenizer with one of `CHAT_TEMPLATES`."""
+        other = copy.copy(self)
+        other._template = named_template(name, begins=self.bos_id is not None)
+        return other
 
     def _end_ids(self) -> tuple[int, ...]:
         tokens = [self._special["eos_token"], *_END_OF_TURN]
         ids = [self._backend.token_id(t) for t in tokens if t]
-        path = self._directory / "generation_config.json"
-        if path.exists():
-            value = _read_json(path).get("eos_token_id")
-            ids += value if isinstance(value, list) else [value]
+        for name in ("generation_config.json", "config.json"):
+            path = self.directory / name
+            value = _read_json(path).get("eos_token_id") if path.exists() else None
+            values = value if isinstance(value, list) else [value]
+            if not all(v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 0) for v in values):
+                raise UserError(f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids")
+            ids += values
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     @property
@@ -169,6 +205,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""
         return self._backend.decode([int(i) for i in ids])
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of ids, with special tokens as they are written."""
+        return self._backend.decode([int(i) for i in ids], special=True)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of bare text, or of a conversation up to the header of the assistant's turn."""
@@ -205,16 +245,22 @@ class Tokenizer:
         start, ids = self._backend.encode(prompt), self._backend.encode(whole)
         if ids[: len(start)] != start:
             # The response's first letters merge with the prompt's last. While decoding the prompt's tokens are fixed.
-            ids = start + self._backend.encode(whole[len(prompt) :])
-        end = max((i for i in range(len(start), len(ids)) if ids[i] in self.eos_ids), default=None)
+            ids = start + self._encode_inner(whole[len(prompt) :])
+        # A completion ends at the first of them, whatever a template writes after it.
+        end = next((i for i in range(len(start), len(ids)) if ids[i] in self.eos_ids), None)
         ids = ids[: end + 1] if end is not None else [*ids, *self.eos_ids[:1]]
         return ids, [0] * len(start) + [1] * (len(ids) - len(start))
+
+    def _encode_inner(self, text: str) -> list[int]:
+        """Ids of a text that follows another one, so that no space is put before it."""
+        line, whole = self._backend.encode("\n"), self._backend.encode("\n" + text)
+        return whole[len(line) :] if whole[: len(line)] == line else self._backend.encode(text)
 
     def render(self, conversation: Conversation, response: str | None = None) -> str:
         """The conversation as text: up to the assistant's header, or with a response and what ends its turn."""
         if self._template is None:
             raise UserError(
-                f"{self._directory} has no chat template; set model.chat_template to one of: "
+                f"{self.directory} has no chat template; set model.chat_template to one of: "
                 + ", ".join(sorted(CHAT_TEMPLATES))
             )
         turns = conversation if response is None else (*conversation, Message("assistant", response))
@@ -226,49 +272,126 @@ class Tokenizer:
             eos_token=self._special["eos_token"] or "",
         )
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: os.PathLike | str) -> None:
         """Writes the tokenizer's files and the chat template in use, for this library and for transformers."""
-        directory = Path(directory)
+        directory = epath.Path(directory)
         for name in _FILES:
-            if (self._directory / name).exists():
-                shutil.copyfile(self._directory / name, directory / name)
+            if (self.directory / name).exists():
+                (directory / name).write_bytes((self.directory / name).read_bytes())
         path = directory / "tokenizer_config.json"
         config = _read_json(path) if path.exists() else {}
         config.pop("chat_template", None)
-        if isinstance(self._backend, _SentencePiece):
-            from isheep_jax.model.sentencepiece_json import tokenizer_json
-
-            if (text := tokenizer_json(self._backend.model, self.bos_id)) is not None:
-                (directory / "tokenizer.json").write_text(text)
-                # Any other class would put its own steps in the place of the file's.
-                config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        text = self._converted()
+        if text is not None:
+            (directory / "tokenizer.json").write_text(text)
+        if text is not None or isinstance(self._backend, _Fast):
+            # Any other class would put its own steps in the place of the file's.
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
         else:
-            config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+            config["add_bos_token"] = self.bos_id is not None
+        if "add_bos_token" in config:
+            config["add_bos_token"] = self.bos_id is not None
         config |= {name: token for name, token in self._special.items() if token}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if self._template is not None:
-            (directory / "chat_template.jinja").write_text(self._template)
+            (directory / "chat_template.jinja").write_text(without_thinking(self._template))
+
+    @property
+    def export_note(self) -> str | None:
+        """What whoever loads an export must know of its tokenizer, as one line, or None."""
+        if isinstance(self._backend, _Fast) or self._converted() is not None:
+            return None
+        return (
+            "The tokenizer is a SentencePiece model that tokenizer.json cannot express. Load tokenizer.model with the "
+            "sentencepiece library: transformers' AutoTokenizer converts it by itself and may give other ids."
+        )
+
+    def _converted(self) -> str | None:
+        """tokenizer.model as tokenizer.json, where that can be said."""
+        if not isinstance(self._backend, _SentencePiece):
+            return None
+        return tokenizer_json(self._backend.model, self.bos_id)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_text(path: epath.Path) -> str:
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")
     return value
 
 
-def _own_template(directory: Path, config: dict[str, Any]) -> str | None:
+def _special_tokens(directory: epath.Path, backend: _Backend, config: dict[str, Any]) -> dict[str, str | None]:
+    """bos_token and eos_token as text, or None. Raises `UserError` for a token that the vocabulary does not have.
+
+    transformers would give such a token a new id, for which the model has no embedding.
+    """
+    path = directory / "tokenizer_config.json"
+    old = directory / "special_tokens_map.json"
+    sources = [(path, config), *([(old, _read_json(old))] if old.exists() else [])]
+    tokens: dict[str, str | None] = {}
+    for name in ("bos_token", "eos_token"):
+        for source, values in sources:
+            token = values.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is None:
+                continue
+            if not isinstance(token, str) or backend.token_id(token) is None:
+                raise UserError(f"{source}: {name} is {token!r}, which is not in the tokenizer's vocabulary")
+            tokens[name] = token
+            break
+        else:
+            i = getattr(backend.model, name[:3] + "_id")() if isinstance(backend, _SentencePiece) else -1
+            tokens[name] = backend.model.id_to_piece(i) if i >= 0 else None
+    _check_added(path, backend, _added_tokens(path, config))
+    if (added := directory / "added_tokens.json").exists():
+        _check_added(added, backend, _read_json(added))
+    return tokens
+
+
+def _added_tokens(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
+    added = config.get("added_tokens_decoder", {})
+    try:
+        return {token["content"]: int(i) for i, token in added.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: added_tokens_decoder is not an object from ids to tokens") from None
+
+
+def _check_added(path: epath.Path, backend: _Backend, added: dict[str, Any]) -> None:
+    for token, i in added.items():
+        known = backend.token_id(token)
+        if known != i:
+            has = "is not there" if known is None else f"has the id {known}"
+            raise UserError(
+                f"{path}: token {token!r} has the id {i!r}, but in the tokenizer's vocabulary it {has}; "
+                "save the tokenizer anew with transformers, so that tokenizer.json holds every token"
+            )
+
+
+def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.exists():
-        return path.read_text()
-    template = config.get("chat_template")
+        template, source = _read_text(path), f"{path}"
+    else:
+        template, source = config.get("chat_template"), f"{directory / 'tokenizer_config.json'}: chat_template"
     if isinstance(template, list):  # several, by name
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{source} is neither a text nor a list of named texts")
+    if template is not None:
+        check_syntax(template, source)
     return template
 
 
-def _token_text(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) else value
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -238,28 +238,61 @@ def test_a_template_that_rewrites_the_prompt_is_refused(sentencepiece_directory,
 
 def test_named_templates_stand_in_for_a_base_models_own(sentencepiece_directory, tmp_path):
     chatml = Tokenizer.load(sentencepiece_directory, "chatml").render(QUESTION, "red")
-    assert chatml == "<|im_start|>user\nCopy red cat.<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+    assert chatml == "<s><|im_start|>user\nCopy red cat.<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
     llama3 = Tokenizer.load(sentencepiece_directory, "llama3").render(QUESTION)
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     assert llama3 == f"<s>{header.format('user')}Copy red cat.<|eot_id|>{header.format('assistant')}"
     shutil.copyfile(sentencepiece_directory / "tokenizer.model", tmp_path / "tokenizer.model")
     base = Tokenizer.load(tmp_path)
     assert not base.has_chat_template
-    with pytest.raises(UserError, match=r"no chat template; set model\.chat_template to one of: chatml, llama3"):
+    with pytest.raises(
+        UserError, match=r"no chat template; set model\.chat_template to one of: chatml, gemma, llama3, plain"
+    ):
         base.render(QUESTION)
 
 
-def test_the_beginning_of_text_can_be_switched_off_and_on(sentencepiece_directory, small_checkpoint, tmp_path):
-    for source, choice, first in ((sentencepiece_directory, False, None), (small_checkpoint, True, 1)):
-        directory = tmp_path / str(choice)
-        shutil.copytree(source, directory)
-        path = directory / "tokenizer_config.json"
-        config = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(config | {"add_bos_token": choice}))
-        tokenizer = Tokenizer.load(directory)
-        assert tokenizer.bos_id == first
-        assert tokenizer.encode("a")[:-1] == ([] if first is None else [first])
-    assert Tokenizer.load(small_checkpoint).bos_id is None
+def with_setting(source: Path, directory: Path, **settings) -> Path:
+    """A copy whose tokenizer_config.json says so, beside a config.json as a checkpoint has."""
+    shutil.copytree(source, directory)
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(config | settings))
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return directory
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_with_tokenizer_model_a_setting_says_whether_texts_have_a_beginning(sentencepiece_directory, tmp_path, choice):
+    from transformers import AutoTokenizer
+
+    directory = with_setting(
+        sentencepiece_directory, tmp_path / "in", add_bos_token=choice, tokenizer_class="PreTrainedTokenizerFast"
+    )
+    tokenizer = Tokenizer.load(directory)
+    assert tokenizer.bos_id == (1 if choice else None)
+    assert tokenizer.encode("a")[:-1] == ([1] if choice else [])
+    assert AutoTokenizer.from_pretrained(directory)("a")["input_ids"] == tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "PreTrainedTokenizerFast", "GemmaTokenizer"])
+@pytest.mark.parametrize("choice", [True, False])
+@pytest.mark.parametrize("begins", [True, False])
+def test_with_tokenizer_json_the_file_says_whether_texts_have_a_beginning(tmp_path, name, choice, begins):
+    from transformers import AutoTokenizer
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "file").mkdir()
+    (tmp_path / "in" / "tokenizer.model").write_bytes(trained_model(user_defined_symbols=[]))
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": begins}))
+    Tokenizer.load(tmp_path / "in").save(tmp_path / "file")
+    directory = with_setting(tmp_path / "file", tmp_path / "out", add_bos_token=choice, tokenizer_class=name)
+    tokenizer = Tokenizer.load(directory)
+    assert tokenizer.bos_id == (1 if begins else None)
+    theirs = AutoTokenizer.from_pretrained(directory)("a")["input_ids"]
+    assert (theirs[0] == 1) == begins
+    if name != "LlamaTokenizer":  # which puts a space first, whatever the file says
+        assert theirs == tokenizer.encode("a")
+    assert Tokenizer.load(directory, "plain").render(QUESTION).startswith("<s>") == begins
 
 
 def test_a_directory_without_a_readable_tokenizer_is_said(tmp_path):
