@@ -35,7 +35,7 @@ class GenerateConfig:
     """JSON Lines file to write: the lines of input with the fields completion and finish. Empty: print them."""
     raw: bool = False
     """Continue the bare text. Otherwise the prompt becomes a user's turn, if the model has a chat template."""
-    chat_template: Literal["auto", "chatml", "llama3"] = "auto"
+    chat_template: Literal["auto", "chatml", "gemma", "llama3", "plain"] = "auto"
     """Chat template. 'auto': the tokenizer's own."""
     temperature: float = 0.0
     """Sampling temperature; 0 takes the most probable token."""
