@@ -1,4 +1,4 @@
-"""Prompts in, completions out, from any checkpoint.
+"""Prompts in, completions out, from any checkpoint; or a conversation.
 
 python -m isheep_jax.generate --model runs/tiny --prompt "..."
 """
@@ -10,15 +10,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from isheep_jax.command import parse_settings, run_command
 from isheep_jax.config import DecodeConfig, MeshConfig, check_range
 from isheep_jax.errors import UserError
 from isheep_jax.loop.run_directory import write_atomically
 
+if TYPE_CHECKING:
+    from isheep_jax.decode.engine import Engine
+    from isheep_jax.decode.requests import Completion
+
 MODULE = "isheep_jax.generate"
-DESCRIPTION = f'python -m {MODULE} --model DIRECTORY --prompt "..."\n\nPrints the completion and nothing else.'
+DESCRIPTION = (
+    f'python -m {MODULE} --model DIRECTORY --prompt "..."\n'
+    f"python -m {MODULE} --model DIRECTORY --input prompts.jsonl --output out.jsonl\n"
+    f"python -m {MODULE} --model DIRECTORY --chat\n\n"
+    "Prints the completion and nothing else, completes a file of prompts, or holds a conversation."
+)
+# Decode steps between two pieces of an answer in a conversation.
+_CHAT_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class GenerateConfig:
     """JSON Lines file of prompts: each line has the field prompt, or instruction and input."""
     output: str = ""
     """JSON Lines file to write: the lines of input with the fields completion and finish. Empty: print them."""
+    chat: bool = False
+    """Hold a conversation in the terminal: /reset starts a new one, /quit leaves."""
     raw: bool = False
     """Continue the bare text. Otherwise the prompt becomes a user's turn, if the model has a chat template."""
     chat_template: Literal["auto", "chatml", "gemma", "llama3", "plain"] = "auto"
@@ -73,9 +86,16 @@ def main(arguments: Sequence[str]) -> None:
         check_range(name, getattr(config, name), interval)
     if not config.model:
         raise UserError(f'--model is missing; for example: python -m {MODULE} --model runs/tiny --prompt "..."')
-    if bool(config.prompt) == bool(config.input):
-        raise UserError("give either --prompt, a text, or --input, a JSON Lines file of prompts")
+    if bool(config.prompt) + bool(config.input) + config.chat != 1:
+        raise UserError("give either --prompt, a text, or --input, a JSON Lines file of prompts, or --chat")
+    if config.raw and config.chat:
+        raise UserError("--raw: a conversation needs the chat template; leave out --raw or --chat")
+    if config.output and not config.input:
+        raise UserError("--output: it holds the lines of --input with their completions; give --input too")
     directory = find_model(config.model)
+    if config.chat:
+        converse(config, directory)
+        return
     records = read_prompts(Path(config.input)) if config.input else [{"prompt": config.prompt}]
     if config.output and not Path(config.output).parent.is_dir():
         raise UserError(f"--output: there is no directory {Path(config.output).parent}")
@@ -97,16 +117,44 @@ def main(arguments: Sequence[str]) -> None:
         print(completions[0].text)
 
 
-def complete(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> list:
+def complete(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> "list[Completion]":
     """A `Completion` for each prompt, in the order of the prompts."""
-    # Imported here so that --help and mistakes in the settings answer at once.
+    # Imported here, as below, so that --help and mistakes in the settings answer at once.
+    from isheep_jax.decode.requests import Request, Sampling
+    from isheep_jax.model.conversation import Message
+
+    engine = open_engine(config, directory, slots=min(config.slots, len(prompts)))
+    bare = config.raw or not engine.tokenizer.has_chat_template
+    requests = [Request(str(i), text if bare else (Message("user", text),)) for i, text in enumerate(prompts)]
+    sampling = Sampling(config.temperature, config.top_p, config.max_tokens, config.stop)
+    completions = {c.id: c for c in engine.generate(requests, sampling)}
+    # A template may put a space before an answer; the loop strips it too.
+    return [c if bare else dataclasses.replace(c, text=c.text.strip()) for c in (completions[r.id] for r in requests)]
+
+
+def converse(config: GenerateConfig, directory: Path) -> None:
+    """A conversation on standard input and output. Raises `UserError` for a model without a chat template."""
+    from isheep_jax.chat import chat
+    from isheep_jax.decode.requests import Sampling
+    from isheep_jax.model.tokenizer import Tokenizer
+
+    if not Tokenizer.load(directory, config.chat_template).has_chat_template:
+        raise UserError(
+            f"--chat: {directory} is a base model without a chat template; name one, such as --chat_template=plain, or "
+            "let it continue a text (--prompt)"
+        )
+    engine = open_engine(config, directory, slots=1, chunk=_CHAT_CHUNK)
+    chat(engine, Sampling(config.temperature, config.top_p, config.max_tokens, config.stop))
+
+
+def open_engine(config: GenerateConfig, directory: Path, *, slots: int, **decode: int) -> "Engine":
+    """The model on all devices, with at least so many slots, as many as divide over the replicas of the weights."""
     import jax
     import jax.numpy as jnp
 
+    from isheep_jax.decode.cache import data_shards
     from isheep_jax.decode.engine import Engine
-    from isheep_jax.decode.requests import Request, Sampling
-    from isheep_jax.model.architecture import read_architecture
-    from isheep_jax.model.conversation import Message
+    from isheep_jax.model.config_json import read_architecture
     from isheep_jax.model.tokenizer import Tokenizer
     from isheep_jax.model.weights import load_parameters
     from isheep_jax.runtime import use_compilation_cache
@@ -122,17 +170,14 @@ def complete(config: GenerateConfig, directory: Path, prompts: Sequence[str]) ->
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dtype = jnp.dtype(dtype)
     params = load_parameters(directory, architecture, mesh=mesh, rules=DECODE_RULES, dtype=dtype)
-    decode = DecodeConfig(
-        slots=max(min(config.slots, len(prompts)), mesh.shape["data"]),
+    shards = data_shards(mesh)
+    settings = DecodeConfig(
+        slots=-(-slots // shards) * shards,
+        score_batch=shards,
         context=min(config.context, architecture.context_length),
+        **decode,
     )
-    engine = Engine(params, architecture, tokenizer, decode, mesh=mesh, seed=config.seed, compute_dtype=dtype)
-    bare = config.raw or not tokenizer.has_chat_template
-    requests = [Request(str(i), text if bare else (Message("user", text),)) for i, text in enumerate(prompts)]
-    sampling = Sampling(config.temperature, config.top_p, config.max_tokens, config.stop)
-    completions = {c.id: c for c in engine.generate(requests, sampling)}
-    # A template may put a space before an answer; the loop strips it too.
-    return [c if bare else dataclasses.replace(c, text=c.text.strip()) for c in (completions[r.id] for r in requests)]
+    return Engine(params, architecture, tokenizer, settings, mesh=mesh, seed=config.seed, compute_dtype=dtype)
 
 
 def find_model(path: str) -> Path:
