@@ -97,7 +97,7 @@ def _mask_problem(
     if before:
         return f"the chat template puts {before!r} between the prompt and the answer, and it is trained on; {shown}"
     if after:
-        kind = "a token that does not stop generation"
+        kind = "a token that does not stop generation (eos_token_id in generation_config.json can name it)"
         if len(tokenizer.encode(after.strip(), bos=False)) > 1:
             kind = "no token of this vocabulary and is trained on as text"
         return f"the chat template ends the answer with {after.strip()!r}, which is {kind}; {shown}"

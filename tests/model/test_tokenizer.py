@@ -1,4 +1,3 @@
-import io
 import json
 import random
 import shutil
@@ -6,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from small_tokenizers import trained_model
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.conversation import Message
@@ -18,8 +18,6 @@ TEMPLATE = (
     "{% else %}<|user|> {{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPACES = {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
-SYMBOLS = ["<|user|>", "<|assistant|>", "<|end|>", "\n", "▁red", "▁cat", "▁10"]
 QUESTION = (Message("user", "Copy red cat."),)
 PIECES = [
     "red",
@@ -46,28 +44,6 @@ def random_texts(count=300):
     rng = random.Random(0)
     for _ in range(count):
         yield "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 12)))
-
-
-def trained_model(**options) -> bytes:
-    """A small SentencePiece model, some of whose pieces are user-defined and begin with a space."""
-    rng = random.Random(1)
-    words = ["red", "cat", "green", "the", "swap", "Quality", "answer", "reddish", "1", "10", "(", "):", "catalogue"]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(rng.choices(words, k=12)) for _ in range(500)]),
-        model_writer=model,
-        **{"model_type": "bpe", **SPACES, "user_defined_symbols": SYMBOLS} | options,
-        vocab_size=340,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 @pytest.fixture(scope="module")
