@@ -12,16 +12,15 @@ import jax.numpy as jnp
 
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
-from isheep_jax.errors import UserError
+from isheep_jax.locate import locate_model
 from isheep_jax.loop.protocols import Evaluator
-from isheep_jax.model.architecture import parameter_count, read_architecture
-from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.model.architecture import parameter_count
+from isheep_jax.model.pretrained import open_model
 from isheep_jax.model.weights import load_parameters, save_checkpoint
 from isheep_jax.sft.examples import Example
 from isheep_jax.sft.lora import save_adapter
 from isheep_jax.sft.trainer import check_settings, fine_tune
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
-from isheep_jax.tiny import CHECKPOINT
 
 # Programs that compile faster than this are not worth a file in the compilation cache (seconds).
 SHORTEST_CACHED_COMPILATION = 0.3
@@ -39,10 +38,11 @@ class JaxBackend:
     def __init__(self, config: Config):
         use_compilation_cache()
         self._config = config
-        self._base = base_directory(config.model.path)
+        self._base = locate_model(config.model.path, "--model.path")
+        model = open_model(self._base, config.model.chat_template)
+        model.check_chat()
+        self._architecture, self._tokenizer = model.architecture, model.tokenizer
         self._dtype = jnp.dtype(config.model.compute_dtype)
-        self._architecture = read_architecture(self._base)
-        self._tokenizer = Tokenizer.load(self._base, config.model.chat_template)
         self._train_mesh = make_mesh(config.mesh)
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
         check_settings(config.sft, self._architecture, self._train_mesh)
@@ -133,22 +133,6 @@ def use_compilation_cache() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "isheep_jax" / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
-
-
-def base_directory(path: str) -> Path:
-    """Where the base model lies: 'tiny' is the embedded one. Raises `UserError` when there is no such directory."""
-    directory = CHECKPOINT if path == "tiny" else Path(path).expanduser()
-    if not directory.is_dir():
-        raise UserError(
-            f"--model.path: {directory} is not a directory; it must be a model directory in Hugging Face format"
-        )
-    return directory
-
-
-def adapter_base(path: str) -> str:
-    """The base model as other tools find it: a local directory by its whole path, anything else as it is written."""
-    directory = CHECKPOINT if path == "tiny" else Path(path).expanduser()
-    return str(directory.resolve()) if directory.is_dir() else path
 
 
 def evaluators(config: Config) -> dict[str, Evaluator]:
