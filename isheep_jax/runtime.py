@@ -135,6 +135,12 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
 
 
+def adapter_base(path: str) -> str:
+    """The base model as other tools find it: a local directory by its whole path, anything else as it is written."""
+    directory = CHECKPOINT if path == "tiny" else Path(path).expanduser()
+    return str(directory.resolve()) if directory.is_dir() else path
+
+
 def evaluators(config: Config) -> dict[str, Evaluator]:
     """The measurements of `config.evaluate`, by the names of their tasks."""
     measurements: dict[str, Evaluator] = {}
