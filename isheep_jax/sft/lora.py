@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from isheep_jax.config import SFTConfig
 from isheep_jax.model.architecture import Architecture, ParameterSpec, parameter_table
+from isheep_jax.model.weights import write_tensors
 
 Tree = Any
 
@@ -82,8 +83,6 @@ def save_adapter(directory: Path, lora: Tree, architecture: Architecture, config
     The tensors stay float32, as PEFT trains and stores them: they are small, and rounding them to the number format of
     the weights would lose what training in float32 gained.
     """
-    from isheep_jax.model.weights import write_tensors
-
     table = lora_table(architecture, config.lora_rank)
     modules = sorted(spec["a"].hf_name.split(".")[-3] for spec in table["layers"].values())
     hub = re.fullmatch(r"([^/@:]+/[^/@:]+)@([^@]+)", base)
