@@ -79,7 +79,8 @@ def lineage_card(
     """
     base, last = settings["model"]["path"], steps[-1]
     sft, name = settings["sft"], f"{settings['name']}, iteration {last.iteration}"
-    chained = sft["start"] == "previous" and last.iteration > 1
+    previous = sft["start"] == "previous"
+    chained = previous and last.iteration > 1
     start = f"the model of iteration {last.iteration - 1}" if chained else "the base model"
     if adapter:
         what = f"a LoRA adapter of rank {sft['lora_rank']} (alpha {sft['lora_alpha']:g}) for {start}"
@@ -89,6 +90,7 @@ def lineage_card(
         what = f"a whole model: {start} with all weights trained"
     packages = {"python": environment.get("python"), **environment.get("packages", {})}
     versions = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
+    trained = f"Training began from the {'model before, too' if previous else 'base model each time'}."
     rows = [f"| {s.iteration} | {s.instructions} | {s.responses} | {s.pairs} |" for s in steps[1:]]
     return f"""---
 {_front_matter(base, adapter, chained)}
@@ -109,11 +111,8 @@ def lineage_card(
 ## Lineage
 
 Each iteration's instructions and responses were written by the model before it, the first iteration's by the base
-model. {
-        "Training began from the model before, too."
-        if sft["start"] == "previous"
-        else "Training began from the base model each time."
-    } Counts are of what passed the rules; the kept pairs were trained on.
+model. {trained}
+Counts are of what passed the rules; the kept pairs were trained on.
 
 | iteration | instructions | responses | kept pairs |
 | --- | --- | --- | --- |
