@@ -21,6 +21,7 @@ from isheep_jax.sft.examples import Example
 from isheep_jax.sft.lora import save_adapter
 from isheep_jax.sft.trainer import check_settings, fine_tune
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
+from isheep_jax.tiny import CHECKPOINT
 
 # Programs that compile faster than this are not worth a file in the compilation cache (seconds).
 SHORTEST_CACHED_COMPILATION = 0.3
