@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
@@ -117,7 +118,7 @@ class JaxBackend:
             on_step=lambda step, total, metrics: on_step(step, total, {k: metrics[k] for k in SHOWN if k in metrics}),
         )
         if adapters is not None:
-            base = str(start.resolve()) if start else adapter_base(self._config.model.path)
+            base = str(start.resolve()) if start else adapter_base(self._config.model.path, self._base)
             save_adapter(adapter, adapters, self._architecture, self._config.sft, base)
         save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
         return dataclasses.asdict(result)
@@ -136,10 +137,10 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
 
 
-def adapter_base(path: str) -> str:
-    """The base model as other tools find it: a local directory by its whole path, anything else as it is written."""
-    directory = CHECKPOINT if path == "tiny" else Path(path).expanduser()
-    return str(directory.resolve()) if directory.is_dir() else path
+def adapter_base(path: str, directory: epath.Path) -> str:
+    """The base model `path`, which lies in `directory`, as other tools find it: a hub id, or else a whole path."""
+    on_hub = path != "tiny" and "://" not in path and not Path(path).expanduser().is_dir()
+    return path if on_hub else str(directory.resolve())
 
 
 def evaluators(config: Config) -> dict[str, Evaluator]:
