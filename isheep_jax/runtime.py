@@ -22,7 +22,6 @@ from isheep_jax.sft.examples import Example
 from isheep_jax.sft.lora import save_adapter
 from isheep_jax.sft.trainer import check_settings, fine_tune
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
-from isheep_jax.tiny import CHECKPOINT
 
 # Programs that compile faster than this are not worth a file in the compilation cache (seconds).
 SHORTEST_CACHED_COMPILATION = 0.3
@@ -138,9 +137,9 @@ def use_compilation_cache() -> None:
 
 
 def adapter_base(path: str, directory: epath.Path) -> str:
-    """The base model `path`, which lies in `directory`, as other tools find it: a hub id, or else a whole path."""
-    on_hub = path != "tiny" and "://" not in path and not Path(path).expanduser().is_dir()
-    return path if on_hub else str(directory.resolve())
+    """The base model `path`, which lies in `directory`, as other tools find it: by its whole path, or on a hub."""
+    is_local = path == "tiny" or Path(path).expanduser().is_dir()
+    return str(directory.resolve()) if is_local else path
 
 
 def evaluators(config: Config) -> dict[str, Evaluator]:
