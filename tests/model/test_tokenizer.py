@@ -1,17 +1,19 @@
 import json
+import os
 import random
 import shutil
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from small_tokenizers import trained_model
+import tokenizers
+from memory_bucket import memory_bucket
+from small_tokenizers import trained_model, write_byte_level, write_sentencepiece
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.conversation import Message
 from isheep_jax.model.tokenizer import Tokenizer
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|assistant|> {{ message['content'] }}<|end|>"
@@ -271,34 +273,179 @@ def test_with_tokenizer_json_the_file_says_whether_texts_have_a_beginning(tmp_pa
     assert Tokenizer.load(directory, "plain").render(QUESTION).startswith("<s>") == begins
 
 
-def test_a_directory_without_a_readable_tokenizer_is_said(tmp_path):
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_a_tokenizer_in_a_bucket_is_read_and_written_as_on_disk(
+    sentencepiece_directory, export, tmp_path, monkeypatch, kind
+):
+    source = sentencepiece_directory if kind == "tokenizer.model" else export
+    bucket = memory_bucket(monkeypatch)
+    for path in source.iterdir():
+        (bucket / path.name).write_bytes(path.read_bytes())
+    there, here = Tokenizer.load(bucket), Tokenizer.load(source)
+    assert str(there.directory).startswith("gs://")
+    assert all(there.encode(text) == here.encode(text) for text in random_texts(50))
+    assert there.encode_prompt(QUESTION) == here.encode_prompt(QUESTION)
+    out = memory_bucket(monkeypatch)
+    there.save(out)
+    here.save(tmp_path)
+    assert {p.name for p in out.iterdir()} == {p.name for p in tmp_path.iterdir()}
+    for path in tmp_path.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+    with pytest.raises(UserError, match=r"gs://.*/none holds no tokenizer"):
+        Tokenizer.load(bucket / "none")
+
+
+def test_a_directory_without_a_tokenizer_is_said(tmp_path):
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         Tokenizer.load(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="not a readable SentencePiece model"):
-        Tokenizer.load(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(trained_model())
-    for name in ("tokenizer_config.json", "generation_config.json"):
-        for text in ("{", "[]"):
-            (tmp_path / name).write_text(text)
-            with pytest.raises(UserError, match=rf"{name} is not"):
-                Tokenizer.load(tmp_path)
-        (tmp_path / name).unlink()
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="not a readable tokenizer"):
-        Tokenizer.load(tmp_path)
 
 
-def shared(name: str) -> Path:
-    if not (SHARED / name).exists():
-        pytest.skip(f"the real tokenizer {name} is not beside this checkout")
-    return SHARED / name
+TEMPLATE_WITH_AN_ERROR = "{% for m in messages %}\n{{ m['content' }}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.model", b"", "is empty"),
+        ("tokenizer.model", b"nothing of the kind", "of another kind"),
+        ("tokenizer.model", "cut", "cut short"),
+        ("tokenizer.json", b"{}", "is not a readable tokenizer"),
+        ("tokenizer.json", b"{", "is not a readable tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "is not UTF-8 text"),
+        ("tokenizer_config.json", b"{", "is not valid JSON"),
+        ("tokenizer_config.json", b"\xff\xfe", "is not UTF-8 text"),
+        ("tokenizer_config.json", b"[]", "is not a JSON object"),
+        ("tokenizer_config.json", {"eos_token": "<none>"}, "eos_token is '<none>', which is not in the tokenizer's"),
+        ("tokenizer_config.json", {"bos_token": {"content": "<none>"}}, "bos_token is '<none>', which is not in"),
+        ("tokenizer_config.json", {"eos_token": 2}, "eos_token is 2, which is not in"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<new>"}}}, "'<new>' has the id 900"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<s>"}}}, "it has the id 1"),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["<s>"]}, "added_tokens_decoder is not an object"),
+        ("tokenizer_config.json", {"chat_template": 3}, "chat_template is neither a text nor"),
+        ("tokenizer_config.json", {"chat_template": TEMPLATE_WITH_AN_ERROR}, "valid Jinja template (line 2)"),
+        ("chat_template.jinja", TEMPLATE_WITH_AN_ERROR.encode(), "is not a valid Jinja template (line 2)"),
+        ("chat_template.jinja", b"{{ 1 | nothing }}", "is not a valid Jinja template (line 1)"),
+        ("added_tokens.json", b'{"<new>": 900}', "'<new>' has the id 900"),
+        ("special_tokens_map.json", b'{"eos_token": "<none>"}', "eos_token is '<none>'"),
+        ("special_tokens_map.json", b"[]", "is not a JSON object"),
+        ("generation_config.json", b"{", "is not valid JSON"),
+        ("generation_config.json", b"[]", "is not a JSON object"),
+        ("generation_config.json", b'{"eos_token_id": "</s>"}', "eos_token_id is '</s>'; it must be a token id"),
+        ("config.json", b'{"eos_token_id": [2, -1]}', "it must be a token id or a list of token ids"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content, message):
+    model = trained_model()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    Tokenizer.load(tmp_path)
+    if content == "cut":
+        content = model[: len(model) // 2]
+    (tmp_path / name).write_bytes(json.dumps(content).encode() if isinstance(content, dict) else content)
+    with pytest.raises(UserError) as caught:
+        Tokenizer.load(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_special_tokens_are_also_found_where_older_files_name_them(tmp_path):
+    write_byte_level(tmp_path, ["<|begin|>", "<|stop|>"])
+    assert Tokenizer.load(tmp_path).eos_ids == ()
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|stop|>"}}')
+    tokenizer = Tokenizer.load(tmp_path)
+    assert list(tokenizer.eos_ids) == tokenizer.encode("<|stop|>")
+
+
+def test_a_file_that_asks_for_truncation_and_padding_does_not_get_it(tmp_path):
+    write_byte_level(tmp_path, ["<|pad|>"])
+    path = tmp_path / "tokenizer.json"
+    whole = Tokenizer.load(tmp_path).encode("red cat " * 20)
+    fast = tokenizers.Tokenizer.from_file(str(path))
+    fast.enable_truncation(8)
+    fast.enable_padding(length=64, pad_token="<|pad|>", pad_id=fast.token_to_id("<|pad|>"))
+    fast.save(str(path))
+    assert Tokenizer.load(tmp_path).encode("red cat " * 20) == whole
+
+
+# What tokenizers differ in: bytes of unknown characters, spaces first, last and many, line breaks, other scripts.
+HARD_TEXTS = [
+    "",
+    " ",
+    "   ",
+    "red",
+    " red",
+    "  red  cat ",
+    "red\n\n\ncat\n",
+    "\n",
+    "\n \n red",
+    "日本語のテキスト。 赤い猫",
+    "🙂👩‍👩‍👧 red 🇩🇪",
+    "größer naïve ﬁ Ⅳ e\u0301",
+    "tab\tred\u00a0cat\u200b",
+    "▁red ▁",
+    "<unk> <0x41> [INST] red",
+    "a" * 70,
+]
+
+
+BREAKS = ["\n", "\n\n", "\n\n\n", "▁▁", "▁▁▁"]
+# Options of SentencePiece and whether tokenizer.json can express the model.
+MODELS = {
+    "Llama 2's kind": ({"add_dummy_prefix": True, "user_defined_symbols": []}, True),
+    "Gemma's kind": ({"user_defined_symbols": BREAKS}, True),
+    "a space put before symbols": ({"add_dummy_prefix": True}, False),
+    "no bytes": ({"byte_fallback": False}, False),
+    "NFKC": (
+        {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True, "add_dummy_prefix": True},
+        False,
+    ),
+    "unigram": ({"model_type": "unigram", "vocab_size": 310, "add_dummy_prefix": True}, False),
+    "unigram with line breaks": ({"model_type": "unigram", "vocab_size": 310, "user_defined_symbols": BREAKS}, False),
+    "unigram, NFKC": (
+        {"model_type": "unigram", "vocab_size": 310, "normalization_rule_name": "nmt_nfkc", "byte_fallback": False},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_hard_texts_get_sentencepieces_ids_before_and_after_an_export(tmp_path, kind):
+    from transformers import AutoTokenizer
+
+    options, portable = MODELS[kind]
+    source, out = write_sentencepiece(tmp_path / "in", **options), tmp_path / "out"
+    out.mkdir()
+    model = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    tokenizer = Tokenizer.load(source)
+    tokenizer.save(out)
+    (out / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    again = Tokenizer.load(out)
+    assert (out / "tokenizer.json").exists() == portable
+    assert (tokenizer.export_note is None) == (again.export_note is None) == portable
+    theirs = AutoTokenizer.from_pretrained(out) if portable else None
+    for text in HARD_TEXTS:
+        ids = model.encode(text)
+        assert tokenizer.encode(text, bos=False) == ids, text
+        assert again.encode(text) == tokenizer.encode(text) == [1, *ids], text
+        expected = model.decode(ids)
+        assert tokenizer.spell(ids) == again.spell(ids) == expected, text
+        assert tokenizer.decode(ids) == again.decode(ids) == expected, text
+        if portable:
+            assert theirs(text)["input_ids"] == [1, *ids], text
+
+
+def real(name: str) -> Path:
+    """A published tokenizer file, which cannot be part of this repository."""
+    path = Path(os.environ.get("ISHEEP_JAX_TOKENIZERS", "none")) / name
+    if not path.exists():
+        pytest.skip(f"set ISHEEP_JAX_TOKENIZERS to a directory that holds {name}")
+    return path
 
 
 def test_llama_2s_own_tokenizer_keeps_its_ids_when_exported(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
-    shutil.copyfile(shared("llama2.tokenizer.model"), tmp_path / "in" / "tokenizer.model")
+    shutil.copyfile(real("llama2.tokenizer.model"), tmp_path / "in" / "tokenizer.model")
     tokenizer = Tokenizer.load(tmp_path / "in", "chatml")
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (32_000, 1, (2,))
     assert tokenizer.encode("Hello world") == [1, 15043, 3186]
@@ -311,7 +458,7 @@ def test_llama_2s_own_tokenizer_keeps_its_ids_when_exported(tmp_path):
 
 
 def test_qwen2s_own_tokenizer_has_chatml_and_no_beginning(tmp_path):
-    shutil.copyfile(shared("derived/qwen2.tokenizer.json"), tmp_path / "tokenizer.json")
+    shutil.copyfile(real("qwen2.tokenizer.json"), tmp_path / "tokenizer.json")
     tokenizer = Tokenizer.load(tmp_path, "chatml")
     assert tokenizer.bos_id is None
     end = tokenizer.encode("<|im_end|>")
