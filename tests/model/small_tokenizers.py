@@ -12,6 +12,32 @@ SPACES = {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
 SYMBOLS = ["<|user|>", "<|assistant|>", "<|end|>", "\n", "▁red", "▁cat", "▁10"]
 WORDS = ["red", "cat", "green", "the", "swap", "Quality", "answer", "reddish", "1", "10", "(", "):", "catalogue"]
 
+PIECES = [
+    "red",
+    "cat",
+    "redish",
+    " ",
+    "  ",
+    "a",
+    "the",
+    "Quality",
+    "(1-10):",
+    "\n",
+    "<|end|>",
+    "é",
+    "10",
+    "1",
+    ".",
+    "🙂",
+    "<s>",
+]
+
+
+def random_texts(count=300):
+    rng = random.Random(0)
+    for _ in range(count):
+        yield "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 12)))
+
 
 def trained_model(**options) -> bytes:
     """A small SentencePiece model, some of whose pieces are user-defined and begin with a space."""
