@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -85,10 +86,14 @@ class Slice:
         return (self.worker(number) / "current" / "log.txt").read_text()
 
     def ready(self) -> None:
-        """An active slice with the package on it."""
+        """An active slice as install.sh leaves it."""
         self.set(states="ACTIVE\n")
-        self.run("install.sh", "pod")
-        self.set(calls="")
+        for number in range(2):
+            worker = self.worker(number)
+            worker.mkdir(parents=True)
+            shutil.copy(SCRIPTS / "worker.sh", worker)
+            environment = self.environment | {"ISHEEP_WORKER": str(number)}
+            subprocess.run([STAND_IN / "uv", "venv"], cwd=worker, env=environment, check=True)
 
     def close(self) -> None:
         for pid in self.directory.glob("home/*/isheep_jax/runs/*/pid"):

@@ -62,7 +62,8 @@ def test_create_does_not_mistake_a_broken_network_for_a_missing_slice(pod):
 
 
 def test_install_puts_the_tracked_files_on_every_worker(pod):
-    pod.ready()
+    pod.set(states="ACTIVE\n")
+    pod.run("install.sh", "pod")
     for worker in (0, 1):
         source = pod.worker(worker) / "source"
         assert (source / "setup.py").is_file()
