@@ -58,7 +58,8 @@ class _Fast:
         # A file may ask for both, which transformers does only when its caller does.
         self._fast.no_truncation()
         self._fast.no_padding()
-        self.size = self._fast.get_vocab_size()
+        # Added tokens may leave gaps behind the vocabulary.
+        self.size = max(self._fast.get_vocab_size(), *(i + 1 for i in self._fast.get_added_tokens_decoder()), 0)
         self.prefix = self._leading_ids()
 
     def _leading_ids(self) -> list[int]:
@@ -148,10 +149,9 @@ class Tokenizer:
             self._prefix = []
         self.bos_id = self._prefix[0] if self._prefix else None
         self.eos_ids = self._end_ids()
-        if self._special["eos_token"] is None and self.eos_ids and self.eos_ids[0] < self.vocab_size:
-            # Named in generation_config.json alone. Templates that write the end of text need its name, too.
-            text = self.spell(self.eos_ids[:1])
-            self._special["eos_token"] = text if backend.token_id(text) == self.eos_ids[0] else None
+        # Where these are known by their ids alone, templates that write them need their names, too.
+        for name, known in (("bos_token", self._prefix), ("eos_token", self.eos_ids)):
+            self._special[name] = self._special[name] or self._name(known)
         self.pad_id = self.eos_ids[0] if self.eos_ids else 0
 
     @classmethod
@@ -181,6 +181,11 @@ class Tokenizer:
         other = copy.copy(self)
         other._template = named_template(name, begins=self.bos_id is not None)
         return other
+
+    def _name(self, ids: Sequence[int]) -> str | None:
+        """The first id as it is written, if there is one and it is read back from that."""
+        text = self.spell(ids[:1]) if ids and ids[0] < self.vocab_size else ""
+        return text if text and self._backend.token_id(text) == ids[0] else None
 
     def _end_ids(self) -> tuple[int, ...]:
         tokens = [self._special["eos_token"], *_END_OF_TURN]

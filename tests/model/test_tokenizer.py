@@ -293,6 +293,27 @@ def test_special_tokens_are_also_found_where_older_files_name_them(tmp_path):
     assert list(tokenizer.eos_ids) == tokenizer.encode("<|stop|>")
 
 
+def test_a_beginning_that_only_tokenizer_json_names_is_written_by_templates(tmp_path):
+    write_byte_level(tmp_path, ["<|begin|>", "<|stop|>"], bos_token="<|begin|>", eos_token="<|stop|>")
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text("{}")
+    tokenizer = Tokenizer.load(tmp_path, "plain")
+    assert [tokenizer.bos_id] == tokenizer.encode("<|begin|>", bos=False)
+    assert tokenizer.encode_prompt(QUESTION)[0] == tokenizer.bos_id
+    assert tokenizer.render(QUESTION).startswith("<|begin|>")
+
+
+def test_tokens_added_with_a_gap_count_up_to_the_last_id(tmp_path):
+    write_byte_level(tmp_path, ["<|stop|>"], eos_token="<|stop|>")
+    file = json.loads((tmp_path / "tokenizer.json").read_text())
+    file["model"]["vocab"] |= {"<|stop|>": 1000}
+    file["added_tokens"][0]["id"] = 1000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.eos_ids == (1000,)
+    assert tokenizer.vocab_size == 1001
+
+
 def test_a_file_that_asks_for_truncation_and_padding_does_not_get_it(tmp_path):
     write_byte_level(tmp_path, ["<|pad|>"])
     path = tmp_path / "tokenizer.json"
