@@ -3,9 +3,8 @@
 import copy
 import json
 import os
-import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
@@ -18,7 +17,13 @@ from isheep_jax.model.chat_template import (
     without_thinking,
 )
 from isheep_jax.model.conversation import Conversation, Message, Prompt
-from isheep_jax.model.sentencepiece_json import is_marker, tokenizer_json
+from isheep_jax.model.tokenizer_backends import (
+    Backend,
+    FastBackend,
+    SentencePieceBackend,
+    read_json_object,
+    read_text_file,
+)
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
 _FILES = (
@@ -32,105 +37,6 @@ _FILES = (
 )
 
 
-class _Backend(Protocol):
-    """Text to ids and back. `encode` takes special tokens written in the text as those tokens, and adds none."""
-
-    size: int
-    prefix: list[int]  # what the tokenizer puts before a text of its own accord
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int], special: bool = False) -> str: ...
-    def token_id(self, token: str) -> int | None: ...
-
-
-class _Fast:
-    """tokenizer.json, by the tokenizers library that transformers' fast tokenizers wrap."""
-
-    def __init__(self, path: epath.Path):
-        from tokenizers import Tokenizer as Fast
-
-        try:
-            self._fast = Fast.from_str(_read_text(path))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is not a readable tokenizer: {_one_line(error)}") from None
-        # A file may ask for both, which transformers does only when its caller does.
-        self._fast.no_truncation()
-        self._fast.no_padding()
-        # Added tokens may leave gaps behind the vocabulary.
-        self.size = max(self._fast.get_vocab_size(), *(i + 1 for i in self._fast.get_added_tokens_decoder()), 0)
-        self.prefix = self._leading_ids()
-
-    def _leading_ids(self) -> list[int]:
-        plain = self._fast.encode("a", add_special_tokens=False).ids
-        whole = self._fast.encode("a", add_special_tokens=True).ids
-        return whole[: max(0, _find(whole, plain))]
-
-    def encode(self, text: str) -> list[int]:
-        return self._fast.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: list[int], special: bool = False) -> str:
-        return self._fast.decode(ids, skip_special_tokens=not special)
-
-    def token_id(self, token: str) -> int | None:
-        return self._fast.token_to_id(token)
-
-
-class _SentencePiece:
-    """tokenizer.model, by the sentencepiece library itself: transformers' conversion of it may give other ids."""
-
-    def __init__(self, path: epath.Path):
-        import sentencepiece
-
-        data = path.read_bytes()
-        if not data:  # which the library takes as no model at all, and says nothing
-            raise UserError(f"{path} is not a readable SentencePiece model: it is empty")
-        try:
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        except (OSError, RuntimeError):  # whose text names the library's own sources
-            raise UserError(
-                f"{path} is not a readable SentencePiece model: it is damaged, cut short ({len(data)} bytes are "
-                "there) or of another kind"
-            ) from None
-        self.size = len(self.model)
-        self.prefix = [self.model.bos_id()] if self.model.bos_id() >= 0 else []
-        pieces = [self.model.id_to_piece(i) for i in range(self.size)]
-        self._control = {piece: i for i, piece in enumerate(pieces) if self.model.is_control(i)}
-        self._split = re.compile("(" + "|".join(map(re.escape, self._control)) + ")") if self._control else None
-        self._special = {i for i, piece in enumerate(pieces) if piece in self._control or is_marker(piece)}
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for part in self._split.split(text) if self._split else [text]:
-            if part in self._control:
-                ids.append(self._control[part])
-            elif part:
-                ids.extend(self.model.encode(part))
-        return ids
-
-    def decode(self, ids: list[int], special: bool = False) -> str:
-        if not special:
-            return self.model.decode([i for i in ids if i not in self._special])
-        # The library leaves control symbols out, so that the text between them is decoded on its own.
-        controls = {i: piece for piece, i in self._control.items()}
-        text, part = "", []
-        for i in ids:
-            if i in controls:
-                text, part = text + self.model.decode(part) + controls[i], []
-            else:
-                part.append(i)
-        return text + self.model.decode(part)
-
-    def token_id(self, token: str) -> int | None:
-        i = self.model.piece_to_id(token)
-        return None if i == self.model.unk_id() and token != self.model.id_to_piece(i) else i
-
-
-def _find(whole: list[int], part: list[int]) -> int:
-    return next((i for i in range(len(whole)) if whole[i : i + len(part)] == part), -1)
-
-
 class Tokenizer:
     """Text and conversations to token ids and back.
 
@@ -138,14 +44,14 @@ class Tokenizer:
     turn; each of them ends a completion. pad_id: an id for places that nothing looks at.
     """
 
-    def __init__(self, directory: epath.Path, backend: _Backend, config: dict[str, Any]):
+    def __init__(self, directory: epath.Path, backend: Backend, config: dict[str, Any]):
         self.directory = directory
         self._backend = backend
         self._special = _special_tokens(directory, backend, config)
         self._template = _own_template(directory, config)
         self.vocab_size = backend.size
         self._prefix = list(backend.prefix)
-        if isinstance(backend, _SentencePiece) and config.get("add_bos_token") is False:
+        if isinstance(backend, SentencePieceBackend) and config.get("add_bos_token") is False:
             self._prefix = []
         self.bos_id = self._prefix[0] if self._prefix else None
         self.eos_ids = self._end_ids()
@@ -167,13 +73,13 @@ class Tokenizer:
         """
         directory = epath.Path(directory)
         if (directory / "tokenizer.json").exists():
-            backend: _Backend = _Fast(directory / "tokenizer.json")
+            backend: Backend = FastBackend(directory / "tokenizer.json")
         elif (directory / "tokenizer.model").exists():
-            backend = _SentencePiece(directory / "tokenizer.model")
+            backend = SentencePieceBackend(directory / "tokenizer.model")
         else:
             raise UserError(f"{directory} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
         path = directory / "tokenizer_config.json"
-        tokenizer = cls(directory, backend, _read_json(path) if path.exists() else {})
+        tokenizer = cls(directory, backend, read_json_object(path) if path.exists() else {})
         return tokenizer if chat_template == "auto" else tokenizer.with_template(chat_template)
 
     def with_template(self, name: str) -> "Tokenizer":
@@ -192,7 +98,7 @@ class Tokenizer:
         ids = [self._backend.token_id(t) for t in tokens if t]
         for name in ("generation_config.json", "config.json"):
             path = self.directory / name
-            value = _read_json(path).get("eos_token_id") if path.exists() else None
+            value = read_json_object(path).get("eos_token_id") if path.exists() else None
             values = value if isinstance(value, list) else [value]
             if not all(v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 0) for v in values):
                 raise UserError(f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids")
@@ -284,12 +190,12 @@ class Tokenizer:
             if (self.directory / name).exists():
                 (directory / name).write_bytes((self.directory / name).read_bytes())
         path = directory / "tokenizer_config.json"
-        config = _read_json(path) if path.exists() else {}
+        config = read_json_object(path) if path.exists() else {}
         config.pop("chat_template", None)
         text = self._converted()
         if text is not None:
             (directory / "tokenizer.json").write_text(text)
-        if text is not None or isinstance(self._backend, _Fast):
+        if text is not None or isinstance(self._backend, FastBackend):
             # Any other class would put its own steps in the place of the file's.
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         else:
@@ -304,7 +210,7 @@ class Tokenizer:
     @property
     def export_note(self) -> str | None:
         """What whoever loads an export must know of its tokenizer, as one line, or None."""
-        if isinstance(self._backend, _Fast) or self._converted() is not None:
+        if isinstance(self._backend, FastBackend) or self._converted() is not None:
             return None
         return (
             "The tokenizer is a SentencePiece model that tokenizer.json cannot express. Load tokenizer.model with the "
@@ -313,36 +219,17 @@ class Tokenizer:
 
     def _converted(self) -> str | None:
         """tokenizer.model as tokenizer.json, where that can be said."""
-        if not isinstance(self._backend, _SentencePiece):
-            return None
-        return tokenizer_json(self._backend.model, self.bos_id)
+        return self._backend.tokenizer_json(self.bos_id) if isinstance(self._backend, SentencePieceBackend) else None
 
 
-def _read_text(path: epath.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
-
-
-def _special_tokens(directory: epath.Path, backend: _Backend, config: dict[str, Any]) -> dict[str, str | None]:
+def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, Any]) -> dict[str, str | None]:
     """bos_token and eos_token as text, or None. Raises `UserError` for a token that the vocabulary does not have.
 
     transformers would give such a token a new id, for which the model has no embedding.
     """
     path = directory / "tokenizer_config.json"
     old = directory / "special_tokens_map.json"
-    sources = [(path, config), *([(old, _read_json(old))] if old.exists() else [])]
+    sources = [(path, config), *([(old, read_json_object(old))] if old.exists() else [])]
     tokens: dict[str, str | None] = {}
     for name in ("bos_token", "eos_token"):
         for source, values in sources:
@@ -355,11 +242,11 @@ def _special_tokens(directory: epath.Path, backend: _Backend, config: dict[str, 
             tokens[name] = token
             break
         else:
-            i = getattr(backend.model, name[:3] + "_id")() if isinstance(backend, _SentencePiece) else -1
+            i = getattr(backend.model, name[:3] + "_id")() if isinstance(backend, SentencePieceBackend) else -1
             tokens[name] = backend.model.id_to_piece(i) if i >= 0 else None
     _check_added(path, backend, _added_tokens(path, config))
     if (added := directory / "added_tokens.json").exists():
-        _check_added(added, backend, _read_json(added))
+        _check_added(added, backend, read_json_object(added))
     return tokens
 
 
@@ -371,7 +258,7 @@ def _added_tokens(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: added_tokens_decoder is not an object from ids to tokens") from None
 
 
-def _check_added(path: epath.Path, backend: _Backend, added: dict[str, Any]) -> None:
+def _check_added(path: epath.Path, backend: Backend, added: dict[str, Any]) -> None:
     for token, i in added.items():
         known = backend.token_id(token)
         if known != i:
@@ -385,7 +272,7 @@ def _check_added(path: epath.Path, backend: _Backend, added: dict[str, Any]) -> 
 def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.exists():
-        template, source = _read_text(path), f"{path}"
+        template, source = read_text_file(path), f"{path}"
     else:
         template, source = config.get("chat_template"), f"{directory / 'tokenizer_config.json'}: chat_template"
     if isinstance(template, list):  # several, by name
@@ -396,7 +283,3 @@ def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:
     if template is not None:
         check_syntax(template, source)
     return template
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
