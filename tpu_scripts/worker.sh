@@ -94,6 +94,7 @@ start() {
     exit 3
   fi
   [ -x "$ROOT/venv/bin/python" ] || {
+    rm -f "$ROOT/$run.environment"
     explain "the package is not installed; install.sh does that"
     exit 4
   }
