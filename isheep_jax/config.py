@@ -38,6 +38,11 @@ class MeshConfig:
     """Shards of heads and feed-forward units while training (count; -1: all devices that remain)."""
     decode_tensor: int = 1
     """Shards of heads and feed-forward units while decoding (count); the other devices hold replicas of the weights."""
+    topology: str = ""
+    """TPU slice that the config is for, such as v4-256 or v5e-16; `python -m isheep_jax.plan` compiles for it. Training
+    uses the devices that it finds. Empty: the devices of this machine."""
+    slices: int = 1
+    """Slices of that topology (count); `data` is split over them first."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +279,7 @@ def flatten(config: Config) -> dict[str, object]:
 # What a number may be, as an interval: a square bracket includes the end, a round one does not.
 RANGES = {
     "iterations": "[1, inf)",
+    "mesh.slices": "[1, inf)",
     "synthesize.instructions": "[1, inf)",
     "synthesize.shots": "[1, inf)",
     "synthesize.temperature": "[0, inf)",

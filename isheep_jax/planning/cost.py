@@ -1,0 +1,121 @@
+"""Arithmetic and memory traffic of the programs, counted from the architecture.
+
+The compiler's own count has each loop's body once; these counts are tested against it on a model of one layer.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from isheep_jax.config import Config
+from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.planning import programs
+from isheep_jax.planning.hardware import Chip
+from isheep_jax.planning.programs import Meshes, Program
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step needs at least, on one chip: operations, bytes to and from HBM, bytes sent to other chips."""
+
+    flops: float
+    hbm_bytes: float
+    interconnect_bytes: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least possible time of a step. seconds: the largest of the parts. by: which one that is."""
+
+    seconds: float
+    by: str
+    compute: float
+    memory: float
+    interconnect: float
+
+
+def bound(cost: Cost, chip: Chip) -> Bound:
+    """The roofline (Williams, Waterman and Patterson 2009): everything overlaps, and every part runs at its peak."""
+    parts = {
+        "compute": cost.flops / chip.flops,
+        "memory": cost.hbm_bytes / chip.hbm_bandwidth,
+        "interconnect": cost.interconnect_bytes / chip.interconnect if chip.interconnect else 0.0,
+    }
+    by = max(parts, key=parts.__getitem__)
+    return Bound(parts[by], by, **parts)
+
+
+def matrix_parameters(architecture: Architecture) -> tuple[int, int]:
+    """Weights that every token is multiplied with: (of all layers, of the output head)."""
+    table = parameter_table(architecture)
+    layers = sum(math.prod(s.shape) for s in table["layers"].values() if len(s.hf_shape) == 2)
+    return layers, architecture.vocab_size * architecture.hidden_size
+
+
+def forward_flops(architecture: Architecture, tokens: float, context: float) -> tuple[float, float]:
+    """Operations of the layers for `tokens` tokens that each look at `context` positions: (matrices, attention).
+
+    Positions that the mask hides are computed too. Norms, RoPE and softmax are left out: they are below one percent.
+    """
+    a = architecture
+    layers, _ = matrix_parameters(a)
+    return 2.0 * layers * tokens, 4.0 * a.layers * a.heads * a.head_dim * tokens * context
+
+
+def program_flops(program: Program, config: Config, architecture: Architecture) -> float:
+    """Operations of one step of a program over all chips, recomputation included."""
+    decode, sft = config.decode, config.sft
+    _, head = matrix_parameters(architecture)
+    if program.name == programs.DECODE:
+        return sum(forward_flops(architecture, program.rows, decode.context)) + 2.0 * head * program.rows
+    if program.name == programs.PREFILL:
+        return sum(forward_flops(architecture, program.tokens, decode.context))
+    if program.name == programs.SCORE:
+        again = program.rows * programs.CHOICES * (programs.CHOICE_TOKENS - 1)
+        prompt, choices = (sum(forward_flops(architecture, n, decode.context)) for n in (program.tokens, again))
+        return prompt + choices + 2.0 * head * (program.rows + again)
+    matrices, attention = forward_flops(architecture, program.tokens, sft.sequence_length)
+    recomputed = sft.remat == "full"
+    # Backward: the gradient of the inputs costs as much as the forward pass, that of the weights as much again; frozen
+    # weights have none. Attention has no weights, but two inputs to each of its products.
+    weight_gradients = sft.method == "full"
+    if sft.method == "lora":
+        adapters = sum(math.prod(s.shape[1:]) for s in _adapter_matrices(architecture, sft.lora_rank))
+        matrices_lora = 2.0 * architecture.layers * adapters * program.tokens * (3 + recomputed)
+    else:
+        matrices_lora = 0.0
+    return (
+        matrices * (2 + recomputed + weight_gradients)
+        + attention * (3 + recomputed)
+        # The loss always computes its logits a second time.
+        + 2.0 * head * program.tokens * (3 + weight_gradients)
+        + matrices_lora
+    )
+
+
+def program_hbm_bytes(program: Program, config: Config, architecture: Architecture, meshes: Meshes) -> float:
+    """Bytes that one step must at least read and write on a chip: weights, state, cache, gathered layers, activations."""
+    a, itemsize = architecture, jnp.dtype(config.model.compute_dtype).itemsize
+    layers, head = matrix_parameters(a)
+    if program.name != programs.TRAIN:
+        # Of the embedding only a few rows are read.
+        embedding = 0 if a.tied_embeddings else head * itemsize / meshes.decode.shape["tensor"]
+        if program.name == programs.DECODE:
+            return program.weights - embedding + program.cache
+        written = 2 * a.layers * a.kv_heads * a.head_dim * itemsize * program.tokens / meshes.decode.size
+        return program.weights - embedding + 2 * written
+    mesh, sft = meshes.train, config.sft
+    passes = 2 + (sft.remat == "full")
+    used = (layers + head) * itemsize / mesh.shape["tensor"]
+    gathered = used * passes * (2 if mesh.shape["fsdp"] > 1 else 1)  # written by the gather and read by the product
+    trained = 2 * (program.optimizer + (program.weights if sft.method == "full" else 0.0))
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    saved = 2 * a.layers * a.hidden_size * itemsize * program.tokens / rows
+    return trained + gathered + saved
+
+
+def _adapter_matrices(architecture: Architecture, rank: int) -> list:
+    from isheep_jax.sft.lora import lora_table
+
+    return [spec for pair in lora_table(architecture, rank)["layers"].values() for spec in pair.values()]

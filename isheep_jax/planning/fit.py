@@ -1,0 +1,93 @@
+"""The largest slots, rows per update and least recomputation that fit, found by compiling."""
+
+import dataclasses
+from collections.abc import Callable
+
+from isheep_jax.config import Config
+from isheep_jax.model.architecture import Architecture
+from isheep_jax.planning import programs
+from isheep_jax.planning.compile import compile_program
+from isheep_jax.planning.plan import Hardware
+from isheep_jax.planning.programs import make_meshes, make_program
+
+# No more slots or rows than this on a device: past it, arithmetic is what takes the time.
+_MOST_PER_SHARD = 1024
+
+Attempt = Callable[[str, str, bool], None]
+
+
+def fit(
+    config: Config, architecture: Architecture, hardware: Hardware, on_attempt: Attempt = lambda *_: None
+) -> Config:
+    """`config` with the most slots and scoring rows, the most rows per update, and remat "none" where that fits.
+
+    Each search doubles a count per shard until it no longer fits, then halves the gap. on_attempt(program, setting,
+    fits) is called after each compilation. A setting that does not fit at one per shard stays as it is.
+    """
+    meshes = make_meshes(config, architecture, hardware.devices)
+    decode_shards = meshes.decode.shape["data"]
+    train_shards = meshes.train.shape["data"] * meshes.train.shape["fsdp"]
+
+    def fits(candidate: Config, setting: str, *names: str) -> bool:
+        for name in names:
+            done = compile_program(make_program(name, candidate, architecture, meshes))
+            on_attempt(name, setting, done.fits(hardware.hbm))
+            if not done.fits(hardware.hbm):
+                return False
+        return True
+
+    def search(section: str, field: str, shards: int, *names: str) -> Config:
+        def with_count(per_shard: int) -> Config:
+            changed = dataclasses.replace(getattr(config, section), **{field: per_shard * shards})
+            return dataclasses.replace(config, **{section: changed})
+
+        def good(per_shard: int) -> bool:
+            return fits(with_count(per_shard), f"--{section}.{field}={per_shard * shards}", *names)
+
+        best = largest(good, getattr(getattr(config, section), field) // shards)
+        return with_count(best) if best else config
+
+    config = search("decode", "slots", decode_shards, programs.DECODE, programs.PREFILL)
+    config = search("decode", "score_batch", decode_shards, programs.SCORE)
+    config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="full"))
+    config = search("sft", "batch_rows", train_shards, programs.TRAIN)
+    relaxed = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="none"))
+    return relaxed if fits(relaxed, "--sft.remat=none", programs.TRAIN) else config
+
+
+def largest(good: Callable[[int], bool], start: int) -> int:
+    """The largest count from 1 to `_MOST_PER_SHARD` that is good, to an eighth; 0 when none is.
+
+    Supposes that what is above a bad count is bad too.
+    """
+    count = max(1, min(start, _MOST_PER_SHARD))
+    if good(count):
+        low, high = count, None
+        while low < _MOST_PER_SHARD:
+            if not good(min(2 * low, _MOST_PER_SHARD)):
+                high = min(2 * low, _MOST_PER_SHARD)
+                break
+            low = min(2 * low, _MOST_PER_SHARD)
+        if high is None:
+            return low
+    else:
+        high = count
+        low = count // 2
+        while low and not good(low):
+            low, high = low // 2, low
+        if not low:
+            return 0
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+def changes(before: Config, after: Config) -> list[str]:
+    """The settings that `fit` changed, as a person would type them."""
+    fields = (("decode", "slots"), ("decode", "score_batch"), ("sft", "batch_rows"), ("sft", "remat"))
+    return [
+        f"--{section}.{field}={getattr(getattr(after, section), field)}"
+        for section, field in fields
+        if getattr(getattr(after, section), field) != getattr(getattr(before, section), field)
+    ]

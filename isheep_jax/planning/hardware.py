@@ -1,0 +1,164 @@
+"""Chips and slices: public figures per chip, and the devices of a TPU slice that is not there.
+
+libtpu describes any slice on a machine without a TPU, and compiles for it.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from isheep_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peaks of one chip (a TPU chip, or a GPU).
+
+    flops: bfloat16 multiplications and additions (per second). hbm: what a program may use (bytes). hbm_bandwidth
+    (bytes per second). interconnect: of all links of a chip together, in one direction (bytes per second); 0: alone.
+    """
+
+    name: str
+    flops: float
+    hbm: float
+    hbm_bandwidth: float
+    interconnect: float
+
+
+# Peak FLOPs, HBM bandwidth and interconnect are from the specification tables at docs.cloud.google.com/tpu/docs/v4,
+# /v5e, /v5p and /v6e (read in 2026). v4's interconnect is from Jouppi et al. 2023 (arXiv 2304.01433, table 4: six links
+# of 50 GB/s); v5p's is 4,800 Gbit/s; those of v5e and v6e are half of the 400 and 800 GB/s that are stated for both
+# directions. The usable HBM is what libtpu names when a program does not fit; it is less than the chip has.
+TPU_CHIPS = {
+    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1200e9, 300e9),
+    "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9),
+    "v5p": Chip("TPU v5p", 459e12, 95.74 * GIB, 2765e9, 600e9),
+    "v6e": Chip("TPU v6e", 918e12, 31.25 * GIB, 1638e9, 400e9),
+}
+# Data sheets of the NVIDIA A100, H100 and H200 (SXM); dense bfloat16; NVLink in one direction. `hbm` is replaced by what
+# the driver of the machine at hand reports.
+GPU_CHIPS = {
+    "A100": Chip("NVIDIA A100", 312e12, 80e9, 2039e9, 300e9),
+    "H100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 450e9),
+    "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 450e9),
+}
+
+# Slices by their number of chips, as Google Cloud offers them. The names of v4 and v5p count TensorCores, two in a chip.
+_CUBES = {
+    4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
+    512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16),
+}  # fmt: skip
+_SQUARES = {
+    1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16),
+}  # fmt: skip
+_SHAPES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _SQUARES, "v6e": _SQUARES}
+_CORES = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A TPU slice: its chips are joined by the interconnect."""
+
+    generation: str
+    shape: tuple[int, ...]
+
+    @property
+    def chip(self) -> Chip:
+        return TPU_CHIPS[self.generation]
+
+    @property
+    def chips(self) -> int:
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count
+
+
+def parse_topology(name: str) -> Slice:
+    """A slice by its name in Google Cloud, such as "v4-256" (128 chips) or "v5e-16" (16 chips).
+
+    Raises `UserError` for a generation or size that there is not, with the sizes that there are.
+    """
+    match = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", name)
+    if not match:
+        raise UserError(f"--mesh.topology: '{name}' is not a slice; such as v4-256, v5e-16, v5p-128 or v6e-8")
+    generation = "v5e" if match[1] == "v5litepod" else match[1]
+    cores, shapes = _CORES[generation], _SHAPES[generation]
+    chips, rest = divmod(int(match[2]), cores)
+    if rest or chips not in shapes:
+        known = ", ".join(f"{generation}-{n * cores}" for n in shapes)
+        raise UserError(f"--mesh.topology: there is no slice '{name}'; there are {known}")
+    return Slice(generation, shapes[chips])
+
+
+def prepare_environment(topology: str) -> None:
+    """Sets what libtpu needs to describe a slice that is not there. Call it before the first import of jax."""
+    if topology:
+        # jax must not take a GPU or TPU of this machine for the program that is only compiled.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
+def slice_devices(topology: str, slices: int) -> list[Any]:
+    """Descriptions of the devices of `slices` slices, to compile for. Raises `UserError` without libtpu."""
+    from jax.experimental import topologies
+
+    described = parse_topology(topology)
+    try:
+        return list(topologies.get_topology_desc(**topology_arguments(described, slices)).devices)
+    except Exception as error:  # libtpu and its absence raise RuntimeError, XlaRuntimeError, ImportError
+        raise UserError(
+            f"--mesh.topology={topology}: libtpu cannot describe it ({_first_line(error)}); "
+            'it comes with: pip install "isheep_jax[plan]"'
+        ) from error
+
+
+def topology_arguments(described: Slice, slices: int) -> dict[str, Any]:
+    """How libtpu is asked for a slice: hosts of four chips, v4 and v5p chips as one device, whole tori wrapped."""
+    shape = described.shape
+    arguments: dict[str, Any] = {
+        "platform": "tpu",
+        "topology_name": f"{described.generation}:{'x'.join(map(str, shape))}",
+        "num_slices": slices,
+    }
+    if len(shape) == 3:
+        arguments |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
+        if min(shape) >= 4:
+            arguments["wrap"] = (True, True, True)
+    else:
+        host = {1: (1, 1, 1), 8: (2, 4, 1)}.get(described.chips, (2, 2, 1))
+        arguments["chips_per_host_bounds"] = host
+        if max(shape) == 16:
+            arguments["wrap"] = (shape[0] == 16, shape[1] == 16, False)
+    return arguments
+
+
+def local_chip(device: Any) -> Chip | None:
+    """The chip of a device of this machine; None: no public peaks, or a CPU."""
+    kind = device.device_kind
+    for name, chip in {**GPU_CHIPS, "v4": TPU_CHIPS["v4"], "v5 lite": TPU_CHIPS["v5e"], "v6": TPU_CHIPS["v6e"],
+                       "v5": TPU_CHIPS["v5p"]}.items():  # fmt: skip
+        if name in kind:
+            return chip
+    return None
+
+
+def local_memory(device: Any) -> float:
+    """Bytes that a program may use on a device of this machine: of its allocator, or of the machine for a CPU."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    import jax
+
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Virtual devices of a CPU share its memory.
+    return total / len(jax.local_devices())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]

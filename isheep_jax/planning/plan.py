@@ -1,0 +1,150 @@
+"""The plan of a config: its hardware, its programs compiled, what they need, and whether that fits."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from isheep_jax.config import Config
+from isheep_jax.model.architecture import Architecture, parameter_count
+from isheep_jax.planning import iteration, programs
+from isheep_jax.planning.collectives import by_kind
+from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program
+from isheep_jax.planning.cost import Bound, Cost, bound, program_flops, program_hbm_bytes
+from isheep_jax.planning.hardware import (
+    GIB,
+    Chip,
+    local_chip,
+    local_memory,
+    parse_topology,
+    slice_devices,
+)
+from isheep_jax.planning.programs import Meshes, make_meshes, make_program
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The devices that a config is compiled for. chip: None where there are no public peaks (a CPU)."""
+
+    name: str
+    devices: list[Any]
+    chip: Chip | None
+    hbm: float
+
+
+@dataclass(frozen=True)
+class ProgramPlan:
+    """A program with what it needs. bound: None without a chip's peaks. advice: the setting to change, or ""."""
+
+    compiled: Compiled
+    cost: Cost
+    bound: Bound | None
+    fits: bool
+    advice: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All programs of a config on its hardware."""
+
+    config: Config
+    architecture: Architecture
+    hardware: Hardware
+    meshes: Meshes
+    programs: dict[str, ProgramPlan]
+
+    @property
+    def fits(self) -> bool:
+        return all(p.fits for p in self.programs.values())
+
+
+def find_hardware(config: Config) -> Hardware:
+    """The slice of `mesh.topology`, or the devices of this machine."""
+    if config.mesh.topology:
+        described = parse_topology(config.mesh.topology)
+        devices = slice_devices(config.mesh.topology, config.mesh.slices)
+        chips = f"{len(devices)} {described.chip.name} chip{'s' if len(devices) > 1 else ''}"
+        slices = f"{config.mesh.slices} x " if config.mesh.slices > 1 else ""
+        return Hardware(f"{slices}{config.mesh.topology}: {chips}", devices, described.chip, described.chip.hbm)
+    import jax
+
+    devices = jax.devices()
+    name = f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''} of this machine"
+    return Hardware(name, devices, local_chip(devices[0]), local_memory(devices[0]))
+
+
+def make_plan(
+    config: Config,
+    architecture: Architecture,
+    hardware: Hardware,
+    names: tuple[str, ...] = programs.NAMES,
+    on_program: Callable[[str], None] = lambda name: None,
+) -> Plan:
+    """Compiles the programs `names`, one after the other. on_program is called before each."""
+    meshes = make_meshes(config, architecture, hardware.devices)
+    made = {}
+    for name in names:
+        on_program(name)
+        compiled = compile_program(make_program(name, config, architecture, meshes))
+        made[name] = plan_program(compiled, config, architecture, meshes, hardware)
+    return Plan(config, architecture, hardware, meshes, made)
+
+
+def plan_program(
+    compiled: Compiled, config: Config, architecture: Architecture, meshes: Meshes, hardware: Hardware
+) -> ProgramPlan:
+    """What a compiled program needs, against the hardware."""
+    program = compiled.program
+    cost = Cost(
+        flops=program_flops(program, config, architecture) / meshes.train.size,
+        hbm_bytes=program_hbm_bytes(program, config, architecture, meshes),
+        interconnect_bytes=sum(c.wire_bytes for c in compiled.collectives),
+    )
+    fits = compiled.fits(hardware.hbm)
+    return ProgramPlan(
+        compiled,
+        cost,
+        bound(cost, hardware.chip) if hardware.chip else None,
+        fits,
+        "" if fits else advice(compiled, config, architecture, meshes),
+    )
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON: bytes, seconds, counts, and GiB where the name says so."""
+    hardware, chips = plan.hardware, len(plan.hardware.devices)
+    result: dict[str, Any] = {
+        "config": plan.config.name,
+        "model": plan.config.model.path,
+        "parameters": parameter_count(plan.architecture),
+        "hardware": hardware.name,
+        "chips": chips,
+        "hbm_gib": hardware.hbm / GIB,
+        "headroom": HEADROOM,
+        "mesh": dict(plan.meshes.train.shape),
+        "decode_mesh": dict(plan.meshes.decode.shape),
+        "fits": plan.fits,
+        "programs": {name: _program_dict(p) for name, p in plan.programs.items()},
+    }
+    if hardware.chip and len(plan.programs) == len(programs.NAMES):
+        made = {name: p.compiled.program for name, p in plan.programs.items()}
+        bounds = {name: p.bound for name, p in plan.programs.items()}
+        result["iteration"] = iteration.as_dict(iteration.plan_iteration(plan.config, made, bounds), chips)
+    return result
+
+
+def _program_dict(p: ProgramPlan) -> dict[str, Any]:
+    compiled = p.compiled
+    memory = {field: value / GIB for field, value in dataclasses.asdict(compiled.memory).items()}
+    return {
+        "compile_seconds": round(compiled.seconds, 1),
+        "rows": compiled.program.rows,
+        "tokens": compiled.program.tokens,
+        "gib_per_chip": {**memory, "total": compiled.memory.total / GIB},
+        "fits": p.fits,
+        "error": compiled.error,
+        "advice": p.advice,
+        "collectives_per_step": by_kind(compiled.collectives),
+        "cost_per_chip_and_step": dataclasses.asdict(p.cost),
+        "least_seconds_per_step": dataclasses.asdict(p.bound) if p.bound else None,
+    }

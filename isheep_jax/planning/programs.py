@@ -1,0 +1,148 @@
+"""The four programs of an iteration, lowered on abstract arrays: the jitted functions that decoding and training call."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from isheep_jax.config import Config
+from isheep_jax.decode import programs as decoding
+from isheep_jax.decode import scoring
+from isheep_jax.decode.cache import allocate, check_rows, prefill_rows
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.sft import data, train_step, trainer
+from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings
+
+Tree = Any
+
+PREFILL, DECODE, SCORE, TRAIN = "prefill", "decode chunk", "score", "train step"
+NAMES = (PREFILL, DECODE, SCORE, TRAIN)
+
+# The longest of the choices "1" to "10" in the tokenizers that write a number digit by digit (tokens).
+CHOICES, CHOICE_TOKENS = 10, 2
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """The two meshes of a run, over the same devices."""
+
+    train: Mesh
+    decode: Mesh
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program at one shape.
+
+    lower: makes the lowered program. weights, optimizer, cache: bytes of those arguments on one device, each split as
+    the sharding says. rows, tokens: of the batch, over all devices; of a decode chunk one step. held: bytes on one
+    device that the caller keeps alive meanwhile.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    weights: float
+    optimizer: float
+    cache: float
+    rows: int
+    tokens: int
+    held: float = 0.0
+
+
+def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) -> Meshes:
+    """Raises `UserError` where settings, model and devices do not fit each other, before anything is compiled."""
+    train = make_mesh(config.mesh, devices)
+    meshes = Meshes(train, decode_mesh(train, config.mesh.decode_tensor))
+    trainer.check_settings(config.sft, architecture, train)
+    check_divisible(architecture, meshes.decode, DECODE_RULES)
+    check_rows("decode.slots", config.decode.slots, meshes.decode)
+    check_rows("decode.score_batch", config.decode.score_batch, meshes.decode)
+    if config.decode.context > architecture.context_length:
+        raise UserError(
+            f"decode.context={config.decode.context} is more than the model's context of {architecture.context_length}"
+        )
+    return meshes
+
+
+def make_program(name: str, config: Config, architecture: Architecture, meshes: Meshes) -> Program:
+    """One of `NAMES`, at the shape that needs the most memory: prompts as long as the context."""
+    if name == TRAIN:
+        return _train(config, architecture, meshes.train)
+    mesh, decode = meshes.decode, config.decode
+    dtype = jnp.dtype(config.model.compute_dtype)
+    params = _abstract(architecture, mesh, DECODE_RULES, dtype)
+    static = {"architecture": architecture, "mesh": mesh, "compute_dtype": dtype}
+    weights = bytes_per_device(params)
+    if name == SCORE:
+        rows = decode.score_batch
+        prompts = np.zeros((rows, decode.context - CHOICE_TOKENS + 1), np.int32)
+        choices = np.zeros((rows, CHOICES, CHOICE_TOKENS + 1), np.int32)
+        lower = lambda: scoring._score.lower(params, prompts, choices, **static)  # noqa: E731
+        return Program(name, lower, weights, 0.0, 0.0, rows, rows * prompts.shape[1])
+    cache = jax.eval_shape(lambda: allocate(architecture, decode.slots, decode.context, dtype, None))
+    cache = _with_cache_sharding(cache, mesh)
+    cache_bytes = bytes_per_device(cache)
+    if name == PREFILL:
+        rows = prefill_rows(decode.context, mesh)
+        packed = np.zeros((rows, decode.context + 2), np.int32)
+        lower = lambda: decoding.prefill.lower(params, cache, packed, **static)  # noqa: E731
+        return Program(name, lower, weights, 0.0, cache_bytes, rows, rows * decode.context)
+    control = np.zeros((decode.slots, decoding.CONTROL_COLUMNS), np.int32)
+    scalars = np.float32(1), np.float32(0.95), np.int32(1)
+    lower = lambda: decoding.decode_chunk.lower(  # noqa: E731
+        params, cache, control, *scalars, chunk=decode.chunk, end_ids=architecture.eos_token_ids, **static
+    )
+    return Program(name, lower, weights, 0.0, cache_bytes, decode.slots, decode.slots)
+
+
+def _train(config: Config, architecture: Architecture, mesh: Mesh) -> Program:
+    sft = config.sft
+    run = train_step.programs(architecture, trainer._step_settings(sft, config.model.compute_dtype), mesh)
+    base = {}
+    if sft.method == "lora":
+        dtype = jnp.dtype(config.model.compute_dtype)
+        base = jax.tree.map(
+            lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding),
+            parameter_table(architecture),
+            run.parameter_shardings,
+        )
+    shape = (sft.batch_rows, sft.sequence_length)
+    column = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=run.batch_sharding)
+    batch = data.Batch(column, column, column, column, column)
+    scalars = np.float32(1e-5), np.int32(0), np.uint32(0)
+    return Program(
+        name=TRAIN,
+        lower=lambda: run.train_step.lower(run.abstract_state, base, batch, *scalars),
+        weights=bytes_per_device(run.abstract_state.weights) + bytes_per_device(base),
+        optimizer=bytes_per_device(run.abstract_state.optimizer),
+        cache=0.0,
+        rows=shape[0],
+        tokens=math.prod(shape),
+    )
+
+
+def bytes_per_device(tree: Tree) -> float:
+    """Bytes of abstract arrays on one device."""
+    return float(
+        sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    )
+
+
+def _with_cache_sharding(cache: Tree, mesh: Mesh) -> Tree:
+    split = NamedSharding(mesh, PartitionSpec(None, DECODE_RULES["batch"], None, DECODE_RULES["kv_heads"], None))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
+
+
+def _abstract(architecture: Architecture, mesh: Mesh, rules: Any, dtype: jnp.dtype) -> Tree:
+    table = parameter_table(architecture)
+    return jax.tree.map(
+        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding),
+        table,
+        param_shardings(table, mesh, rules),
+    )
