@@ -97,15 +97,18 @@ def load_parameters(
     whatever the rules split; host and device hold one leaf twice at most. Raises as `find_tensors`.
     """
     tensors = find_tensors(directory, architecture)
+    specs, tree = jax.tree.flatten(parameter_table(architecture))
+    loaded: list[jax.Array | None] = [None] * len(specs)
+    # The largest first, while the memory is still free for the copies that bringing it into its layout takes.
+    order = sorted(range(len(specs)), key=lambda i: -math.prod(specs[i].shape))
     with ThreadPoolExecutor(_READERS) as threads:
-
-        def load(spec: ParameterSpec) -> jax.Array:
+        for i in order:
+            spec = specs[i]
             sharding = NamedSharding(mesh, partition(spec, rules))
             leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
             # Waiting bounds the memory: otherwise reading runs ahead of the devices.
-            return jax.block_until_ready(_from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf))
-
-        return jax.tree.map(load, parameter_table(architecture))
+            loaded[i] = jax.block_until_ready(_from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf))
+    return jax.tree.unflatten(tree, loaded)
 
 
 def _read_stored(
@@ -151,8 +154,10 @@ def _read_stored(
 def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, sharding: NamedSharding):
     """The program that brings a leaf from its stored layout into its own."""
     # In one step XLA would gather the whole leaf on every device. First the copies, then the exchange.
-    split = [tuple(axis for axis in axes or () if axis in sharding.spec) for axes in stored.spec]
-    copied = NamedSharding(sharding.mesh, PartitionSpec(*split))
+    (axes,) = (axes for axes in stored.spec if axes is not None) if any(stored.spec) else ((),)
+    axes = (axes,) if isinstance(axes, str) else axes
+    kept = tuple(axis for axis in axes if axis in sharding.spec)
+    copied = NamedSharding(sharding.mesh, PartitionSpec(*[None] * spec.stacked, kept))
 
     def arrange(leaf: jax.Array) -> jax.Array:
         leaf = jax.lax.with_sharding_constraint(leaf, copied)
