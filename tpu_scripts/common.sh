@@ -128,10 +128,18 @@ queued() {
   run gcloud compute tpus queued-resources "$verb" "$NAME" ${PLACE[@]+"${PLACE[@]}"} "$@"
 }
 
-# on_workers WORKER COMMAND: over ssh, on one worker or on all of them at once.
+# node VERB [FLAGS]: a command on the slice's machines.
+node() {
+  local verb=$1
+  shift
+  run "${TPU_VM[@]}" "$verb" "$NAME" ${PLACE[@]+"${PLACE[@]}"} "$@"
+}
+
+# on_workers WORKER COMMAND: over ssh, on one worker or on all of them at once. A machine that has gone is noticed after
+# seconds, not after TCP's quarter of an hour.
 on_workers() {
-  run "${TPU_VM[@]}" ssh "$NAME" ${PLACE[@]+"${PLACE[@]}"} ${REACH[@]+"${REACH[@]}"} \
-    "--worker=$1" --quiet "--command=$2"
+  node ssh ${REACH[@]+"${REACH[@]}"} \
+    "--worker=$1" --quiet --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=30 "--command=$2"
 }
 
 # copy_to_workers FILE...: into isheep_jax/ in the home directory of every worker.
@@ -161,7 +169,7 @@ read_queued_state() {
 read_node_state() {
   local errors
   errors=$(mktemp)
-  if NODE_STATE=$(run "${TPU_VM[@]}" describe "$NAME" ${PLACE[@]+"${PLACE[@]}"} '--format=value(state)' 2>"$errors"); then
+  if NODE_STATE=$(node describe '--format=value(state)' 2>"$errors"); then
     [ -n "$NODE_STATE" ] || NODE_STATE=UNKNOWN
   elif grep -q NOT_FOUND "$errors"; then
     NODE_STATE=ABSENT
@@ -171,20 +179,23 @@ read_node_state() {
   rm -f "$errors"
 }
 
-# Sets ACCELERATOR and WORKERS from the slice itself: they are known to Google alone (hosts per slice differ).
-read_slice() {
+# Sets ACCELERATOR, CHIPS and WORKERS from the slice itself: how many hosts a slice has is known to Google alone.
+try_read_slice() {
   local answer
-  set -- "${TPU_VM[@]}" describe "$NAME" ${PLACE[@]+"${PLACE[@]}"} \
-    '--format=value(acceleratorType,networkEndpoints.len())'
+  set -- node describe '--format=value(acceleratorType,networkEndpoints.len())'
   if [ "$DRY_RUN" = 1 ]; then
-    run "$@"
-    ACCELERATOR=TYPE WORKERS=WORKERS CHIPS=CHIPS
+    "$@"
+    WORKERS=WORKERS
     return
   fi
-  answer=$(run "$@") || fail "there is no slice '$NAME' that is ready; see watch.sh $NAME --once, or create.sh --help"
+  answer=$("$@") || return 1
   read -r ACCELERATOR WORKERS <<<"$answer"
-  [[ ${WORKERS:-} =~ ^[1-9][0-9]*$ ]] || fail "gcloud does not say how many workers '$NAME' has: '$answer'"
+  [[ ${WORKERS:-} =~ ^[1-9][0-9]*$ ]] || return 1
   slice_facts "$ACCELERATOR"
+}
+
+read_slice() {
+  try_read_slice || fail "there is no slice '$NAME' that is ready; see watch.sh $NAME, or create.sh --help"
 }
 
 # Sets ACCELERATOR (gcloud's name), CHIPS and RUNTIME for a slice's name, or ends with a message.
@@ -254,9 +265,9 @@ supervisor_pid() {
 # What asks a worker, also where install.sh has not been.
 STATUS_COMMAND='test ! -f isheep_jax/worker.sh || bash isheep_jax/worker.sh status'
 
-# Sets STATUS to the workers' lines, one each, and RUN_STATE to what they come to:
-#   running, finished (all with code 0), failed (some ended otherwise), stopped (by stop.sh), none (nothing was started),
-#   bare (install.sh has not been there), unreachable (then RUN_ERROR may say why).
+# Sets STATUS to the workers' lines, one each, and RUN_STATE to what they come to: running, finished (all with code 0),
+# failed (some ended otherwise), stopped (by stop.sh), none (nothing was started), bare (install.sh has not been there),
+# or unreachable (then RUN_ERROR may say why).
 # EXIT_CODE is the first exit code that is not 0, by worker.
 read_run_state() {
   local lines errors reached=1
@@ -274,7 +285,8 @@ read_run_state() {
     RUN_STATE=stopped
   elif grep -Eq ' state=(failed|killed) ' <<<"$STATUS"; then
     RUN_STATE=failed
-    EXIT_CODE=$(sed -nE 's/^worker=[0-9]+ state=(failed|killed) run=[^ ]* code=([0-9]+) .*/\2/p' <<<"$STATUS" | head -n1)
+    EXIT_CODE=$(sed -nE 's/^worker=[0-9]+ state=(failed|killed) run=[^ ]+ code=([0-9]+) .*/\2/p' <<<"$STATUS" |
+      head -n1)
   elif grep -q ' state=running ' <<<"$STATUS"; then
     RUN_STATE=running
   elif grep -q ' state=none ' <<<"$STATUS"; then

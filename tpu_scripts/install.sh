@@ -11,7 +11,7 @@ Usage: install.sh NAME [--ref=REF] [--python=VERSION] [options]
 Copies the package to every worker, installs it with its [tpu] extra in a virtual environment, and checks that all
 workers have the same versions and see the whole slice. Workers need PyPI; they need no access to the repository.
 
-  --ref=REF         a commit, tag or branch of this checkout; default: the tracked files as they lie here, edits included
+  --ref=REF         a commit, tag or branch of this checkout; default: the tracked files as they are, edits included
   --python=VERSION  default: 3.11
 EOF
 }
@@ -30,7 +30,8 @@ check_common
 set_place
 
 checkout=$(dirname "$HERE")
-git -C "$checkout" rev-parse --git-dir >/dev/null 2>&1 || die "$checkout is no git checkout: it does not say which files to send"
+git -C "$checkout" rev-parse --git-dir >/dev/null 2>&1 ||
+  die "$checkout is no git checkout: it does not say which files to send"
 if [ -n "$ref" ]; then
   label=$(git -C "$checkout" rev-parse --verify --quiet --short "$ref^{commit}") ||
     die "--ref=$ref: no such commit, tag or branch in $checkout"
@@ -56,7 +57,7 @@ run mkdir -p "$directory"
 pack || fail "the tracked files could not be packed; see the lines above"
 read_slice
 on_workers all 'mkdir -p isheep_jax' ||
-  fail "not every worker answers; with several workers ssh needs its key in the agent: ssh-add ~/.ssh/google_compute_engine"
+  fail "not every worker answers; several need ssh's key in the agent: ssh-add ~/.ssh/google_compute_engine"
 copy_to_workers "$archive" "$HERE/worker.sh" || fail "not every worker got the files; the same command tries again"
 on_workers all "bash isheep_jax/worker.sh install $python $label" ||
   fail "the installation failed on at least one worker; see the lines above. The same command tries again"

@@ -42,7 +42,7 @@ check_common
 set_place
 
 if [ "${3:-}" = isheep_jax.train ] && ! workdir_is_remote "$@"; then
-  printf '%s: warning: no --workdir=gs://...: each worker has a run directory of its own, and it goes with the slice\n' \
+  printf '%s: warning: no --workdir=gs://...: each worker has a run directory of its own, which goes with the slice\n' \
     "$SCRIPT" >&2
 fi
 

@@ -94,7 +94,7 @@ if [ "$DRY_RUN" = 1 ]; then
   sibling run.sh --dry-run ${start[@]+"${start[@]}"} -- "$@"
   note "every $POLL_SECONDS seconds:"
   queued describe '--format=value(state.state)'
-  run "${TPU_VM[@]}" describe "$NAME" ${PLACE[@]+"${PLACE[@]}"} '--format=value(state)'
+  node describe '--format=value(state)'
   on_workers all "$STATUS_COMMAND"
   note "when the slice is lost, and then again from the top:"
   sibling delete.sh --dry-run --yes
@@ -238,8 +238,8 @@ while :; do
       continue
       ;;
   esac
-  read_slice
-  read_run_state
+  RUN_STATE=unreachable
+  if try_read_slice; then read_run_state; fi
   if [ "$RUN_STATE" = unreachable ]; then
     wait_unsure
     continue
@@ -256,6 +256,8 @@ while :; do
   fi
   began=$(date +%s)
   follow
+  # The failures before an hour's run are another story.
+  [ $(($(date +%s) - began)) -lt 3600 ] || failures=0
   case $OUTCOME in
     finished)
       say "$NAME: finished; lost slices on the way: $preemptions"
@@ -268,7 +270,6 @@ while :; do
       ;;
     stopped) fail "$NAME was stopped by stop.sh; not starting it again" ;;
     failed)
-      [ $(($(date +%s) - began)) -lt 3600 ] || failures=0
       on_workers all 'bash isheep_jax/worker.sh end' >/dev/null 2>&1 || true
       failed_once "the command" "$EXIT_CODE"
       ;;

@@ -35,7 +35,7 @@ set_place
 
 if [ "$DRY_RUN" = 1 ]; then
   queued describe '--format=value(state.state)'
-  run "${TPU_VM[@]}" describe "$NAME" ${PLACE[@]+"${PLACE[@]}"} '--format=value(state)'
+  node describe '--format=value(state)'
 else
   read_queued_state
   [ "$QUEUED_STATE" != UNKNOWN ] || fail "gcloud does not answer: ${QUEUED_ERROR:-no state}"

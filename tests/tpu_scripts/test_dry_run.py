@@ -14,7 +14,8 @@ COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in
 
 
 def ssh(command, worker="all"):
-    return ["compute", "tpus", "tpu-vm", "ssh", "pod", *PLACE, f"--worker={worker}", "--quiet", f"--command={command}"]
+    place = ["compute", "tpus", "tpu-vm", "ssh", "pod", *PLACE, f"--worker={worker}", "--quiet"]
+    return [*place, "--ssh-flag=-oConnectTimeout=20", "--ssh-flag=-oServerAliveInterval=30", f"--command={command}"]
 
 
 def describe(field):

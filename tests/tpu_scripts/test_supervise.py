@@ -95,6 +95,17 @@ def test_a_network_that_is_down_deletes_nothing(pod):
     assert "create" not in pod.verbs()
 
 
+def test_workers_that_do_not_answer_for_a_while_keep_their_run(pod):
+    pod.set(program=WAITING)
+    process = start_in_background(pod)
+    pod.set(silent_1="")
+    time.sleep(0.5)
+    (pod.directory / "silent_1").unlink()
+    pod.set(go="")
+    assert process.wait(timeout=30) == 0
+    assert pod.verbs() == ["create", *ATTEMPT]
+
+
 def start_in_background(pod):
     process = subprocess.Popen(
         pod.command("supervise.sh", "pod", *RUN, *TRAIN),
@@ -105,7 +116,8 @@ def start_in_background(pod):
         text=True,
     )
     end = time.monotonic() + 30
-    while "start" not in pod.verbs():
+    # The start is over when something comes after it.
+    while not any(" start " in call[-1] for call in pod.commands()[:-1]):
         assert time.monotonic() < end
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
