@@ -5,21 +5,24 @@ python -m isheep_jax.generate --model runs/tiny --prompt "..."
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from etils import epath
+
 from isheep_jax.command import parse_settings, run_command
 from isheep_jax.config import DecodeConfig, MeshConfig, check_range
 from isheep_jax.errors import UserError
+from isheep_jax.locate import locate_model
 from isheep_jax.loop.run_directory import write_atomically
 
 if TYPE_CHECKING:
     from isheep_jax.decode.engine import Engine
     from isheep_jax.decode.requests import Completion
+    from isheep_jax.model.pretrained import Pretrained
 
 MODULE = "isheep_jax.generate"
 DESCRIPTION = (
@@ -37,7 +40,8 @@ class GenerateConfig:
     """One call of the command."""
 
     model: str = ""
-    """Model directory in Hugging Face format, a run's directory (its newest model), or 'tiny' (the embedded base)."""
+    """Model directory in Hugging Face format (local or gs://), a run's directory (its newest model), a hub id (org/name
+    or org/name@revision), or 'tiny' (the embedded base)."""
     prompt: str = ""
     """Text to answer."""
     input: str = ""
@@ -92,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--raw: a conversation needs the chat template; leave out --raw or --chat")
     if config.output and not config.input:
         raise UserError("--output: it holds the lines of --input with their completions; give --input too")
-    directory = find_model(config.model)
+    directory = locate_model(config.model)
     if config.chat:
         converse(config, directory)
         return
@@ -117,14 +121,16 @@ def main(arguments: Sequence[str]) -> None:
         print(completions[0].text)
 
 
-def complete(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> "list[Completion]":
+def complete(config: GenerateConfig, directory: epath.Path, prompts: Sequence[str]) -> "list[Completion]":
     """A `Completion` for each prompt, in the order of the prompts."""
     # Imported here, as below, so that --help and mistakes in the settings answer at once.
     from isheep_jax.decode.requests import Request, Sampling
     from isheep_jax.model.conversation import Message
+    from isheep_jax.model.pretrained import open_model
 
-    engine = open_engine(config, directory, slots=min(config.slots, len(prompts)))
-    bare = config.raw or not engine.tokenizer.has_chat_template
+    model = open_model(directory, config.chat_template)
+    engine = make_engine(config, model, slots=min(config.slots, len(prompts)))
+    bare = config.raw or not model.tokenizer.has_chat_template
     requests = [Request(str(i), text if bare else (Message("user", text),)) for i, text in enumerate(prompts)]
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens, config.stop)
     completions = {c.id: c for c in engine.generate(requests, sampling)}
@@ -132,78 +138,50 @@ def complete(config: GenerateConfig, directory: Path, prompts: Sequence[str]) ->
     return [c if bare else dataclasses.replace(c, text=c.text.strip()) for c in (completions[r.id] for r in requests)]
 
 
-def converse(config: GenerateConfig, directory: Path) -> None:
+def converse(config: GenerateConfig, directory: epath.Path) -> None:
     """A conversation on standard input and output. Raises `UserError` for a model without a chat template."""
     from isheep_jax.chat import chat
     from isheep_jax.decode.requests import Sampling
-    from isheep_jax.model.tokenizer import Tokenizer
+    from isheep_jax.model.pretrained import open_model
 
-    if not Tokenizer.load(directory, config.chat_template).has_chat_template:
+    model = open_model(directory, config.chat_template)
+    if not model.tokenizer.has_chat_template:
         raise UserError(
             f"--chat: {directory} is a base model without a chat template; name one, such as --chat_template=plain, or "
             "let it continue a text (--prompt)"
         )
-    engine = open_engine(config, directory, slots=1, chunk=_CHAT_CHUNK)
+    engine = make_engine(config, model, slots=1, chunk=_CHAT_CHUNK)
     chat(engine, Sampling(config.temperature, config.top_p, config.max_tokens, config.stop))
 
 
-def open_engine(config: GenerateConfig, directory: Path, *, slots: int, **decode: int) -> "Engine":
+def make_engine(config: GenerateConfig, model: "Pretrained", *, slots: int, **decode: int) -> "Engine":
     """The model on all devices, with at least so many slots, as many as divide over the replicas of the weights."""
     import jax
     import jax.numpy as jnp
 
     from isheep_jax.decode.cache import data_shards
     from isheep_jax.decode.engine import Engine
-    from isheep_jax.model.config_json import read_architecture
-    from isheep_jax.model.tokenizer import Tokenizer
-    from isheep_jax.model.weights import load_parameters
     from isheep_jax.runtime import use_compilation_cache
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
 
     use_compilation_cache()
-    architecture = read_architecture(directory)
-    tokenizer = Tokenizer.load(directory, config.chat_template)
     mesh = decode_mesh(make_mesh(MeshConfig()), config.decode_tensor)
-    check_divisible(architecture, mesh, DECODE_RULES)
+    check_divisible(model.architecture, mesh, DECODE_RULES)
     dtype = config.compute_dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dtype = jnp.dtype(dtype)
-    params = load_parameters(directory, architecture, mesh=mesh, rules=DECODE_RULES, dtype=dtype)
+    params = model.load(mesh=mesh, rules=DECODE_RULES, dtype=dtype)
     shards = data_shards(mesh)
     settings = DecodeConfig(
         slots=-(-slots // shards) * shards,
         score_batch=shards,
-        context=min(config.context, architecture.context_length),
+        context=min(config.context, model.architecture.context_length),
         **decode,
     )
-    return Engine(params, architecture, tokenizer, settings, mesh=mesh, seed=config.seed, compute_dtype=dtype)
-
-
-def find_model(path: str) -> Path:
-    """The model directory that a person means: one in Hugging Face format, a run's newest model, or the embedded one.
-
-    Raises `UserError` when it is none of them.
-    """
-    if path == "tiny":
-        from isheep_jax.tiny import CHECKPOINT
-
-        return CHECKPOINT
-    directory = Path(path).expanduser()
-    if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
-        finished = {
-            int(match[1]): model
-            for model in directory.glob("iteration_*/model")
-            if (match := re.fullmatch(r"iteration_(\d+)", model.parent.name)) and (model / "config.json").is_file()
-        }
-        if not finished:
-            raise UserError(f"--model: the run {directory} has no finished model yet; run its command again to go on")
-        return finished[max(finished)]
-    if not (directory / "config.json").is_file():
-        raise UserError(
-            f"--model: {directory} is neither a model directory in Hugging Face format nor a run's directory"
-        )
-    return directory
+    return Engine(
+        params, model.architecture, model.tokenizer, settings, mesh=mesh, seed=config.seed, compute_dtype=dtype
+    )
 
 
 def read_prompts(path: Path) -> list[dict]:

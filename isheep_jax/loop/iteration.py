@@ -43,7 +43,17 @@ _FIGURES = (
     *("instructions", "kept", "mean_quality", "mean_following", "kept_quality", "kept_following", "kept_characters"),
     *("train_loss", "validation_loss"),
 )
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tensorflow-datasets")
+_PACKAGES = (
+    "isheep_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "transformers",
+    "tensorflow-datasets",
+)
 
 
 def run(
