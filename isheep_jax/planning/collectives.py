@@ -66,8 +66,8 @@ def collectives(module_text: str) -> list[Collective]:
         collective = _collective(name, instruction, times)
         if collective is None or collective.group < 2:
             continue
-        # The pieces into which the TPU compiler cuts an asynchronous collective share its channel. Those that run beside
-        # a loop's steps are in its body; the collective runs as often as the piece that runs least.
+        # The pieces into which the TPU compiler cuts an asynchronous collective share its channel. Those that run
+        # beside a loop's steps are in its body; the collective runs as often as the piece that runs least.
         channel = re.search(r"channel_id=(\d+)", instruction.line)
         key = collective.kind, channel[1] if channel else f"{name}/{instruction.name}"
         if key not in found or found[key].count > collective.count:

@@ -81,7 +81,8 @@ def memory_split(program: Program, analysis) -> Memory:
         cache=program.cache,
         temporaries=analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         held=program.held,
-        other=analysis.argument_size_in_bytes - named,
+        # An argument that the program does not use (the output head in prefill) stays in memory all the same.
+        other=max(0.0, analysis.argument_size_in_bytes - named),
     )
 
 

@@ -95,7 +95,7 @@ def program_flops(program: Program, config: Config, architecture: Architecture) 
 
 
 def program_hbm_bytes(program: Program, config: Config, architecture: Architecture, meshes: Meshes) -> float:
-    """Bytes that one step must at least read and write on a chip: weights, state, cache, gathered layers, activations."""
+    """Bytes that a step must read and write on a chip at least: weights, state, cache, gathered layers, activations."""
     a, itemsize = architecture, jnp.dtype(config.model.compute_dtype).itemsize
     layers, head = matrix_parameters(a)
     if program.name != programs.TRAIN:

@@ -38,15 +38,15 @@ TPU_CHIPS = {
     "v5p": Chip("TPU v5p", 459e12, 95.74 * GIB, 2765e9, 600e9),
     "v6e": Chip("TPU v6e", 918e12, 31.25 * GIB, 1638e9, 400e9),
 }
-# Data sheets of the NVIDIA A100, H100 and H200 (SXM); dense bfloat16; NVLink in one direction. `hbm` is replaced by what
-# the driver of the machine at hand reports.
+# Data sheets of the NVIDIA A100, H100 and H200 (SXM); dense bfloat16; NVLink in one direction. What a program may
+# use of the memory is what the machine at hand reports.
 GPU_CHIPS = {
     "A100": Chip("NVIDIA A100", 312e12, 80e9, 2039e9, 300e9),
     "H100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 450e9),
     "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 450e9),
 }
 
-# Slices by their number of chips, as Google Cloud offers them. The names of v4 and v5p count TensorCores, two in a chip.
+# Slices by their number of chips, as Google Cloud has them. The names of v4 and v5p count TensorCores, two in a chip.
 _CUBES = {
     4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
     512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16),

@@ -1,4 +1,4 @@
-"""The four programs of an iteration, lowered on abstract arrays: the jitted functions that decoding and training call."""
+"""The programs of an iteration, lowered on abstract arrays: the jitted functions that decoding and training call."""
 
 import math
 from collections.abc import Callable

@@ -33,7 +33,8 @@ def lines(plan: Plan) -> list[str]:
         "",
         f"least possible seconds per step (planned; peaks of a chip: {chip.flops / 1e12:.0f} TFLOP/s, "
         f"{chip.hbm_bandwidth / 1e9:.0f} GB/s HBM, {chip.interconnect / 1e9:.0f} GB/s interconnect)",
-        f"{'':<15}{'seconds':>12}{'bound by':>14}{'compute':>12}{'memory':>12}{'interconnect':>14}{'tokens/s/chip':>15}",
+        f"{'':<15}{'seconds':>12}{'bound by':>14}{'compute':>12}{'memory':>12}{'interconnect':>14}"
+        f"{'tokens/s/chip':>15}",
     ]
     for name, p in plan.programs.items():
         out.append(f"{name:<15}{_bound_cells(p, len(hardware.devices))}")

@@ -1,0 +1,20 @@
+"""I-SHEEP with Llama 3 8B and the paper's settings, on a TPU v5e-16.
+
+Command:  python -m isheep_jax.train --config=llama_8b_v5e
+Hardware: TPU v5e-16
+"""
+
+from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
+
+
+def config() -> Config:
+    return Config(
+        name="llama_8b_v5e",
+        iterations=3,
+        model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="llama3"),
+        mesh=MeshConfig(fsdp=16, decode_tensor=8, topology="v5e-16"),
+        assess=AssessConfig(judge="base", read="sampled"),
+        select=SelectConfig(at_most_order="first"),
+        sft=SFTConfig(batch_rows=16),
+        decode=DecodeConfig(slots=384, context=2048, score_batch=16),
+    )

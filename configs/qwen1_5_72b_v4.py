@@ -1,0 +1,20 @@
+"""I-SHEEP with Qwen1.5 72B and the paper's settings, on a TPU v4-256.
+
+Command:  python -m isheep_jax.train --config=qwen1_5_72b_v4
+Hardware: TPU v4-256
+"""
+
+from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
+
+
+def config() -> Config:
+    return Config(
+        name="qwen1_5_72b_v4",
+        iterations=6,
+        model=ModelConfig(path="Qwen/Qwen1.5-72B", chat_template="chatml"),
+        mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=16, topology="v4-256"),
+        assess=AssessConfig(judge="base", read="sampled"),
+        select=SelectConfig(at_most_order="first"),
+        sft=SFTConfig(batch_rows=16),
+        decode=DecodeConfig(slots=384, context=2048, score_batch=64),
+    )
