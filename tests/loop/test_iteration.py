@@ -37,7 +37,7 @@ def test_a_run_leaves_the_whole_directory(tmp_path):
     assert (rows[1]["instructions"], rows[1]["train_loss"]) == (30, 1.0)
     place = tmp_path / "run" / "iteration_2"
     assert {p.name for p in place.iterdir()} == {
-        *("instructions", "responses", "scores", "selected", "checkpoints", "model"),
+        *("instructions", "responses", "scores", "selected", "checkpoints", "adapter", "model"),
         *("fine_tune.json", "evaluation.json", "summary.json"),
     }
     assert json.loads((place / "evaluation.json").read_text())["fake"]["count"] == 8
