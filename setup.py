@@ -46,6 +46,8 @@ EXTRAS_REQUIRE = {
     "test": ["pytest>=9.2,<10", "ruff>=0.17.5,<0.18"],
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    # The TPU compiler for machines without a TPU. jax's own extra names the libtpu that each jax was built with.
+    "plan": ["jax[tpu]>=0.10.2,<0.12"],
 }
 
 setup(
@@ -61,7 +63,7 @@ setup(
     packages=[*find_packages(include=["isheep_jax", "isheep_jax.*"]), "isheep_jax.configs"],
     package_dir={"isheep_jax.configs": "configs"},
     package_data={
-        "isheep_jax": ["loop/prompts/**/*", "tiny/prompts/*", "tiny/checkpoint/*"],
+        "isheep_jax": ["loop/prompts/**/*", "tiny/prompts/*", "tiny/checkpoint/*", "planning/models/*"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
