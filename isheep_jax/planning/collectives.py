@@ -15,7 +15,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:calls|body|to_apply|true_computation|false_computation|called_computations|branch_computations)="
     r"(\{[^}]*\}|%?[\w.\-]+)"
@@ -88,7 +88,8 @@ def array_bytes(type_text: str) -> list[int]:
     """Bytes of each array in an HLO type such as "(bf16[16,8]{1,0}, s32[])"; tokens have none."""
     sizes = []
     for dtype, dimensions in _ARRAY.findall(type_text):
-        bits = _BITS.get(dtype) or (int(re.sub(r"\D", "", dtype) or 0) if dtype[0] in "usf" else 0)
+        width = re.match(r"[a-z]+(\d+)", dtype)  # f8e4m3fn, s32, u4
+        bits = _BITS.get(dtype) or (int(width[1]) if width else 0)
         sizes.append(math.ceil(math.prod(int(d) for d in dimensions.split(",") if d) * bits / 8))
     return sizes
 

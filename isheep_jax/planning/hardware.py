@@ -3,6 +3,7 @@
 libtpu describes any slice on a machine without a TPU, and compiles for it.
 """
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ def prepare_environment(topology: str) -> None:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        # There is no TPU to be kept for one process.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
 
 
 def slice_devices(topology: str, slices: int) -> list[Any]:
@@ -109,13 +112,11 @@ def slice_devices(topology: str, slices: int) -> list[Any]:
     from jax.experimental import topologies
 
     described = parse_topology(topology)
-    try:
-        return list(topologies.get_topology_desc(**topology_arguments(described, slices)).devices)
-    except Exception as error:  # libtpu and its absence raise RuntimeError, XlaRuntimeError, ImportError
+    if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"--mesh.topology={topology}: libtpu cannot describe it ({_first_line(error)}); "
-            'it comes with: pip install "isheep_jax[plan]"'
-        ) from error
+            f"--mesh.topology={topology}: its compiler, libtpu, is not installed: pip install 'isheep_jax[plan]'"
+        )
+    return list(topologies.get_topology_desc(**topology_arguments(described, slices)).devices)
 
 
 def topology_arguments(described: Slice, slices: int) -> dict[str, Any]:
@@ -158,7 +159,3 @@ def local_memory(device: Any) -> float:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # Virtual devices of a CPU share its memory.
     return total / len(jax.local_devices())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

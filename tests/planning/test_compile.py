@@ -1,0 +1,89 @@
+"""Memory of compiled programs: its parts, whether it fits, and the setting to change when it does not."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from isheep_jax.config import MeshConfig, named_config
+from isheep_jax.planning import programs
+from isheep_jax.planning.compile import Compiled, Memory, advice, compile_program, memory_split
+from isheep_jax.planning.models import planned_architecture
+from isheep_jax.planning.programs import Program, make_meshes, make_program
+
+PROGRAM = Program(programs.DECODE, lower=None, weights=10.0, optimizer=0.0, cache=5.0, rows=1, tokens=1, held=2.0)
+
+
+def analysis(**sizes):
+    return SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    config = named_config("tiny")
+    config = dataclasses.replace(config, mesh=MeshConfig(fsdp=4, tensor=2, decode_tensor=2))
+    architecture = planned_architecture("tiny", tmp_path_factory.mktemp("work"))
+    return config, architecture, make_meshes(config, architecture, jax.devices())
+
+
+def test_arguments_outputs_and_temporaries_less_aliases_are_the_total():
+    memory = memory_split(PROGRAM, analysis(argument=18, output=7, temp=3, alias=5))
+    assert (memory.temporaries, memory.other) == (3 + 7 - 5, 18 - 15)
+    assert memory.total == 18 + 7 + 3 - 5 + PROGRAM.held
+
+
+def test_an_argument_that_a_program_does_not_use_still_takes_its_place():
+    assert memory_split(PROGRAM, analysis(argument=9, output=0, temp=0, alias=0)).total == 15 + PROGRAM.held
+
+
+def test_a_twentieth_of_the_memory_stays_free():
+    compiled = Compiled(PROGRAM, 1.0, Memory(10.0, 0.0, 5.0, 4.0, 0.0, 0.0))
+    assert compiled.fits(20.0)
+    assert not compiled.fits(19.9)
+
+
+@pytest.mark.parametrize("name", programs.NAMES)
+def test_arguments_of_real_programs_are_what_their_shardings_say(name, tiny):
+    config, architecture, meshes = tiny
+    compiled = compile_program(make_program(name, config, architecture, meshes))
+    batch = 5 * 4 * config.sft.batch_rows * config.sft.sequence_length + 1024
+    rows = 16 * config.decode.slots * (config.decode.context + 8)
+    assert not compiled.error
+    assert 0 <= compiled.memory.other <= max(batch, rows)
+    assert compiled.memory.temporaries > 0
+    assert any(c.kind == "all-reduce" for c in compiled.collectives)  # tensor=2
+
+
+def test_a_program_too_large_for_the_compiler_is_a_result(monkeypatch):
+    def lower():
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (39.04G) "
+            "exceeds available HBM (30.75G)."
+        )
+
+    compiled = compile_program(dataclasses.replace(PROGRAM, lower=lower))
+    assert compiled.memory.temporaries == 39.04 * 2**30
+    assert "39.04G" in compiled.error
+    assert not compiled.fits(1e15)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "changes", "setting"),
+    [
+        (programs.DECODE, Memory(1, 0, 9, 1, 0, 0), {}, "--decode.slots=64"),
+        (programs.DECODE, Memory(9, 0, 1, 1, 0, 0), {}, "--mesh.decode_tensor=4"),
+        (programs.PREFILL, Memory(1, 0, 1, 9, 0, 0), {}, "--decode.context=64"),
+        (programs.SCORE, Memory(1, 0, 0, 9, 0, 0), {}, "--decode.score_batch=64"),
+        (programs.TRAIN, Memory(9, 9, 0, 1, 0, 0), {"method": "full"}, "--sft.method=lora"),
+        (programs.TRAIN, Memory(9, 0, 0, 1, 0, 0), {"method": "lora"}, "--mesh.topology"),
+        (programs.TRAIN, Memory(1, 1, 0, 9, 0, 0), {"remat": "none"}, "--sft.remat=full"),
+        (programs.TRAIN, Memory(1, 1, 0, 9, 0, 0), {"remat": "full", "batch_rows": 8}, "--sft.batch_rows=4"),
+        (programs.TRAIN, Memory(1, 1, 0, 9, 0, 0), {"remat": "full"}, "--sft.sequence_length=64"),
+    ],
+)
+def test_advice_names_the_setting_that_shrinks_the_largest_part(name, memory, changes, setting, tiny):
+    config, architecture, meshes = tiny
+    config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, **changes))
+    program = dataclasses.replace(PROGRAM, name=name)
+    assert setting in advice(Compiled(program, 1.0, memory), config, architecture, meshes)

@@ -1,0 +1,96 @@
+"""Counted arithmetic agrees with the compiler's own count, and rooflines name what limits a step."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from isheep_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, SFTConfig
+from isheep_jax.model.architecture import Architecture
+from isheep_jax.planning import programs
+from isheep_jax.planning.cost import Cost, bound, matrix_parameters, program_flops, program_hbm_bytes
+from isheep_jax.planning.hardware import Chip
+from isheep_jax.planning.programs import make_meshes, make_program
+
+# One layer, so that the compiler's count, which has each loop's body once, is of the whole program; wide enough that
+# matrix products are nearly all of it.
+ONE_LAYER = Architecture(
+    family="llama",
+    vocab_size=1024,
+    hidden_size=256,
+    intermediate_size=768,
+    layers=1,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_scaling=None,
+    context_length=512,
+    tied_embeddings=False,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+)
+CONFIG = Config(
+    model=ModelConfig(compute_dtype="float32"),
+    mesh=MeshConfig(fsdp=1),
+    sft=SFTConfig(batch_rows=4, sequence_length=128, lora_dropout=0.0),
+    decode=DecodeConfig(slots=16, chunk=1, context=128, score_batch=4),
+)
+CHIP = Chip("test", flops=100.0, hbm=1e9, hbm_bandwidth=10.0, interconnect=1.0)
+
+
+def with_sft(**changes) -> Config:
+    return dataclasses.replace(CONFIG, sft=dataclasses.replace(CONFIG.sft, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (programs.PREFILL, CONFIG),
+        (programs.DECODE, CONFIG),
+        (programs.SCORE, CONFIG),
+        (programs.TRAIN, with_sft(method="full", remat="full")),
+        (programs.TRAIN, with_sft(method="full", remat="none")),
+        (programs.TRAIN, with_sft(method="lora", remat="full")),
+        (programs.TRAIN, with_sft(method="lora", remat="none")),
+    ],
+)
+def test_counted_operations_are_the_compilers(name, config):
+    meshes = make_meshes(config, ONE_LAYER, jax.devices()[:1])
+    program = make_program(name, config, ONE_LAYER, meshes)
+    # Before optimisation, which may turn products with few rows into loops that the compiler then counts as sums.
+    compilers = program.lower().cost_analysis()["flops"]
+    ours = program_flops(program, config, ONE_LAYER)
+    if name == programs.SCORE:
+        # The loop over ten choices is a body that the compiler counts once.
+        again = program.rows * (programs.CHOICE_TOKENS - 1)
+        per_token = 2 * sum(matrix_parameters(ONE_LAYER)) + 4 * ONE_LAYER.heads * ONE_LAYER.head_dim * 128
+        ours -= (programs.CHOICES - 1) * again * per_token
+    assert ours == pytest.approx(compilers, rel=0.1)
+
+
+def test_a_decode_step_reads_the_weights_once_and_the_whole_cache():
+    meshes = make_meshes(CONFIG, ONE_LAYER, jax.devices()[:1])
+    program = make_program(programs.DECODE, CONFIG, ONE_LAYER, meshes)
+    layers, head = matrix_parameters(ONE_LAYER)
+    norms = 3 * ONE_LAYER.hidden_size
+    cache = 2 * 16 * 128 * ONE_LAYER.kv_heads * ONE_LAYER.head_dim
+    assert program_hbm_bytes(program, CONFIG, ONE_LAYER, meshes) == 4 * (layers + head + norms + cache)
+
+
+@pytest.mark.parametrize(
+    ("cost", "by", "seconds"),
+    [
+        (Cost(1000.0, 50.0, 2.0), "compute", 10.0),
+        (Cost(100.0, 50.0, 2.0), "memory", 5.0),
+        (Cost(100.0, 5.0, 2.0), "interconnect", 2.0),
+    ],
+)
+def test_the_slowest_part_bounds_a_step(cost, by, seconds):
+    result = bound(cost, CHIP)
+    assert (result.by, result.seconds) == (by, seconds)
+
+
+def test_a_single_device_has_no_interconnect_to_wait_for():
+    assert bound(Cost(1.0, 1.0, 1e9), dataclasses.replace(CHIP, interconnect=0.0)).interconnect == 0.0

@@ -1,0 +1,69 @@
+"""Slices by their names, and what libtpu is asked for."""
+
+import pytest
+
+from isheep_jax.errors import UserError
+from isheep_jax.planning.hardware import TPU_CHIPS, local_chip, parse_topology, topology_arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "shape"),
+    [
+        ("v4-8", 4, (2, 2, 1)),
+        ("v4-256", 128, (4, 4, 8)),
+        ("v5p-64", 32, (2, 4, 4)),
+        ("v5e-16", 16, (4, 4)),
+        ("v5litepod-16", 16, (4, 4)),
+        ("v6e-8", 8, (2, 4)),
+    ],
+)
+def test_a_slice_has_the_chips_of_its_name(name, chips, shape):
+    described = parse_topology(name)
+    assert (described.chips, described.shape) == (chips, shape)
+    assert described.chip.name.endswith(described.generation)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v4", ["v4-256"]),
+        ("v4-100", ["v4-8", "v4-256"]),
+        ("v4-9", ["v4-8"]),
+        ("v7-8", ["v5e-16"]),
+        ("v5e-2", ["v5e-1"]),
+    ],
+)
+def test_a_slice_that_there_is_not_is_answered_with_those_that_there_are(name, words):
+    with pytest.raises(UserError, match=r"--mesh\.topology") as error:
+        parse_topology(name)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_only_whole_tori_are_wrapped():
+    assert topology_arguments(parse_topology("v4-256"), 1)["wrap"] == (True, True, True)
+    assert "wrap" not in topology_arguments(parse_topology("v4-64"), 1)
+    assert "wrap" not in topology_arguments(parse_topology("v5e-64"), 1)
+    assert topology_arguments(parse_topology("v5e-256"), 1)["wrap"] == (True, True, False)
+
+
+def test_several_slices_are_asked_for_together():
+    assert topology_arguments(parse_topology("v5e-16"), 2)["num_slices"] == 2
+
+
+class Device:
+    def __init__(self, kind):
+        self.device_kind = kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [("TPU v4", TPU_CHIPS["v4"]), ("TPU v5 lite", TPU_CHIPS["v5e"]), ("TPU v5", TPU_CHIPS["v5p"]),
+     ("TPU v6 lite", TPU_CHIPS["v6e"]), ("cpu", None)],
+)  # fmt: skip
+def test_chips_of_this_machine_are_known_by_their_kind(kind, chip):
+    assert local_chip(Device(kind)) is chip
+
+
+def test_gpus_of_this_machine_are_known_by_their_kind():
+    assert local_chip(Device("NVIDIA H100 80GB HBM3")).name == "NVIDIA H100"
+    assert local_chip(Device("NVIDIA A100-SXM4-80GB")).name == "NVIDIA A100"

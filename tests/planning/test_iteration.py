@@ -1,0 +1,57 @@
+"""A planned iteration takes as many steps as the config asks for."""
+
+import dataclasses
+
+import pytest
+
+from isheep_jax.config import named_config
+from isheep_jax.planning import programs
+from isheep_jax.planning.cost import Bound
+from isheep_jax.planning.iteration import Lengths, as_dict, plan_iteration
+from isheep_jax.planning.programs import Program
+
+CONFIG = named_config("llama_8b_v5e")
+TOKENS = {programs.PREFILL: 8192, programs.DECODE: 384, programs.SCORE: 32768, programs.TRAIN: 16384}
+MADE = {name: Program(name, None, 0.0, 0.0, 0.0, 1, tokens) for name, tokens in TOKENS.items()}
+SECONDS = {programs.PREFILL: 1.0, programs.DECODE: 0.01, programs.SCORE: 2.0, programs.TRAIN: 3.0}
+BOUNDS = {name: Bound(s, "compute", s, 0.0, 0.0) for name, s in SECONDS.items()}
+
+
+def stages(config):
+    return {stage.name: stage for stage in plan_iteration(config, MADE, BOUNDS)}
+
+
+def test_every_token_of_a_response_is_a_step_of_one_slot():
+    respond = stages(CONFIG)["respond"]
+    assert respond.steps[programs.DECODE] == CONFIG.synthesize.instructions * Lengths().response / CONFIG.decode.slots
+    assert respond.seconds == pytest.approx(
+        respond.steps[programs.PREFILL] * 1.0 + respond.steps[programs.DECODE] * 0.01
+    )
+
+
+def test_twice_the_instructions_take_twice_the_time_to_write_and_judge():
+    double = dataclasses.replace(
+        CONFIG, synthesize=dataclasses.replace(CONFIG.synthesize, instructions=2 * CONFIG.synthesize.instructions)
+    )
+    for name in ("synthesize", "respond", "assess"):
+        assert stages(double)[name].seconds == pytest.approx(2 * stages(CONFIG)[name].seconds)
+
+
+def test_expected_scores_are_prefilled_and_sampled_ones_decoded():
+    expected = dataclasses.replace(CONFIG, assess=dataclasses.replace(CONFIG.assess, read="expected"))
+    assert set(stages(expected)["assess"].steps) == {programs.SCORE}
+    assert set(stages(CONFIG)["assess"].steps) == {programs.PREFILL, programs.DECODE}
+
+
+def test_updates_follow_from_the_kept_pairs():
+    fewer = dataclasses.replace(CONFIG, select=dataclasses.replace(CONFIG.select, at_most=300))
+    tokens = 300 * 0.9 * (30 + 250 + 20)
+    assert stages(fewer)["fine-tune"].steps[programs.TRAIN] == 2 * -(-tokens // 16384)
+
+
+def test_chip_hours_are_seconds_on_all_chips():
+    plan = plan_iteration(CONFIG, MADE, BOUNDS)
+    result = as_dict(plan, chips=16)
+    assert result["seconds"] == pytest.approx(sum(stage.seconds for stage in plan))
+    assert result["chip_hours"] == pytest.approx(result["seconds"] * 16 / 3600)
+    assert result["planned"] is True
