@@ -1,12 +1,15 @@
 """The plan of a config: its hardware, its programs compiled, what they need, and whether that fits."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+
 from isheep_jax.config import Config
-from isheep_jax.model.architecture import Architecture, parameter_count
+from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.planning import iteration, programs
 from isheep_jax.planning.collectives import by_kind
 from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program
@@ -124,6 +127,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "mesh": dict(plan.meshes.train.shape),
         "decode_mesh": dict(plan.meshes.decode.shape),
         "fits": plan.fits,
+        "smallest_matrix_bytes": _smallest_matrix(plan),
         "programs": {name: _program_dict(p) for name, p in plan.programs.items()},
     }
     if hardware.chip and len(plan.programs) == len(programs.NAMES):
@@ -131,6 +135,22 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         bounds = {name: p.bound for name, p in plan.programs.items()}
         result["iteration"] = iteration.as_dict(iteration.plan_iteration(plan.config, made, bounds), chips)
     return result
+
+
+def _largest(compiled: Compiled) -> dict[str, Any] | None:
+    """The collective that moves the largest array at a time."""
+    if not compiled.collectives:
+        return None
+    largest = max(compiled.collectives, key=lambda c: c.size)
+    return {"kind": largest.kind, "bytes": largest.size, "shape": largest.shape, "op": largest.op}
+
+
+def _smallest_matrix(plan: Plan) -> float:
+    """Bytes on one chip of the smallest weight matrix of a layer while decoding."""
+    itemsize = jnp.dtype(plan.config.model.compute_dtype).itemsize
+    layers = parameter_table(plan.architecture)["layers"].values()
+    sizes = [math.prod(s.shape[1:]) for s in layers if len(s.hf_shape) == 2]
+    return min(sizes) * itemsize / plan.meshes.decode.shape["tensor"]
 
 
 def _program_dict(p: ProgramPlan) -> dict[str, Any]:
@@ -145,6 +165,7 @@ def _program_dict(p: ProgramPlan) -> dict[str, Any]:
         "error": compiled.error,
         "advice": p.advice,
         "collectives_per_step": by_kind(compiled.collectives),
+        "largest_collective": _largest(compiled),
         "cost_per_chip_and_step": dataclasses.asdict(p.cost),
         "least_seconds_per_step": dataclasses.asdict(p.bound) if p.bound else None,
     }
