@@ -99,19 +99,27 @@ def run_command(main: Callable[[list[str]], None], module: str) -> int:
     try:
         main(arguments)
         return 0
-    except UserError as error:
+    except BaseException as error:
+        code = tell(error, module, arguments)
+        if code is None:
+            raise
+        return code
+
+
+def tell(error: BaseException, module: str, arguments: Sequence[str]) -> int | None:
+    """Tells a person of an error in one line, and returns the exit code; None for one that needs a traceback."""
+    if isinstance(error, UserError):
         return _fail(str(error))
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print(f"\nstopped; the same command goes on from here: {command_line(module, arguments)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # The reader of our output has gone (as in `| head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
+    if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}")
+    return None
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
