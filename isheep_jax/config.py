@@ -8,9 +8,12 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from isheep_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,7 @@ class Config:
     name: str = "custom"
     """Name of the run; results go to runs/NAME unless workdir is set."""
     workdir: str = ""
-    """Directory of the run. The same command on the same directory resumes."""
+    """Directory of the run, local or gs://bucket/path. The same command on the same directory resumes."""
     iterations: int = 3
     """Rounds of synthesise, respond, assess, select and fine-tune (count)."""
     seed: int = 0
@@ -217,9 +220,11 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> "epath.Path":
         """Where the run lives."""
-        return Path(self.workdir or f"runs/{self.name}")
+        from etils import epath  # here, so that --help does not wait for it
+
+        return epath.Path(self.workdir or f"runs/{self.name}")
 
 
 def configs_directory() -> Path:

@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
+from etils import epath
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from isheep_jax import processes
 from isheep_jax.config import Config, config_description, config_names
+from isheep_jax.files import on_object_store
 
 # Progress lines where there is no terminal: often enough to see life, seldom enough for a log file.
 SECONDS_BETWEEN_LINES = 10.0
@@ -28,23 +30,24 @@ NINETY_FIVE_PERCENT = 1.96
 class Console:
     """The `Reporter` of the loop for a terminal (bars), or for a pipe or file (plain lines).
 
-    interactive: whether the stream is a terminal (None: look).
-    directory: the run directory; plain lines also go to its log.txt, once the loop has accepted the directory.
+    Of several processes, the first speaks. interactive: whether the stream is a terminal (None: look). directory: the
+    run directory; plain lines also go to its log.txt, once the loop has accepted the directory.
     """
 
     def __init__(
         self,
-        directory: Path,
+        directory: epath.PathLike,
         *,
         stream: TextIO | None = None,
         interactive: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._directory = directory
+        self._directory = epath.Path(directory)
+        self._speaks = processes.is_first()
         self._rich = RichConsole(file=stream or sys.stdout, force_terminal=interactive, highlight=False, soft_wrap=True)
         self._clock = clock
         self._waiting_for_log: list[str] = []
-        self._log: TextIO | None = None
+        self._log: _Log | None = None
         self._rows: list[dict] = []
         self._worked = False  # a stage has run since the last table
         self._shown = False  # the table holds all rows
@@ -55,6 +58,7 @@ class Console:
     def __exit__(self, *_) -> None:
         if self._log is not None:
             self._log.close()
+            self._log = None
 
     def opening(self, config: Config, description: str) -> None:
         """The first screen. description: the model and the devices, in one line."""
@@ -80,7 +84,7 @@ class Console:
         self._worked = True
         title = f"iteration {iteration} · {name}"
         progress = StageProgress(total, unit, self._clock)
-        if self._rich.is_terminal:
+        if self._speaks and self._rich.is_terminal:
             with self._bar(title, progress):
                 yield progress
         else:
@@ -96,6 +100,8 @@ class Console:
             progress.changed = say_sometimes
             yield progress
         self._say(f"{title}: {progress.ending()}")
+        if self._log is not None:
+            self._log.save()
 
     def row(self, row: dict) -> None:
         self._open_log()
@@ -115,6 +121,8 @@ class Console:
 
     def closing(self, rows: Sequence[dict]) -> None:
         """After the last row: three held-out instructions answered before and after, and the next command."""
+        if not self._speaks:
+            return
         self._open_log()
         if self._rows and not self._shown:
             self._table()
@@ -147,21 +155,52 @@ class Console:
             yield
 
     def _say(self, line: str, style: str | None = None) -> None:
+        if not self._speaks:
+            return
         self._rich.print(escape(line), style=style)
         if self._log is None:
             self._waiting_for_log.append(line)
         else:
-            self._log.write(line + "\n")
-            self._log.flush()
+            self._log.write(line)
 
     def _open_log(self) -> None:
         # The loop opens its first stage after it has accepted or made the directory: before that nothing may be
         # written there, because it may be another run's.
-        if self._log is None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._log = (self._directory / "log.txt").open("a", encoding="utf-8")
-            self._log.writelines(line + "\n" for line in self._waiting_for_log)
+        if self._log is None and self._speaks:
+            self._log = _Log(self._directory / "log.txt")
+            for line in self._waiting_for_log:
+                self._log.write(line)
             self._waiting_for_log.clear()
+
+
+class _Log:
+    """A file that grows by lines. A bucket cannot append: there all of it is written again at each `save`."""
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._file: TextIO | None = None
+        self._text = ""
+        if on_object_store(path):
+            self._text = path.read_text() if path.exists() else ""
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a")
+
+    def write(self, line: str) -> None:
+        if self._file is None:
+            self._text += line + "\n"
+        else:
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    def save(self) -> None:
+        if self._file is None:
+            self._path.write_text(self._text)
+
+    def close(self) -> None:
+        self.save()
+        if self._file is not None:
+            self._file.close()
 
 
 class StageProgress:
@@ -262,7 +301,7 @@ def row_warnings(rows: Sequence[dict]) -> list[str]:
     ]
 
 
-def before_and_after(directory: Path, rows: Sequence[dict], count: int = 3) -> list[str]:
+def before_and_after(directory: epath.Path, rows: Sequence[dict], count: int = 3) -> list[str]:
     """Held-out instructions with the base model's answer and the last iteration's, as lines.
 
     They are spread evenly over the held-out set, not chosen by how they were answered.
@@ -281,10 +320,10 @@ def before_and_after(directory: Path, rows: Sequence[dict], count: int = 3) -> l
     return [*lines, ""]
 
 
-def _examples(path: Path) -> list[dict]:
-    if not path.is_file():
+def _examples(path: epath.Path) -> list[dict]:
+    if not path.exists():
         return []
-    tasks = json.loads(path.read_text(encoding="utf-8"))
+    tasks = json.loads(path.read_text())
     return next((result["examples"] for result in tasks.values() if result.get("examples")), [])
 
 

@@ -10,7 +10,6 @@ length. Importing this module does not import jax.
 
 import collections
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -281,9 +280,8 @@ def _cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
         return {"cluster_detection_method": "slurm"}
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return {"cluster_detection_method": "ompi"}
-    if "tpu" in environment.get("JAX_PLATFORMS", "tpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
-        return {}
-    return None
+    has_tpu = any(True for pattern in ("accel*", "vfio/[0-9]*") for _ in Path("/dev").glob(pattern))
+    return {} if has_tpu and "tpu" in environment.get("JAX_PLATFORMS", "tpu") else None
 
 
 def _compare(everyone: list[dict[str, str]], hosts: list[str]) -> None:

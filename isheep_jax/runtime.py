@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from isheep_jax import processes
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
+from isheep_jax.files import on_object_store
 from isheep_jax.locate import locate_model
 from isheep_jax.loop.protocols import Evaluator
 from isheep_jax.model.architecture import parameter_count
@@ -48,8 +50,10 @@ class JaxBackend:
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
         check_settings(config.sft, self._architecture, self._train_mesh)
         check_divisible(self._architecture, self._decode_mesh, DECODE_RULES)
-        self._engine: tuple[Path, Engine] | None = None
-        if not (config.directory / "config.json").exists():
+        self._engine: tuple[epath.Path, Engine] | None = None
+        if processes.several():
+            processes.check_agreement({"the files of --model.path": model.digest()})
+        if processes.from_first(lambda: not (config.directory / "config.json").exists()):
             # A new run reads the weights now, so that a damaged file or settings that do not fit the model are known
             # before anything is written; one that resumes may need other weights first.
             self.load(None)
@@ -63,7 +67,7 @@ class JaxBackend:
             f"{describe_devices(list(self._train_mesh.devices.flat))}, mesh {mesh}"
         )
 
-    def load(self, directory: Path | None) -> Engine:
+    def load(self, directory: epath.Path | None) -> Engine:
         directory = directory or self._base
         if self._engine is None or self._engine[0] != directory:
             self._let_go()
@@ -85,13 +89,13 @@ class JaxBackend:
 
     def fine_tune(
         self,
-        start: Path | None,
+        start: epath.Path | None,
         examples: Sequence[Example],
         *,
         iteration: int,
-        checkpoints: Path,
-        output: Path,
-        adapter: Path,
+        checkpoints: epath.Path,
+        output: epath.Path,
+        adapter: epath.Path,
         card: str,
         on_step: Callable[[int, int, dict], None],
     ) -> dict:
@@ -117,7 +121,7 @@ class JaxBackend:
             on_step=lambda step, total, metrics: on_step(step, total, {k: metrics[k] for k in SHOWN if k in metrics}),
         )
         if adapters is not None:
-            base = str(start.resolve()) if start else adapter_base(self._config.model.path, self._base)
+            base = whole_path(start) if start else adapter_base(self._config.model.path, self._base)
             save_adapter(adapter, adapters, self._architecture, self._config.sft, base)
         save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
         return dataclasses.asdict(result)
@@ -138,8 +142,13 @@ def use_compilation_cache() -> None:
 
 def adapter_base(path: str, directory: epath.Path) -> str:
     """The base model `path`, which lies in `directory`, as other tools find it: by its whole path, or on a hub."""
-    is_local = path == "tiny" or Path(path).expanduser().is_dir()
-    return str(directory.resolve()) if is_local else path
+    is_local = path == "tiny" or epath.Path(path).expanduser().is_dir()
+    return whole_path(directory) if is_local else path
+
+
+def whole_path(directory: epath.Path) -> str:
+    """The path from the root of the file system, or of the bucket."""
+    return str(directory if on_object_store(directory) else directory.resolve())
 
 
 def evaluators(config: Config) -> dict[str, Evaluator]:

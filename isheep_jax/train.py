@@ -1,11 +1,18 @@
-"""The whole loop: seeds in, better models out. `python -m isheep_jax.train --config=tiny`; again to resume."""
+"""The whole loop: seeds in, better models out. `python -m isheep_jax.train --config=tiny`; again to resume.
+
+On a machine of several hosts, the same command runs on each of them.
+"""
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from isheep_jax.command import command_line, disk_is_full, parse_config, run_command
+from isheep_jax.command import command_line, disk_is_full, parse_config, run_command, tell
+from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
 
 MODULE = "isheep_jax.train"
 
@@ -18,23 +25,49 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_config(arguments, MODULE)
 
     # Imported here so that --help and misspelt settings answer at once: these bring in jax.
+    from isheep_jax import processes
+
+    with processes.joined(lambda error: tell(error, MODULE, arguments)):
+        if processes.several():
+            processes.check_agreement(_facts(config))
+        try:
+            _run(config)
+        except Exception as error:
+            if disk_is_full(error):
+                raise UserError(_disk_is_full(config.directory, arguments)) from error
+            raise
+
+
+def _run(config: Config) -> None:
     from isheep_jax.console import Console
     from isheep_jax.loop.iteration import run
     from isheep_jax.runtime import JaxBackend, evaluators, held_out_instructions
 
-    try:
-        backend = JaxBackend(config)
-        with Console(config.directory) as console:
-            console.opening(config, backend.description())
-            rows = run(config, backend, evaluators(config), held_out_instructions(config), console)
-            console.closing(rows)
-    except Exception as error:
-        if disk_is_full(error):
-            raise UserError(_disk_is_full(config.directory, arguments)) from error
-        raise
+    backend = JaxBackend(config)
+    with Console(config.directory) as console:
+        console.opening(config, backend.description())
+        rows = run(config, backend, evaluators(config), held_out_instructions(config), console)
+        console.closing(rows)
 
 
-def _disk_is_full(directory: Path, arguments: Sequence[str]) -> str:
+def _facts(config: Config) -> dict[str, Any]:
+    """What must be the same on every host, by the name that a person knows it by."""
+    from isheep_jax import processes
+    from isheep_jax.loop.iteration import environment, read_inputs
+
+    _, _, inputs = read_inputs(config)
+    versions = environment()
+    return {
+        # The paths of one directory may differ; that it is one is found out when it is opened.
+        **{f"--{name}": value for name, value in flatten(config).items() if name != "workdir"},
+        **{f"the file of {name}" if name == "seeds" else f"the file {name}": sha for name, sha in inputs.items()},
+        "the source files of isheep_jax": processes.code_digest(),
+        "the version of python": versions["python"],
+        **{f"the version of {package}": version for package, version in versions["packages"].items()},
+    }
+
+
+def _disk_is_full(directory: "epath.Path", arguments: Sequence[str]) -> str:
     return (
         f"{directory}: no space left on its disk; free some, and the same command goes on from here: "
         f"{command_line(MODULE, arguments)}"

@@ -6,11 +6,15 @@ source = builder.as_data_source(split="train")
 
 import contextlib
 import io
-import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from etils import epath
+
+from isheep_jax import processes
 from isheep_jax.errors import UserError
+from isheep_jax.files import on_object_store
 from isheep_jax.loop.records import Selected
 
 _DESCRIPTION = (
@@ -18,11 +22,14 @@ _DESCRIPTION = (
 )
 
 
-def write_dataset(directory: Path, records: Sequence[Selected]) -> None:
-    """Writes `directory` whole or not at all. The same records give the same bytes.
+def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> None:
+    """Writes `directory`, on a disk whole or not at all; what lies there is replaced. Of processes, the first does it.
 
-    Features: id, instruction, input, response (text), quality and following (float32, NaN where there is no score).
+    The same records give the same bytes. Features: id, instruction, input, response (text), quality and following
+    (float32, NaN where there is no score).
     """
+    if not processes.is_first():
+        return
     # Here, not above: it takes most of a second, and not every import of the loop writes a dataset.
     import numpy as np
     import tensorflow_datasets as tfds
@@ -50,20 +57,37 @@ def write_dataset(directory: Path, records: Sequence[Selected]) -> None:
             for index, record in enumerate(records):
                 yield index, _example(record)
 
-    building = directory.with_name(f".{directory.name}.tmp")
+    directory = epath.Path(directory)
     try:
-        for old in (building, directory):
-            shutil.rmtree(old, ignore_errors=True)
-        # The library reports its progress on the terminal, which belongs to the run's own report.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            builder = SelectedPairs(data_dir=building, file_format="array_record")
-            builder.download_and_prepare()
-        for path in sorted(Path(builder.data_dir).glob("*.array_record*")):
-            _sort_fields(path)
-        Path(builder.data_dir).rename(directory)
-        shutil.rmtree(building, ignore_errors=True)
+        directory.rmtree(missing_ok=True)
+        with _building(directory) as building:
+            # The library reports its progress on the terminal, which belongs to the run's own report.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                builder = SelectedPairs(data_dir=building, file_format="array_record")
+                builder.download_and_prepare()
+            made = Path(builder.data_dir)
+            for path in sorted(made.glob("*.array_record*")):
+                _sort_fields(path)
+            if on_object_store(directory):
+                for path in sorted(made.iterdir()):
+                    (directory / path.name).write_bytes(path.read_bytes())
+            else:
+                made.rename(directory)
     except OSError as error:
         raise UserError(f"cannot write {directory}: {error.strerror or error}; the same command goes on") from error
+
+
+@contextlib.contextmanager
+def _building(directory: epath.Path) -> Iterator[Path]:
+    """A directory on a disk, the only place where ArrayRecord files can be made: that of `directory` if it has one."""
+    if on_object_store(directory):
+        with tempfile.TemporaryDirectory() as place:
+            yield Path(place)
+        return
+    building = directory.with_name(f".{directory.name}.tmp")
+    building.rmtree(missing_ok=True)
+    yield Path(building)
+    building.rmtree(missing_ok=True)
 
 
 def _sort_fields(path: Path) -> None:

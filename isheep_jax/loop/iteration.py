@@ -7,13 +7,15 @@ import contextlib
 import hashlib
 import importlib.metadata
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from etils import epath
+
+from isheep_jax import processes
 from isheep_jax.config import Config
 from isheep_jax.loop.assess import assess
 from isheep_jax.loop.card import model_card
@@ -22,7 +24,7 @@ from isheep_jax.loop.novelty import Pool, normalise
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter, StageReporter
 from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, kept, user_text
 from isheep_jax.loop.respond import respond
-from isheep_jax.loop.run_directory import RunDirectory, Stage, read_json, write_json
+from isheep_jax.loop.run_directory import RunDirectory, Stage, result, write_json
 from isheep_jax.loop.seeds import Seed, read_seeds
 from isheep_jax.loop.select import select
 from isheep_jax.loop.synthesize import counts, synthesize
@@ -71,11 +73,8 @@ def run(
     ({benchmark: {"accuracy", "stderr", "count"}}).
     Raises UserError for bad input: before anything is written where it can be known before.
     """
-    templates = load(config.prompts)
-    seeds_file = templates.seeds if config.synthesize.seeds == "builtin" else Path(config.synthesize.seeds)
-    seeds = read_seeds(seeds_file, config.synthesize.shots)
-    inputs = {**templates.digests(), "seeds": hashlib.sha256(seeds_file.read_bytes()).hexdigest()}
-    directory = RunDirectory.open(config, inputs, _environment())
+    templates, seeds, inputs = read_inputs(config)
+    directory = RunDirectory.open(config, inputs, environment())
     loop = _Loop(config, backend, evaluators, held_out, reporter, templates, seeds, directory)
     rows = []
     for number in range(config.iterations + 1):
@@ -85,15 +84,26 @@ def run(
     return rows
 
 
+def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
+    """The prompt templates, the seeds, and the sha256 of each of their files by what it is.
+
+    Raises UserError for what is missing or malformed.
+    """
+    templates = load(config.prompts)
+    path = templates.seeds if config.synthesize.seeds == "builtin" else Path(config.synthesize.seeds)
+    seeds = read_seeds(path, config.synthesize.shots)
+    return templates, seeds, {**templates.digests(), "seeds": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
 class _Models:
     """At most one model at a time: weights of two may not fit."""
 
     def __init__(self, backend: Backend):
         self._backend = backend
-        self._directory: Path | None = None
+        self._directory: epath.Path | None = None
         self._model: Model | None = None
 
-    def get(self, directory: Path | None) -> Model:
+    def get(self, directory: epath.Path | None) -> Model:
         if self._model is None or self._directory != directory:
             self.release()
             self._model, self._directory = self._backend.load(directory), directory
@@ -234,12 +244,13 @@ class _Loop:
         """
         place = self.directory.iteration(number)
         manifest = place / "fine_tune.json"
-        if manifest.exists():
-            return read_json(manifest)["metrics"]
+        if done := result(manifest):
+            return done["metrics"]
         begun = time.monotonic()
         self.models.release()
         output = place / "model"
-        shutil.rmtree(output, ignore_errors=True)
+        # Of an earlier attempt, which ended before the manifest.
+        processes.from_first(lambda: output.rmtree(missing_ok=True))
         examples = [
             Example(s.id, (Message("user", user_text(s.instruction, s.input)),), s.response) for s in kept(selected)
         ]
@@ -262,8 +273,8 @@ class _Loop:
 
     def _evaluate(self, number: int) -> dict:
         path = self.directory.iteration(number) / "evaluation.json"
-        if path.exists():
-            return read_json(path)
+        if (results := result(path)) is not None:
+            return results
         results = {}
         for name, evaluator in self.evaluators.items():
             model = self.models.get(self.directory.model(number))
@@ -305,7 +316,8 @@ def _mean(values: Iterator[float | None]) -> float | None:
     return round(sum(known) / len(known), 4) if known else None
 
 
-def _environment() -> dict:
+def environment() -> dict:
+    """Versions of what the results depend on beside the settings."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

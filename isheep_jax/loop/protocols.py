@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
+
+from etils import epath
 
 from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
 from isheep_jax.sft.examples import Example
@@ -26,7 +27,7 @@ class Model(Protocol):
 class Backend(Protocol):
     """Gives models and makes new ones."""
 
-    def load(self, directory: Path | None) -> Model:
+    def load(self, directory: epath.Path | None) -> Model:
         """The model in an iteration's `model/` directory, or the base model for None.
 
         The loop holds one model at a time and lets go of it before it asks for the next or fine-tunes.
@@ -34,17 +35,17 @@ class Backend(Protocol):
 
     def fine_tune(
         self,
-        start: Path | None,
+        start: epath.Path | None,
         examples: Sequence[Example],
         *,
         iteration: int,
-        checkpoints: Path,
-        output: Path,
-        adapter: Path,
+        checkpoints: epath.Path,
+        output: epath.Path,
+        adapter: epath.Path,
         card: str,
         on_step: Callable[[int, int, dict], None],
     ) -> dict:
-        """Trains on the examples and writes a Hugging Face directory to `output`, whole or not at all.
+        """Trains on the examples and writes a Hugging Face directory to `output`, on a disk whole or not at all.
 
         adapter: where a PEFT directory goes, before `output` and whole or not at all, if low-rank adapters are trained.
         start: weights to start from (None: the base model's). checkpoints: resumable training state; a second call

@@ -1,23 +1,24 @@
 """Where a run's artefacts live, how a stage commits and how a run resumes.
 
-Every file is written under a temporary name and renamed, so that a file either is there, whole, or is not. A stage
-writes its records in numbered parts and is finished when its DONE manifest is in place; there are no appends. A run
-that was killed at any instant goes on with the first part that is missing.
+A file either is there, whole, or is not. A stage writes its records in numbered parts and is finished when its DONE
+manifest is in place; there are no appends, so that the directory may be in a bucket. A run that was killed at any
+instant goes on with the first part that is missing. Of several processes, process 0 writes and looks at what is there,
+and tells the others.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from etils import epath
+
+from isheep_jax import processes
 from isheep_jax.config import Config, flatten, to_json
 from isheep_jax.errors import UserError
+from isheep_jax.files import on_object_store, write_whole
 from isheep_jax.loop.records import from_line, to_line
 
 T = TypeVar("T")
@@ -40,33 +41,30 @@ _FREE = (
 _BESIDE = {"log.txt", "metrics", "report.html"}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: epath.PathLike, data: bytes) -> None:
     """Writes `path` whole or not at all. Raises UserError when the file system refuses (no space, no permission)."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}; mend that and run the same command to go on") from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: epath.PathLike, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: epath.PathLike) -> Any:
     """Raises UserError when the file cannot be read or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(epath.Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from error
+
+
+def result(path: epath.Path) -> Any:
+    """What the JSON file of a finished step holds; None when it is not there."""
+    return processes.from_first(lambda: read_json(path) if path.exists() else None)
 
 
 def digest(values: Any) -> str:
@@ -77,19 +75,16 @@ def digest(values: Any) -> str:
 class Stage(Generic[T]):
     """One stage of one iteration: a directory of `part-00000.jsonl`, ... and DONE."""
 
-    def __init__(self, directory: Path, record: type[T], config_digest: str):
-        self.directory = directory
+    def __init__(self, directory: epath.PathLike, record: type[T], config_digest: str):
+        self.directory = epath.Path(directory)
         self._record = record
         self._digest = config_digest
         self._begun = time.monotonic()
 
     def done(self) -> dict | None:
         """The DONE manifest: counts, sha256 of each part, config digest, seconds. None while unfinished."""
-        path = self.directory / "DONE"
-        if not path.exists():
-            return None
-        manifest = read_json(path)
-        if manifest["config"] != self._digest:
+        manifest = result(self.directory / "DONE")
+        if manifest and manifest["config"] != self._digest:
             raise UserError(
                 f"{self.directory} was made with other settings than {self.directory.parent.parent}/config.json says"
             )
@@ -100,21 +95,34 @@ class Stage(Generic[T]):
 
         Raises UserError when a part is not what DONE says, or is not made of these records.
         """
-        for torn in self.directory.glob(".*.tmp"):
-            shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         manifest = self.done()
-        parts = []
-        while (path := self._path(len(parts))).exists():
+        return [
+            self._parse(self._path(index), text)
+            for index, text in enumerate(processes.from_first(lambda: self._texts(manifest)))
+        ]
+
+    def _texts(self, manifest: dict | None) -> list[str]:
+        """The parts that are in place, as texts."""
+        for torn in self.directory.glob(".*.tmp"):
+            torn.rmtree()
+        texts = []
+        while (path := self._path(len(texts))).exists():
             data = path.read_bytes()
             if manifest and manifest["parts"].get(path.name) != hashlib.sha256(data).hexdigest():
                 raise UserError(f"{path} has changed since the run wrote it; restore it, or start a new run directory")
             try:
-                parts.append([from_line(self._record, line) for line in data.decode().split("\n") if line])
-            except (ValueError, KeyError, TypeError) as error:
+                texts.append(data.decode())
+            except UnicodeDecodeError as error:
                 raise UserError(f"{path} does not hold records of this stage ({error!r})") from error
-        if manifest and len(parts) != len(manifest["parts"]):
+        if manifest and len(texts) != len(manifest["parts"]):
             raise UserError(f"{path} is missing; restore it, or start a new run directory")
-        return parts
+        return texts
+
+    def _parse(self, path: epath.Path, text: str) -> list[T]:
+        try:
+            return [from_line(self._record, line) for line in text.split("\n") if line]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} does not hold records of this stage ({error!r})") from error
 
     def records(self) -> list[T]:
         return [r for part in self.parts() for r in part]
@@ -125,6 +133,8 @@ class Stage(Generic[T]):
 
     def finish(self, counts: dict[str, Any]) -> None:
         """Puts DONE in place. Its seconds are those since this process took up the stage: all else is reproducible."""
+        if not processes.is_first():
+            return
         parts = {
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(self.directory.glob("part-*.jsonl"))
         }
@@ -165,14 +175,14 @@ class Stage(Generic[T]):
                 raise RuntimeError(f"the model answered {len(made)} of {len(block)} requests")
         return records
 
-    def _path(self, index: int) -> Path:
+    def _path(self, index: int) -> epath.Path:
         return self.directory / f"part-{index:05d}.jsonl"
 
 
 class RunDirectory:
     """The directory of a run. `RunDirectory.open` creates it, or takes it up again."""
 
-    def __init__(self, path: Path, config: Config):
+    def __init__(self, path: epath.Path, config: Config):
         self.path = path
         self._settings = flatten(config)
 
@@ -185,33 +195,15 @@ class RunDirectory:
         other settings or inputs; the message names them.
         """
         path = config.directory
-        if path.exists() and not path.is_dir():
-            raise UserError(f"workdir: {path} is a file; name a directory")
-        _check_writable(path)
-        known = path / "config.json"
-        if known.exists():
-            _check_resumable(path, config, inputs)
-        else:
-            others = sorted(
-                p.name for p in path.iterdir() if p.name not in _BESIDE | {"inputs.json", "environment.json"}
-            )
-            if others:
-                raise UserError(
-                    f"workdir: {path} holds something else ({', '.join(others[:3])}{', ...' if others[3:] else ''}); "
-                    "name an empty or new directory"
-                )
-        if not known.exists():
-            write_json(path / "inputs.json", inputs)
-            write_json(path / "environment.json", environment)
-        text = to_json(config).encode()
-        if not known.exists() or known.read_bytes() != text:
-            write_atomically(known, text)
+        processes.from_first(lambda: _check(path, config, inputs))
+        processes.check_shared(path)
+        processes.from_first(lambda: _write(path, config, inputs, environment))
         return cls(path, config)
 
-    def iteration(self, number: int) -> Path:
+    def iteration(self, number: int) -> epath.Path:
         return self.path / f"iteration_{number}"
 
-    def model(self, number: int) -> Path | None:
+    def model(self, number: int) -> epath.Path | None:
         """The model that iteration `number` made; None for 0, the base model."""
         return self.iteration(number) / "model" if number else None
 
@@ -231,21 +223,54 @@ class RunDirectory:
         )
 
 
-def _check_writable(path: Path) -> None:
+def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
+    """Raises UserError unless `path` can become the run's directory, or is it already."""
+    _check_writable(path)
+    if (path / "config.json").exists():
+        _check_resumable(path, config, inputs)
+        return
+    others = sorted(p.name for p in path.iterdir() if p.name not in _BESIDE | {"inputs.json", "environment.json"})
+    if others:
+        raise UserError(
+            f"workdir: {path} holds something else ({', '.join(others[:3])}{', ...' if others[3:] else ''}); "
+            "name an empty or new directory"
+        )
+
+
+def _check_writable(path: epath.Path) -> None:
     probe = path / ".probe.tmp"
     try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"workdir: {path} is a file; name a directory")
         path.mkdir(parents=True, exist_ok=True)
         for torn in path.glob(".*.tmp"):
             torn.unlink()
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"workdir: cannot write in {path}: {error.strerror or error}; name another directory"
-        ) from error
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"workdir: {path} needs a package that is not installed: {error}") from error
+    except Exception as error:
+        # Each kind of bucket has errors of its own.
+        if not (isinstance(error, OSError) or on_object_store(path)):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"workdir: cannot write in {path}: {reason}; name another directory") from error
 
 
-def _check_resumable(path: Path, config: Config, inputs: dict[str, str]) -> None:
+def _write(path: epath.Path, config: Config, inputs: dict[str, str], environment: dict[str, Any]) -> None:
+    known = path / "config.json"
+    text = to_json(config).encode()
+    if not known.exists():
+        write_json(path / "inputs.json", inputs)
+        write_json(path / "environment.json", environment)
+        write_atomically(known, text)
+    elif known.read_bytes() != text:
+        write_atomically(known, text)
+
+
+def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
     def settings(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
             if isinstance(value, dict):

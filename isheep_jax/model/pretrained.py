@@ -1,5 +1,6 @@
 """A model as it lies in a Hugging Face directory, checked as far as that is possible without reading its weights."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from isheep_jax.model.template_check import check_template
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.model.weights import find_tensors, load_parameters
 from isheep_jax.sharding import Rules
+
+# Of the files beside the weights, those that decide what a model is.
+_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,17 @@ class Pretrained:
     def check_chat(self) -> None:
         """Raises `UserError` unless the model can be talked to and be trained on conversations."""
         check_template(self.tokenizer, self.end_ids)
+
+    def digest(self) -> str:
+        """sha256 of the directory's files, of those of the weights only their names and sizes."""
+        digest = hashlib.sha256()
+        for path in sorted(self.directory.iterdir(), key=lambda path: path.name):
+            if path.suffix == ".safetensors":
+                digest.update(f"{path.name} {path.stat().length}\n".encode())
+            elif path.suffix in _SUFFIXES:
+                data = path.read_bytes()
+                digest.update(f"{path.name} {len(data)}\n".encode() + data)
+        return digest.hexdigest()
 
     def load(self, *, mesh: Mesh, rules: Rules, dtype: jnp.dtype) -> dict[str, Any]:
         """The parameters as `dtype`, sharded over `mesh` by `rules`. Raises `UserError` when a file cannot be read."""

@@ -15,7 +15,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from isheep_jax import processes
 from isheep_jax.errors import UserError
+from isheep_jax.files import whole_directory
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 from isheep_jax.model.config_json import config_json
 from isheep_jax.model.safetensors_file import DTYPES, StoredTensor, read_header, write_file
@@ -186,33 +188,32 @@ def save_checkpoint(
     dtype: jnp.dtype | None = None,
     card: str | None = None,
 ) -> None:
-    """Writes a Hugging Face directory, whole or not at all; it must not exist.
+    """Writes a Hugging Face directory that must not exist: whole or not at all, in a bucket with config.json last.
 
-    dtype: number format to store (None: the parameters' own). card: text of README.md.
+    dtype: number format to store (None: the parameters' own). card: text of README.md. All processes call this; process
+    0 writes.
     """
     directory = epath.Path(directory)
-    if directory.exists():
+    if processes.is_first() and directory.exists():
         raise UserError(f"{directory} exists; name a directory that does not")
-    staging = directory.parent / (directory.name + ".partial")
-    if staging.exists():
-        staging.rmtree()
-    staging.mkdir(parents=True)
     stored = jnp.dtype(dtype or params["embed"].dtype)
-    write_tensors(staging, params, parameter_table(architecture), stored)
-    _write_json(staging / "config.json", config_json(architecture, stored.name))
     ends = list(dict.fromkeys([*architecture.eos_token_ids, *tokenizer.eos_ids]))
-    _write_json(staging / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
-    tokenizer.save(staging)
-    if card is not None:
-        (staging / "README.md").write_text(card)
-    staging.rename(directory)
+    with whole_directory(directory) as place:
+        write_tensors(place, params, parameter_table(architecture), stored)
+        if not processes.is_first():
+            return
+        tokenizer.save(place)
+        _write_json(place / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
+        if card is not None:
+            (place / "README.md").write_text(card)
+        _write_json(place / "config.json", config_json(architecture, stored.name))
 
 
 def write_tensors(directory: epath.PathLike, params: Any, table: Any, dtype: jnp.dtype, stem: str = "model") -> None:
     """Writes a tree of arrays as `table`, its tree of `ParameterSpec`, names and shapes them.
 
     One file, or several with an index when they would be more than one file should hold. One tensor of one layer is on
-    the host at a time.
+    the host at a time. All processes call this, because the devices of all bring a tensor together; process 0 writes.
     """
     directory, dtype = epath.Path(directory), np.dtype(dtype)
     files: list[dict[str, tuple[ParameterSpec, jax.Array, int]]] = [{}]
@@ -232,17 +233,23 @@ def write_tensors(directory: epath.PathLike, params: Any, table: Any, dtype: jnp
         names = [_single_name(stem)]
     for name, tensors in zip(names, files):
         shapes = {tensor: spec.hf_shape for tensor, (spec, _, _) in tensors.items()}
-        write_file(directory / name, shapes, dtype, _on_host(tensors.values(), dtype))
-    if len(files) > 1:
+        whole = _whole(tensors.values(), dtype)
+        if processes.is_first():
+            write_file(directory / name, shapes, dtype, map(np.asarray, whole))
+        else:
+            for tensor in whole:
+                tensor.block_until_ready()
+    if len(files) > 1 and processes.is_first():
         weight_map = {tensor: name for name, tensors in zip(names, files) for tensor in tensors}
         _write_json(directory / _index_name(stem), {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _on_host(tensors, dtype: np.dtype) -> Iterator[np.ndarray]:
+def _whole(tensors, dtype: np.dtype) -> Iterator[jax.Array]:
+    """Each tensor, whole on every device."""
     for spec, leaf, layer in tensors:
         leaf = jnp.asarray(leaf)
         whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
-        yield np.asarray(_to_stored(leaf, np.int32(layer), spec=spec, dtype=dtype, sharding=whole))
+        yield _to_stored(leaf, np.int32(layer), spec=spec, dtype=dtype, sharding=whole)
 
 
 def _names(spec: ParameterSpec) -> list[str]:

@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from isheep_jax import processes
 from isheep_jax.errors import UserError
+from isheep_jax.files import on_object_store
 
 Tree = Any
 
@@ -30,8 +32,9 @@ class Checkpoints:
     course of training depends on; a checkpoint with another one is refused.
     """
 
-    def __init__(self, directory: Path, fingerprint: dict[str, Any]):
-        self.directory = Path(directory).resolve()
+    def __init__(self, directory: epath.PathLike, fingerprint: dict[str, Any]):
+        directory = epath.Path(directory)
+        self.directory = directory if on_object_store(directory) else directory.resolve()
         self.fingerprint = fingerprint
         self._policy = _LatestAndBest()
         context = ocp.Context()
@@ -54,7 +57,9 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind is not None and processes.several():
+            return  # the others may never come to where Orbax waits for them
         with _full_disk_named(self.directory):
             self._checkpointer.close()
 
@@ -102,7 +107,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _full_disk_named(directory: Path):
+def _full_disk_named(directory: epath.Path):
     """Turns Orbax's many words for a full disk into one line that names the directory."""
     try:
         yield
@@ -112,7 +117,7 @@ def _full_disk_named(directory: Path):
         raise
 
 
-def _check_fingerprint(place: Path, stored: dict, wanted: dict) -> None:
+def _check_fingerprint(place: epath.Path, stored: dict, wanted: dict) -> None:
     for name in (*wanted, *(n for n in stored if n not in wanted)):
         if stored.get(name) != wanted.get(name):
             raise UserError(
@@ -121,7 +126,7 @@ def _check_fingerprint(place: Path, stored: dict, wanted: dict) -> None:
             )
 
 
-def _check_tree(place: Path, name: str, stored: Tree, wanted: Tree) -> None:
+def _check_tree(place: epath.Path, name: str, stored: Tree, wanted: Tree) -> None:
     stored, wanted = _described(stored), _described(wanted)
     for path in (*wanted, *(p for p in stored if p not in wanted)):
         if stored.get(path) != wanted.get(path):

@@ -3,14 +3,15 @@
 import json
 import math
 import re
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
+from isheep_jax import processes
 from isheep_jax.config import SFTConfig
+from isheep_jax.files import whole_directory
 from isheep_jax.model.architecture import Architecture, ParameterSpec, parameter_table
 from isheep_jax.model.weights import write_tensors
 
@@ -76,8 +77,10 @@ def merge_lora(params: Tree, lora: Tree, scale: float) -> Tree:
     return {**params, "layers": {**layers, **{n: add(layers[n], adapter) for n, adapter in lora["layers"].items()}}}
 
 
-def save_adapter(directory: Path, lora: Tree, architecture: Architecture, config: SFTConfig, base: str) -> None:
-    """Writes the adapters as a directory that PEFT loads, whole or not at all; what lies there is replaced.
+def save_adapter(
+    directory: epath.PathLike, lora: Tree, architecture: Architecture, config: SFTConfig, base: str
+) -> None:
+    """Writes the adapters as a directory that PEFT loads, on a disk whole or not at all; what lies there is replaced.
 
     base: what the adapters belong to, as `transformers` would load it; "org/name@revision" names a revision on the hub.
     The tensors stay float32, as PEFT trains and stores them: they are small, and rounding them to the number format of
@@ -86,11 +89,6 @@ def save_adapter(directory: Path, lora: Tree, architecture: Architecture, config
     table = lora_table(architecture, config.lora_rank)
     modules = sorted(spec["a"].hf_name.split(".")[-3] for spec in table["layers"].values())
     hub = re.fullmatch(r"([^/@:]+/[^/@:]+)@([^@]+)", base)
-    staging = directory.with_name(directory.name + ".partial")
-    for stale in (staging, directory):
-        shutil.rmtree(stale, ignore_errors=True)
-    staging.mkdir(parents=True)
-    write_tensors(staging, lora, table, jnp.float32, stem="adapter_model")
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -104,5 +102,7 @@ def save_adapter(directory: Path, lora: Tree, architecture: Architecture, config
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (staging / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    staging.rename(directory)
+    with whole_directory(directory) as place:
+        write_tensors(place, lora, table, jnp.float32, stem="adapter_model")
+        if processes.is_first():
+            (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,9 +1,10 @@
 import errno
 import json
+import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from etils import epath
 from scripted_backend import tiny_config
 
 from isheep_jax.config import DecodeConfig, RespondConfig, SelectConfig
@@ -50,7 +51,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     def refuse(self, data):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", refuse)
     with pytest.raises(UserError, match=r"workdir: cannot write in .*Permission denied"):
         open_(tiny_config(tmp_path))
 
@@ -167,10 +168,10 @@ def test_a_part_that_changed_after_done_is_noticed(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path, monkeypatch):
-    def full(self, target):
+    def full(path, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*part-00000.jsonl: No space left on device; .* go on") as e:
         stage(tmp_path).write_part(0, pairs(2))
     assert "\n" not in str(e.value)
