@@ -111,6 +111,57 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(rules["batch"]))
 
 
+@dataclass(frozen=True)
+class ActivationSharding:
+    """Where the activations of training lie, for XLA to keep to; without a mesh, anywhere.
+
+    Left to itself it splits the model's width and exchanges whole activations in every layer: for 8 billion parameters
+    on 16 chips 8 times the bytes, in 3 times the memory (planned for a TPU v5e).
+    """
+
+    mesh: Mesh | None = None
+    rules: Rules = TRAIN_RULES
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """[B, ...] split over the batch's axes alone."""
+        return self._constrain(x, self.rules["batch"])
+
+    def columns(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] with its width split as that of the weights, and the batch over the axes that this leaves."""
+        return self._constrain(x, self._replicas, None, self.rules["embed"])
+
+    def tokens(self, x: jax.Array) -> jax.Array:
+        """[B, ...] split over the replicas of the weights alone: the devices that share one look at the same rows."""
+        return self._constrain(x, self._replicas)
+
+    def head(self, x: jax.Array, tied: bool) -> jax.Array:
+        """The output head, [V, D] if tied and else [D, V], with its vocabulary split over all that split a weight."""
+        axes = self._vocabulary(x.shape[0 if tied else 1])
+        return self._constrain(x, *((axes, None) if tied else (None, axes)))
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[B, T, V] split as `head`, and the batch over the replicas of the weights."""
+        return self._constrain(x, self._replicas, None, self._vocabulary(x.shape[-1]))
+
+    @property
+    def _replicas(self) -> tuple[str, ...]:
+        batch = self.rules["batch"]
+        return tuple(axis for axis in ((batch,) if isinstance(batch, str) else batch) if axis != self.rules["embed"])
+
+    def _vocabulary(self, size: int) -> tuple[str, ...]:
+        axes = tuple(axis for axis in (self.rules["embed"], self.rules["vocab"]) if axis is not None)
+        shards = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
+        return axes if size % shards == 0 else (self.rules["vocab"],)
+
+    def _constrain(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+
+ANYWHERE = ActivationSharding()
+
+
 def check_divisible(architecture: Architecture, mesh: Mesh, rules: Rules) -> None:
     """Raises `UserError` when a size of the model does not divide over the mesh axis it is split over."""
     split: dict[str, dict[str, int]] = {}

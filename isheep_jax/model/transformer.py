@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
 from isheep_jax.model.attention import attention, cached_mask, packed_mask
+from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
 # For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.
 _LINEAR = {
@@ -62,6 +63,7 @@ def forward(
     dropout_key: jax.Array | None = None,
     compute_dtype: jnp.dtype = jnp.bfloat16,
     remat: Literal["none", "full"] = "none",
+    activations: ActivationSharding = ANYWHERE,
 ) -> tuple[jax.Array, KVCache | None]:
     """Hidden states after the final norm.
 
@@ -71,12 +73,14 @@ def forward(
     sees the slots 0..p, whether T is 1 (decode) or more (prefill, in one piece or several).
 
     lora: {"layers": {"wq": {"a": [L, D, R], "b": [L, R, N, H]}, ...}} adds lora_scale * x a b to those linear leaves
-    (Hu et al. 2021); with a dropout_key, lora_dropout of x is dropped before a.
+    (Hu et al. 2021); with a dropout_key (two uint32), lora_dropout of x is dropped before a. activations: where they
+    lie while training.
 
     Returns ([B, T, D] in compute_dtype, the cache with the new tokens or None).
     """
     a, traits = architecture, architecture.traits
-    x = params["embed"][tokens].astype(compute_dtype)
+    # Each device looks its columns up for the rows of all that share a copy of the table, which is never gathered.
+    x = activations.columns(params["embed"][activations.tokens(tokens)].astype(compute_dtype))
     if traits.scaled_embeddings:
         x *= jnp.asarray(math.sqrt(a.hidden_size), compute_dtype)
     kinds, kind_of_layer = a.attention_kinds
@@ -88,11 +92,12 @@ def forward(
         masks = [cached_mask(positions, length, kind.window) for kind in kinds]
         # Negative indices would wrap; one past the end is dropped by the scatter.
         write_at = jnp.where(positions < 0, length, positions)
-    rows = jnp.arange(tokens.shape[0])[:, None]
+    batch = jnp.arange(tokens.shape[0])[:, None]
 
     def layer(carry, inputs):
         x, cache = carry
-        weights, adapters, index, kind, key = inputs
+        weights, adapters, index, kind = inputs
+        x = activations.rows(x)
         (cos, sin), mask = _one_of(angles, kind), _one_of(masks, kind)
 
         def norm(name: str, x: jax.Array) -> jax.Array:
@@ -103,10 +108,9 @@ def forward(
             y = jnp.einsum(f"{into},{inside}{outside}->{out}", x, weights[name].astype(compute_dtype))
             if adapters is not None and name in adapters:
                 low = x
-                if key is not None and lora_dropout > 0:
-                    kept = jax.random.bernoulli(
-                        jax.random.fold_in(key, LINEAR_LEAVES.index(name)), 1 - lora_dropout, x.shape
-                    )
+                if dropout_key is not None and lora_dropout > 0:
+                    purpose = index * len(LINEAR_LEAVES) + LINEAR_LEAVES.index(name)
+                    kept = kept_by_dropout(dropout_key, purpose, x.shape, lora_dropout)
                     low = jnp.where(kept, x / (1 - lora_dropout), 0).astype(x.dtype)
                 low = jnp.einsum(f"{into},{inside}r->btr", low, adapters[name]["a"].astype(compute_dtype))
                 y += lora_scale * jnp.einsum(f"btr,r{outside}->{out}", low, adapters[name]["b"].astype(compute_dtype))
@@ -121,8 +125,8 @@ def forward(
             # The cache rides in the carry and only the new positions are written, so that a decode step does not
             # rewrite a layer's whole cache.
             cache = KVCache(
-                cache.k.at[index, rows, write_at].set(k.astype(cache.k.dtype), mode="drop"),
-                cache.v.at[index, rows, write_at].set(v.astype(cache.v.dtype), mode="drop"),
+                cache.k.at[index, batch, write_at].set(k.astype(cache.k.dtype), mode="drop"),
+                cache.v.at[index, batch, write_at].set(v.astype(cache.v.dtype), mode="drop"),
             )
             k, v = (jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False) for c in (cache.k, cache.v))
         k, v = k.astype(compute_dtype), v.astype(compute_dtype)
@@ -130,13 +134,12 @@ def forward(
         x = x + norm("attn_post_norm", linear("wo", attended))
         h = norm("mlp_norm", x)
         h = linear("w_down", activate(linear("w_gate", h)) * linear("w_up", h))
-        return (x + norm("mlp_post_norm", h), cache), None
+        return (activations.rows(x + norm("mlp_post_norm", h)), cache), None
 
     scale = (a.query_scalar or a.head_dim) ** -0.5
     activate = _ACTIVATIONS[traits.activation]
-    keys = None if dropout_key is None else jax.random.split(dropout_key, a.layers)
     adapters = None if lora is None else lora["layers"]
-    inputs = (params["layers"], adapters, jnp.arange(a.layers), jnp.asarray(kind_of_layer), keys)
+    inputs = (params["layers"], adapters, jnp.arange(a.layers), jnp.asarray(kind_of_layer))
     # A scan keeps the two passes apart by itself, so that XLA need not be kept from sharing work between them.
     body = jax.checkpoint(layer, prevent_cse=False) if remat == "full" else layer
     (x, cache), _ = jax.lax.scan(body, (x, cache), inputs)
@@ -147,14 +150,40 @@ def logits(
     params: dict[str, Any], architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype
 ) -> jax.Array:
     """Float32 logits [..., V] of hidden states [..., D] (after the final norm)."""
-    hidden = hidden.astype(compute_dtype)
-    if architecture.tied_embeddings:
-        head, letters = params["embed"], "...d,vd->...v"
-    else:
-        head, letters = params["lm_head"], "...d,dv->...v"
-    scores = jnp.einsum(letters, hidden, head.astype(compute_dtype), preferred_element_type=jnp.float32)
+    return head_logits(output_head(params, architecture), architecture, hidden, compute_dtype)
+
+
+def output_head(params: dict[str, Any], architecture: Architecture) -> jax.Array:
+    """What hidden states are multiplied with: [V, D] of tied embeddings, else [D, V]."""
+    return params["embed" if architecture.tied_embeddings else "lm_head"]
+
+
+def head_logits(head: jax.Array, architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype) -> jax.Array:
+    """`logits` by a head that stands by itself."""
+    letters = "...d,vd->...v" if architecture.tied_embeddings else "...d,dv->...v"
+    hidden, head = hidden.astype(compute_dtype), head.astype(compute_dtype)
+    scores = jnp.einsum(letters, hidden, head, preferred_element_type=jnp.float32)
     cap = architecture.logit_softcap
     return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
+def kept_by_dropout(key: jax.Array, purpose: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Which elements dropout leaves, [*shape] bool: the same on every mesh. key: two uint32; purpose: a number.
+
+    Each element's number is hashed twice with MurmurHash3's finalizer (Appleby). JAX's own generator is expanded at
+    every use, and a training step with its 7 masks took 8 times as long to compile.
+    """
+    number = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        number = number * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    first, second = _mixed(key.astype(jnp.uint32) + purpose.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
+    return _mixed(_mixed(number ^ first) + second) >= jnp.uint32(round(rate * 2**32))
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:

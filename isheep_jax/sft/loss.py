@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from isheep_jax.model import transformer
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
 # Logits of so many tokens per device exist at a time: 512 x 128,256 x 4 bytes = 250 MiB at Llama 3's vocabulary.
 CHUNK_TOKENS = 512
@@ -24,12 +25,15 @@ def cross_entropy(
     *,
     chunk: int,
     compute_dtype: jnp.dtype,
+    activations: ActivationSharding = ANYWHERE,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over the trained tokens of -log p(target), and their count; both float32 scalars over the global batch.
 
     hidden: [B, T, D] after the final norm. targets, loss_mask: [B, T]. chunk: positions of each row whose logits
-    [B, chunk, V] are in memory at a time; they are computed again in the backward pass.
+    [B, chunk, V] are in memory at a time; they are computed again in the backward pass. activations: where they lie;
+    the hidden states then travel to the parts of the head, which is never gathered, and neither is its gradient.
     """
+    head = activations.head(transformer.output_head(params, architecture), architecture.tied_embeddings)
     B, T = targets.shape
     chunk = min(chunk, T)
     n = -(-T // chunk)
@@ -41,7 +45,9 @@ def cross_entropy(
     @jax.checkpoint
     def chunk_sum(total, inputs):
         h, target, mask = inputs
-        logits = transformer.logits(params, architecture, h, compute_dtype)  # [B, chunk, V] float32
+        # [B, chunk, V] float32
+        logits = transformer.head_logits(head, architecture, activations.tokens(h), compute_dtype)
+        logits = activations.logits(logits)
         # A masked sum in place of a gather: it needs no communication of logits when V is sharded.
         is_target = jnp.arange(logits.shape[-1]) == target[..., None]
         chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)

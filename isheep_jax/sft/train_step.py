@@ -53,12 +53,12 @@ class StepSettings:
 class Programs:
     """Jitted functions, and where their arrays live.
 
-    start(params, seed) -> TrainState
+    start(params, seed) -> TrainState. Training all weights consumes `params`, whose memory they take.
     train_step(state, base, batch, learning_rate, step, seed) -> (state, metrics): one update; `state` is donated.
         base: the frozen parameters under adapters, {} when all are trained. metrics: float32 scalars loss, tokens
         (trained tokens of the batch) and gradient_norm (before clipping).
     validation_loss(weights, base, batch) -> (sum of -log p over the trained tokens, their count)
-    finish(params, weights) -> the parameters with what was learnt, in the number formats of `params`
+    finish(base, weights) -> the parameters with what was learnt: adapters merged, in the number formats of `base`
     """
 
     start: Callable
@@ -105,13 +105,13 @@ def programs(architecture: Architecture, settings: StepSettings, mesh: Mesh) -> 
     parameter_shardings = sharding.param_shardings(base_table, mesh, sharding.TRAIN_RULES)
     weight_shardings = sharding.param_shardings(table, mesh, sharding.TRAIN_RULES)
     replicated = NamedSharding(mesh, PartitionSpec())
+    activations = sharding.ActivationSharding(mesh)
 
     def initial_state(params, seed):
         if is_lora:
             weights = lora.init_lora(jax.random.fold_in(jax.random.key(seed), 0), architecture, settings.lora_rank)
         else:
-            # A copy even when the format is right: the state is donated, the caller's parameters are not.
-            weights = jax.tree.map(lambda p: jnp.copy(p).astype(jnp.float32), params)
+            weights = jax.tree.map(lambda p: p.astype(jnp.float32), params)
         return TrainState(weights, optimizer.init(weights))
 
     def loss(weights, base, batch: Batch, dropout_key):
@@ -128,15 +128,23 @@ def programs(architecture: Architecture, settings: StepSettings, mesh: Mesh) -> 
             dropout_key=dropout_key,
             compute_dtype=compute_dtype,
             remat=settings.remat,
+            activations=activations,
         )
         return cross_entropy(
-            params, architecture, hidden, batch.targets, batch.loss_mask, chunk=chunk, compute_dtype=compute_dtype
+            params,
+            architecture,
+            hidden,
+            batch.targets,
+            batch.loss_mask,
+            chunk=chunk,
+            compute_dtype=compute_dtype,
+            activations=activations,
         )
 
     def train_step(state: TrainState, base, batch: Batch, learning_rate, step, seed):
         dropout_key = None
         if is_lora and settings.lora_dropout > 0:
-            dropout_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+            dropout_key = jax.random.key_data(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step))
 
         def mean_loss(weights):
             total, count = loss(weights, base, batch, dropout_key)
@@ -148,9 +156,8 @@ def programs(architecture: Architecture, settings: StepSettings, mesh: Mesh) -> 
         metrics = {"loss": value, "tokens": count, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(weights, moments), metrics
 
-    def finish(params, weights):
-        learnt = lora.merge_lora(params, weights, settings.lora_scale) if is_lora else weights
-        return jax.tree.map(lambda new, old: new.astype(old.dtype), learnt, params)
+    def finish(base, weights):
+        return lora.merge_lora(base, weights, settings.lora_scale) if is_lora else weights
 
     abstract = jax.eval_shape(
         initial_state, jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), base_table), np.uint32(0)
@@ -166,7 +173,7 @@ def programs(architecture: Architecture, settings: StepSettings, mesh: Mesh) -> 
         ),
     )
     return Programs(
-        start=jax.jit(initial_state, out_shardings=state_shardings),
+        start=jax.jit(initial_state, out_shardings=state_shardings, donate_argnums=() if is_lora else 0),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, replicated)),
         validation_loss=jax.jit(functools.partial(loss, dropout_key=None), out_shardings=replicated),
         finish=jax.jit(finish, out_shardings=parameter_shardings),

@@ -83,15 +83,16 @@ def fine_tune(
 ) -> tuple[Tree, Tree | None, FineTuneResult]:
     """Fine-tune `params` on the responses of `examples`.
 
-    params: starting weights, any float format and sharding; they stay valid. directory: of the checkpoints; a call
+    params: starting weights, any float format and sharding; training all weights consumes them, so that their memory
+    is free for the optimizer's state. directory: of the checkpoints; a call
     with the same arguments goes on from the newest one, with the same result bit for bit. on_step(step, total,
     metrics) is called after each update, with loss, learning_rate, gradient_norm, tokens and, where measured,
     validation_loss.
 
     Returns the weights of the best validation loss (of the last update when nothing is held out), adapters merged, as
-    the same tree in the number formats of `params`, in the training rules' shardings; those adapters by themselves, in
-    float32 (None where all weights were trained); and what the fine-tuning did. Raises `UserError` for settings that
-    do not fit each other, the mesh, the examples or the checkpoints.
+    the same tree, in the number formats of `params` (all weights trained: float32) and the training rules' shardings;
+    those adapters by themselves, in float32 (None where all weights were trained); and what the fine-tuning did. Raises
+    `UserError` for settings that do not fit each other, the mesh, the examples or the checkpoints.
     """
     check_settings(config, architecture, mesh)
     training, held_out = data.split_examples(examples, config.validation_fraction, seed)
@@ -118,8 +119,11 @@ def fine_tune(
             run, params, base, dataset, total, validation_batches, config, checkpoints, np.uint32(seed % 2**32), on_step
         )
         best_step = progress.best_step or total
-        weights = state.weights if best_step == total else checkpoints.weights(best_step, run.abstract_state.weights)
-        tuned = run.finish(params, weights)
+        weights = state.weights
+        del state
+        if best_step != total:
+            weights = checkpoints.weights(best_step, run.abstract_state.weights)
+        tuned = run.finish(base, weights)
         checkpoints.wait()
 
     last_epoch = slice(-max(1, round(total / config.epochs)), None)
@@ -157,6 +161,8 @@ def _train(
     if restored is None:
         start, state, progress = 0, run.start(params, seed), _Progress(iterator.get_state())
     else:
+        if config.method == "full":
+            jax.tree.map(lambda leaf: leaf.delete(), params)
         start, weights, optimizer, saved = restored
         state, progress = TrainState(weights, optimizer), _Progress(**saved)
         progress.validation_losses = [tuple(v) for v in progress.validation_losses]

@@ -93,7 +93,8 @@ SETTINGS = SFTConfig(
 def tune(directory, examples=None, *, architecture=LLAMA, mesh=None, seed=0, params=None, on_step=None, **settings):
     """`fine_tune` of the small model on copying, with some settings changed: the weights, and what it did."""
     tuned, _, result = fine_tune(
-        weights(architecture) if params is None else params,
+        # A copy, because training all weights consumes them.
+        jax.tree.map(jnp.copy, weights(architecture) if params is None else params),
         architecture,
         LetterTokenizer(),
         copying(40) if examples is None else examples,

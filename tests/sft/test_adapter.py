@@ -25,7 +25,7 @@ SCALE = CONFIG.lora_alpha / CONFIG.lora_rank
 
 def tune(directory, architecture=LLAMA, params=None, config=CONFIG, mesh=None):
     return fine_tune(
-        weights(architecture) if params is None else params,
+        jax.tree.map(jnp.copy, weights(architecture) if params is None else params),
         architecture,
         LetterTokenizer(),
         copying(40),

@@ -5,9 +5,13 @@ import pytest
 from small_model import LLAMA, QWEN, weights
 
 from isheep_jax.model import transformer
+from isheep_jax.model.transformer import kept_by_dropout
 from isheep_jax.sft.lora import init_lora, lora_table, merge_lora
 
 TOKENS = jnp.asarray([[0, 5, 6, 7, 2, 9, 1]])
+
+
+KEY = jnp.asarray([3, 4], jnp.uint32)
 
 
 def logits(params, architecture, **lora):
@@ -52,4 +56,23 @@ def test_dropout_needs_a_key():
     lora = {"lora": trained(LLAMA), "lora_dropout": 0.5}
     plain = logits(weights(), LLAMA, lora=trained(LLAMA))
     np.testing.assert_array_equal(plain, logits(weights(), LLAMA, **lora))
-    assert np.abs(plain - logits(weights(), LLAMA, **lora, dropout_key=jax.random.key(0))).max() > 0.1
+    assert np.abs(plain - logits(weights(), LLAMA, **lora, dropout_key=KEY)).max() > 0.1
+
+
+def test_dropout_leaves_its_share_and_masks_are_unlike():
+    shape, rate = (8, 64, 96), 0.3
+    draws = [
+        kept_by_dropout(key, jnp.asarray(purpose), shape, rate)
+        for key in (KEY, KEY + 1, jnp.asarray([4, 3], jnp.uint32))
+        for purpose in (0, 1, 2, 223)
+    ]
+    masks = np.stack(draws).reshape(len(draws), -1).astype(float)
+    count = masks.shape[1]
+    standard_error = np.sqrt(rate * (1 - rate) / count)
+    assert np.abs(masks.mean(1) - (1 - rate)).max() < 5 * standard_error
+    # Two masks, and one and its neighbours along each axis, agree as often as independent ones do.
+    correlation = np.corrcoef(masks)[np.triu_indices(len(masks), 1)]
+    assert np.abs(correlation).max() < 5 / np.sqrt(count)
+    for axis in range(3):
+        first = np.moveaxis(masks[0].reshape(shape), axis, 0)
+        assert abs(np.corrcoef(first[1:].ravel(), first[:-1].ravel())[0, 1]) < 5 / np.sqrt(count)

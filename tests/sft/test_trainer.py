@@ -83,10 +83,11 @@ def test_the_result_is_json_and_counts_what_was_learnt(tmp_path):
     assert result.best_step == result.steps
 
 
-def test_the_number_format_of_the_starting_weights_is_kept(tmp_path):
+@pytest.mark.parametrize(("method", "dtype"), [("lora", jnp.bfloat16), ("full", jnp.float32)])
+def test_weights_under_adapters_keep_their_format_and_trained_ones_are_float32(tmp_path, method, dtype):
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), weights())
-    tuned, _ = tune(tmp_path, params=params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(tuned)} == {jnp.dtype(jnp.bfloat16)}
+    tuned, _ = tune(tmp_path, params=params, method=method, epochs=1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(tuned)} == {jnp.dtype(dtype)}
 
 
 def test_a_second_run_with_other_examples_and_rates_compiles_nothing(tmp_path):
