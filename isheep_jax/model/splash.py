@@ -1,6 +1,5 @@
 """Attention without a cache on TPUs: JAX's Pallas kernels "splash attention", which never hold the scores in memory."""
 
-import functools
 import math
 
 import jax
@@ -40,7 +39,7 @@ def splash_attention(
     """
     if rules["heads"] != rules["kv_heads"]:
         raise ValueError(f"query heads are split over {rules['heads']}, but key heads over {rules['kv_heads']}")
-    B, T, N, H = q.shape
+    T, H = q.shape[1], q.shape[3]
     # The kernels know no scale. It is applied in float32, because bfloat16 would round the scale itself.
     q = (q.astype(jnp.float32) * (1 / math.sqrt(H) if scale is None else scale)).astype(q.dtype)
     block, padded = _blocks(T)

@@ -82,7 +82,7 @@ def test_a_query_head_uses_the_key_head_of_its_group(heads, kv_heads):
     assert_equal(*both(*inputs(1, 128, heads, kv_heads, 16)))
 
 
-@pytest.mark.parametrize("length", [1, 100, 200, 1030])
+@pytest.mark.parametrize("length", [1, 200, 1030])
 def test_a_row_may_have_any_length(length):
     # The last one has several blocks, of which a window of 300 lets the kernels skip some.
     segment_ids = segments([(1, length - length // 3), (0, length // 3)])
@@ -154,7 +154,7 @@ COMPILE = """
     from isheep_jax.planning.hardware import prepare_environment, slice_devices
     from isheep_jax.sharding import AXES, TRAIN_RULES
 
-    topology, T, N, K, H = "{topology}", 1024, 16, 4, {head_dim}
+    topology, T, N, K, H = "{topology}", 2048, 16, 4, {head_dim}
     prepare_environment(topology)
     mesh = Mesh(np.array(slice_devices(topology, 1)[:4]).reshape(1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
@@ -176,7 +176,7 @@ COMPILE = """
     text = compiled.as_text()
     for kernel in ("fwd", "dq", "dkv"):
         assert "splash_mqa_" + kernel in text, kernel
-    scores = 4 // 2 * N // 2 * T * T * 4
+    scores = (4 // 2) * (N // 2) * T * T * 4  # bytes on a device, of one layer in float32
     assert compiled.memory_analysis().temp_size_in_bytes < scores, compiled.memory_analysis()
     print("compiled")
 """
