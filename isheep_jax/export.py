@@ -19,6 +19,7 @@ from isheep_jax.command import parse_settings, run_command
 from isheep_jax.config import check_range
 from isheep_jax.errors import UserError
 from isheep_jax.loop.card import Step, lineage_card
+from isheep_jax.model.tokenizer import Tokenizer
 
 MODULE = "isheep_jax.export"
 DESCRIPTION = (
@@ -60,7 +61,10 @@ def main(arguments: Sequence[str]) -> None:
         steps = [_step(run, n) for n in range(number + 1)]
         environment = run / "environment.json"
         versions = _read(environment) if environment.exists() else {}
-        files = _copy(source, output, lineage_card(settings, digest, versions, steps, config.adapter))
+        card = lineage_card(settings, digest, versions, steps, config.adapter)
+        if not config.adapter and (note := Tokenizer.load(source).export_note) is not None:
+            card = f"{card}\n{note}\n"
+        files = _copy(source, output, card)
     except ImportError as error:
         raise UserError(f"a path in cloud storage needs another package: {error}") from None
     kind = "adapter" if config.adapter else "model"

@@ -17,6 +17,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from isheep_jax.command import run_command
 from isheep_jax.errors import UserError
 from isheep_jax.export import MODULE, main
+from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.tiny import CHECKPOINT
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
@@ -52,6 +54,8 @@ def make_run(run: Path, finished: int = 2, **sft) -> Path:
                 (place / kind / "weights.safetensors").write_bytes(f"{kind} {number}".encode() * 1000)
                 (place / kind / "config.json").write_text("{}")
                 (place / kind / "README.md").write_text("the card of the loop")
+                for file in CHECKPOINT.glob("tokenizer*"):
+                    shutil.copy(file, place / kind)
             if number <= finished:
                 write(place / "fine_tune.json", {"metrics": {}})
     return run
@@ -261,3 +265,9 @@ def test_help_shows_the_words_without_names():
     assert "python -m isheep_jax.export RUN OUTPUT" in result.stdout
     assert "RUN (--run), OUTPUT (--output)" in result.stdout
     assert "jax" not in result.stderr
+
+
+def test_the_card_says_what_a_user_of_the_tokenizer_must_know(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "export_note", property(lambda tokenizer: "Load tokenizer.model by itself."))
+    main([str(run), str(tmp_path / "out")])
+    assert (tmp_path / "out" / "README.md").read_text().endswith("\nLoad tokenizer.model by itself.\n")

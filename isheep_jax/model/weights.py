@@ -205,24 +205,34 @@ def save_checkpoint(
         tokenizer.save(place)
         _write_json(place / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
         if card is not None:
-            (place / "README.md").write_text(card)
+            note = tokenizer.export_note
+            (place / "README.md").write_text(card if note is None else f"{card}\n{note}\n")
         _write_json(place / "config.json", config_json(architecture, stored.name))
 
 
-def write_tensors(directory: epath.PathLike, params: Any, table: Any, dtype: jnp.dtype, stem: str = "model") -> None:
+def write_tensors(
+    directory: epath.PathLike,
+    params: Any,
+    table: Any,
+    dtype: jnp.dtype,
+    stem: str = "model",
+    single_file: bool = False,
+) -> None:
     """Writes a tree of arrays as `table`, its tree of `ParameterSpec`, names and shapes them.
 
-    One file, or several with an index when they would be more than one file should hold. One tensor of one layer is on
-    the host at a time. All processes call this, because the devices of all bring a tensor together; process 0 writes.
+    One file, or, unless single_file, several with an index when they would be more than one file should hold. One
+    tensor of one layer is on the host at a time. All processes call this, because the devices of all bring a tensor
+    together; process 0 writes.
     """
     directory, dtype = epath.Path(directory), np.dtype(dtype)
     files: list[dict[str, tuple[ParameterSpec, jax.Array, int]]] = [{}]
     held = total = 0
+    limit = math.inf if single_file else SHARD_BYTES
     for path, spec in leaves(table):
         leaf = functools.reduce(lambda tree, key: tree[key], path, params)
         size = math.prod(spec.hf_shape) * dtype.itemsize
         for layer, name in enumerate(_names(spec)):
-            if files[-1] and held + size > SHARD_BYTES:
+            if files[-1] and held + size > limit:
                 files.append({})
                 held = 0
             files[-1][name] = spec, leaf, layer

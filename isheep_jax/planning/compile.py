@@ -19,20 +19,19 @@ HEADROOM = 0.05
 class Memory:
     """Bytes on one device while a program runs.
 
-    temporaries: intermediate results, and outputs that take no argument's place. held: what stays alive beside the
-    program's own arguments. other: batches, and what the layout adds to the arguments.
+    temporaries: intermediate results, and outputs that take no argument's place. other: batches, and what the layout
+    adds to the arguments.
     """
 
     weights: float
     optimizer: float
     cache: float
     temporaries: float
-    held: float
     other: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.optimizer + self.cache + self.temporaries + self.held + self.other
+        return self.weights + self.optimizer + self.cache + self.temporaries + self.other
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def compile_program(program: Program) -> Compiled:
             raise
         needed = re.search(r"\(([\d.]+)([KMG])\)", message)
         size = float(needed[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[needed[2]] if needed else float("inf")
-        memory = Memory(program.weights, program.optimizer, program.cache, size, program.held, 0.0)
+        memory = Memory(program.weights, program.optimizer, program.cache, size, 0.0)
         return Compiled(program, time.monotonic() - start, memory, error=message[:300])
     seconds = time.monotonic() - start
     text = compiled.as_text()
@@ -80,7 +79,6 @@ def memory_split(program: Program, analysis) -> Memory:
         optimizer=program.optimizer,
         cache=program.cache,
         temporaries=analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        held=program.held,
         # An argument that the program does not use (the output head in prefill) stays in memory all the same.
         other=max(0.0, analysis.argument_size_in_bytes - named),
     )
@@ -91,7 +89,7 @@ def advice(compiled: Compiled, config: Config, architecture: Architecture, meshe
     name, memory = compiled.program.name, compiled.memory
     decode, sft = config.decode, config.sft
     if name == programs.TRAIN:
-        if memory.weights + memory.optimizer + memory.held > memory.temporaries:
+        if memory.weights + memory.optimizer > memory.temporaries:
             if sft.method == "full":
                 return "--sft.method=lora, or a larger slice (--mesh.topology)"
             return "a larger slice (--mesh.topology), or --mesh.tensor if weights are repeated over mesh.data"

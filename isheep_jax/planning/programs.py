@@ -41,8 +41,7 @@ class Program:
     """A program at one shape.
 
     lower: makes the lowered program. weights, optimizer, cache: bytes of those arguments on one device, each split as
-    the sharding says. rows, tokens: of the batch, over all devices; of a decode chunk one step. held: bytes on one
-    device that the caller keeps alive meanwhile.
+    the sharding says. rows, tokens: of the batch, over all devices; of a decode chunk one step.
     """
 
     name: str
@@ -52,7 +51,6 @@ class Program:
     cache: float
     rows: int
     tokens: int
-    held: float = 0.0
 
 
 def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) -> Meshes:

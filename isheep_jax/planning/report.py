@@ -4,7 +4,7 @@ from isheep_jax.model.architecture import parameter_count
 from isheep_jax.planning.hardware import GIB
 from isheep_jax.planning.plan import Plan, ProgramPlan, as_dict
 
-_COLUMNS = ("weights", "optimizer", "cache", "temporaries", "held", "other")
+_COLUMNS = ("weights", "optimizer", "cache", "temporaries", "other")
 
 
 def lines(plan: Plan) -> list[str]:

@@ -103,6 +103,6 @@ def save_adapter(
         "inference_mode": True,
     }
     with whole_directory(directory) as place:
-        write_tensors(place, lora, table, jnp.float32, stem="adapter_model")
+        write_tensors(place, lora, table, jnp.float32, stem="adapter_model", single_file=True)  # PEFT reads no index
         if processes.is_first():
             (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -281,7 +281,10 @@ def test_adapter_dropout_needs_a_key_and_differs_between_keys(params, tokens):
 
     without, again = hidden(), hidden()
     np.testing.assert_array_equal(without, again)
-    one, two = hidden(dropout_key=jax.random.key_data(jax.random.key(1))), hidden(dropout_key=jax.random.key_data(jax.random.key(2)))
+    one, two = (
+        hidden(dropout_key=jax.random.key_data(jax.random.key(1))),
+        hidden(dropout_key=jax.random.key_data(jax.random.key(2))),
+    )
     assert np.abs(one - two).max() > 1e-3
     np.testing.assert_array_equal(one, hidden(dropout_key=jax.random.key_data(jax.random.key(1))))
 

@@ -69,6 +69,8 @@ def test_several_files_have_an_index_and_read_back_equal(tmp_path, tokenizer, mo
     assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert_equal_bits(params, parity.load(tmp_path / "out")[1])
     assert (tmp_path / "out" / "README.md").read_text() == "A card.\n"
+    weights.write_tensors(tmp_path, params, parameter_table(architecture), jnp.float32, stem="one", single_file=True)
+    assert load_file(tmp_path / "one.safetensors").keys() == index["weight_map"].keys()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from isheep_jax.planning.compile import Compiled, Memory, advice, compile_progra
 from isheep_jax.planning.models import planned_architecture
 from isheep_jax.planning.programs import Program, make_meshes, make_program
 
-PROGRAM = Program(programs.DECODE, lower=None, weights=10.0, optimizer=0.0, cache=5.0, rows=1, tokens=1, held=2.0)
+PROGRAM = Program(programs.DECODE, lower=None, weights=10.0, optimizer=0.0, cache=5.0, rows=1, tokens=1)
 
 
 def analysis(**sizes):
@@ -30,15 +30,15 @@ def tiny(tmp_path_factory):
 def test_arguments_outputs_and_temporaries_less_aliases_are_the_total():
     memory = memory_split(PROGRAM, analysis(argument=18, output=7, temp=3, alias=5))
     assert (memory.temporaries, memory.other) == (3 + 7 - 5, 18 - 15)
-    assert memory.total == 18 + 7 + 3 - 5 + PROGRAM.held
+    assert memory.total == 18 + 7 + 3 - 5
 
 
 def test_an_argument_that_a_program_does_not_use_still_takes_its_place():
-    assert memory_split(PROGRAM, analysis(argument=9, output=0, temp=0, alias=0)).total == 15 + PROGRAM.held
+    assert memory_split(PROGRAM, analysis(argument=9, output=0, temp=0, alias=0)).total == 15
 
 
 def test_a_twentieth_of_the_memory_stays_free():
-    compiled = Compiled(PROGRAM, 1.0, Memory(10.0, 0.0, 5.0, 4.0, 0.0, 0.0))
+    compiled = Compiled(PROGRAM, 1.0, Memory(10.0, 0.0, 5.0, 4.0, 0.0))
     assert compiled.fits(20.0)
     assert not compiled.fits(19.9)
 
@@ -71,15 +71,15 @@ def test_a_program_too_large_for_the_compiler_is_a_result(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "memory", "changes", "setting"),
     [
-        (programs.DECODE, Memory(1, 0, 9, 1, 0, 0), {}, "--decode.slots=64"),
-        (programs.DECODE, Memory(9, 0, 1, 1, 0, 0), {}, "--mesh.decode_tensor=4"),
-        (programs.PREFILL, Memory(1, 0, 1, 9, 0, 0), {}, "--decode.context=64"),
-        (programs.SCORE, Memory(1, 0, 0, 9, 0, 0), {}, "--decode.score_batch=64"),
-        (programs.TRAIN, Memory(9, 9, 0, 1, 0, 0), {"method": "full"}, "--sft.method=lora"),
-        (programs.TRAIN, Memory(9, 0, 0, 1, 0, 0), {"method": "lora"}, "--mesh.topology"),
-        (programs.TRAIN, Memory(1, 1, 0, 9, 0, 0), {"remat": "none"}, "--sft.remat=full"),
-        (programs.TRAIN, Memory(1, 1, 0, 9, 0, 0), {"remat": "full", "batch_rows": 8}, "--sft.batch_rows=4"),
-        (programs.TRAIN, Memory(1, 1, 0, 9, 0, 0), {"remat": "full"}, "--sft.sequence_length=64"),
+        (programs.DECODE, Memory(1, 0, 9, 1, 0), {}, "--decode.slots=64"),
+        (programs.DECODE, Memory(9, 0, 1, 1, 0), {}, "--mesh.decode_tensor=4"),
+        (programs.PREFILL, Memory(1, 0, 1, 9, 0), {}, "--decode.context=64"),
+        (programs.SCORE, Memory(1, 0, 0, 9, 0), {}, "--decode.score_batch=64"),
+        (programs.TRAIN, Memory(9, 9, 0, 1, 0), {"method": "full"}, "--sft.method=lora"),
+        (programs.TRAIN, Memory(9, 0, 0, 1, 0), {"method": "lora"}, "--mesh.topology"),
+        (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "none"}, "--sft.remat=full"),
+        (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "full", "batch_rows": 8}, "--sft.batch_rows=4"),
+        (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "full"}, "--sft.sequence_length=64"),
     ],
 )
 def test_advice_names_the_setting_that_shrinks_the_largest_part(name, memory, changes, setting, tiny):
