@@ -1,7 +1,7 @@
 """One mesh, and two tables of rules that say which of its axes each logical axis is split over."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,10 @@ _MEANING = {
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The training mesh. A size of -1 takes all devices that remain.
+    """The training mesh. A size of -1 takes all devices that remain. Of several TPU slices, `data` goes across them.
 
-    Raises `UserError` when the product of the sizes is not the number of devices.
+    Raises `UserError` when the product of the sizes is not the number of devices, and when fsdp or tensor would cross
+    from one slice to another.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [getattr(config, axis) for axis in AXES]
@@ -77,8 +78,33 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         raise UserError(
             f"{given}: the product is {known}, but there are {len(devices)} devices; set one size to -1 to use them all"
         )
-    grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    slices = count_slices(devices)
+    if sizes[0] % slices:
+        near = min(
+            (n for n in range(slices, len(devices) + 1, slices) if len(devices) % n == 0),
+            key=lambda n: abs(n - sizes[0]),
+        )
+        raise UserError(
+            f"{given}: mesh.data={sizes[0]} is no multiple of the {slices} slices, and only data goes across slices; "
+            f"nearest that works: mesh.data={near} with another size of -1"
+        )
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    else:
+        within = [sizes[0] // slices, *sizes[1:]]
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, [slices, 1, 1], devices=devices, allow_split_physical_axes=True
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def count_slices(devices: Iterable[jax.Device]) -> int:
+    """How many TPU slices the devices are of, which only the data centre's network joins; 1 for what has no slices.
+
+    The hosts of a GPU cluster call themselves slices, too, but there is no harm in spreading fsdp over those.
+    """
+    # Devices of a single slice need not say which one it is.
+    return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
@@ -88,6 +114,13 @@ def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
         near = _nearest_divisors(max(decode_tensor, 1), len(devices))
         raise UserError(
             f"mesh.decode_tensor={decode_tensor} does not divide the {len(devices)} devices; nearest that does: {near}"
+        )
+    in_slice = len(devices) // count_slices(devices)
+    if in_slice % decode_tensor:
+        near = _nearest_divisors(decode_tensor, in_slice)
+        raise UserError(
+            f"mesh.decode_tensor={decode_tensor} does not divide the {in_slice} devices of a slice, and a copy of the "
+            f"weights stays inside one; nearest that does: {near}"
         )
     return Mesh(devices.reshape(-1, 1, decode_tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 

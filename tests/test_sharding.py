@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from isheep_jax.config import MeshConfig
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
+from isheep_jax.planning.hardware import prepare_environment, slice_devices
 from isheep_jax.sharding import (
     DECODE_RULES,
     TRAIN_RULES,
@@ -93,6 +94,93 @@ def test_a_mesh_that_does_not_fit_the_devices_is_one_line_with_the_numbers(sizes
     with pytest.raises(UserError) as error:
         make_mesh(MeshConfig(*sizes))
     assert str(error.value) == message
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a TPU device as its place in a mesh depends on."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+
+
+def chips(slices: int) -> list[Chip]:
+    """Of slices of 2 x 4 chips, in an order that mixes the slices."""
+    places = [(x, y, 0) for y in range(4) for x in range(2)]
+    made = [Chip(100 * s + i, s, place) for i, place in enumerate(places) for s in range(slices)]
+    return made[::-1]
+
+
+def slices_of(devices) -> set[int]:
+    return {device.slice_index for device in devices.flat}
+
+
+@pytest.mark.parametrize(
+    ("slices", "sizes"),
+    [(2, (2, 8, 1)), (2, (2, -1, 4)), (2, (4, 2, -1)), (2, (-1, 1, 1)), (4, (4, 4, 2)), (3, (6, 4, 1))],
+)
+def test_only_data_goes_across_slices(slices, sizes):
+    devices = chips(slices)
+    mesh = make_mesh(MeshConfig(*sizes), devices)
+    assert set(mesh.devices.flat) == set(devices)
+    for replica in mesh.devices:
+        assert len(slices_of(replica)) == 1
+    # The slices are outermost, so that what neighbouring replicas exchange stays inside one as far as it can.
+    order = [replica.flat[0].slice_index for replica in mesh.devices]
+    assert order == sorted(order)
+    for tensor in (1, 2, 4, 8):
+        for group in decode_mesh(mesh, tensor).devices:
+            assert len(slices_of(group)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            (1, -1, 1),
+            "mesh.data=1 x mesh.fsdp=-1 x mesh.tensor=1: mesh.data=1 is no multiple of the 4 slices, and only data "
+            "goes across slices; nearest that works: mesh.data=4 with another size of -1",
+        ),
+        (
+            (-1, 2, 8),
+            "mesh.data=-1 x mesh.fsdp=2 x mesh.tensor=8: mesh.data=2 is no multiple of the 4 slices, and only data "
+            "goes across slices; nearest that works: mesh.data=4 with another size of -1",
+        ),
+    ],
+)
+def test_data_that_does_not_fill_the_slices_names_the_nearest_that_does(sizes, message):
+    with pytest.raises(UserError) as error:
+        make_mesh(MeshConfig(*sizes), chips(4))
+    assert str(error.value) == message
+    assert make_mesh(MeshConfig(4, -1, 1), chips(4)).shape["fsdp"] == 8
+
+
+def test_a_copy_of_the_weights_that_would_cross_slices_names_the_nearest_that_does_not():
+    with pytest.raises(UserError) as error:
+        decode_mesh(make_mesh(MeshConfig(2, 8, 1), chips(2)), 16)
+    assert str(error.value) == (
+        "mesh.decode_tensor=16 does not divide the 8 devices of a slice, and a copy of the weights stays inside one; "
+        "nearest that does: 8"
+    )
+
+
+def test_hosts_of_a_gpu_cluster_are_no_slices():
+    devices = [dataclasses.replace(chip, platform="gpu", device_kind="NVIDIA H100") for chip in chips(2)]
+    assert make_mesh(MeshConfig(1, -1, 1), devices).shape["fsdp"] == 16
+
+
+@pytest.mark.tpu_compile
+def test_described_slices_are_laid_out_like_slices():
+    prepare_environment("v4-64")
+    mesh = make_mesh(MeshConfig(2, -1, 4), slice_devices("v4-64", 2))
+    assert tuple(mesh.shape.values()) == (2, 8, 4)
+    assert [slices_of(replica) for replica in mesh.devices] == [{0}, {1}]
+    assert make_mesh(MeshConfig(), slice_devices("v4-64", 1)).shape["fsdp"] == 32
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])
