@@ -146,14 +146,19 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
 
 @dataclass(frozen=True)
 class ActivationSharding:
-    """Where the activations of training lie, for XLA to keep to; without a mesh, anywhere.
+    """Where activations lie, for XLA to keep to; without a mesh, anywhere.
 
-    Left to itself it splits the model's width and exchanges whole activations in every layer: for 8 billion parameters
-    on 16 chips 8 times the bytes, in 3 times the memory (planned for a TPU v5e).
+    Left to itself, XLA splits the model's width and exchanges whole activations in every layer of training: for 8
+    billion parameters on 16 chips 8 times the bytes, in 3 times the memory (planned for a TPU v5e).
     """
 
     mesh: Mesh | None = None
     rules: Rules = TRAIN_RULES
+
+    @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "gpu" or "tpu". Programs may be compiled for devices that are not here."""
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def rows(self, x: jax.Array) -> jax.Array:
         """[B, ...] split over the batch's axes alone."""

@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.transformer import KVCache, init_cache
-from isheep_jax.sharding import DECODE_RULES, batch_sharding
+from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
+from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 
 # Below this, a further bucket would save less time in prefill than its compilation costs.
 _SHORTEST_BUCKET = 32
@@ -54,11 +54,18 @@ def check_rows(setting: str, rows: int, mesh: Mesh | None) -> None:
 
 
 def constrain_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
-    """Rows and heads of a cache [L, B, S, K, H] split by the decode rules."""
-    if mesh is None:
-        return cache
-    split = P(None, DECODE_RULES["batch"], None, DECODE_RULES["kv_heads"], None)
-    return jax.lax.with_sharding_constraint(cache, NamedSharding(mesh, split))
+    """Rows and heads of a cache split by the decode rules."""
+    return cache if mesh is None else jax.lax.with_sharding_constraint(cache, cache_sharding(mesh))
+
+
+def cache_sharding(mesh: Mesh) -> NamedSharding:
+    """Of keys and of values while decoding."""
+    return NamedSharding(mesh, cache_spec(DECODE_RULES))
+
+
+def decode_activations(mesh: Mesh | None) -> ActivationSharding:
+    """Where activations lie while decoding."""
+    return ActivationSharding(mesh, DECODE_RULES)
 
 
 def constrain_rows(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -73,7 +80,7 @@ def replicate(array: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("architecture", "slots", "context", "dtype", "mesh"))
 def allocate(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None) -> KVCache:
-    """An empty cache [L, slots, context, K, H], each device making only its own part."""
+    """An empty cache of `slots` rows of `context` positions, each device making only its own part."""
     return constrain_cache(init_cache(architecture, slots, context, dtype), mesh)
 
 
@@ -83,10 +90,19 @@ def cache_bytes(architecture: Architecture, slots: int, context: int, dtype: jnp
     return 2 * architecture.layers * slots * context * heads * jnp.dtype(dtype).itemsize
 
 
-def write_rows(cache: KVCache, rows: KVCache, slots: jax.Array) -> KVCache:
-    """Copies prefilled rows [L, R, T, K, H] into positions 0..T-1 of the given slots [R].
+def write_rows(cache: KVCache, rows: KVCache, slots: jax.Array, mesh: Mesh | None) -> KVCache:
+    """Copies prefilled rows of T positions into positions 0..T-1 of the given slots [R]; slot -1: nowhere.
 
-    Two rows may name one slot only if they are equal.
+    The rows that a data shard holds go to slots that it holds, so that no keys or values travel.
     """
-    length = rows.k.shape[2]
-    return cache.replace(k=cache.k.at[:, slots, :length].set(rows.k), v=cache.v.at[:, slots, :length].set(rows.v))
+    per_shard = cache.k.shape[1] // data_shards(mesh)
+    # Negative indices would wrap; one past the end is dropped by the scatter.
+    local = jnp.where(slots < 0, per_shard, slots % per_shard)
+
+    def write(cache, rows, local):
+        return cache.at[:, local, : rows.shape[2]].set(rows, mode="drop")
+
+    if mesh is not None:
+        split = cache_spec(DECODE_RULES)
+        write = jax.shard_map(write, mesh=mesh, in_specs=(split, split, P(DECODE_RULES["batch"])), out_specs=split)
+    return KVCache(write(cache.k, rows.k, local), write(cache.v, rows.v, local))

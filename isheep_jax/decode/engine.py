@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from isheep_jax.config import DecodeConfig
-from isheep_jax.decode.cache import allocate, bucket_of, check_rows, prefill_rows
+from isheep_jax.decode.cache import allocate, bucket_of, check_rows, data_shards, prefill_rows
 from isheep_jax.decode.programs import CONTROL_COLUMNS, KEY, POSITION, REMAINING, TOKEN, decode_chunk, prefill
 from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
 from isheep_jax.decode.sampling import request_key
@@ -25,8 +25,8 @@ from isheep_jax.decode.scoring import score_choices
 from isheep_jax.decode.stops import cut_at_stop, lone_byte, settled_text
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.model.transformer import KVCache
 from isheep_jax.sharding import DECODE_RULES, check_divisible, param_shardings
 
 # While requests wait, a chunk ends early once this share of the slots is idle: a slot left idle costs as much as a busy
@@ -224,20 +224,29 @@ class _Generation:
             admitted.setdefault(bucket_of(length, context), []).append(slot)
         for bucket, slots in admitted.items():
             rows = prefill_rows(bucket, self.engine.mesh)
-            for start in range(0, len(slots), rows):
-                packed = self._pack(slots[start : start + rows], bucket, rows)
+            for packed in self._pack(slots, bucket, rows):
                 cache = prefill(self.engine.params, cache, packed, **self.programs)
         return cache
 
-    def _pack(self, slots: list[int], bucket: int, rows: int) -> np.ndarray:
-        """Prompts of the slots as `prefill` takes them, [rows, bucket + 2]; the first is repeated to fill the shape."""
-        packed = np.zeros((rows, bucket + 2), np.int32)
-        for row, slot in enumerate(slots):
-            tokens = self.owner[slot].tokens
-            packed[row, : len(tokens)] = tokens
-            packed[row, -2:] = len(tokens), slot
-        packed[len(slots) :] = packed[0]
-        return packed
+    def _pack(self, slots: list[int], bucket: int, rows: int) -> Iterator[np.ndarray]:
+        """Prompts of the slots as `prefill` takes them, [rows, bucket + 1], until all are in.
+
+        The rows of a data shard take prompts of its own slots.
+        """
+        shards = data_shards(self.engine.mesh)
+        queues: list[deque[int]] = [deque() for _ in range(shards)]
+        for slot in slots:
+            queues[slot * shards // self.engine.config.slots].append(slot)
+        while any(queues):
+            packed = np.zeros((rows, bucket + 1), np.int32)
+            packed[:, -1] = -1
+            for row in range(rows):
+                if queue := queues[row * shards // rows]:
+                    slot = queue.popleft()
+                    tokens = self.owner[slot].tokens
+                    packed[row, : len(tokens)] = tokens
+                    packed[row, -1] = slot
+            yield packed
 
     def _collect(self, drawn: np.ndarray) -> Iterator[Completion]:
         """Takes in a chunk's tokens [B, chunk] and hands out what has finished."""

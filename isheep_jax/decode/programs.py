@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_cache, constrain_rows, replicate, write_rows
+from isheep_jax.decode.cache import constrain_cache, constrain_rows, decode_activations, replicate, write_rows
 from isheep_jax.decode.sampling import sample
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.transformer import KVCache, forward, init_cache, logits
+from isheep_jax.model.kv_cache import KVCache
+from isheep_jax.model.transformer import forward, logits
 
 # Columns of the control array [B, 5] (int32) of a decode chunk, one row per slot.
 TOKEN = 0  # the sequence's last token, whose keys and values are not in the cache yet
@@ -37,18 +38,24 @@ def prefill(
 ) -> KVCache:
     """Writes the keys and values of prompts into their slots.
 
-    packed: [R, T + 2] int32; a row is a prompt padded to the bucket T, its length, and its slot. The last token of a
-    prompt is left to the first decode step, which therefore draws the first new token as it draws all others.
-    Rows that fill up the fixed shape repeat another row. Returns the cache.
+    packed: [R, T + 1] int32; a row is a prompt padded to the bucket T, and its slot, which lies on the data shard of
+    the row; slot -1 fills up the fixed shape. The first decode step comes back to the last token of a prompt, and so
+    draws the first new token as it draws all others. Returns the cache.
     """
     packed = constrain_rows(packed, mesh)
-    tokens, lengths, slots = packed[:, :-2], packed[:, -2], packed[:, -1]
-    batch, bucket = tokens.shape
-    index = jnp.arange(bucket, dtype=jnp.int32)
-    positions = jnp.where(index < lengths[:, None] - 1, index, -1)
-    rows = constrain_cache(init_cache(architecture, batch, bucket, cache.k.dtype), mesh)
-    _, rows = forward(params, architecture, tokens, positions, cache=rows, compute_dtype=compute_dtype)
-    return constrain_cache(write_rows(cache, rows, slots), mesh)
+    tokens, slots = packed[:, :-1], packed[:, -1]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    # What stands behind a prompt is written as well, and overwritten by new tokens before any token sees it.
+    _, rows = forward(
+        params,
+        architecture,
+        tokens,
+        positions,
+        collect=True,
+        compute_dtype=compute_dtype,
+        activations=decode_activations(mesh),
+    )
+    return constrain_cache(write_rows(cache, rows, slots, mesh), mesh)
 
 
 @functools.partial(
@@ -89,7 +96,13 @@ def decode_chunk(
         busy = remaining > 0
         written = jnp.where(busy, position, -1)
         hidden, cache = forward(
-            params, architecture, token[:, None], written[:, None], cache=cache, compute_dtype=compute_dtype
+            params,
+            architecture,
+            token[:, None],
+            written[:, None],
+            cache=cache,
+            compute_dtype=compute_dtype,
+            activations=decode_activations(mesh),
         )
         scores = logits(params, architecture, hidden[:, 0], compute_dtype)
         new = sample(scores, keys, position + 1, temperature, top_p)

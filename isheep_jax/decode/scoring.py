@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import bucket_of, constrain_cache, constrain_rows, replicate
+from isheep_jax.decode.cache import bucket_of, constrain_cache, constrain_rows, decode_activations, replicate
 from isheep_jax.decode.requests import ChoiceScores, Request
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.model.transformer import forward, init_cache, logits
+from isheep_jax.model.transformer import forward, logits
 
 
 @dataclass
@@ -120,23 +120,24 @@ def _score(
     prompts, choices = constrain_rows(prompts, mesh), constrain_rows(choices, mesh)
     tokens, lengths = prompts[:, :-1], prompts[:, -1]
     choices, counts = choices[..., :-1], choices[..., -1]
-    batch, bucket = tokens.shape
-    longest = choices.shape[-1]
-    run = functools.partial(forward, params, architecture, compute_dtype=compute_dtype)
+    bucket, longest = tokens.shape[1], choices.shape[-1]
+    run = functools.partial(
+        forward, params, architecture, compute_dtype=compute_dtype, activations=decode_activations(mesh)
+    )
 
     def logprob(hidden, targets):  # [R, D], [R, C] -> [R, C], of hidden positions already gathered
         scores = jax.nn.log_softmax(logits(params, architecture, hidden, compute_dtype).astype(jnp.float32))
         return jnp.take_along_axis(scores, targets, axis=-1)
 
-    index = jnp.arange(bucket, dtype=jnp.int32)
-    positions = jnp.where(index < lengths[:, None], index, -1)
-    cache = constrain_cache(init_cache(architecture, batch, bucket + longest - 1, compute_dtype), mesh)
-    hidden, cache = run(tokens, positions, cache=cache)
+    positions = jnp.broadcast_to(jnp.arange(bucket, dtype=jnp.int32), tokens.shape)
+    hidden, cache = run(tokens, positions, collect=longest > 1)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     total = jnp.where(counts > 0, logprob(last, choices[..., 0]), 0.0)
     if longest == 1:
         return replicate(total, mesh)
 
+    # Slots behind the prompts for the rest of a choice; what padding left in others is overwritten before it is seen.
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, longest - 1), (0, 0))), cache)
     step = jnp.arange(longest - 1, dtype=jnp.int32)
 
     def continue_with(cache, choice):

@@ -23,7 +23,7 @@ def splash_attention(
     window: int | None,
     scale: float | None,
     softcap: float | None,
-    mesh: Mesh,
+    mesh: Mesh | None,
     rules: Rules,
     interpret: bool = False,
 ) -> jax.Array:
@@ -34,8 +34,9 @@ def splash_attention(
     scores (None: 1 / sqrt(H)). softcap: bound c of the scores, as c tanh(score / c). interpret: runs the kernels
     without a TPU, slowly. Returns [B, T, N, H] in q's dtype. Has a gradient in q, k and v, but no second one.
 
-    Every device computes its rows and heads: B is split over rules["batch"], N and K over rules["heads"], and each must
-    be a multiple of its parts. T may be any length; the kernels see it rounded up to whole blocks.
+    Every device of the mesh (None: one device) computes its rows and heads: B is split over rules["batch"], N and K
+    over rules["heads"], and each must be a multiple of its parts. T may be any length; the kernels see it rounded up to
+    whole blocks.
     """
     if rules["heads"] != rules["kv_heads"]:
         raise ValueError(f"query heads are split over {rules['heads']}, but key heads over {rules['kv_heads']}")
@@ -63,6 +64,8 @@ def splash_attention(
         out = kernel(q, k.swapaxes(1, 2), v.swapaxes(1, 2), segment_ids)
         return out.transpose(0, 3, 1, 2, 4).reshape(B, padded, K * group, H)[:, :T]
 
+    if mesh is None:
+        return local(q, k, v, segment_ids)
     in_specs = (heads, heads, heads, None if segment_ids is None else rows)
     # The kernels do not say how their outputs vary over the mesh.
     return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=heads, check_vma=False)(q, k, v, segment_ids)

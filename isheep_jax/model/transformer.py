@@ -8,12 +8,12 @@ import functools
 import math
 from typing import Any, Literal
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
-from isheep_jax.model.attention import attention, cached_mask, packed_mask
+from isheep_jax.model.attention import attention, cached_mask, one_of, packed_attention
+from isheep_jax.model.kv_cache import KVCache, layer_of, write_tokens
 from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
 # For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.
@@ -31,24 +31,6 @@ LINEAR_LEAVES = tuple(_LINEAR)
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-@flax.struct.dataclass
-class KVCache:
-    """Keys and values of earlier tokens. The slot of a token is its position.
-
-    k: [L, B, S, K, H], after RoPE.
-    v: [L, B, S, K, H].
-    """
-
-    k: jax.Array
-    v: jax.Array
-
-
-def init_cache(architecture: Architecture, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
-    """An empty cache for `batch` rows of `length` positions."""
-    shape = (architecture.layers, batch, length, architecture.kv_heads, architecture.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
 def forward(
     params: dict[str, Any],
     architecture: Architecture,
@@ -57,6 +39,7 @@ def forward(
     *,
     segment_ids: jax.Array | None = None,
     cache: KVCache | None = None,
+    collect: bool = False,
     lora: dict[str, Any] | None = None,
     lora_scale: float = 1.0,
     lora_dropout: float = 0.0,
@@ -68,13 +51,14 @@ def forward(
     """Hidden states after the final norm.
 
     tokens, positions: [B, T]. Without a cache the tokens of a row see the earlier ones of the row, of the same segment
-    where segment_ids [B, T] are given (0 is padding). With a cache the keys and values of the tokens are written to the
-    slots `positions` (a position outside 0..S-1, such as -1 for padding, writes nothing) and each token at position p
-    sees the slots 0..p, whether T is 1 (decode) or more (prefill, in one piece or several).
+    where segment_ids [B, T] are given (0 is padding); with collect their keys and values come back as a cache of T
+    slots, in the order of the row. With a cache the keys and values of the tokens are written to the slots `positions`
+    (a position outside 0..S-1, such as -1 for padding, writes nothing) and each token at position p sees the slots
+    0..p, whether T is 1 (decode) or more.
 
     lora: {"layers": {"wq": {"a": [L, D, R], "b": [L, R, N, H]}, ...}} adds lora_scale * x a b to those linear leaves
     (Hu et al. 2021); with a dropout_key (two uint32), lora_dropout of x is dropped before a. activations: where they
-    lie while training.
+    lie.
 
     Returns ([B, T, D] in compute_dtype, the cache with the new tokens or None).
     """
@@ -85,20 +69,18 @@ def forward(
         x *= jnp.asarray(math.sqrt(a.hidden_size), compute_dtype)
     kinds, kind_of_layer = a.attention_kinds
     angles = [_rope_angles(positions, a.head_dim, kind) for kind in kinds]
+    shape_of_scores = {"scale": (a.query_scalar or a.head_dim) ** -0.5, "softcap": a.attention_softcap}
     if cache is None:
-        masks, write_at = [packed_mask(positions, segment_ids, kind.window) for kind in kinds], None
+        windows = tuple(kind.window for kind in kinds)
+        attend = packed_attention(tokens.shape[1], segment_ids, windows, **shape_of_scores, activations=activations)
     else:
-        length = cache.k.shape[2]
-        masks = [cached_mask(positions, length, kind.window) for kind in kinds]
-        # Negative indices would wrap; one past the end is dropped by the scatter.
-        write_at = jnp.where(positions < 0, length, positions)
-    batch = jnp.arange(tokens.shape[0])[:, None]
+        masks = [cached_mask(positions, cache.length, kind.window) for kind in kinds]
 
     def layer(carry, inputs):
         x, cache = carry
         weights, adapters, index, kind = inputs
         x = activations.rows(x)
-        (cos, sin), mask = _one_of(angles, kind), _one_of(masks, kind)
+        cos, sin = one_of(angles, kind)
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return rms_norm(x, weights[name], a.norm_eps, traits.norm_offset) if name in weights else x
@@ -121,29 +103,29 @@ def forward(
         if traits.qkv_bias:
             q, k, v = (y + weights[b].astype(compute_dtype) for y, b in ((q, "bq"), (k, "bk"), (v, "bv")))
         q, k = _rotate(norm("q_norm", q), cos, sin), _rotate(norm("k_norm", k), cos, sin)
-        if cache is not None:
+        collected = None
+        if cache is None:
+            attended = attend(q, k, v, kind)
+            if collect:
+                collected = KVCache(*(y.reshape(*y.shape[:2], -1) for y in (k, v)))
+        else:
             # The cache rides in the carry and only the new positions are written, so that a decode step does not
             # rewrite a layer's whole cache.
-            cache = KVCache(
-                cache.k.at[index, batch, write_at].set(k.astype(cache.k.dtype), mode="drop"),
-                cache.v.at[index, batch, write_at].set(v.astype(cache.v.dtype), mode="drop"),
-            )
-            k, v = (jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False) for c in (cache.k, cache.v))
-        k, v = k.astype(compute_dtype), v.astype(compute_dtype)
-        attended = attention(q, k, v, mask, scale=scale, softcap=a.attention_softcap)
+            cache = write_tokens(cache, index, k, v, positions, activations)
+            k, v = (y.astype(compute_dtype) for y in layer_of(cache, index, a.head_dim))
+            attended = attention(q, k, v, one_of(masks, kind), **shape_of_scores)
         x = x + norm("attn_post_norm", linear("wo", attended))
         h = norm("mlp_norm", x)
         h = linear("w_down", activate(linear("w_gate", h)) * linear("w_up", h))
-        return (activations.rows(x + norm("mlp_post_norm", h)), cache), None
+        return (activations.rows(x + norm("mlp_post_norm", h)), cache), collected
 
-    scale = (a.query_scalar or a.head_dim) ** -0.5
     activate = _ACTIVATIONS[traits.activation]
     adapters = None if lora is None else lora["layers"]
     inputs = (params["layers"], adapters, jnp.arange(a.layers), jnp.asarray(kind_of_layer))
     # A scan keeps the two passes apart by itself, so that XLA need not be kept from sharing work between them.
     body = jax.checkpoint(layer, prevent_cse=False) if remat == "full" else layer
-    (x, cache), _ = jax.lax.scan(body, (x, cache), inputs)
-    return rms_norm(x, params["final_norm"], a.norm_eps, traits.norm_offset), cache
+    (x, cache), collected = jax.lax.scan(body, (x, cache), inputs)
+    return rms_norm(x, params["final_norm"], a.norm_eps, traits.norm_offset), collected if collect else cache
 
 
 def logits(
@@ -214,13 +196,6 @@ def _rope_angles(positions: jax.Array, head_dim: int, kind: AttentionKind) -> tu
     """Cosines and sines [B, T, 1, H / 2] in float32."""
     angles = positions[:, :, None, None] * rope_frequencies(head_dim, kind.rope_theta, kind.rope_scaling)
     return jnp.cos(angles), jnp.sin(angles)
-
-
-def _one_of(choices: list[Any], index: jax.Array) -> Any:
-    """The `index`-th of trees of like arrays; index: traced scalar, not looked at when there is only one."""
-    if len(choices) == 1:
-        return choices[0]
-    return jax.tree.map(lambda *each: jax.lax.dynamic_index_in_dim(jnp.stack(each), index, keepdims=False), *choices)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from isheep_jax.config import Config
 from isheep_jax.decode import programs as decoding
 from isheep_jax.decode import scoring
-from isheep_jax.decode.cache import allocate, check_rows, prefill_rows
+from isheep_jax.decode.cache import allocate, cache_sharding, check_rows, prefill_rows
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.sft import data, train_step, trainer
@@ -84,11 +84,12 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         lower = lambda: scoring._score.lower(params, prompts, choices, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, 0.0, rows, rows * prompts.shape[1])
     cache = jax.eval_shape(lambda: allocate(architecture, decode.slots, decode.context, dtype, None))
-    cache = _with_cache_sharding(cache, mesh)
+    split = cache_sharding(mesh)
+    cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
     cache_bytes = bytes_per_device(cache)
     if name == PREFILL:
         rows = prefill_rows(decode.context, mesh)
-        packed = np.zeros((rows, decode.context + 2), np.int32)
+        packed = np.zeros((rows, decode.context + 1), np.int32)
         lower = lambda: decoding.prefill.lower(params, cache, packed, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, cache_bytes, rows, rows * decode.context)
     control = np.zeros((decode.slots, decoding.CONTROL_COLUMNS), np.int32)
@@ -130,11 +131,6 @@ def bytes_per_device(tree: Tree) -> float:
     return float(
         sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
     )
-
-
-def _with_cache_sharding(cache: Tree, mesh: Mesh) -> Tree:
-    split = NamedSharding(mesh, PartitionSpec(None, DECODE_RULES["batch"], None, DECODE_RULES["kv_heads"], None))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
 
 
 def _abstract(architecture: Architecture, mesh: Mesh, rules: Any, dtype: jnp.dtype) -> Tree:

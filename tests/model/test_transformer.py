@@ -7,7 +7,8 @@ import parity
 import pytest
 
 from isheep_jax.model.architecture import Architecture, RopeScaling, init_parameters, parameter_table
-from isheep_jax.model.transformer import LINEAR_LEAVES, forward, init_cache, logits, rope_frequencies
+from isheep_jax.model.kv_cache import init_cache
+from isheep_jax.model.transformer import LINEAR_LEAVES, forward, logits, rope_frequencies
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, batch_sharding, param_shardings
 
 ARCHITECTURE = Architecture(
