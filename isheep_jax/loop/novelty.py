@@ -1,26 +1,29 @@
 """Which instructions are new: ROUGE-L F1 against one pool that lives as long as the run.
 
-Exact, not approximate: the longest common subsequence comes from RapidFuzz, whose normalised Indel similarity
-2 LCS / (m + n) is ROUGE-L F1 when every token is one code point. Pairs whose lengths alone rule out the limit are never
-compared.
+Exact, not approximate: the filters of `overlap` drop no pair that is above the limit, and what they let through is
+decided by the longest common subsequence of its tokens (RapidFuzz, with a code point per token).
 """
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rapidfuzz.distance import Indel, LCSseq
-from rapidfuzz.process import cdist
+from rapidfuzz.distance import LCSseq
+from rapidfuzz.process import cpdist
+
+from isheep_jax.loop.overlap import Bounds, Pairs, Segment, Texts, Vocabulary, all_pairs, batched
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 # Scripts that put no spaces between words: every character counts as a word.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
 )
+# Instructions that are compared with the pool at a time.
+_BLOCK = 2048
 # Above this many comparisons in one call, threads pay for themselves.
-_MANY = 10_000_000
+_MANY = 20_000
 
 
 def tokenize(text: str) -> list[str]:
@@ -76,106 +79,135 @@ class Neighbour:
 
 
 class Pool:
-    """All instructions so far: seeds, then what every iteration accepted."""
+    """All instructions so far: seeds, then what every iteration accepted. Takes about 1 kB for each."""
 
-    def __init__(self, limit: float):
-        """limit: highest ROUGE-L F1 (0 to 1) that is still new; with 1 only exact repetitions are not."""
+    def __init__(self, limit: float, segment: int = 16384):
+        """limit: highest ROUGE-L F1 (0 to 1) that is still new; with 1 only exact repetitions are not.
+
+        segment: instructions from which on they are indexed (count); no decision depends on it.
+        """
         self.limit = limit
         self._ids: list[str] = []
         self._exact: dict[tuple[str, str], str] = {}
-        self._codes: dict[str, str] = {}
-        self._by_length: dict[int, tuple[list[str], list[int]]] = {}
+        self._waiting: list[str] = []
+        self._vocabulary = Vocabulary()
+        self._bounds = Bounds(limit)
+        self._texts = Texts()
+        self._segments: list[Segment] = []
+        self._segment = segment
 
     def add(self, id: str, instruction: str, input: str = "") -> None:
-        self._insert(id, _exact_key(instruction, input), self._encode(instruction))
+        """Puts an instruction into the pool, new or not."""
+        self._exact.setdefault(_exact_key(instruction, input), id)
+        self._ids.append(id)
+        self._waiting.append(instruction)
+        if len(self._waiting) == _BLOCK:
+            self._index_waiting()
 
     def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbour | None]:
         """For each instruction in order: None when it is new (it then joins the pool), or what it repeats.
 
         The same as asking one after the other. ROUGE-L looks at the instruction alone; the exact comparison at
-        instruction and input.
+        instruction and input. Of several that it repeats, the most similar is told, and of these the earliest.
         """
-        codes = [self._encode(text) for text in instructions]
-        verdicts = self._against_pool(codes)
-        within = self._within(codes)
-        accepted: set[int] = set()
-        for i, id in enumerate(ids):
-            key = _exact_key(instructions[i], inputs[i])
-            near = [(similarity, -j) for j, similarity in within.get(i, ()) if j in accepted]
-            if near:
-                similarity, j = max(near)
-                if verdicts[i] is None or similarity > verdicts[i].similarity:
-                    verdicts[i] = Neighbour(ids[-j], similarity)
-            if verdicts[i] is None and key in self._exact:
-                verdicts[i] = Neighbour(self._exact[key], 1.0)
-            if verdicts[i] is None:
-                accepted.add(i)
-                self._insert(id, key, codes[i])
+        self._index_waiting()
+        verdicts: list[Neighbour | None] = []
+        for start in range(0, len(ids), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            verdicts += self._admit(ids[block], instructions[block], inputs[block])
         return verdicts
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def _insert(self, id: str, key: tuple[str, str], code: str) -> None:
-        self._exact.setdefault(key, id)
-        strings, indices = self._by_length.setdefault(len(code), ([], []))
-        strings.append(code)
-        indices.append(len(self._ids))
-        self._ids.append(id)
+    def _admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbour | None]:
+        encoded = self._encode(instructions)
+        verdicts = self._against_pool(encoded)
+        within = self._within(encoded)
+        accepted: list[int] = []
+        is_accepted = [False] * len(ids)
+        for i, id in enumerate(ids):
+            near = [(similarity, -j) for j, similarity in within.get(i, ()) if is_accepted[j]]
+            if near:
+                similarity, j = max(near)
+                if verdicts[i] is None or similarity > verdicts[i].similarity:
+                    verdicts[i] = Neighbour(ids[-j], similarity)
+            key = _exact_key(instructions[i], inputs[i])
+            if verdicts[i] is None and key in self._exact:
+                verdicts[i] = Neighbour(self._exact[key], 1.0)
+            if verdicts[i] is None:
+                accepted.append(i)
+                is_accepted[i] = True
+                self._exact[key] = id
+        self._ids += [ids[i] for i in accepted]
+        self._index(encoded.take(accepted))
+        return verdicts
 
-    def _encode(self, text: str) -> str:
-        """One code point per token, so that strings of code points have the similarity of token lists."""
-        return "".join(self._codes.setdefault(t, _code_point(len(self._codes))) for t in tokenize(text))
+    def _encode(self, instructions: Sequence[str]) -> Texts:
+        # With a limit of 1 tokens do not matter.
+        return self._vocabulary.encode(tokenize(text) if self.limit < 1 else [] for text in instructions)
 
-    def _against_pool(self, codes: Sequence[str]) -> list[Neighbour | None]:
-        found: list[Neighbour | None] = [None] * len(codes)
-        if self.limit >= 1:
-            return found
-        for length in sorted({len(c) for c in codes if c}):
-            queries = [i for i, c in enumerate(codes) if len(c) == length]
-            strings: list[str] = []
-            indices: list[int] = []
-            for other, (s, i) in self._by_length.items():
-                # LCS <= min(m, n): lengths too different can never reach the limit.
-                if other and 2 * min(length, other) / (length + other) > self.limit - 1e-6:
-                    strings += s
-                    indices += i
-            for q, matches in zip(queries, self._close([codes[q] for q in queries], strings)):
-                best = max(((similarity, -indices[j]) for j, similarity in matches), default=None)
-                if best:
-                    found[q] = Neighbour(self._ids[-best[1]], best[0])
-        return found
+    def _index_waiting(self) -> None:
+        if self._waiting:
+            self._index(self._encode(self._waiting))
+            self._waiting = []
 
-    def _within(self, codes: Sequence[str]) -> dict[int, list[tuple[int, float]]]:
+    def _index(self, texts: Texts) -> None:
+        self._texts.extend(texts.strings, texts.elements, texts.lengths)
+        start, stop = self._indexed, len(self._texts)
+        if stop - start < self._segment or self.limit >= 1:
+            return
+        # Segments of like size merge, so that there are few and a text is indexed anew only log2 times.
+        while self._segments and self._segments[-1].stop - self._segments[-1].start < 2 * (stop - start):
+            start = self._segments.pop().start
+        self._segments.append(Segment(self._texts, start, stop, self._bounds))
+
+    @property
+    def _indexed(self) -> int:
+        return self._segments[-1].stop if self._segments else 0
+
+    def _against_pool(self, encoded: Texts) -> list[Neighbour | None]:
+        best: dict[int, tuple[float, int]] = {}
+        for i, j, similarity in self._close(encoded, self._texts, self._candidates(encoded)):
+            best[i] = max(best.get(i, (0.0, 0)), (similarity, -j))
+        return [Neighbour(self._ids[-best[i][1]], best[i][0]) if i in best else None for i in range(len(encoded))]
+
+    def _candidates(self, encoded: Texts) -> Iterator[Pairs]:
+        for segment in self._segments:
+            yield from segment.candidates(encoded)
+        recent = slice(self._indexed, None)
+        lengths, narrow = self._texts.lengths[recent], self._texts.narrow[recent]
+        for i, j in all_pairs(encoded, np.arange(len(encoded)), lengths, narrow, self._bounds):
+            yield i, j + self._indexed
+
+    def _within(self, encoded: Texts) -> dict[int, list[tuple[int, float]]]:
         """For each instruction of a block, the earlier ones of the block that are too similar."""
-        if self.limit >= 1:
-            return {}
-        return {
-            i: [(j, s) for j, s in matches if j < i] for i, matches in enumerate(self._close(codes, codes)) if matches
-        }
+        pairs = all_pairs(encoded, np.arange(len(encoded)), encoded.lengths, encoded.narrow, self._bounds)
+        within: dict[int, list[tuple[int, float]]] = {}
+        for i, j, similarity in self._close(encoded, encoded, ((i[j < i], j[j < i]) for i, j in pairs)):
+            within.setdefault(i, []).append((j, similarity))
+        return within
 
-    def _close(self, queries: Sequence[str], others: Sequence[str]) -> list[list[tuple[int, float]]]:
-        """For each query the others whose ROUGE-L F1 is above the limit, with it."""
-        if not queries or not others:
-            return [[] for _ in queries]
-        # The matrix is float32: take a little more than needed, then decide in float64.
-        cutoff = max(self.limit - 1e-4, 1e-9)
-        workers = -1 if len(queries) * len(others) > _MANY else 1
-        matrix = cdist(queries, others, scorer=Indel.normalized_similarity, score_cutoff=cutoff, workers=workers)
-        close: list[list[tuple[int, float]]] = [[] for _ in queries]
-        for i, j in np.argwhere(matrix > 0).tolist():
-            a, b = queries[i], others[j]
-            if a and b:
-                similarity = rouge_l(LCSseq.similarity(a, b), len(a), len(b))
+    def _close(self, queries: Texts, members: Texts, pairs: Iterable[Pairs]) -> Iterator[tuple[int, int, float]]:
+        """The pairs (query, member) whose ROUGE-L F1 is above the limit, with it."""
+        for i, j in batched(pairs):
+            m, n = queries.lengths[i], members.lengths[j]
+            need = self._bounds.need(m, n)
+            # The bitmaps again, now the wide ones, and the need of just these two lengths.
+            bits = np.bitwise_count(queries.wide[i] ^ members.wide[j]).sum(axis=1, dtype=np.int64)
+            left = np.flatnonzero(bits <= m + n - 2 * need)
+            i, j, need = i[left], j[left], need[left]
+            a, b = [queries.strings[k] for k in i.tolist()], [members.strings[k] for k in j.tolist()]
+            workers = -1 if len(left) > _MANY else 1
+            common = cpdist(a, b, scorer=LCSseq.similarity, dtype=np.int32, workers=workers)
+            left = np.flatnonzero(common >= need)
+            for q, k, lcs in zip(i[left].tolist(), j[left].tolist(), common[left].tolist()):
+                if self._vocabulary.ambiguous:
+                    lcs = LCSseq.similarity(self._vocabulary.tokens(queries, q), self._vocabulary.tokens(members, k))
+                similarity = rouge_l(lcs, int(queries.lengths[q]), int(members.lengths[k]))
                 if similarity > self.limit:
-                    close[i].append((j, similarity))
-        return close
+                    yield q, k, similarity
 
 
 def _exact_key(instruction: str, input: str) -> tuple[str, str]:
     return " ".join(instruction.split()), " ".join(input.split())
-
-
-def _code_point(index: int) -> str:
-    # Surrogates are not characters of their own: leave them out.
-    return chr(index + 1 if index + 1 < 0xD800 else index + 1 + 0x800)
