@@ -64,10 +64,7 @@ def rouge_l(lcs: int, m: int, n: int) -> float:
 
     The order decides ties: 7 common tokens of 7 and 13 give 0.7000000000000001, which is above a limit of 0.7.
     """
-    if not lcs:
-        return 0.0
-    precision, recall = lcs / m, lcs / n
-    return 2 * precision * recall / (precision + recall)
+    return _f1(lcs / m, lcs / n) if lcs else 0.0
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,10 @@ class Pool:
     def _against_pool(self, encoded: Texts) -> list[Neighbour | None]:
         best: dict[int, tuple[float, int]] = {}
         for i, j, similarity in self._close(encoded, self._texts, self._candidates(encoded)):
-            best[i] = max(best.get(i, (0.0, 0)), (similarity, -j))
+            order = np.lexsort((j, -similarity, i))
+            first = order[np.unique(i[order], return_index=True)[1]]
+            for q, k, value in zip(i[first].tolist(), j[first].tolist(), similarity[first].tolist()):
+                best[q] = max(best.get(q, (0.0, 0)), (value, -k))
         return [Neighbour(self._ids[-best[i][1]], best[i][0]) if i in best else None for i in range(len(encoded))]
 
     def _candidates(self, encoded: Texts) -> Iterator[Pairs]:
@@ -184,12 +184,15 @@ class Pool:
         """For each instruction of a block, the earlier ones of the block that are too similar."""
         pairs = all_pairs(encoded, np.arange(len(encoded)), encoded.lengths, encoded.narrow, self._bounds)
         within: dict[int, list[tuple[int, float]]] = {}
-        for i, j, similarity in self._close(encoded, encoded, ((i[j < i], j[j < i]) for i, j in pairs)):
-            within.setdefault(i, []).append((j, similarity))
+        for columns in self._close(encoded, encoded, ((i[j < i], j[j < i]) for i, j in pairs)):
+            for i, j, similarity in zip(*(column.tolist() for column in columns)):
+                within.setdefault(i, []).append((j, similarity))
         return within
 
-    def _close(self, queries: Texts, members: Texts, pairs: Iterable[Pairs]) -> Iterator[tuple[int, int, float]]:
-        """The pairs (query, member) whose ROUGE-L F1 is above the limit, with it."""
+    def _close(
+        self, queries: Texts, members: Texts, pairs: Iterable[Pairs]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The pairs (query, member) whose ROUGE-L F1 is above the limit, with it: three arrays."""
         for i, j in batched(pairs):
             m, n = queries.lengths[i], members.lengths[j]
             need = self._bounds.need(m, n)
@@ -199,14 +202,23 @@ class Pool:
             i, j, need = i[left], j[left], need[left]
             a, b = [queries.strings[k] for k in i.tolist()], [members.strings[k] for k in j.tolist()]
             workers = -1 if len(left) > _MANY else 1
-            common = cpdist(a, b, scorer=LCSseq.similarity, dtype=np.int32, workers=workers)
-            left = np.flatnonzero(common >= need)
-            for q, k, lcs in zip(i[left].tolist(), j[left].tolist(), common[left].tolist()):
-                if self._vocabulary.ambiguous:
-                    lcs = LCSseq.similarity(self._vocabulary.tokens(queries, q), self._vocabulary.tokens(members, k))
-                similarity = rouge_l(lcs, int(queries.lengths[q]), int(members.lengths[k]))
-                if similarity > self.limit:
-                    yield q, k, similarity
+            lcs = cpdist(a, b, scorer=LCSseq.similarity, dtype=np.int32, workers=workers)
+            left = np.flatnonzero(lcs >= need)
+            i, j, lcs = i[left], j[left], lcs[left]
+            if self._vocabulary.ambiguous:
+                tokens = self._vocabulary.tokens
+                both = [(tokens(queries, q), tokens(members, k)) for q, k in zip(i.tolist(), j.tolist())]
+                lcs = np.array([LCSseq.similarity(*pair) for pair in both], np.int32)
+            close = np.flatnonzero(lcs > 0)
+            i, j, lcs = i[close], j[close], lcs[close]
+            similarity = _f1(lcs / queries.lengths[i], lcs / members.lengths[j])
+            close = similarity > self.limit
+            yield i[close], j[close], similarity[close]
+
+
+def _f1(precision, recall):
+    """In the order of operations of `rouge_score`, for numbers and arrays alike."""
+    return 2 * precision * recall / (precision + recall)
 
 
 def _exact_key(instruction: str, input: str) -> tuple[str, str]:
