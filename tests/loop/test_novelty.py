@@ -1,8 +1,14 @@
+import itertools
+import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
+from isheep_jax.loop import overlap, templates
 from isheep_jax.loop.novelty import Pool, normalise, rouge_l, tokenize
+from isheep_jax.loop.seeds import read_seeds
 
 
 def lcs(a, b):
@@ -14,29 +20,165 @@ def lcs(a, b):
     return row[-1]
 
 
-def slow(pool, text, limit):
-    """Whether any member is too similar, by the definition."""
-    a = tokenize(text)
-    for other in pool:
-        b = tokenize(other)
-        if a and b and rouge_l(lcs(a, b), len(a), len(b)) > limit:
-            return True
-    return any(" ".join(other.split()) == " ".join(text.split()) for other in pool)
+def lcs_by_bits(a, b):
+    """The same, fast (Hyyrö, 2004): bit i of `row` is clear where the LCS with a[: i + 1] grows."""
+    where = {}
+    for i, x in enumerate(a):
+        where[x] = where.get(x, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for y in b:
+        common = row & where.get(y, 0)
+        row = (row + common | row - common) & full
+    return len(a) - row.bit_count()
 
 
-@pytest.mark.parametrize("limit", [0.3, 0.5, 0.7, 0.9, 1.0])
-def test_the_pool_admits_what_the_definition_admits(limit):
-    rng = random.Random(f"novelty {limit}")
-    texts = [" ".join(rng.choice("abcdefgh") for _ in range(rng.randint(0, 14))) + rng.choice(" .") for _ in range(400)]
-    pool, admitted = Pool(limit), []
-    for start in range(0, 400, 80):
-        block = texts[start : start + 80]
-        verdicts = pool.admit([str(start + i) for i in range(80)], block, [""] * 80)
-        for text, verdict in zip(block, verdicts):
-            assert (verdict is not None) == slow(admitted, text, limit)
-            if verdict is None:
-                admitted.append(text)
-    assert len(pool) == len(admitted)
+def verdicts_by_definition(items, limit):
+    """For each (instruction, input): None, or the index of the most similar one kept before, the earliest of several.
+
+    The formula is written out here as `rouge_score` has it.
+    """
+    kept, verdicts = [], []
+    for i, (instruction, input) in enumerate(items):
+        a, key = tokenize(instruction), (instruction.split(), input.split())
+        best = (0.0, 0)
+        for j, b, _ in kept:
+            if not a or not b or 2 * min(len(a), len(b)) / (len(a) + len(b)) < limit - 1e-6:
+                continue
+            common = lcs_by_bits(a, b)
+            precision, recall = common / len(a), common / len(b)
+            f1 = 2 * precision * recall / (precision + recall) if common else 0.0
+            if f1 > limit and f1 > best[0]:
+                best = (f1, j)
+        exact = [j for j, _, other in kept if other == key]
+        verdicts.append(best[1] if best[0] else exact[0] if exact else None)
+        if verdicts[-1] is None:
+            kept.append((i, a, key))
+    return verdicts
+
+
+def verdicts_of_pool(items, limit, blocks=(1, 7, 90), **settings):
+    """The same from a pool, asked in blocks of several sizes."""
+    pool, verdicts, sizes = Pool(limit, **settings), [], itertools.cycle(blocks)
+    while len(verdicts) < len(items):
+        start = len(verdicts)
+        block = items[start : start + next(sizes)]
+        ids = [str(start + i) for i in range(len(block))]
+        near = pool.admit(ids, [text for text, _ in block], [input for _, input in block])
+        verdicts += [int(n.id) if n else None for n in near]
+    assert len(pool) == sum(v is None for v in verdicts)
+    return verdicts
+
+
+def varied(texts, count, seed):
+    """count texts: the given ones, and then copies of earlier ones with a few words replaced, swapped or left out."""
+    rng = random.Random(seed)
+    words = [word for text in texts for word in text.split()]
+    made = list(texts)
+    while len(made) < count:
+        text = rng.choice(made).split()
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(text))
+            change = rng.choice(["replace", "insert", "drop", "swap"])
+            if change == "replace":
+                text[place] = rng.choice(words)
+            elif change == "insert":
+                text.insert(place, rng.choice(words))
+            elif change == "drop" and len(text) > 1:
+                del text[place]
+            else:
+                text[place], text[-1] = text[-1], text[place]
+        made.append(" ".join(text))
+    rng.shuffle(made)
+    return made[:count]
+
+
+def real_instructions():
+    """Instructions of a JSON Lines file (fields instruction or prompt) that the environment names."""
+    path = os.environ.get("ISHEEP_JAX_INSTRUCTIONS")
+    if not path:
+        pytest.skip("ISHEEP_JAX_INSTRUCTIONS names no JSON Lines file with instructions")
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [str(row.get("instruction") or row["prompt"]) for row in rows][:2000]
+
+
+@pytest.fixture(params=["lists", "scan", "no index"])
+def segment(request, monkeypatch):
+    """Size of an indexed segment, with each of the two ways through an index, and too large for any index."""
+    monkeypatch.setattr(overlap, "_LIST_COST", 0 if request.param == "lists" else 1e9)
+    # So that texts of this size, too, are compared in many pieces.
+    monkeypatch.setattr(overlap, "_CACHED", 64)
+    monkeypatch.setattr(overlap, "_BATCH", 100)
+    return 10**6 if request.param == "no index" else 40
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.5, 0.7, 0.9, 0.999])
+@pytest.mark.parametrize("letters", [4, 8, 60])
+def test_random_token_sequences_fall_as_by_the_definition(limit, letters, segment):
+    rng = random.Random(f"novelty {limit} {letters}")
+    tokens = [f"t{i}" for i in range(letters)]
+
+    def text():
+        # Frequencies fall like those of words; a full stop alone is a text without tokens.
+        drawn = [tokens[min(int(rng.paretovariate(0.7)) - 1, letters - 1)] for _ in range(rng.randint(0, 14))]
+        return " ".join([*drawn, "."])
+
+    items = [(text, rng.choice(["", "x"])) for text in varied([text() for _ in range(300)], 500, limit)]
+    assert verdicts_of_pool(items, limit, segment=segment) == verdicts_by_definition(items, limit)
+
+
+def test_two_thousand_instructions_fall_as_by_the_definition(segment):
+    seeds = read_seeds(templates.load("standard").seeds, 1)
+    texts = varied([s.instruction for s in seeds], 2000, "instructions")
+    items = [(text, "") for text in texts]
+    expected = verdicts_by_definition(items, 0.7)
+    assert 500 < sum(v is None for v in expected) < 1950
+    assert verdicts_of_pool(items, 0.7, segment=segment) == expected
+
+
+def test_instructions_of_a_file_fall_as_by_the_definition(segment):
+    items = [(text, "") for text in real_instructions()]
+    assert verdicts_of_pool(items, 0.7, segment=segment) == verdicts_by_definition(items, 0.7)
+
+
+def test_long_texts_fall_as_by_the_definition(segment):
+    rng = random.Random("long")
+    words = [f"w{i}" for i in range(400)]
+    texts = [" ".join(rng.choices(words, k=rng.choice([3, 70, 130, 300]))) for _ in range(60)]
+    items = [(text, "") for text in varied(texts, 300, "long texts")]
+    expected = verdicts_by_definition(items, 0.7)
+    assert any(v is not None for v in expected)
+    assert verdicts_of_pool(items, 0.7, segment=segment) == expected
+
+
+def test_more_tokens_than_code_points_change_nothing(monkeypatch):
+    rng = random.Random("wrapped")
+    items = [(" ".join(f"w{rng.randrange(90)}" for _ in range(rng.randint(1, 9))), "") for _ in range(400)]
+    expected = verdicts_by_definition(items, 0.5)
+    assert verdicts_of_pool(items, 0.5) == expected
+    monkeypatch.setattr(overlap, "_CODE_POINTS", 5)
+    assert verdicts_of_pool(items, 0.5, segment=50) == expected
+
+
+def test_one_block_is_the_same_as_one_after_the_other():
+    seeds = [s.instruction for s in read_seeds(templates.load("standard").seeds, 1)]
+    items = [(text, "") for text in varied(seeds[:40], 200, "blocks")]
+    assert verdicts_of_pool(items, 0.7, blocks=(200,)) == verdicts_of_pool(items, 0.7, blocks=(1,))
+
+
+def test_added_and_admitted_instructions_are_one_pool():
+    items = [(text, "") for text in varied(["one two three four five six", "seven eight nine ten"], 300, "added")]
+    pool = Pool(0.7, segment=20)
+    for i, (text, _) in enumerate(items[:150]):
+        pool.add(str(i), text)
+    assert len(pool) == 150
+    near = pool.admit([str(i) for i in range(150, 300)], [text for text, _ in items[150:]], [""] * 150)
+    # The added ones are members whether new or not.
+    for verdict, (text, _) in zip(near, items[150:]):
+        a = tokenize(text)
+        similar = [tokenize(other) for other, _ in items[:150]]
+        if any(rouge_l(lcs(a, b), len(a), len(b)) > 0.7 for b in similar):
+            assert verdict is not None
 
 
 def test_the_neighbour_is_the_most_similar_and_then_the_earliest():
@@ -58,6 +200,30 @@ def test_a_tie_with_the_limit_falls_as_in_rouge_score():
     assert pool.admit(["d"], [" ".join("mnopqrs789")], [""]) == [None]
 
 
+# m of all ties that rouge_score 0.1.2 puts above 0.7, by (m + n, LCS): made with its RougeScorer(["rougeL"]).
+ABOVE = {
+    (20, 7): [7, 8, 9, 11, 12, 13],
+    (40, 14): [14, 15, 16, 18, 22, 24, 25, 26],
+    (60, 21): [21, 22, 24, 25, 27, 33, 35, 36, 38, 39],
+}
+
+
+@pytest.mark.parametrize(("total", "common"), list(ABOVE))
+def test_all_ties_at_the_limit_fall_as_in_rouge_score(total, common, segment):
+    pool, above = Pool(0.7, segment=segment), []
+    for m in range(common, total - common + 1):
+        shared, first, second = (
+            " ".join(f"{side}{m}x{i}" for i in range(count))
+            for side, count in (("c", common), ("a", m - common), ("b", total - m - common))
+        )
+        pool.add(f"first {m}", f"{shared} {first}")
+        (near,) = pool.admit(["second"], [f"{shared} {second}"], [""])
+        if near:
+            above.append(m)
+            assert near.id == f"first {m}"
+    assert above == ABOVE[total, common]
+
+
 def test_the_f1_of_rouge_score_is_met_bit_for_bit():
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
     rng = random.Random(5)
@@ -72,6 +238,22 @@ def test_a_limit_of_one_drops_only_exact_repetitions():
     texts = ["Say it.", "say it", "Say  it.", "Say it."]
     assert [v is None for v in pool.admit(list("abcd"), texts, [""] * 4)] == [True, True, False, False]
     assert pool.admit(["e"], ["Say it."], ["with an input"]) == [None]
+
+
+def test_other_scripts_are_compared_by_their_own_words():
+    pool = Pool(0.7)
+    texts = {
+        "zh": "请用三句话介绍长江的历史",
+        "zh near": "请用两句话介绍长江的历史",
+        "zh other": "请把下面的句子翻译成英文",
+        "ja": "次の文章を丁寧な言い方に直してください",
+        "hi": "नीचे दिए गए वाक्य का अंग्रेज़ी में अनुवाद करो",
+        "hi near": "नीचे दिए गए वाक्य का जर्मन में अनुवाद करो",
+        "ar": "اكتب رسالة قصيرة إلى صديقك عن رحلتك الأخيرة",
+        "ar near": "اكتب رسالة طويلة إلى صديقك عن رحلتك الأخيرة",
+    }
+    near = dict(zip(texts, pool.admit(list(texts), list(texts.values()), [""] * len(texts))))
+    assert {id: n.id for id, n in near.items() if n} == {"zh near": "zh", "hi near": "hi", "ar near": "ar"}
 
 
 @pytest.mark.parametrize(
