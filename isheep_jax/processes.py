@@ -31,8 +31,11 @@ T = TypeVar("T")
 
 # How often a process looks whether another has failed (seconds): a host that waits in a collective costs money.
 _WATCH = 2.0
-# How long a process that failed because another is gone waits for that one's own words, and process 0, which serves
-# the store, for the others to have read its own (seconds).
+# A process that has given no sign of life for so long is gone (seconds). Well below the 100 s after which jax itself
+# ends the others, with a stack trace.
+_SILENCE = 60.0
+# How long a process that failed because another has waits for that one's own words, and process 0, which serves the
+# store, for the others to have read its own (seconds).
 _LAST_WORDS = 3 * _WATCH
 # A shared file system may show a new file late (NFS keeps what it knows of a directory for up to a minute; seconds).
 _SHOWN_AFTER = 60.0
@@ -40,6 +43,7 @@ _SHOWN_AFTER = 60.0
 _ANY_TIME = 7 * 24 * 3600 * 1000
 
 _FAILED = "isheep_jax/failed"
+_ALIVE = "isheep_jax/alive"
 _READ = "isheep_jax/read"
 
 
@@ -108,8 +112,9 @@ def joined(tell: Callable[[BaseException], int | None]) -> Iterator[None]:
 
     A cluster is a Cloud TPU pod, a step of a SLURM job, an Open MPI job, or what JAX_COORDINATOR_ADDRESS (host:port of
     process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID describe. An error in one process ends all, each with a line that
-    names the host. tell: prints an error for a person and returns the exit code, or None for one that needs a
-    traceback. Raises `UserError` when the processes do not find each other.
+    names the host, and so does the loss of a process; of process 0, jax tells in its own words. tell: prints an error
+    for a person and returns the exit code, or None for one that needs a traceback. Raises `UserError` when the
+    processes do not find each other.
     """
     global _group
     group = _join()
@@ -188,9 +193,10 @@ class _Group:
     def fail(self, error: BaseException, tell: Callable[[BaseException], int | None]) -> None:
         """Ends this process because of `error`, and lets the others know."""
         if not isinstance(error, UserError | KeyboardInterrupt):
-            # A collective fails when another process has; that one knows better why.
+            # A collective fails when another process has; that one knows better why, or is found to be gone.
+            patience = _LAST_WORDS + (_SILENCE if _may_be_another(error) else 0)
             with contextlib.suppress(Exception):
-                self._follow(self._client.blocking_key_value_get(_FAILED, int(1000 * _LAST_WORDS)))
+                self._follow(self._client.blocking_key_value_get(_FAILED, int(1000 * patience)))
         with self._ending:
             code = tell(error)
             if code is None:
@@ -198,13 +204,21 @@ class _Group:
                 code = 1
             words = " ".join(str(error).split()) or "stopped"
             line = words if isinstance(error, UserError) else f"{type(error).__name__}: {words[:300]}"
-            with contextlib.suppress(Exception):  # another was first, or process 0 is gone
-                self._client.key_value_set(_FAILED, json.dumps({"process": self.index, "line": line, "code": code}))
+            self._report(self.index, line, code)
             self._end(code)
 
+    def _report(self, process: int, line: str, code: int) -> None:
+        with contextlib.suppress(Exception):  # another was first, or process 0 is gone
+            self._client.key_value_set(_FAILED, json.dumps({"process": process, "line": line, "code": code}))
+
     def _watch(self) -> None:
+        signs: dict[str, tuple[str, float]] = {}  # of the other processes: the last one, and when it was seen
         while not self._leaving.wait(_WATCH):
             try:
+                if self.index:
+                    self._client.key_value_set(f"{_ALIVE}/{self.index}", str(time.monotonic()), True)
+                else:
+                    self._look_for_silence(signs)
                 failure = self._client.key_value_try_get(_FAILED)
             except Exception as error:
                 if "NOT_FOUND" in str(error) or self._leaving.is_set():
@@ -214,6 +228,16 @@ class _Group:
                     _exit(1)
             else:
                 self._follow(failure)
+
+    def _look_for_silence(self, signs: dict[str, tuple[str, float]]) -> None:
+        """Reports a process that has given no sign of life; signs: what was seen before."""
+        now = time.monotonic()
+        for key, sign in self._client.key_value_dir_get(_ALIVE + "/"):
+            last, since = signs.get(key, ("", now))
+            signs[key] = (sign, now if sign != last else since)
+            if now - signs[key][1] > _SILENCE:
+                line = f"no sign of life for {_SILENCE:.0f} s: killed, preempted or cut off; start every process again"
+                self._report(int(key.rpartition("/")[2]), line, 1)
 
     def _follow(self, failure: str) -> None:
         """Ends this process because another one failed."""
@@ -262,6 +286,13 @@ def _join() -> _Group | None:
     if jax.process_count() == 1:
         return None
     return _Group(distributed.global_state.client, jax.process_index(), jax.process_count())
+
+
+def _may_be_another(error: BaseException) -> bool:
+    """Whether a program may have failed because the devices of another process no longer answer."""
+    import jax
+
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def _cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
