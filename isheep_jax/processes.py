@@ -142,6 +142,7 @@ class _Group:
         self._ending = threading.Lock()
         self._leaving = threading.Event()
         self.hosts: list[str] = []
+        self._show_life()
         self.hosts = self.from_first_of_all(socket.gethostname())
         self._watcher = threading.Thread(target=self._watch, name="isheep_jax processes", daemon=True)
         self._watcher.start()
@@ -212,12 +213,11 @@ class _Group:
             self._client.key_value_set(_FAILED, json.dumps({"process": process, "line": line, "code": code}))
 
     def _watch(self) -> None:
-        signs: dict[str, tuple[str, float]] = {}  # of the other processes: the last one, and when it was seen
+        signs: dict[str, tuple[str, int]] = {}
         while not self._leaving.wait(_WATCH):
             try:
-                if self.index:
-                    self._client.key_value_set(f"{_ALIVE}/{self.index}", str(time.monotonic()), True)
-                else:
+                self._show_life()
+                if self.index == 0:
                     self._look_for_silence(signs)
                 failure = self._client.key_value_try_get(_FAILED)
             except Exception as error:
@@ -229,13 +229,17 @@ class _Group:
             else:
                 self._follow(failure)
 
-    def _look_for_silence(self, signs: dict[str, tuple[str, float]]) -> None:
-        """Reports a process that has given no sign of life; signs: what was seen before."""
-        now = time.monotonic()
+    def _show_life(self) -> None:
+        if self.index:
+            self._client.key_value_set(f"{_ALIVE}/{self.index}", str(time.monotonic()), True)
+
+    def _look_for_silence(self, signs: dict[str, tuple[str, int]]) -> None:
+        """Reports, in process 0, a process that shows no life. signs: each one's last, and how often it was seen."""
         for key, sign in self._client.key_value_dir_get(_ALIVE + "/"):
-            last, since = signs.get(key, ("", now))
-            signs[key] = (sign, now if sign != last else since)
-            if now - signs[key][1] > _SILENCE:
+            last, seen = signs.get(key, ("", 0))
+            # Looks are counted, not seconds: a machine that was paused must not take the others for gone.
+            signs[key] = (sign, seen + 1 if sign == last else 0)
+            if signs[key][1] * _WATCH >= _SILENCE:
                 line = f"no sign of life for {_SILENCE:.0f} s: killed, preempted or cut off; start every process again"
                 self._report(int(key.rpartition("/")[2]), line, 1)
 

@@ -1,0 +1,263 @@
+"""Every mesh of eight virtual devices trains, decodes and scores as one device does, by either table of rules."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from isheep_jax.config import DecodeConfig, MeshConfig
+from isheep_jax.decode.engine import Engine
+from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.model import transformer
+from isheep_jax.model.architecture import Architecture, init_parameters, parameter_table
+from isheep_jax.sft import data
+from isheep_jax.sft.train_step import StepSettings, programs
+from isheep_jax.sharding import (
+    TRAIN_RULES,
+    ActivationSharding,
+    batch_sharding,
+    decode_mesh,
+    make_mesh,
+    param_shardings,
+)
+
+# Every size that is split divides by 8.
+LLAMA = Architecture(
+    family="llama",
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    layers=2,
+    heads=8,
+    kv_heads=8,
+    head_dim=4,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    rope_scaling=None,
+    context_length=64,
+    tied_embeddings=True,
+    bos_token_id=0,
+    eos_token_ids=(1,),
+)
+ARCHITECTURES = {
+    "llama": LLAMA,
+    "qwen2": dataclasses.replace(LLAMA, family="qwen2", heads=16, tied_embeddings=False),
+    "gemma2": dataclasses.replace(
+        LLAMA,
+        family="gemma2",
+        window=4,
+        windowed_layers=(0,),
+        query_scalar=8,
+        attention_softcap=20.0,
+        logit_softcap=10.0,
+    ),
+}
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
+ROWS, LENGTH = 8, 24
+FULL = StepSettings(
+    method="full",
+    lora_rank=4,
+    lora_alpha=8.0,
+    lora_dropout=0.3,
+    weight_decay=0.0,
+    # Never reached, so that the first moments tell the gradients.
+    clip_norm=1e9,
+    batch_rows=ROWS,
+    remat="none",
+    compute_dtype="float32",
+)
+
+ONE = (1, 1, 1)
+
+
+def spelled(value) -> str:
+    """A parameter in the name of its test, such as 2x2x2."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def combinations(choices, quick) -> list:
+    """Every combination of the choices; those that do not begin like one of `quick` only with -m slow."""
+    return [
+        pytest.param(
+            *values,
+            marks=() if any(values[: len(q)] == q for q in quick) else pytest.mark.slow,
+            id="-".join(map(spelled, values)),
+        )
+        for values in itertools.product(*choices)
+    ]
+
+
+def mesh_of(sizes):
+    """A training mesh of eight devices; of one for (1, 1, 1)."""
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+@functools.cache
+def weights(family: str) -> dict:
+    """Random on the host, with norms and biases that are not trivial, large enough that every token matters."""
+    params = init_parameters(ARCHITECTURES[family], jax.random.key(0))
+    draw = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: np.asarray(5 * leaf + 0.1 * draw.normal(size=leaf.shape), np.float32), params)
+
+
+@functools.cache
+def packed() -> data.Batch:
+    """Rows that hold several examples each, the last of them empty in part."""
+    draw = np.random.default_rng(2)
+    columns = []
+    for length in draw.integers(3, 12, size=22):
+        tokens = draw.integers(2, LLAMA.vocab_size, size=length + 1)
+        trained = np.arange(length) >= length // 2
+        columns.append(np.stack([tokens[:-1], tokens[1:], trained], axis=1).astype(np.int32))
+    (batch,) = data.batches(columns, sequence_length=LENGTH, batch_rows=ROWS)
+    return batch
+
+
+def test_the_rows_of_these_tests_are_packed():
+    assert packed().tokens.shape == (ROWS, LENGTH)
+    assert sorted({int(row.max()) for row in packed().segment_ids})[-1] >= 3
+    assert 0 < packed().loss_mask.sum() < (packed().segment_ids > 0).sum() < ROWS * LENGTH
+
+
+@functools.cache
+def logits(family: str, sizes: tuple[int, int, int]) -> np.ndarray:
+    """[B, T, V] of the packed rows by the training rules."""
+    architecture, mesh = ARCHITECTURES[family], mesh_of(sizes)
+    params = jax.device_put(weights(family), param_shardings(parameter_table(architecture), mesh, TRAIN_RULES))
+
+    @jax.jit
+    def run(params, batch):
+        hidden, _ = transformer.forward(
+            params,
+            architecture,
+            batch.tokens,
+            batch.positions,
+            segment_ids=batch.segment_ids,
+            compute_dtype=jnp.float32,
+            activations=ActivationSharding(mesh),
+        )
+        return transformer.logits(params, architecture, hidden, jnp.float32)
+
+    return np.asarray(run(params, data.on_devices(packed(), batch_sharding(mesh, TRAIN_RULES))))
+
+
+@functools.cache
+def learned(family: str, method: str, sizes: tuple[int, int, int]) -> tuple[dict, dict]:
+    """An update's metrics, such as the loss, and its gradients by the names of their leaves."""
+    mesh = mesh_of(sizes)
+    run = programs(ARCHITECTURES[family], dataclasses.replace(FULL, method=method), mesh)
+    params = jax.device_put(weights(family), run.parameter_shardings)
+    base = params if method == "lora" else {}
+    state = run.start(params, np.uint32(3))
+    if method == "lora":
+        # Adapters begin with b = 0, where the gradient of a is 0 on every mesh.
+        state = dataclasses.replace(
+            state,
+            weights=jax.tree.map(
+                lambda w: w + jnp.float32(0.05) * jnp.cos(1 + jnp.arange(w.size).reshape(w.shape)), state.weights
+            ),
+        )
+        state = jax.device_put(state, run.state_shardings)
+    batch = data.on_devices(packed(), run.batch_sharding)
+    state, metrics = run.train_step(state, base, batch, np.float32(1e-3), np.uint32(1), np.uint32(3))
+    moments = next(part.mu for part in state.optimizer if hasattr(part, "mu"))
+    # Adam's first moment after the first update is 0.1 times the gradient.
+    gradients = {jax.tree_util.keystr(path): 10 * np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(moments)}
+    return jax.device_get(metrics), gradients
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("sizes", MESHES, ids=spelled)
+def test_training_has_the_logits_of_one_device(family, sizes):
+    expected = logits(family, ONE)
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(logits(family, sizes), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "sizes"),
+    combinations(
+        (ARCHITECTURES, ["full", "lora"], MESHES),
+        quick=[("qwen2", "full"), ("llama", "lora"), ("gemma2", "full", (2, 2, 2))],
+    ),
+)
+def test_training_has_the_loss_and_the_gradients_of_one_device(family, method, sizes):
+    expected_metrics, expected = learned(family, method, ONE)
+    metrics, gradients = learned(family, method, sizes)
+    assert metrics["tokens"] == packed().loss_mask.sum()
+    for name in expected_metrics:
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-4, err_msg=name)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        largest = np.abs(gradient).max()
+        # The biases of keys move all scores of a query alike, which softmax does not see.
+        assert largest > 1e-5 or "bk" in name, name
+        np.testing.assert_allclose(gradients[name], gradient, rtol=1e-3, atol=1e-4 * largest + 1e-7, err_msg=name)
+
+
+class Letters:
+    """0 begins a text, 1 ends it, a letter is one token; other tokens decode to nothing."""
+
+    bos_id, eos_ids, pad_id, vocab_size = 0, (1,), 1, LLAMA.vocab_size
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        return [0, *self.encode_choice("", prompt)]
+
+    def encode_choice(self, prompt: str, choice: str) -> list[int]:
+        return [ord(letter) - ord("a") + 2 for letter in choice]
+
+    def decode(self, ids) -> str:
+        return "".join(chr(i - 2 + ord("a")) for i in ids if 2 <= i < 28)
+
+
+REQUESTS = [Request(f"r{i}", "thequickbrownfoxjumps"[: 1 + 2 * i]) for i in range(11)]
+
+
+@functools.cache
+def engine(family: str, tensor: int | None) -> Engine:
+    """Of the decode mesh of eight devices, or of one device."""
+    config = DecodeConfig(slots=8, chunk=5, context=32, score_batch=8)
+    mesh = None if tensor is None else decode_mesh(mesh_of((2, 2, 2)), tensor)
+    return Engine(weights(family), ARCHITECTURES[family], Letters(), config, mesh=mesh, seed=0, compute_dtype="float32")
+
+
+@functools.cache
+def written(family: str, tensor: int | None, temperature: float) -> dict[str, tuple[int, ...]]:
+    sampling = Sampling(temperature=temperature, top_p=0.9, max_tokens=9)
+    return {done.id: done.tokens for done in engine(family, tensor).generate(REQUESTS, sampling)}
+
+
+@functools.cache
+def scored(family: str, tensor: int | None) -> dict[str, tuple[float, ...]]:
+    return {scores.id: scores.logprobs for scores in engine(family, tensor).score(REQUESTS, ["a", "b", "ab", "bca"])}
+
+
+decoding = pytest.mark.parametrize(
+    ("family", "tensor"),
+    combinations((ARCHITECTURES, [1, 2, 4, 8]), quick=[("qwen2",), ("gemma2", 2), ("llama", 8)]),
+)
+
+
+@decoding
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_decoding_draws_the_tokens_of_one_device(family, tensor, temperature):
+    expected = written(family, None, temperature)
+    assert len(set(expected.values())) > 5
+    assert written(family, tensor, temperature) == expected
+
+
+def test_a_temperature_draws_other_tokens_than_the_most_probable():
+    assert written("qwen2", None, 1.0) != written("qwen2", None, 0.0)
+
+
+@decoding
+def test_choices_have_the_scores_of_one_device(family, tensor):
+    expected = scored(family, None)
+    assert expected.keys() == {request.id for request in REQUESTS}
+    assert np.std(list(expected.values())) > 0.5
+    for name, logprobs in scored(family, tensor).items():
+        np.testing.assert_allclose(logprobs, expected[name], atol=1e-3, rtol=1e-4, err_msg=name)
