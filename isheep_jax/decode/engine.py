@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.cache import allocate, bucket_of, check_rows, data_shards, prefill_rows
-from isheep_jax.decode.programs import CONTROL_COLUMNS, KEY, POSITION, REMAINING, TOKEN, decode_chunk, prefill
+from isheep_jax.decode.programs import CONTROL_COLUMNS, KEY, POSITION, REMAINING, TOKEN, compile_decode_chunk, prefill
 from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
 from isheep_jax.decode.sampling import request_key
 from isheep_jax.decode.scoring import score_choices
 from isheep_jax.decode.stops import cut_at_stop, lone_byte, settled_text
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.sharding import DECODE_RULES, check_divisible, param_shardings
+from isheep_jax.sharding import DECODE_RULES, check_divisible
 
 # While requests wait, a chunk ends early once this share of the slots is idle: a slot left idle costs as much as a busy
 # one, and reading back and refilling costs far less than the steps it would idle through.
@@ -78,7 +78,18 @@ class Engine:
         self.seed = seed
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.end_ids = tuple(sorted({*tokenizer.eos_ids, *architecture.eos_token_ids}))
-        self.params = _place(params, architecture, mesh, self.compute_dtype)
+        if mesh is not None:
+            check_divisible(architecture, mesh, DECODE_RULES)
+        self.programs = {"architecture": architecture, "mesh": mesh, "compute_dtype": self.compute_dtype}
+        self.decode_program = compile_decode_chunk(
+            slots=config.slots, context=config.context, chunk=config.chunk, end_ids=self.end_ids, **self.programs
+        )
+        # One leaf at a time, to bound the peak of memory.
+        self.params = jax.tree.map(
+            lambda leaf, where: jax.device_put(jnp.asarray(leaf, self.compute_dtype), where),
+            params,
+            self.decode_program.weights,
+        )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions in the order of finishing.
@@ -172,11 +183,6 @@ class _Generation:
         self.control = np.zeros((slots, CONTROL_COLUMNS), np.int32)
         self.written = np.zeros((slots, context), np.int32)  # new tokens of each slot
         self.count = np.zeros(slots, np.int32)  # how many
-        self.programs = {
-            "architecture": engine.architecture,
-            "mesh": engine.mesh,
-            "compute_dtype": engine.compute_dtype,
-        }
 
     def run(self) -> Iterator[list[Completion]]:
         """After each chunk of decode steps, what has finished."""
@@ -189,17 +195,7 @@ class _Generation:
             if not self.control[:, REMAINING].any():
                 return
             idle_limit = np.int32(max(1, int(slots * _IDLE_SHARE)) if self.waiting else slots)
-            cache, drawn = decode_chunk(
-                engine.params,
-                cache,
-                self.control,
-                temperature,
-                top_p,
-                idle_limit,
-                chunk=engine.config.chunk,
-                end_ids=engine.end_ids,
-                **self.programs,
-            )
+            cache, drawn = engine.decode_program.run(engine.params, cache, self.control, temperature, top_p, idle_limit)
             yield list(self._collect(np.asarray(drawn)))
 
     def tokens(self, prompt: _Prompt) -> list[int]:
@@ -225,7 +221,7 @@ class _Generation:
         for bucket, slots in admitted.items():
             rows = prefill_rows(bucket, self.engine.mesh)
             for packed in self._pack(slots, bucket, rows):
-                cache = prefill(self.engine.params, cache, packed, **self.programs)
+                cache = prefill(self.engine.params, cache, packed, **self.engine.programs)
         return cache
 
     def _pack(self, slots: list[int], bucket: int, rows: int) -> Iterator[np.ndarray]:
@@ -302,15 +298,3 @@ def _check_sampling(sampling: Sampling) -> None:
         raise UserError(f"max_tokens={sampling.max_tokens} must be at least 1")
     if "" in sampling.stop:
         raise UserError("stop: an empty stop string would end every completion at once")
-
-
-def _place(params: dict, architecture: Architecture, mesh: Mesh | None, dtype: jnp.dtype) -> dict:
-    """The weights in the decoding dtype and sharding, one leaf at a time to bound the peak of memory."""
-    if mesh is None:
-        # An explicit device: otherwise weights fresh from a jitted function and weights from a file are not the same
-        # to jit's cache, and every program would compile once for each.
-        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), params)
-    else:
-        check_divisible(architecture, mesh, DECODE_RULES)
-        shardings = param_shardings(parameter_table(architecture), mesh, DECODE_RULES)
-    return jax.tree.map(lambda leaf, sharding: jax.device_put(jnp.asarray(leaf, dtype), sharding), params, shardings)

@@ -21,8 +21,9 @@ from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make
 
 Tree = Any
 
-PREFILL, DECODE, SCORE, TRAIN = "prefill", "decode chunk", "score", "train step"
-NAMES = (PREFILL, DECODE, SCORE, TRAIN)
+DECODE, PREFILL, SCORE, TRAIN = "decode chunk", "prefill", "score", "train step"
+# The first decides how the weights lie for the next two, which would else be counted with its seconds.
+NAMES = (DECODE, PREFILL, SCORE, TRAIN)
 
 # The longest of the choices "1" to "10" in the tokenizers that write a number digit by digit (tokens).
 CHOICES, CHOICE_TOKENS = 10, 2
@@ -74,14 +75,28 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         return _train(config, architecture, meshes.train)
     mesh, decode = meshes.decode, config.decode
     dtype = jnp.dtype(config.model.compute_dtype)
-    params = _abstract(architecture, mesh, DECODE_RULES, dtype)
     static = {"architecture": architecture, "mesh": mesh, "compute_dtype": dtype}
-    weights = bytes_per_device(params)
+    chunk = {
+        "slots": decode.slots,
+        "context": decode.context,
+        "chunk": decode.chunk,
+        "end_ids": architecture.eos_token_ids,
+        **static,
+    }
+    table = parameter_table(architecture)
+
+    def abstract(where: Tree) -> Tree:
+        return jax.tree.map(lambda spec, s: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=s), table, where)
+
+    def params() -> Tree:  # compiles, so this may find that something does not fit
+        return abstract(decoding.compile_decode_chunk(**chunk).weights)
+
+    weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     if name == SCORE:
         rows = decode.score_batch
         prompts = np.zeros((rows, decode.context - CHOICE_TOKENS + 1), np.int32)
         choices = np.zeros((rows, CHOICES, CHOICE_TOKENS + 1), np.int32)
-        lower = lambda: scoring._score.lower(params, prompts, choices, **static)  # noqa: E731
+        lower = lambda: scoring._score.lower(params(), prompts, choices, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, 0.0, rows, rows * prompts.shape[1])
     cache = jax.eval_shape(lambda: allocate(architecture, decode.slots, decode.context, dtype, None))
     split = cache_sharding(mesh)
@@ -90,13 +105,9 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     if name == PREFILL:
         rows = prefill_rows(decode.context, mesh)
         packed = np.zeros((rows, decode.context + 1), np.int32)
-        lower = lambda: decoding.prefill.lower(params, cache, packed, **static)  # noqa: E731
+        lower = lambda: decoding.prefill.lower(params(), cache, packed, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, cache_bytes, rows, rows * decode.context)
-    control = np.zeros((decode.slots, decoding.CONTROL_COLUMNS), np.int32)
-    scalars = np.float32(1), np.float32(0.95), np.int32(1)
-    lower = lambda: decoding.decode_chunk.lower(  # noqa: E731
-        params, cache, control, *scalars, chunk=decode.chunk, end_ids=architecture.eos_token_ids, **static
-    )
+    lower = lambda: decoding.lower_decode_chunk(**chunk)  # noqa: E731
     return Program(name, lower, weights, 0.0, cache_bytes, decode.slots, decode.slots)
 
 
@@ -130,13 +141,4 @@ def bytes_per_device(tree: Tree) -> float:
     """Bytes of abstract arrays on one device."""
     return float(
         sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
-    )
-
-
-def _abstract(architecture: Architecture, mesh: Mesh, rules: Any, dtype: jnp.dtype) -> Tree:
-    table = parameter_table(architecture)
-    return jax.tree.map(
-        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding),
-        table,
-        param_shardings(table, mesh, rules),
     )
