@@ -53,8 +53,8 @@ class SynthesizeConfig:
     """New instructions, written by the model from a few seeds in its context."""
 
     seeds: str = "builtin"
-    """Seed tasks: a JSON Lines file with the fields instruction, input and output (or Self-Instruct's fields).
-    'builtin': the set that comes with the prompts."""
+    """Seed tasks: a JSON Lines file (or a JSON array) with the fields instruction, input and output (or
+    Self-Instruct's fields). 'builtin': the set that comes with the prompts."""
     instructions: int = 10_000
     """New instructions per iteration (count, after rules and novelty)."""
     shots: int = 5

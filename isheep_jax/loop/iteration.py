@@ -91,7 +91,7 @@ def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
     """
     templates = load(config.prompts)
     path = templates.seeds if config.synthesize.seeds == "builtin" else Path(config.synthesize.seeds)
-    seeds = read_seeds(path, config.synthesize.shots)
+    seeds = read_seeds(path, config.synthesize.shots, config.synthesize.rules)
     return templates, seeds, {**templates.digests(), "seeds": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
