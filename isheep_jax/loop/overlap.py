@@ -130,21 +130,18 @@ class Vocabulary:
         lengths: list[int] = []
         new: list[int] = []
         for tokens in texts:
-            repeats: Counter[str] = Counter()
-            distinct = len(set(tokens)) == len(tokens)
-            for token in tokens:
-                element = known.get(token)
+            keys: list[str | tuple[str, int]] = list(tokens)
+            if len(set(tokens)) < len(tokens):
+                seen: Counter[str] = Counter()
+                keys = []
+                for token in tokens:
+                    seen[token] += 1
+                    keys.append((token, seen[token]) if seen[token] > 1 else token)
+            for key in keys:
+                element = known.get(key)
                 if element is None:
-                    element = known[token] = len(known)
-                    new.append(element)
-                if not distinct:
-                    repeats[token] += 1
-                    if repeats[token] > 1:
-                        first, key = element, (token, repeats[token])
-                        element = known.get(key)
-                        if element is None:
-                            element = known[key] = len(known)
-                            new.append(first)
+                    element = known[key] = len(known)
+                    new.append(known[key[0]] if isinstance(key, tuple) else element)
                 elements.append(element)
             lengths.append(len(tokens))
         self._first.extend(np.array(new, np.int32))
@@ -165,7 +162,7 @@ class Vocabulary:
 
 
 class Bounds:
-    """What texts of m and n tokens have at least in common, and so on, if they are above the limit."""
+    """What the lengths m and n (tokens) of two texts say about them if they are above the limit."""
 
     def __init__(self, limit: float):
         self._half = (limit - _MARGIN) / 2
@@ -179,6 +176,13 @@ class Bounds:
         need = self.need(m, n)
         return np.where(need > np.minimum(m, n), 0, np.minimum(m + n - 2 * need + 1, 65)).astype(np.uint8)
 
+    def most_differences(self, m: np.ndarray, longest: np.ndarray) -> np.ndarray:
+        """At least `differences` for every partner of at most `longest` tokens.
+
+        `differences` itself falls where `need` rises; this bound, in which `need` is not rounded, does not.
+        """
+        return np.minimum(np.floor((m + longest) * (1 - 2 * self._half)) + 1, 65).astype(np.uint8)
+
     def shortest(self, m: np.ndarray) -> np.ndarray:
         """Tokens of the shortest partner, or one less, of a text of m tokens."""
         return np.maximum(np.floor(max(self._half, 0) * m / (1 - self._half) - 1e-6).astype(np.int64), 1)
@@ -190,11 +194,12 @@ class Bounds:
         return np.minimum(np.floor((m - position) / self._half - m + 1e-6), _FAR).astype(np.int64)
 
 
-def all_pairs(queries: Texts, chosen: np.ndarray, lengths: np.ndarray, narrow: np.ndarray, bounds: Bounds):
+def all_pairs(
+    queries: Texts, chosen: np.ndarray, lengths: np.ndarray, narrow: np.ndarray, bounds: Bounds
+) -> Iterator[Pairs]:
     """Pairs of a chosen query and a member that pass the filters of length and bitmap, without an index.
 
     chosen: indices of queries. lengths, narrow: of the members; sorted by length this is faster.
-    Yields Pairs.
     """
     is_sorted = bool(np.all(lengths[1:] >= lengths[:-1]))
     of_chosen = queries.lengths[chosen]
@@ -232,7 +237,7 @@ class Segment:
         self._narrow = texts.narrow[self._members]
 
         elements = texts.elements[texts.starts[start] : texts.starts[stop - 1] + lengths[-1]]
-        counts = np.bincount(elements)
+        counts = np.bincount(elements, minlength=1)
         self._rank = np.empty(len(counts), np.int64)
         self._rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
 
@@ -245,7 +250,7 @@ class Segment:
         self._list_narrow = self._narrow[self._lists % len(order)]
 
     def candidates(self, queries: Texts) -> Iterator[Pairs]:
-        """All pairs of a query and a member (index in the pool) above the limit, some twice, and pairs below it."""
+        """Pairs of a query and a member (index in the pool): all above the limit, some of them twice, and others."""
         size, bounds = len(self._members), self._bounds
         elements = queries.elements
         known = elements < len(self._rank)
@@ -270,7 +275,7 @@ class Segment:
 
         listed = np.flatnonzero((counts > 0) & ~scanned[row])
         row, begin, counts = row[listed], begin[listed], counts[listed]
-        below = bounds.differences(m[listed], np.minimum(longest[listed], self._lengths[-1]))
+        below = bounds.most_differences(m[listed], np.minimum(longest[listed], self._lengths[-1]))
         pieces = np.searchsorted(np.cumsum(counts), np.arange(_CACHED, counts.sum() + _CACHED, _CACHED))
         first = 0
         for last in (pieces + 1).tolist():

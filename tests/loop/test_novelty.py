@@ -127,11 +127,16 @@ def test_random_token_sequences_fall_as_by_the_definition(limit, letters, segmen
     assert verdicts_of_pool(items, limit, segment=segment) == verdicts_by_definition(items, limit)
 
 
-def test_two_thousand_instructions_fall_as_by_the_definition(segment):
+@pytest.fixture(scope="module")
+def two_thousand():
+    """Instructions made from the built-in seeds, with their verdicts by the definition."""
     seeds = read_seeds(templates.load("standard").seeds, 1)
-    texts = varied([s.instruction for s in seeds], 2000, "instructions")
-    items = [(text, "") for text in texts]
-    expected = verdicts_by_definition(items, 0.7)
+    items = [(text, "") for text in varied([s.instruction for s in seeds], 2000, "instructions")]
+    return items, verdicts_by_definition(items, 0.7)
+
+
+def test_two_thousand_instructions_fall_as_by_the_definition(two_thousand, segment):
+    items, expected = two_thousand
     assert 500 < sum(v is None for v in expected) < 1950
     assert verdicts_of_pool(items, 0.7, segment=segment) == expected
 
