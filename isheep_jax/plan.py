@@ -14,12 +14,14 @@ from isheep_jax.errors import UserError
 
 MODULE = "isheep_jax.plan"
 USAGE = """python -m isheep_jax.plan --config=NAME [--output=FILE] [--fit] [--section.field=value ...]
+python -m isheep_jax.plan --table FILE...
 
 Compiles the programs of an iteration for the config's hardware (a TPU slice is compiled for without a TPU) and prints
 memory per chip, collectives, least possible times and the cost of an iteration. Exit code 1: it does not fit.
 
 --output=FILE  write the plan as JSON too
 --fit          search the largest decode.slots, decode.score_batch and sft.batch_rows that fit, and the least remat
+--table        print plans that --output wrote as a table in Markdown
 """
 
 
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     """Plans a config. Raises `UserError` for bad input, and exits with 1 when a program does not fit."""
     if any(a in ("-h", "--help") for a in arguments):
         print(USAGE)
+    elif "--table" in arguments:
+        return _print_table([a for a in arguments if a != "--table"])
     output, searching, rest = _own_options(arguments)
     if output and not output.parent.is_dir():
         raise UserError(f"--output: there is no directory {output.parent}")
@@ -57,6 +61,22 @@ def main(arguments: Sequence[str]) -> None:
         output.write_text(json.dumps(as_dict(plan) | found, indent=2) + "\n")
     if not plan.fits:
         sys.exit(1)
+
+
+def _print_table(names: list[str]) -> None:
+    from isheep_jax.planning import programs, report
+
+    if not names:
+        raise UserError("--table needs files that --output wrote: --table a.json b.json")
+    plans = []
+    for name in names:
+        try:
+            plans.append(json.loads(Path(name).read_text()))
+            if set(plans[-1]["programs"]) != set(programs.NAMES) or not plans[-1]["settings"]:
+                raise ValueError
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"--table: {name} is not a file that --output wrote") from None
+    print("\n".join(report.table(plans)))
 
 
 def _own_options(arguments: Sequence[str]) -> tuple[Path | None, bool, list[str]]:

@@ -56,7 +56,7 @@ def compile_program(program: Program) -> Compiled:
 
     start = time.monotonic()
     try:
-        compiled = program.lower().compile()
+        compiled = program.compile() if program.compile else program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in message:

@@ -41,7 +41,7 @@ class StagePlan:
 def plan_iteration(
     config: Config, made: dict[str, Program], bounds: dict[str, Bound], lengths: Lengths | None = None
 ) -> list[StagePlan]:
-    """The stages of one iteration at the least times of their programs, every slot busy.
+    """The stages of one iteration at the least times of their programs, no slot idle while a prompt waits.
 
     Loading, saving, compilation and measurements are not in it.
     """
@@ -56,7 +56,8 @@ def plan_iteration(
         padded = bucket_of(min(prompt, config.decode.context), config.decode.context)
         return {
             programs.PREFILL: prompts * padded / made[programs.PREFILL].tokens,
-            programs.DECODE: prompts * new / config.decode.slots,
+            # Prompts that are fewer than the slots leave some idle.
+            programs.DECODE: new * max(1.0, prompts / config.decode.slots),
         }
 
     if assess.read == "expected":

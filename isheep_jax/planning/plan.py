@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from isheep_jax.config import Config
+from isheep_jax.config import Config, flatten
+from isheep_jax.decode.programs import compile_decode_chunk
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.planning import iteration, programs
-from isheep_jax.planning.collectives import by_kind
+from isheep_jax.planning.collectives import Collective, by_kind
 from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program
 from isheep_jax.planning.cost import Bound, Cost, bound, program_flops, program_hbm_bytes
 from isheep_jax.planning.hardware import (
@@ -23,6 +25,9 @@ from isheep_jax.planning.hardware import (
     slice_devices,
 )
 from isheep_jax.planning.programs import Meshes, make_meshes, make_program
+
+# The settings that decide what the programs need.
+_SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_length", "sft.batch_rows", "sft.remat")
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,6 @@ def find_hardware(config: Config) -> Hardware:
         chips = f"{len(devices)} {described.chip.name} chip{'s' if len(devices) > 1 else ''}"
         slices = f"{config.mesh.slices} x " if config.mesh.slices > 1 else ""
         return Hardware(f"{slices}{config.mesh.topology}: {chips}", devices, described.chip, described.chip.hbm)
-    import jax
-
     devices = jax.devices()
     name = f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''} of this machine"
     return Hardware(name, devices, local_chip(devices[0]), local_memory(devices[0]))
@@ -85,6 +88,9 @@ def make_plan(
 ) -> Plan:
     """Compiles the programs `names`, one after the other. on_program is called before each."""
     meshes = make_meshes(config, architecture, hardware.devices)
+    # What a search has compiled before is compiled again: its seconds are part of the plan.
+    compile_decode_chunk.cache_clear()
+    jax.clear_caches()
     made = {}
     for name in names:
         on_program(name)
@@ -126,6 +132,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "headroom": HEADROOM,
         "mesh": dict(plan.meshes.train.shape),
         "decode_mesh": dict(plan.meshes.decode.shape),
+        "settings": {name: value for name, value in flatten(plan.config).items() if name.startswith(_SETTINGS)},
         "fits": plan.fits,
         "smallest_matrix_bytes": _smallest_matrix(plan),
         "programs": {name: _program_dict(p) for name, p in plan.programs.items()},
@@ -137,12 +144,13 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     return result
 
 
-def _largest(compiled: Compiled) -> dict[str, Any] | None:
-    """The collective that moves the largest array at a time."""
-    if not compiled.collectives:
-        return None
-    largest = max(compiled.collectives, key=lambda c: c.size)
-    return {"kind": largest.kind, "bytes": largest.size, "shape": largest.shape, "op": largest.op}
+def _largest(compiled: Compiled) -> dict[str, dict[str, Any]]:
+    """Of each kind of collective the one that moves the largest array at a time."""
+    largest: dict[str, Collective] = {}
+    for collective in compiled.collectives:
+        if collective.kind not in largest or collective.size > largest[collective.kind].size:
+            largest[collective.kind] = collective
+    return {kind: {"bytes": c.size, "shape": c.shape, "op": c.op} for kind, c in largest.items()}
 
 
 def _smallest_matrix(plan: Plan) -> float:
@@ -165,7 +173,7 @@ def _program_dict(p: ProgramPlan) -> dict[str, Any]:
         "error": compiled.error,
         "advice": p.advice,
         "collectives_per_step": by_kind(compiled.collectives),
-        "largest_collective": _largest(compiled),
+        "largest_collectives": _largest(compiled),
         "cost_per_chip_and_step": dataclasses.asdict(p.cost),
         "least_seconds_per_step": dataclasses.asdict(p.bound) if p.bound else None,
     }

@@ -22,7 +22,7 @@ from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make
 Tree = Any
 
 DECODE, PREFILL, SCORE, TRAIN = "decode chunk", "prefill", "score", "train step"
-# The first decides how the weights lie for the next two, which would else be counted with its seconds.
+# The first decides how the weights lie for the next two, whose seconds would else be counted with its own.
 NAMES = (DECODE, PREFILL, SCORE, TRAIN)
 
 # The longest of the choices "1" to "10" in the tokenizers that write a number digit by digit (tokens).
@@ -42,7 +42,8 @@ class Program:
     """A program at one shape.
 
     lower: makes the lowered program. weights, optimizer, cache: bytes of those arguments on one device, each split as
-    the sharding says. rows, tokens: of the batch, over all devices; of a decode chunk one step.
+    the sharding says. rows, tokens: of the batch, over all devices; of a decode chunk one step. compile: where
+    decoding itself compiles and keeps the program; None: what `lower` makes is compiled.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Program:
     cache: float
     rows: int
     tokens: int
+    compile: Callable[[], jax.stages.Compiled] | None = None
 
 
 def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) -> Meshes:
@@ -107,8 +109,17 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         packed = np.zeros((rows, decode.context + 1), np.int32)
         lower = lambda: decoding.prefill.lower(params(), cache, packed, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, cache_bytes, rows, rows * decode.context)
-    lower = lambda: decoding.lower_decode_chunk(**chunk)  # noqa: E731
-    return Program(name, lower, weights, 0.0, cache_bytes, decode.slots, decode.slots)
+    return Program(
+        name,
+        lambda: decoding.lower_decode_chunk(**chunk),
+        weights,
+        0.0,
+        cache_bytes,
+        decode.slots,
+        decode.slots,
+        # The programs above ask for the same one.
+        compile=lambda: decoding.compile_decode_chunk(**chunk).run,
+    )
 
 
 def _train(config: Config, architecture: Architecture, mesh: Mesh) -> Program:

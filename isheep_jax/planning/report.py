@@ -1,6 +1,9 @@
-"""A plan for a person: plain lines and small tables."""
+"""Plans for a person: one as plain lines and small tables, several as a table in Markdown."""
+
+from typing import Any
 
 from isheep_jax.model.architecture import parameter_count
+from isheep_jax.planning import programs
 from isheep_jax.planning.hardware import GIB
 from isheep_jax.planning.plan import Plan, ProgramPlan, as_dict
 
@@ -61,3 +64,47 @@ def _bound_cells(p: ProgramPlan, chips: int) -> str:
     b = p.bound
     rate = p.compiled.program.tokens / b.seconds / chips
     return f"{b.seconds:12.5f}{b.by:>14}{b.compute:12.5f}{b.memory:12.5f}{b.interconnect:14.5f}{rate:15,.0f}"
+
+
+_TABLE_HEADS = (
+    "config",
+    "slice",
+    "SFT: method, tokens",
+    "decode slots",
+    *(f"{name}, GiB" for name in programs.NAMES),
+    "of GiB per chip",
+    "decode step, ms",
+    "train step, s",
+    "iteration, hours",
+    "chip-hours",
+)
+
+
+def table(plans: list[dict[str, Any]]) -> list[str]:
+    """Plans as JSON (`plan.as_dict`), one row each, in Markdown; memory is a chip's, and times are least times."""
+    rows = [_TABLE_HEADS, ("---",) * len(_TABLE_HEADS), *map(_table_row, plans)]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _table_row(plan: dict[str, Any]) -> tuple[str, ...]:
+    settings, made = plan["settings"], plan["programs"]
+    total = {name: p["gib_per_chip"]["total"] for name, p in made.items()}
+    memory = [f"{total[name]:.1f}" + ("" if made[name]["fits"] else " (too much)") for name in programs.NAMES]
+    times = ("-",) * 4
+    if "iteration" in plan:
+        seconds = {name: p["least_seconds_per_step"]["seconds"] for name, p in made.items()}
+        times = (
+            f"{1000 * seconds[programs.DECODE]:.1f}",
+            f"{seconds[programs.TRAIN]:.2f}",
+            f"{plan['iteration']['seconds'] / 3600:.2f}",
+            f"{plan['iteration']['chip_hours']:.1f}",
+        )
+    return (
+        plan["config"],
+        plan["hardware"],
+        f"{settings['sft.method']}, {settings['sft.sequence_length']:,}",
+        f"{settings['decode.slots']:,}",
+        *memory,
+        f"{plan['hbm_gib']:.2f}",
+        *times,
+    )

@@ -37,6 +37,11 @@ def test_twice_the_instructions_take_twice_the_time_to_write_and_judge():
         assert stages(double)[name].seconds == pytest.approx(2 * stages(CONFIG)[name].seconds)
 
 
+def test_fewer_prompts_than_slots_take_as_many_steps_as_one_prompt():
+    few = dataclasses.replace(CONFIG, synthesize=dataclasses.replace(CONFIG.synthesize, instructions=10))
+    assert stages(few)["respond"].steps[programs.DECODE] == Lengths().response
+
+
 def test_expected_scores_are_prefilled_and_sampled_ones_decoded():
     expected = dataclasses.replace(CONFIG, assess=dataclasses.replace(CONFIG.assess, read="expected"))
     assert set(stages(expected)["assess"].steps) == {programs.SCORE}
