@@ -50,3 +50,25 @@ class ChoiceScores:
     id: str
     logprobs: tuple[float, ...] = ()
     error: str = ""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How probable a given text is as the continuation of a request's prompt.
+
+    logprob: sum of the natural-log probabilities of its tokens. tokens: how many there are, an end of turn not counted.
+    """
+
+    id: str
+    logprob: float = 0.0
+    tokens: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Mean of the last layer's hidden states over the tokens of a request's prompt (floats, one per model dimension)."""
+
+    id: str
+    vector: tuple[float, ...] = ()
+    error: str = ""

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from etils import epath
 
-from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
+from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
 from isheep_jax.sft.examples import Example
 
 
@@ -22,6 +22,12 @@ class Model(Protocol):
 
     def score(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
         """Natural-log probability of each choice as the continuation of each request's prompt; found by id."""
+
+    def likelihood(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextScore]:
+        """Natural-log probability of each text as the continuation of the request of the same index; found by id."""
+
+    def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
+        """Mean of the last layer's hidden states over each prompt's tokens; found by id."""
 
 
 class Backend(Protocol):
