@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from isheep_jax.config import config_description, config_names, named_config
 from isheep_jax.errors import UserError
 from isheep_jax.planning import programs
 from isheep_jax.planning.hardware import parse_topology
+from isheep_jax.planning.models import planned_architecture
 
 NAMED = [name for name in config_names() if name != "tiny"]
 TPU = [name for name in NAMED if named_config(name).mesh.topology]
@@ -43,6 +45,44 @@ def test_all_four_programs_are_compiled_and_counted(planned):
     assert result["fits"]
     assert result["programs"][programs.TRAIN]["gib_per_chip"]["optimizer"] > 0
     assert result["programs"][programs.DECODE]["gib_per_chip"]["cache"] > 0
+
+
+def test_the_json_says_which_settings_it_is_of(planned):
+    settings = planned[1]["settings"]
+    assert (settings["mesh.fsdp"], settings["decode.slots"], settings["sft.method"]) == (4, 128, "full")
+
+
+def test_plans_become_the_rows_of_a_table(planned, tmp_path, capsys):
+    _, result = planned
+    on_a_chip = json.loads(json.dumps(result)) | {"iteration": {"seconds": 5400.0, "chip_hours": 12.0}}
+    for program in on_a_chip["programs"].values():
+        program["least_seconds_per_step"] = {"seconds": 0.25}
+        program["gib_per_chip"]["total"] = 7.25
+    on_a_chip["programs"][programs.TRAIN]["fits"] = False
+    for name, plan_of in {"a": result, "b": on_a_chip}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(plan_of))
+    plan.main(["--table", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    heads, _, here, chip = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert len(heads) == len(here) == len(chip)
+    assert here[-4:] == ["-"] * 4
+    cells = dict(zip(heads, chip))
+    assert cells["config"] == "tiny"
+    assert (cells["decode chunk, GiB"], cells["train step, GiB"]) == ("7.2", "7.2 (too much)")
+    assert (cells["decode step, ms"], cells["train step, s"]) == ("250.0", "0.25")
+    assert (cells["iteration, minutes"], cells["chip-hours"]) == ("90.0", "12.0")
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"programs": {}}'])
+def test_a_table_of_something_else_names_the_file(text, tmp_path):
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"--table: .*a\.json is not a file that --output wrote"):
+        plan.main(["--table", str(tmp_path / "a.json")])
+
+
+def test_a_table_needs_files():
+    with pytest.raises(UserError, match="--table needs files"):
+        plan.main(["--table"])
 
 
 def test_without_a_chips_peaks_no_time_is_told(planned):
@@ -105,6 +145,32 @@ def test_the_docstring_of_a_named_config_tells_command_hardware_memory_and_speed
         assert f"{described.chips} chips of {described.chip.hbm / 2**30:.2f} GiB" in text
 
 
+@pytest.mark.parametrize("name", TPU)
+def test_the_figures_of_a_docstring_agree_with_each_other_and_with_the_settings(name):
+    config, told = named_config(name), figures(name)
+    chips = parse_topology(config.mesh.topology).chips
+    assert told["decode_rate"] * told["decode_ms"] / 1000 * chips == pytest.approx(config.decode.slots, rel=0.02)
+    tokens = config.sft.batch_rows * config.sft.sequence_length
+    assert told["train_rate"] * told["train_s"] * chips == pytest.approx(tokens, rel=0.02)
+    assert told["chip_hours"] == pytest.approx(told["minutes"] * chips / 60, rel=0.02)
+
+
+def figures(name):
+    """The figures of a docstring, by what they are of."""
+    text = " ".join(config_description(name).split())
+    patterns = {
+        "decode_gib": r"decoding ([\d.]+) GiB per chip",
+        "train_gib": r"train step ([\d.]+) GiB",
+        "decode_ms": r"decode step at least ([\d.]+) ms",
+        "decode_rate": r"decode step at least [\d.]+ ms \(([\d,]+) tokens/s per chip\)",
+        "train_s": r"train step at least ([\d.]+) s",
+        "train_rate": r"train step at least [\d.]+ s \(([\d,]+) tokens/s per chip\)",
+        "minutes": r"an iteration at least ([\d.]+) minutes",
+        "chip_hours": r"([\d.]+) chip-hours",
+    }
+    return {key: float(re.search(pattern, text)[1].replace(",", "")) for key, pattern in patterns.items()}
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_named_configs_follow_the_paper(name):
     config = named_config(name)
@@ -116,27 +182,90 @@ def test_named_configs_follow_the_paper(name):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("arguments", [[name] for name in TPU], ids=TPU)
-def test_a_named_config_fits_its_slice(arguments, tmp_path):
-    assert_it_fits(arguments, tmp_path)
+@pytest.mark.parametrize("name", TPU)
+def test_a_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
+    result = assert_it_fits([f"--config={name}"], tmp_path)
+    chips, made, told = result["chips"], result["programs"], figures(name)
+    seconds = {program: made[program]["least_seconds_per_step"]["seconds"] for program in made}
+    planned = {
+        "decode_gib": max(p["gib_per_chip"]["total"] for name, p in made.items() if name != programs.TRAIN),
+        "train_gib": made[programs.TRAIN]["gib_per_chip"]["total"],
+        "decode_ms": 1000 * seconds[programs.DECODE],
+        "decode_rate": made[programs.DECODE]["tokens"] / seconds[programs.DECODE] / chips,
+        "train_s": seconds[programs.TRAIN],
+        "train_rate": made[programs.TRAIN]["tokens"] / seconds[programs.TRAIN] / chips,
+        "minutes": result["iteration"]["seconds"] / 60,
+        "chip_hours": result["iteration"]["chip_hours"],
+    }
+    assert told == pytest.approx(planned, rel=0.05)
 
 
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("length", [1024, 4096])
 def test_the_70b_fits_v4_256_by_either_method_at_either_length(method, length, tmp_path):
-    assert_it_fits(["llama_70b_v4", f"--sft.method={method}", f"--sft.sequence_length={length}"], tmp_path)
+    settings = [f"--sft.method={method}", f"--sft.sequence_length={length}"]
+    assert_it_fits(["--config=llama_70b_v4", *settings], tmp_path)
+
+
+@pytest.mark.tpu_compile
+def test_layers_with_and_without_a_window_and_capped_scores_never_hold_the_scores(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA_2))
+    length, rows = 16384, 4
+    result = assert_it_fits(
+        [
+            "--config=llama_8b_v5e",
+            f"--model.path={tmp_path}",
+            "--mesh.topology=v5e-8",
+            "--mesh.fsdp=4",
+            "--mesh.tensor=2",
+            "--mesh.decode_tensor=2",
+            "--decode.slots=32",
+            f"--decode.context={length}",
+            f"--sft.sequence_length={length}",
+            f"--sft.batch_rows={rows}",
+        ],
+        tmp_path,
+    )
+    # Of one layer in float32, on one chip.
+    scores = 4 * (rows / 4) * (GEMMA_2["num_attention_heads"] / 2) * length**2 / 2**30
+    assert result["programs"][programs.TRAIN]["gib_per_chip"]["temporaries"] < scores
+    assert result["programs"][programs.PREFILL]["gib_per_chip"]["temporaries"] < scores / 2
+
+
+# Four layers with the sizes of Gemma 2 2B, but for a smaller vocabulary and a longer context.
+GEMMA_2 = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "vocab_size": 32000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "sliding_window": 4096,
+    "max_position_embeddings": 16384,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
 
 
 def assert_it_fits(arguments, tmp_path):
-    """The command exits with 0; the decode chunk moves no weights and no logits, and needs few temporaries."""
+    """The plan as JSON: the command exits with 0, and the decode chunk moves and copies neither weights nor logits."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; the extra [plan] brings it")
     output = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "isheep_jax.plan", f"--config={arguments[0]}", *arguments[1:]]
     # The virtual devices of the tests are not for a TPU's compiler.
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run([*command, f"--output={output}"], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", "isheep_jax.plan", *arguments, f"--output={output}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     result = json.loads(output.read_text())
     assert set(result["programs"]) == set(programs.NAMES)
@@ -144,6 +273,15 @@ def assert_it_fits(arguments, tmp_path):
     assert result["iteration"]["chip_hours"] > 0
     decode = result["programs"][programs.DECODE]
     assert decode["gib_per_chip"]["temporaries"] < 0.05 * result["hbm_gib"]
-    largest = decode["largest_collective"]
-    weights = result["smallest_matrix_bytes"]
-    assert largest["bytes"] < weights, largest
+    settings = result["settings"]
+    architecture = planned_architecture(result["model"], tmp_path)
+    rows = settings["decode.slots"] / result["decode_mesh"]["data"]
+    for kind, largest in decode["largest_collectives"].items():
+        # What is summed over the chips is the residual stream, in float32 at most; nothing else is as large as weights.
+        stream = 4 * rows * architecture.hidden_size
+        assert largest["bytes"] <= (stream if kind == "all-reduce" else result["smallest_matrix_bytes"]), (
+            kind,
+            largest,
+        )
+        assert largest["bytes"] < 2 * rows * architecture.vocab_size, (kind, largest)
+    return result

@@ -75,7 +75,7 @@ _TABLE_HEADS = (
     "of GiB per chip",
     "decode step, ms",
     "train step, s",
-    "iteration, hours",
+    "iteration, minutes",
     "chip-hours",
 )
 
@@ -96,7 +96,7 @@ def _table_row(plan: dict[str, Any]) -> tuple[str, ...]:
         times = (
             f"{1000 * seconds[programs.DECODE]:.1f}",
             f"{seconds[programs.TRAIN]:.2f}",
-            f"{plan['iteration']['seconds'] / 3600:.2f}",
+            f"{plan['iteration']['seconds'] / 60:.1f}",
             f"{plan['iteration']['chip_hours']:.1f}",
         )
     return (
