@@ -70,6 +70,9 @@ class SynthesizeConfig:
     'basic': well-formed and not empty."""
     novelty: float = 0.7
     """Highest ROUGE-L F1 (0 to 1) to any earlier instruction, seeds included; an instruction above it is dropped."""
+    turns: Literal[1, 2] = 1
+    """Turns of a conversation (count). 2: the model also writes what a user might say next to each kept pair and
+    answers that; scored and selected like the first turn, and trained on as one conversation with it."""
 
 
 @dataclass(frozen=True)
@@ -95,42 +98,117 @@ class RespondConfig:
 class AssessConfig:
     """The model's own scores of each pair, from 1 to 10, for quality and for following the instruction."""
 
-    judge: Literal["base", "current"] = "current"
-    """Which weights score: the base model's, or those that wrote the responses."""
+    level: Literal["none", "quality", "following", "both"] = "both"
+    """Which scores are asked for and used. 'none': no score at all, so that the rules 'threshold' and 'top_fraction'
+    keep everything that passed the text rules."""
+    prompt: Literal["standard", "simple", "joint", "few_shot"] = "standard"
+    """How a score is asked for. 'standard': each criterion spelled out in several aspects (the paper's combined
+    prompt). 'simple': one aspect each. 'joint': both criteria in one prompt, one score. 'few_shot': no criteria but
+    three scored examples, one score. A single score is recorded as quality."""
+    judge: str = "current"
+    """Who scores: 'current' (the model that wrote the responses), 'previous' (the one before it), 'base', another model
+    (a directory, a run's directory, gs://..., a hub id), or the URL of an OpenAI-compatible server, such as
+    http://localhost:8000/v1."""
+    judge_model: str = ""
+    """Name of the model on that server."""
+    judge_key: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's API key; none is sent where it is not set."""
+    judge_requests: int = 16
+    """Requests to the server at the same time (count)."""
     read: Literal["expected", "sampled"] = "expected"
     """'expected': the mean of the score under the model's distribution over 1..10, by prefill alone. 'sampled': the
     first number of a sampled judgement; a judgement without one drops the pair."""
+    samples: int = 1
+    """Judgements per score of 'sampled' (count); the score is the mean of those with a number."""
     temperature: float = 1.0
     """Sampling temperature of 'sampled'."""
     top_p: float = 0.95
     """Nucleus of 'sampled' (0 to 1)."""
     max_tokens: int = 16
     """New tokens per sampled judgement (count); only a number at the start counts."""
+    agreement: int = 0
+    """Pairs per iteration (count, drawn at random) that a second judge scores, too: the base model, or the current one
+    where the base model is the judge. How far the two agree goes into summary.json."""
+
+
+# The rules of selection.
+Rule = Literal[
+    "threshold",
+    "top_fraction",
+    "random",
+    "random_threshold",
+    "perplexity",
+    "density",
+    "density_perplexity",
+    "none",
+]
 
 
 @dataclass(frozen=True)
 class SelectConfig:
     """Which scored pairs the model learns from."""
 
-    rule: Literal["threshold", "top_fraction", "random", "none"] = "threshold"
-    """'threshold': every score above it. 'top_fraction': the best by the sum of the scores. 'random': as many as
-    top_fraction would keep, drawn without looking at scores. 'none': everything that passed the rules."""
+    rule: Rule = "threshold"
+    """'threshold': every score above it. 'top_fraction': the best by `ranking`. 'random', 'random_threshold': as many
+    as top_fraction or threshold would keep, drawn without looking at scores. 'perplexity': the response is not too
+    surprising to the judge. 'density': one pair per cluster of instructions, drawn at random. 'density_perplexity': the
+    pair of lowest perplexity of each cluster. 'none': everything that passed the text rules."""
     threshold: float = 8.0
-    """Each score must be strictly above this (1 to 10)."""
+    """Each score must be strictly above this (-1 to 10). 0: pairs without a score stay, too. -1: also those that the
+    text rules dropped, other than unfinished and empty ones."""
     fraction: float = 0.3
     """Share of the instructions that top_fraction and random keep (0 to 1)."""
-    buckets: Literal["none", "sentences", "opening"] = "none"
+    ranking: Literal["sum", "probability"] = "sum"
+    """What makes a pair better than another: the sum of its scores, or the probability that all of them, sampled, would
+    be above the threshold (needs assess.read=expected)."""
+    perplexity: float = 50.0
+    """Highest perplexity per token of a response, given its instruction, that the rule 'perplexity' keeps."""
+    clusters: int = 3000
+    """Clusters of the instructions' mean last-layer vectors by k-means (count), for the density rules and for
+    buckets=clusters, where some tens are enough."""
+    buckets: Literal["none", "sentences", "opening", "clusters"] = "none"
     """Groups of instructions of which top_fraction and random keep the same share, so that no kind that scores well
-    crowds out the others. 'sentences': by number of sentences (1, 2, 3, more). 'opening': also by first word."""
+    crowds out the others. 'sentences': by number of sentences (1, 2, 3, more). 'opening': also by first word.
+    'clusters': by meaning."""
+    bucket_share: float = 1.0
+    """Largest share of what the rule keeps that one bucket may have (0 to 1); the rest of it is dropped, so that no
+    topic takes over."""
     following_ceiling: float = 10.0
     """A following score above this counts as this (1 to 10), so that quality decides among pairs that all follow."""
+    fill_to: int = 0
+    """Where a rule that ranks keeps fewer pairs, the best of the others join until there are this many (count)."""
     at_least: int = 1
     """The run stops, resumable, when fewer pairs are kept (count)."""
     at_most: int = 3000
     """At most this many pairs are kept (count)."""
     at_most_order: Literal["best", "first"] = "best"
     """Which pairs stay when at_most cuts: the best by score, or the first in the order of generation (as always with
-    the rules 'random' and 'none', which never look at scores)."""
+    the rules that draw and with 'none', which never look at scores)."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens when an iteration collapses, and when it counts as collapsed."""
+
+    action: Literal["warn", "stop", "off"] = "warn"
+    """'stop': the run ends; the same command with a lower limit goes on from there."""
+    least_novelty: float = 0.05
+    """Lowest share of the well-formed instructions that are new (0 to 1)."""
+    least_mass: float = 0.5
+    """Lowest median probability that the judge gives to the ten scores together (0 to 1), where it is known."""
+    least_yield: float = 0.02
+    """Lowest share of synthesize.instructions that is kept in the end (0 to 1)."""
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When the run ends before its last iteration."""
+
+    measure: Literal["none", "accuracy", "validation_loss"] = "none"
+    """'none': after all iterations. 'accuracy': when the mean over evaluate.tasks rises no more. 'validation_loss':
+    when the fine-tuning's falls no more (needs sft.validation_fraction)."""
+    patience: int = 1
+    """Iterations without a better value before the run ends (count)."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +217,9 @@ class SFTConfig:
 
     start: Literal["base", "previous"] = "base"
     """Weights to start from: the base model's, or the previous iteration's."""
+    data: Literal["iteration", "all"] = "iteration"
+    """Pairs to learn from: those that this iteration kept, or those of all iterations so far. With `start` these are
+    the paper's One_base, One_last, Total_base and Total_last."""
     method: Literal["lora", "full"] = "lora"
     """'lora': low-rank adapters on all linear layers, merged at the end. 'full': all weights."""
     lora_rank: int = 8
@@ -215,9 +296,11 @@ class Config:
     respond: RespondConfig = field(default_factory=RespondConfig)
     assess: AssessConfig = field(default_factory=AssessConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
 
     @property
     def directory(self) -> "epath.Path":
@@ -295,14 +378,25 @@ RANGES = {
     "respond.temperature": "[0, inf)",
     "respond.top_p": "(0, 1]",
     "respond.max_tokens": "[1, inf)",
+    "assess.judge_requests": "[1, inf)",
+    "assess.samples": "[1, inf)",
     "assess.temperature": "[0, inf)",
     "assess.top_p": "(0, 1]",
     "assess.max_tokens": "[1, inf)",
-    "select.threshold": "[0, 10]",
+    "assess.agreement": "[0, inf)",
+    "select.threshold": "[-1, 10]",
     "select.fraction": "(0, 1]",
+    "select.perplexity": "(1, inf)",
+    "select.clusters": "[1, inf)",
+    "select.bucket_share": "(0, 1]",
+    "select.fill_to": "[0, inf)",
     "select.following_ceiling": "[1, 10]",
     "select.at_least": "[0, inf)",
     "select.at_most": "[1, inf)",
+    "guard.least_novelty": "[0, 1]",
+    "guard.least_mass": "[0, 1]",
+    "guard.least_yield": "[0, 1]",
+    "stop.patience": "[1, inf)",
     "sft.lora_rank": "[1, inf)",
     "sft.lora_alpha": "(0, inf)",
     "sft.lora_dropout": "[0, 1)",
@@ -332,6 +426,40 @@ def check_values(config: Config) -> None:
             check_range(name, number, interval)
     if not settings["respond.temperature"]:
         raise UserError("--respond.temperature: the list is empty; it needs a temperature for iteration 1")
+    check_together(config)
+
+
+def is_server(judge: str) -> bool:
+    """Whether the setting assess.judge is the URL of a server."""
+    return judge.startswith(("http://", "https://"))
+
+
+def check_together(config: Config) -> None:
+    """Raises `UserError` for settings that are good by themselves but not with each other."""
+    assess, select, stop = config.assess, config.select, config.stop
+    vectors = select.rule in ("density", "density_perplexity") or select.buckets == "clusters"
+    if is_server(assess.judge):
+        if assess.read != "sampled":
+            raise UserError("--assess.read: a server as the judge gives only sampled judgements; it must be sampled")
+        if not assess.judge_model:
+            raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
+        if vectors or select.rule == "perplexity":
+            name = "buckets" if select.buckets == "clusters" else "rule"
+            raise UserError(
+                f"--select.{name}: {getattr(select, name)} needs the judge's weights, but --assess.judge is a server"
+            )
+    if assess.samples > 1 and assess.read != "sampled":
+        raise UserError("--assess.samples: several judgements per score need --assess.read=sampled")
+    if select.ranking == "probability" and (assess.read != "expected" or assess.level == "none"):
+        raise UserError("--select.ranking: probability needs scores with --assess.read=expected")
+    if select.bucket_share < 1 and select.buckets == "none":
+        raise UserError("--select.bucket_share: there are no buckets to share; set --select.buckets, too")
+    if assess.agreement and assess.level == "none":
+        raise UserError("--assess.agreement: there are no scores to compare with --assess.level=none")
+    if stop.measure == "accuracy" and not config.evaluate.tasks:
+        raise UserError("--stop.measure: accuracy needs a benchmark in --evaluate.tasks")
+    if stop.measure == "validation_loss" and not config.sft.validation_fraction:
+        raise UserError("--stop.measure: validation_loss needs --sft.validation_fraction above 0")
 
 
 def check_range(name: str, number: float, interval: str) -> None:

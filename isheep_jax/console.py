@@ -329,12 +329,17 @@ def _examples(path: epath.Path) -> list[dict]:
 
 def _selection(config: Config) -> str:
     select = config.select
-    if select.rule == "threshold":
-        return f"those with scores above {select.threshold:g}"
-    if select.rule == "none":
+    if select.rule == "none" or (config.assess.level == "none" and select.rule in ("threshold", "top_fraction")):
         return "all that pass the rules"
-    how = "the best" if select.rule == "top_fraction" else "a random"
-    return f"{how} {select.fraction:.0%}"
+    return {
+        "threshold": f"those with scores above {select.threshold:g}",
+        "top_fraction": f"the best {select.fraction:.0%}",
+        "random": f"a random {select.fraction:.0%}",
+        "random_threshold": f"a random few, as many as have scores above {select.threshold:g}",
+        "perplexity": f"those of a perplexity up to {select.perplexity:g}",
+        "density": "one of each cluster",
+        "density_perplexity": "the least surprising of each cluster",
+    }[select.rule]
 
 
 def _time_lines(config: Config) -> list[str]:

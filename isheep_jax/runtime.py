@@ -16,9 +16,10 @@ from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.files import on_object_store
 from isheep_jax.locate import locate_model
+from isheep_jax.loop.judge import other_model
 from isheep_jax.loop.protocols import Evaluator
 from isheep_jax.model.architecture import parameter_count
-from isheep_jax.model.pretrained import open_model
+from isheep_jax.model.pretrained import Pretrained, open_model
 from isheep_jax.model.weights import load_parameters, save_checkpoint
 from isheep_jax.sft.examples import Example
 from isheep_jax.sft.lora import save_adapter
@@ -50,9 +51,12 @@ class JaxBackend:
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
         check_settings(config.sft, self._architecture, self._train_mesh)
         check_divisible(self._architecture, self._decode_mesh, DECODE_RULES)
+        # A model of another make than the run's, with its own tokenizer.
+        self._judge = self._open_judge(other_model(config))
         self._engine: tuple[epath.Path, Engine] | None = None
         if processes.several():
-            processes.check_agreement({"the files of --model.path": model.digest()})
+            judge = {"the files of --assess.judge": self._judge.digest()} if self._judge else {}
+            processes.check_agreement({"the files of --model.path": model.digest(), **judge})
         if processes.from_first(lambda: not (config.directory / "config.json").exists()):
             # A new run reads the weights now, so that a damaged file or settings that do not fit the model are known
             # before anything is written; one that resumes may need other weights first.
@@ -71,14 +75,17 @@ class JaxBackend:
         directory = directory or self._base
         if self._engine is None or self._engine[0] != directory:
             self._let_go()
+            judge = self._judge
+            foreign = judge is not None and directory == judge.directory
+            architecture = judge.architecture if foreign else self._architecture
             # Weights always come from the files, also just after training, so that a resumed run has the same ones.
             params = load_parameters(
-                directory, self._architecture, mesh=self._decode_mesh, rules=DECODE_RULES, dtype=self._dtype
+                directory, architecture, mesh=self._decode_mesh, rules=DECODE_RULES, dtype=self._dtype
             )
             engine = Engine(
                 params,
-                self._architecture,
-                self._tokenizer,
+                architecture,
+                judge.tokenizer if foreign else self._tokenizer,
                 self._config.decode,
                 mesh=self._decode_mesh,
                 seed=self._config.seed,
@@ -125,6 +132,13 @@ class JaxBackend:
             save_adapter(adapter, adapters, self._architecture, self._config.sft, base)
         save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
         return dataclasses.asdict(result)
+
+    def _open_judge(self, directory: epath.Path | None) -> Pretrained | None:
+        if directory is None or directory == self._base:
+            return None
+        judge = open_model(directory)
+        check_divisible(judge.architecture, self._decode_mesh, DECODE_RULES)
+        return judge
 
     def _let_go(self) -> None:
         # An engine may be part of reference cycles; two sets of weights would not fit side by side.

@@ -59,7 +59,7 @@ def test_the_last_of_two_values_holds():
         (["--config=tiny", "--learning_rate=1"], ["did you mean --sft.learning_rate"]),
         (["--config=tiny", "--sft.batch_rows=1.5"], ["--sft.batch_rows", "'1.5'", "a whole number"]),
         (["--config=tiny", "--sft.learning_rate=fast"], ["--sft.learning_rate", "'fast'", "a number"]),
-        (["--config=tiny", "--select.rule=best"], ["--select.rule", "'best'", "threshold, top_fraction, random, none"]),
+        (["--config=tiny", "--select.rule=best"], ["--select.rule", "'best'", "threshold, top_fraction, random, random_threshold"]),
         (["--config=tiny", "--respond.temperature=a,b"], ["--respond.temperature", "'a,b'", "a number"]),
         (["--config=tiny", "--respond.temperature="], ["--respond.temperature", "empty"]),
         (["--config=tiny", "--select.fraction=3"], ["--select.fraction", "3.0", "above 0 and at most 1"]),

@@ -8,24 +8,44 @@ from isheep_jax.model.conversation import Prompt
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with a name. The name, with the run's seed, decides the random numbers of its completion."""
+    """A prompt with a name. The name, with the run's seed, decides the random numbers of its completion.
+
+    head: what the prompt (of a conversation: its first message) begins with and shares with other requests, such as a
+    rubric; its keys and values are computed once for all. max_tokens: new tokens of this completion; 0: those of the
+    sampling settings.
+    """
 
     id: str
     prompt: Prompt
+    head: str = ""
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How the tokens of a stage are drawn.
 
-    temperature: 0 takes the most probable token. top_p: 1 keeps the whole distribution. max_tokens: new tokens per
-    completion. stop: strings that end a completion (they are cut off); the model's end-of-turn tokens always do.
+    temperature: 0 takes the most probable token. top_p: mass of the most probable tokens to draw from; 1: all. top_k:
+    count of them; 0: all. min_p: smallest probability relative to the largest; 0: any. repetition_penalty: divides the
+    logits of tokens of prompt and completion; 1: none. presence_penalty: is subtracted from those of tokens of the
+    completion; 0: none. max_tokens: new tokens per completion. stop: strings that end a completion (they are cut off);
+    the model's end-of-turn tokens always do. logprobs: whether to tell how probable each token was.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    logprobs: bool = False
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens that were there already are less probable."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,8 @@ class Completion:
     """The answer to a `Request`, found by its id.
 
     finish: "stop" (end-of-turn token or stop string), "length" (max_tokens or the context is used up) or "error" (the
-    prompt does not fit; `error` says why in one line).
+    prompt does not fit; `error` says why in one line). logprobs: natural logarithm of each token's probability under
+    the model, before temperature, filters and penalties, if it was asked for.
     """
 
     id: str
@@ -41,6 +62,7 @@ class Completion:
     tokens: tuple[int, ...] = ()
     finish: Literal["stop", "length", "error"] = "stop"
     error: str = ""
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,7 @@ class TextScore:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Mean of the last layer's hidden states over the tokens of a request's prompt (floats, one per model dimension)."""
+    """Mean of the last layer's hidden states over the tokens of a request's prompt: one float per model dimension."""
 
     id: str
     vector: tuple[float, ...] = ()

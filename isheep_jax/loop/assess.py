@@ -3,13 +3,15 @@
 Two ways to read a score. 'sampled' is the paper's: sample a judgement, take the number it begins with. 'expected' takes
 the mean under the model's own distribution over the ten numbers, by prefill alone: no judgement without a number, no
 sampling noise, and fewer ties (Wang, Zhang & Choi 2025, arXiv 2503.03064: the mean beats single judgements throughout).
+`assess.level` and `assess.prompt` say which scores are asked for: no other is computed.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from isheep_jax.config import Config
+from isheep_jax.config import AssessConfig, Config
 from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped
@@ -20,6 +22,20 @@ from isheep_jax.loop.templates import Templates
 CRITERIA = ("quality", "following")
 
 _LEADING_NUMBER = re.compile(r"[\s*_\"'(\[]*(\d+)(\.\d+)?(?![\d.]*\d)(?!\s*(-|–|to)\s*\d)")
+
+
+# Prompts that ask for one score of everything.
+SINGLE = ("joint", "few_shot")
+
+
+def asked(settings: AssessConfig) -> dict[str, str]:
+    """The scores to ask for, by the field of `Scores`, with the name of each one's template."""
+    if settings.level == "none":
+        return {}
+    if settings.prompt in SINGLE:
+        return {"quality": settings.prompt}
+    suffix = "" if settings.prompt == "standard" else f"_{settings.prompt}"
+    return {criterion: criterion + suffix for criterion in CRITERIA if settings.level in (criterion, "both")}
 
 
 def parse_score(text: str) -> int | None:
@@ -53,10 +69,14 @@ def expected_score(result: ChoiceScores) -> Score:
     )
 
 
-def sampled_score(result: Completion) -> Score:
-    """The number of a sampled judgement."""
-    value = parse_score(result.text)
-    return Score(None if value is None else float(value), argmax=value, text=result.error or result.text.strip())
+def sampled_score(results: Sequence[Completion]) -> Score:
+    """The mean of the numbers of sampled judgements, and the number that most of them gave (of several the lowest)."""
+    numbers = Counter(n for r in results if (n := parse_score(r.text)) is not None)
+    text = "\n".join(r.error or r.text.strip() for r in results)
+    if not numbers:
+        return Score(None, text=text)
+    mean = sum(n * count for n, count in numbers.items()) / numbers.total()
+    return Score(round(mean, 4), argmax=min(numbers, key=lambda n: (-numbers[n], n)), text=text)
 
 
 def probability_above(score: Score, threshold: float) -> float | None:
@@ -67,7 +87,7 @@ def probability_above(score: Score, threshold: float) -> float | None:
 
 
 def assess(
-    model: Model,
+    judge: Callable[[], Model],
     config: Config,
     templates: Templates,
     pairs: Sequence[Pair],
@@ -75,43 +95,55 @@ def assess(
     iteration: int,
     progress: StageReporter,
 ) -> list[Scores]:
-    """Both scores of each of the (kept) pairs; a pair without one of them is dropped as "unscored"."""
+    """The scores of each of the (kept) pairs; a pair without one that was asked for is dropped as "unscored".
+
+    judge: gives the model that scores, called only if a score is asked for.
+    """
     settings = config.assess
+    criteria = asked(settings)
+    if not criteria:
+        stage.finish(counts([]))
+        return []
+    model = judge()
+    samples = settings.samples if settings.read == "sampled" else 1
 
-    def ask(requests: Sequence[Request]) -> Iterator[tuple[str, Score]]:
+    def ask(requests: Sequence[Request]) -> Iterator[ChoiceScores | Completion]:
         if settings.read == "expected":
-            for result in model.score(requests, templates.choices):
-                yield result.id, expected_score(result)
-        else:
-            sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
-            for result in model.generate(requests, sampling):
-                yield result.id, sampled_score(result)
+            return model.score(requests, templates.choices)
+        return model.generate(requests, Sampling(settings.temperature, settings.top_p, settings.max_tokens))
 
-    stage_records = stage.work(pairs, _process(ask, templates, iteration), progress.advance)
-    masses = sorted(m for r in stage_records for m in (r.quality.mass, r.following.mass) if m is not None)
-    summary = {"median_mass": masses[len(masses) // 2]} if masses else {}
-    stage.finish({**counts(stage_records), **summary})
-    return stage_records
+    def read(results: Sequence[ChoiceScores | Completion]) -> Score:
+        return expected_score(results[0]) if settings.read == "expected" else sampled_score(results)
 
-
-def _process(
-    ask: Callable[[Sequence[Request]], Iterator[tuple[str, Score]]], templates: Templates, iteration: int
-) -> Callable[[Sequence[Pair]], Iterator[tuple[int, Scores]]]:
     def process(block: Sequence[Pair]) -> Iterator[tuple[int, Scores]]:
         requests, place = [], {}
         for i, pair in enumerate(block):
-            for criterion in CRITERIA:
-                prompt = templates.score(criterion, pair.instruction, pair.input, pair.response)
-                requests.append(Request(f"{iteration}/assess/{criterion}/{pair.id}", prompt))
-                place[requests[-1].id] = i, criterion
-        found: dict[int, dict[str, Score]] = {}
-        for id, score in ask(requests):
-            i, criterion = place[id]
-            scores = found.setdefault(i, {})
-            scores[criterion] = score
-            if len(scores) == len(CRITERIA):
-                missing = [c for c in CRITERIA if scores[c].value is None]
+            for criterion, template in criteria.items():
+                prompt = templates.score(template, pair.instruction, pair.input, pair.response)
+                for sample in range(samples):
+                    id = f"{iteration}/assess/{criterion}/{pair.id}{f'/{sample}' if sample else ''}"
+                    requests.append(Request(id, prompt))
+                    place[id] = i, criterion, sample
+        found: dict[int, dict[tuple[str, int], ChoiceScores | Completion]] = {}
+        for result in ask(requests):
+            i, criterion, sample = place[result.id]
+            results = found.setdefault(i, {})
+            results[criterion, sample] = result
+            if len(results) == len(criteria) * samples:
+                scores = {c: read([results[c, k] for k in range(samples)]) for c in criteria}
+                del found[i]
+                missing = [c for c in criteria if scores[c].value is None]
                 verdict = dropped("unscored", ", ".join(missing)) if missing else KEPT
-                yield i, Scores(block[i].id, scores["quality"], scores["following"], verdict)
+                yield i, Scores(block[i].id, scores.get("quality"), scores.get("following"), verdict)
 
-    return process
+    stage_records = stage.work(pairs, process, progress.advance)
+    mass = median_mass(stage_records)
+    stage.finish({**counts(stage_records), **({} if mass is None else {"median_mass": mass})})
+    return stage_records
+
+
+def median_mass(records: Sequence[Scores]) -> float | None:
+    """Median probability that the judge gave to the ten scores together; None where none is known."""
+    scores = (score for record in records for score in (record.quality, record.following))
+    masses = sorted(score.mass for score in scores if score is not None and score.mass is not None)
+    return masses[len(masses) // 2] if masses else None

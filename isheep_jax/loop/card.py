@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isheep_jax.config import Config
+from isheep_jax.config import Config, is_server
+from isheep_jax.loop.assess import SINGLE
+from isheep_jax.loop.judge import OWN
+from isheep_jax.loop.select import effective_rule
 
 _ORIGIN = """\
 Made by isheep_jax, iterative self-alignment: a language model learned from its own instructions and responses, chosen
 by its own scores. No person and no other model wrote or judged any of them, apart from the seed tasks."""
+_ORIGIN_JUDGED = """\
+Made by isheep_jax, iterative alignment: a language model learned from its own instructions and responses, chosen by the
+scores of another model, {judge}. No person wrote or judged any of them, apart from the seed tasks."""
 _LIMITS = """\
 ## Limits
 
@@ -22,14 +28,23 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int) ->
     """Markdown for the README.md of the model's directory. Says nothing that another run of the config would not."""
     respond, assess, selection, sft = config.respond, config.assess, config.select, config.sft
     writer = "the base model" if iteration == 1 else f"the model of iteration {iteration - 1}"
-    judge = writer if assess.judge == "current" else "the base model"
     start = "the base model" if sft.start == "base" or iteration == 1 else writer
+    count = "both scores" if assess.level == "both" and assess.prompt not in SINGLE else "the score"
+    ranking = (
+        "the sum of the scores" if selection.ranking == "sum" else f"the probability of {count} above the threshold"
+    )
     rule = {
-        "threshold": f"both scores above {selection.threshold:g}",
-        "top_fraction": f"the best {selection.fraction:.0%} by the sum of the scores",
+        "threshold": f"{count} above {selection.threshold:g}",
+        "top_fraction": f"the best {selection.fraction:.0%} by {ranking}",
         "random": f"{selection.fraction:.0%} drawn at random",
+        "random_threshold": f"as many as have {count} above {selection.threshold:g}, drawn at random",
+        "perplexity": f"perplexity of at most {selection.perplexity:g}",
+        "density": "one of each cluster of instructions, drawn at random",
+        "density_perplexity": "that of the lowest perplexity of each cluster of instructions",
         "none": "no selection by score",
-    }[selection.rule]
+    }[effective_rule(config)]
+    data = " of all iterations so far" if sft.data == "all" and iteration > 1 else ""
+    turns = "; a second turn to those that are kept" if config.synthesize.turns == 2 else ""
     method = f"LoRA of rank {sft.lora_rank}, merged" if sft.method == "lora" else "all weights"
     return f"""---
 library_name: transformers
@@ -38,20 +53,48 @@ pipeline_tag: text-generation
 
 # {config.name}, iteration {iteration}
 
-{_ORIGIN}
+{_origin(_external(assess.judge, assess.judge_model, assess.level))}
 
 | | |
 | --- | --- |
 | base model | {config.model.path} |
-| instructions | {instructions}, written by {writer} |
+| instructions | {instructions}, written by {writer}{turns} |
 | responses | {respond.samples} per instruction, written by {writer} |
-| scores | quality and following the instruction, 1 to 10, by {judge} ({assess.read}) |
-| kept | {pairs} pairs: {rule} |
+| scores | {_scores(config, iteration)} |
+| kept | {pairs} pairs{data}: {rule} |
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
 
 {_LIMITS}
 """
+
+
+def _scores(config: Config, iteration: int) -> str:
+    assess = config.assess
+    if assess.level == "none":
+        return "none"
+    before = {"current": iteration - 1, "previous": max(iteration - 2, 0), "base": 0}
+    external = _external(assess.judge, assess.judge_model, assess.level)
+    number = before.get(assess.judge)
+    judge = external or (f"the model of iteration {number}" if number else "the base model")
+    if assess.prompt in SINGLE:
+        what = "one for all"
+    else:
+        what = {"both": "quality and following the instruction", "following": "following the instruction"}.get(
+            assess.level, assess.level
+        )
+    return f"{what}, 1 to 10, by {judge} ({assess.read})"
+
+
+def _external(judge: str, judge_model: str, level: str) -> str:
+    """The name of a judge that is no model of the run; "" where there is none."""
+    if judge in OWN or level == "none":
+        return ""
+    return judge_model if is_server(judge) else judge
+
+
+def _origin(external: str) -> str:
+    return _ORIGIN_JUDGED.format(judge=external) if external else _ORIGIN
 
 
 @dataclass(frozen=True)
@@ -91,6 +134,10 @@ def lineage_card(
     packages = {"python": environment.get("python"), **environment.get("packages", {})}
     versions = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
     trained = f"Training began from the {'model before, too' if previous else 'base model each time'}."
+    if sft.get("data") == "all":
+        trained += " It was on the kept pairs of all iterations so far."
+    assess = settings.get("assess", {})
+    external = _external(assess.get("judge", "current"), assess.get("judge_model", ""), assess.get("level", "both"))
     rows = [f"| {s.iteration} | {s.instructions} | {s.responses} | {s.pairs} |" for s in steps[1:]]
     return f"""---
 {_front_matter(base, adapter, chained)}
@@ -98,7 +145,7 @@ def lineage_card(
 
 # {name}{", adapter" if adapter else ""}
 
-{_ORIGIN}
+{_origin(external)}
 
 | | |
 | --- | --- |

@@ -11,39 +11,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-from etils import epath
 
 from isheep_jax import processes
 from isheep_jax.config import Config
-from isheep_jax.loop.assess import assess
+from isheep_jax.loop import guards, judge, stopping
+from isheep_jax.loop.assess import asked, median_mass
 from isheep_jax.loop.card import model_card
-from isheep_jax.loop.dataset import write_dataset
 from isheep_jax.loop.novelty import Pool, normalise
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter, StageReporter
-from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, kept, user_text
-from isheep_jax.loop.respond import respond
+from isheep_jax.loop.records import Instruction, Selected, kept
+from isheep_jax.loop.respond import prompt_for
 from isheep_jax.loop.run_directory import RunDirectory, Stage, result, write_json
+from isheep_jax.loop.second_turn import conversation, follow_ups
 from isheep_jax.loop.seeds import Seed, read_seeds
-from isheep_jax.loop.select import select
-from isheep_jax.loop.synthesize import counts, synthesize
+from isheep_jax.loop.synthesize import synthesize
 from isheep_jax.loop.templates import Templates, load
-from isheep_jax.model.conversation import Message
+from isheep_jax.loop.turn import Answers, Models, once
 from isheep_jax.sft.examples import Example
-
-T = TypeVar("T")
-
-# More unscored pairs than this, or less median probability on the ten scores, and the scores mean little.
-UNSCORED_SHARE = 0.05
-LOW_MASS = 0.5
-# Fewer kept than this share of the instructions: the model learns from next to nothing.
-LOW_YIELD = 0.02
 
 # What a row says of an iteration; the base model has none of it.
 _FIGURES = (
     *("instructions", "kept", "mean_quality", "mean_following", "kept_quality", "kept_following", "kept_characters"),
-    *("train_loss", "validation_loss"),
+    *("train_loss", "validation_loss", "novelty", "score_mass"),
 )
 _PACKAGES = (
     "isheep_jax",
@@ -69,8 +58,10 @@ def run(
 
     evaluators: benchmarks by name. held_out: instructions of evaluation sets, never to be learned from. Rows have
     iteration, instructions, kept, mean_quality, mean_following (over all scored pairs), kept_quality, kept_following,
-    kept_characters (mean length of the kept responses), train_loss, validation_loss and evaluation
-    ({benchmark: {"accuracy", "stderr", "count"}}).
+    kept_characters (mean length of the kept responses), train_loss, validation_loss, novelty (share of the well-formed
+    instructions that were new), score_mass (median probability of the ten scores together) and evaluation
+    ({benchmark: {"accuracy", "stderr", "count"}}); with assess.agreement also agreement, and with synthesize.turns=2
+    second_turn ({"instructions", "kept"}). best.json names the best iteration so far.
     Raises UserError for bad input: before anything is written where it can be known before.
     """
     templates, seeds, inputs = read_inputs(config)
@@ -80,7 +71,15 @@ def run(
     for number in range(config.iterations + 1):
         rows.append(loop.iteration(number) if number else loop.base())
         write_json(directory.iteration(number) / "summary.json", rows[-1])
+        best = stopping.best(rows, config.stop)
+        if best:
+            write_json(directory.path / "best.json", best)
         reporter.row(rows[-1])
+        if number and number < config.iterations and stopping.finished(rows, config.stop):
+            reporter.note(f"iteration {number} is the last: {config.stop.measure} has not improved (--stop.patience)")
+            break
+    if best:
+        reporter.note(f"best: iteration {best['iteration']}, {best['measure']} {best['value']:.3f}")
     return rows
 
 
@@ -89,28 +88,12 @@ def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
 
     Raises UserError for what is missing or malformed.
     """
-    templates = load(config.prompts)
+    names = ("synthesize", *asked(config.assess).values(), *(("follow_up",) if config.synthesize.turns == 2 else ()))
+    templates = load(config.prompts, names)
     path = templates.seeds if config.synthesize.seeds == "builtin" else Path(config.synthesize.seeds)
     seeds = read_seeds(path, config.synthesize.shots, config.synthesize.rules)
-    return templates, seeds, {**templates.digests(), "seeds": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-class _Models:
-    """At most one model at a time: weights of two may not fit."""
-
-    def __init__(self, backend: Backend):
-        self._backend = backend
-        self._directory: epath.Path | None = None
-        self._model: Model | None = None
-
-    def get(self, directory: epath.Path | None) -> Model:
-        if self._model is None or self._directory != directory:
-            self.release()
-            self._model, self._directory = self._backend.load(directory), directory
-        return self._model
-
-    def release(self) -> None:
-        self._model = None
+    digests = {**templates.digests(), "seeds": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return templates, seeds, {**digests, **judge.identity(config)}
 
 
 class _Loop:
@@ -128,7 +111,8 @@ class _Loop:
         self.config, self.backend, self.evaluators, self.reporter = config, backend, evaluators, reporter
         self.templates, self.seeds, self.directory = templates, seeds, directory
         self.held_out = frozenset(normalise(text) for text in held_out)
-        self.models = _Models(backend)
+        self.models = Models(backend)
+        self.answers = Answers(config, directory, self.models, templates, reporter)
 
     def base(self) -> dict:
         """The base model, measured like the others."""
@@ -138,24 +122,34 @@ class _Loop:
     def iteration(self, number: int) -> dict:
         """Iteration 1 and on: makes `model/` from the model before it. Returns its row."""
         instructions = self._synthesize(number)
-        pairs = self._respond(number, kept(instructions))
-        scores = self._assess(number, kept(pairs))
-        selected = self._select(number, pairs, scores)
-        training = self._fine_tune(number, selected, len(kept(instructions)))
-        evaluation = self._evaluate(number)
+        new = kept(instructions)
+        scores, selected = self.answers.answer(number, 1, new, {})
         chosen = kept(selected)
+        extra: dict = {}
+        if self.config.assess.agreement:
+            extra["agreement"] = self.answers.agreement(number, scores, selected)
+        if self.config.synthesize.turns == 2:
+            followed = kept(self._follow_ups(number, chosen))
+            firsts = {s.id: s for s in chosen}
+            _, second = self.answers.answer(number, 2, followed, {f.id: firsts[f.seeds[0]] for f in followed})
+            extra["second_turn"] = {"instructions": len(followed), "kept": len(kept(second))}
+        training = self._fine_tune(number, len(new))
+        evaluation = self._evaluate(number)
         figures = (
-            len(kept(instructions)),
+            len(new),
             len(chosen),
-            _mean(s.quality.value for s in scores),
-            _mean(s.following.value for s in scores),
+            _mean(s.quality.value for s in scores if s.quality),
+            _mean(s.following.value for s in scores if s.following),
             _mean(s.quality for s in chosen),
             _mean(s.following for s in chosen),
             _mean(float(len(s.response)) for s in chosen),
             training.get("train_loss"),
             training.get("validation_loss"),
+            guards.novelty(instructions),
+            median_mass(scores),
         )
-        return {"iteration": number, **dict(zip(_FIGURES, figures, strict=True)), "evaluation": _headline(evaluation)}
+        row = {"iteration": number, **dict(zip(_FIGURES, figures, strict=True)), **extra}
+        return {**row, "evaluation": _headline(evaluation)}
 
     def _writer(self, number: int) -> Model:
         return self.models.get(self.directory.model(number - 1))
@@ -176,7 +170,9 @@ class _Loop:
                     progress,
                 )
 
-        return _once(self.directory.stage(number, "instructions", Instruction), work)
+        records, fresh = once(self.directory.stage(number, "instructions", Instruction), work)
+        self.answers.guard("least_novelty", guards.novelty(records), number, fresh)
+        return records
 
     def _pool(self, number: int) -> Pool:
         """Seeds, and what the iterations before `number` kept."""
@@ -188,56 +184,28 @@ class _Loop:
                 pool.add(record.id, record.instruction, record.input)
         return pool
 
-    def _respond(self, number: int, instructions: Sequence[Instruction]) -> list[Pair]:
-        def work(stage: Stage[Pair]) -> list[Pair]:
-            total = len(instructions) * self.config.respond.samples
-            with self.reporter.stage(number, "respond", total, "responses") as progress:
-                return respond(self._writer(number), self.config, instructions, stage, number, progress)
+    def _follow_ups(self, number: int, pairs: Sequence[Selected]) -> list[Instruction]:
+        def work(stage: Stage[Instruction]) -> list[Instruction]:
+            with self.reporter.stage(number, "follow up", len(pairs), "pairs") as progress:
+                writer, held_out = self._writer(number), self.held_out
+                return follow_ups(writer, self.config, self.templates, pairs, held_out, stage, number, progress)
 
-        return _once(self.directory.stage(number, "responses", Pair), work)
+        return once(self.directory.stage(number, "instructions", Instruction, turn=2), work)[0]
 
-    def _assess(self, number: int, pairs: Sequence[Pair]) -> list[Scores]:
-        def work(stage: Stage[Scores]) -> list[Scores]:
-            judge = self.directory.model(number - 1) if self.config.assess.judge == "current" else None
-            with self.reporter.stage(number, "assess", len(pairs), "pairs") as progress:
-                scores = assess(self.models.get(judge), self.config, self.templates, pairs, stage, number, progress)
-            self._warn_about_scores(number, scores)
-            return scores
+    def _examples(self, number: int) -> list[Example]:
+        """What iteration `number` learns from: single turns, and second turns with the first as their context."""
+        examples = []
+        for n in range(1 if self.config.sft.data == "all" else number, number + 1):
+            firsts = kept(self.directory.stage(n, "selected", Selected).records())
+            examples += [Example(s.id, prompt_for(s.instruction, s.input, bare=False), s.response) for s in firsts]
+            if self.config.synthesize.turns == 2:
+                before = {f"{s.id}.2": conversation(s) for s in firsts}
+                for s in kept(self.directory.stage(n, "selected", Selected, turn=2).records()):
+                    prompt = prompt_for(s.instruction, s.input, bare=False, before=before[s.instruction_id])
+                    examples.append(Example(s.id, prompt, s.response))
+        return examples
 
-        return _once(self.directory.stage(number, "scores", Scores), work)
-
-    def _warn_about_scores(self, number: int, scores: Sequence[Scores]) -> None:
-        unscored = len(scores) - len(kept(scores))
-        if unscored > UNSCORED_SHARE * len(scores):
-            self.reporter.warn(f"iteration {number}: {unscored} of {len(scores)} pairs got no score")
-        masses = sorted(m for s in scores for m in (s.quality.mass, s.following.mass) if m is not None)
-        if masses and masses[len(masses) // 2] < LOW_MASS:
-            self.reporter.warn(
-                f"iteration {number}: the model gives the ten scores a median probability of only "
-                f"{masses[len(masses) // 2]:.2f}; the scoring prompts may not suit it"
-            )
-
-    def _select(self, number: int, pairs: Sequence[Pair], scores: Sequence[Scores]) -> list[Selected]:
-        def work(stage: Stage[Selected]) -> list[Selected]:
-            with self.reporter.stage(number, "select", len(pairs), "pairs") as progress:
-                selected = select(self.config, number, pairs, scores)
-                stage.write_part(0, selected)
-                write_dataset(stage.directory / "dataset", kept(selected))
-                # What the paper's rule, both sampled scores above the threshold, would keep on average.
-                chances = [s.above for s in selected if s.above is not None]
-                reference = {"expected_above_threshold": round(sum(chances), 2)} if chances else {}
-                stage.finish({**counts(selected), **reference})
-                progress.advance(len(pairs), kept=len(kept(selected)))
-            if len(kept(selected)) < LOW_YIELD * self.config.synthesize.instructions:
-                self.reporter.warn(
-                    f"iteration {number}: only {len(kept(selected))} pairs are kept; lower select.threshold or use "
-                    "select.rule=top_fraction for more"
-                )
-            return selected
-
-        return _once(self.directory.stage(number, "selected", Selected), work)
-
-    def _fine_tune(self, number: int, selected: Sequence[Selected], instructions: int) -> dict:
+    def _fine_tune(self, number: int, instructions: int) -> dict:
         """What the backend says of the training.
 
         The model is in `model/`, and what LoRA added in `adapter/`, when `fine_tune.json` is there.
@@ -251,9 +219,7 @@ class _Loop:
         output = place / "model"
         # Of an earlier attempt, which ended before the manifest.
         processes.from_first(lambda: output.rmtree(missing_ok=True))
-        examples = [
-            Example(s.id, (Message("user", user_text(s.instruction, s.input)),), s.response) for s in kept(selected)
-        ]
+        examples = self._examples(number)
         start = self.directory.model(number - 1) if self.config.sft.start == "previous" else None
         with self._progress(number, "fine-tune", "updates") as progress:
             metrics = self.backend.fine_tune(
@@ -298,10 +264,6 @@ class _Loop:
                 reported = done
 
             yield progress
-
-
-def _once(stage: Stage[T], work: Callable[[Stage[T]], list[T]]) -> list[T]:
-    return stage.records() if stage.done() else work(stage)
 
 
 def _headline(evaluation: dict) -> dict:

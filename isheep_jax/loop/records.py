@@ -10,10 +10,13 @@ import json
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# A field that most runs have no use for: it is left out of the line where it is None.
+_RARE = {"rare": True}
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """Both scores of the pair with the same id."""
+    """The scores of the pair with the same id; None for one that was not asked for."""
 
     id: str
-    quality: Score
-    following: Score
+    quality: Score | None
+    following: Score | None
     verdict: Verdict
 
 
@@ -89,7 +92,8 @@ class Scores:
 class Selected:
     """A pair at the end of its way: its scores, their sum (following capped), its bucket and the last verdict.
 
-    above: probability that both scores, sampled, would exceed select.threshold; None where it is not known.
+    above: probability that all scores, sampled, would exceed select.threshold; None where it is not known.
+    perplexity: of the response given the instruction, per token, where a rule looks at it. cluster: the instruction's.
     """
 
     id: str
@@ -103,6 +107,17 @@ class Selected:
     above: float | None
     bucket: str
     verdict: Verdict
+    perplexity: float | None = field(default=None, metadata=_RARE)
+    cluster: int | None = field(default=None, metadata=_RARE)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The embedding of the instruction with the same id, as `clusters.encode` writes it. error: why there is none."""
+
+    id: str
+    vector: str
+    error: str = ""
 
 
 def user_text(instruction: str, input: str) -> str:
@@ -112,7 +127,9 @@ def user_text(instruction: str, input: str) -> str:
 
 def to_line(record: Any) -> str:
     """The record as one line of JSON, without the line break."""
-    return json.dumps(vars(record), default=vars, ensure_ascii=False)
+    rare = _rare(type(record))
+    values = {name: value for name, value in vars(record).items() if value is not None or name not in rare}
+    return json.dumps(values, default=vars, ensure_ascii=False)
 
 
 def from_line(cls: type[T], line: str) -> T:
@@ -125,15 +142,22 @@ def kept(records: Iterable[T]) -> list[T]:
 
 
 @functools.cache
+def _rare(cls: type) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(cls) if f.metadata == _RARE)
+
+
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 def _build(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
-        return kind(**{name: _build(hint, value[name]) for name, hint in _hints(kind).items()})
+        present = {n: hint for n, hint in _hints(kind).items() if n in value or n not in _rare(kind)}
+        return kind(**{name: _build(hint, value[name]) for name, hint in present.items()})
     if typing.get_origin(kind) is tuple:
         return tuple(value)
-    if isinstance(kind, types.UnionType) and float in typing.get_args(kind) and value is not None:
-        return float(value)
+    if isinstance(kind, types.UnionType) and value is not None:
+        one = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+        return float(value) if one is float else _build(one, value)
     return value

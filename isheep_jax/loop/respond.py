@@ -1,6 +1,6 @@
 """A response to each instruction, without examples, then the response rules (I-SHEEP sections 3.1 and 3.2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Request, Sampling
@@ -9,7 +9,7 @@ from isheep_jax.loop.records import KEPT, Instruction, Pair, dropped, user_text
 from isheep_jax.loop.rules import clean_response, response_reason
 from isheep_jax.loop.run_directory import Stage
 from isheep_jax.loop.synthesize import counts
-from isheep_jax.model.conversation import Message, Prompt
+from isheep_jax.model.conversation import Conversation, Message, Prompt
 
 # A base model that is shown a bare instruction goes on with a dialogue of its own: its turns end the response.
 BARE_STOP = (
@@ -25,33 +25,44 @@ BARE_STOP = (
 )
 
 
-def prompt_for(instruction: Instruction, bare: bool) -> Prompt:
-    """bare: the text and a line break, to be continued; otherwise a conversation."""
-    text = user_text(instruction.instruction, instruction.input)
-    return f"{text}\n" if bare else (Message("user", text),)
+def is_bare(config: Config, iteration: int) -> bool:
+    """Whether responses continue bare text, not a conversation."""
+    return iteration == 1 and config.respond.base_prompt == "bare"
+
+
+def prompt_for(instruction: str, input: str, bare: bool, before: Conversation = ()) -> Prompt:
+    """bare: the text and a line break, to be continued; otherwise a conversation. before: what was said already."""
+    text = user_text(instruction, input)
+    if not bare:
+        return (*before, Message("user", text))
+    said = "".join(m.content + ("\n\n" if m.role == "assistant" else "\n") for m in before)
+    return f"{said}{text}\n"
 
 
 def respond(
     model: Model,
     config: Config,
     instructions: Sequence[Instruction],
+    prompts: Mapping[str, Prompt],
     stage: Stage[Pair],
     iteration: int,
     progress: StageReporter,
 ) -> list[Pair]:
-    """`respond.samples` responses to each of the (kept) instructions, dropped ones included."""
+    """`respond.samples` responses to each of the (kept) instructions, dropped ones included.
+
+    prompts: what the model is shown, by the instruction's id (see `prompt_for`).
+    """
     settings = config.respond
-    bare = iteration == 1 and settings.base_prompt == "bare"
     sampling = Sampling(
         temperature=settings.temperature[min(iteration, len(settings.temperature)) - 1],
         top_p=settings.top_p,
         max_tokens=settings.max_tokens,
-        stop=BARE_STOP if bare else (),
+        stop=BARE_STOP if is_bare(config, iteration) else (),
     )
     items = [(instruction, sample) for instruction in instructions for sample in range(settings.samples)]
 
     def process(block: Sequence[tuple[Instruction, int]]) -> Iterator[tuple[int, Pair]]:
-        requests = [Request(f"{iteration}/respond/{x.id}/{sample}", prompt_for(x, bare)) for x, sample in block]
+        requests = [Request(f"{iteration}/respond/{x.id}/{sample}", prompts[x.id]) for x, sample in block]
         index = {request.id: i for i, request in enumerate(requests)}
         for completion in model.generate(requests, sampling):
             i = index[completion.id]

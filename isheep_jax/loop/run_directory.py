@@ -27,6 +27,9 @@ Item = TypeVar("Item")
 # The record stages in their order, with the section of the config that each one is the first to read.
 STAGES = {"instructions": "synthesize", "responses": "respond", "scores": "assess", "selected": "select"}
 
+# Stages that measure the judge's view of what is there, as the scores do.
+_LIKE_SCORES = ("agreement", "likelihoods", "vectors")
+
 # Records per part: what a kill can cost. Items per call of the model: several parts, so that the decode slots run empty
 # only once in a while.
 PART = 256
@@ -34,9 +37,12 @@ BLOCK = 8 * PART
 
 # Settings that say where, how fast and how far a run computes, not what: they may differ when it resumes.
 _FREE = (
-    *("name", "workdir", "iterations", "select.at_least"),
+    *("name", "workdir", "iterations", "select.at_least", "guard.", "stop."),
+    *("assess.judge_key", "assess.judge_requests"),
     *("mesh.", "decode.slots", "decode.chunk", "decode.score_batch"),
 )
+# Inputs that are first read for the scores.
+_ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
 # Files that the commands put into a run directory before or beside the loop.
 _BESIDE = {"log.txt", "metrics", "report.html"}
 
@@ -207,12 +213,18 @@ class RunDirectory:
         """The model that iteration `number` made; None for 0, the base model."""
         return self.iteration(number) / "model" if number else None
 
-    def stage(self, iteration: int, name: str, record: type[T]) -> Stage[T]:
-        return Stage(self.iteration(iteration) / name, record, self.digest(name))
+    def stage(self, iteration: int, name: str, record: type[T], turn: int = 1) -> Stage[T]:
+        """turn: of a conversation; the stages of the second have a directory of their own."""
+        place = self.iteration(iteration) / "second_turn" if turn == 2 else self.iteration(iteration)
+        return Stage(place / name, record, self.digest(name))
 
     def digest(self, stage: str) -> str:
-        """Digest of the settings that the results of a stage depend on: its own section and those of earlier stages."""
+        """Digest of the settings that the results of a stage depend on: its own section and those of earlier stages.
+
+        What is neither a stage of a section nor like one depends on all of them.
+        """
         names = list(STAGES)
+        stage = "scores" if stage in _LIKE_SCORES else stage
         later = {STAGES[s] for s in names[names.index(stage) + 1 :]} | {"sft"} if stage in names else set()
         return digest(
             {
@@ -267,6 +279,7 @@ def _write(path: epath.Path, config: Config, inputs: dict[str, str], environment
         write_json(path / "environment.json", environment)
         write_atomically(known, text)
     elif known.read_bytes() != text:
+        write_json(path / "inputs.json", inputs)
         write_atomically(known, text)
 
 
@@ -299,7 +312,11 @@ def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -
     if differ:
         raise UserError(f"workdir: {path} holds a run with other settings: {'; '.join(differ)}; name another directory")
     recorded = read_json(path / "inputs.json")
-    changed = sorted(name for name in recorded.keys() | inputs.keys() if recorded.get(name) != inputs.get(name))
+    changed = sorted(
+        name
+        for name in recorded.keys() | inputs.keys()
+        if recorded.get(name) != inputs.get(name) and not ("assess." in unused and name.startswith(_ASSESS_INPUTS))
+    )
     if changed:
         raise UserError(
             f"workdir: {path} holds a run made with other files: {', '.join(changed)} changed since it began"

@@ -6,6 +6,14 @@ A set of templates is a directory with
     quality.jinja      shows `instruction`, `input`, `response` and asks for a score from 1 to 10
     following.jinja    the same for the other criterion
     seeds.jsonl        the seed tasks of `synthesize.seeds=builtin`
+
+and, for the settings that need them,
+
+    quality_simple.jinja, following_simple.jinja, joint.jinja, few_shot.jinja   the other prompts of `assess.prompt`
+    follow_up.jinja    shows `instruction`, `input`, `response` and asks what the user says next (`synthesize.turns=2`)
+
+and beside them
+
     format.json        optional: score_delimiter, the text after a score; synthesize_stop, strings that end a completion
 
 Prompts are plain text to be continued; line breaks at their end are cut, so that the model's first token is its own.
@@ -24,24 +32,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from isheep_jax.errors import UserError
 from isheep_jax.loop.rules import NO_INPUT
 
-_FILES = ("synthesize.jinja", "quality.jinja", "following.jinja", "seeds.jsonl")
+STANDARD = ("synthesize", "quality", "following")
 
 
 class Templates:
     """The prompts of a run. Made by `load`."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, names: Sequence[str] = STANDARD):
         self.directory = directory
         self.seeds = directory / "seeds.jsonl"
-        for name in _FILES:
+        self._files = tuple(f"{name}.jinja" for name in names)
+        needed = (*self._files, "seeds.jsonl")
+        for name in needed:
             if not (directory / name).is_file():
-                raise UserError(f"prompts: {directory} has no {name}; a set of templates needs {', '.join(_FILES)}")
+                raise UserError(f"prompts: {directory} has no {name}; these settings need {', '.join(needed)}")
         environment = ImmutableSandboxedEnvironment(
             loader=jinja2.FileSystemLoader(directory), undefined=jinja2.StrictUndefined, trim_blocks=True
         )
         environment.globals["no_input"] = NO_INPUT
         self._templates = {}
-        for name in ("synthesize", "quality", "following"):
+        for name in names:
             try:
                 self._templates[name] = environment.get_template(f"{name}.jinja")
             except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
@@ -52,9 +62,12 @@ class Templates:
     def synthesize(self, examples: Sequence[dict[str, str]]) -> str:
         return self._render("synthesize", examples=examples)
 
-    def score(self, criterion: str, instruction: str, input: str, response: str) -> str:
-        """criterion: 'quality' or 'following'."""
-        return self._render(criterion, instruction=instruction, input=input, response=response)
+    def score(self, name: str, instruction: str, input: str, response: str) -> str:
+        """name: of the template, such as 'quality' or 'few_shot'."""
+        return self._render(name, instruction=instruction, input=input, response=response)
+
+    def follow_up(self, instruction: str, input: str, response: str) -> str:
+        return self._render("follow_up", instruction=instruction, input=input, response=response)
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -63,7 +76,7 @@ class Templates:
 
     def digests(self) -> dict[str, str]:
         """sha256 of each file that decides what a prompt says."""
-        names = [n for n in (*_FILES[:3], "format.json") if (self.directory / n).is_file()]
+        names = [n for n in (*self._files, "format.json") if (self.directory / n).is_file()]
         return {f"prompts/{n}": hashlib.sha256((self.directory / n).read_bytes()).hexdigest() for n in names}
 
     def _render(self, name: str, **variables: object) -> str:
@@ -73,14 +86,14 @@ class Templates:
             raise UserError(f"prompts: {self.directory / name}.jinja: {error}") from error
 
 
-def load(name: str) -> Templates:
-    """The templates 'standard', 'tiny', or those of a directory. Raises UserError when it is not a set of templates."""
+def load(name: str, names: Sequence[str] = STANDARD) -> Templates:
+    """The templates `names` of 'standard', 'tiny' or a directory. Raises UserError when it does not have them."""
     package = Path(__file__).parent.parent
     builtin = {"standard": package / "loop" / "prompts" / "standard", "tiny": package / "tiny" / "prompts"}
     directory = builtin.get(name, Path(name))
     if not directory.is_dir():
         raise UserError(f"prompts: there is no directory {name}; use 'standard', 'tiny' or a directory of templates")
-    return Templates(directory)
+    return Templates(directory, names)
 
 
 def _read_format(path: Path) -> tuple[str, tuple[str, ...]]:

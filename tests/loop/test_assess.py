@@ -40,6 +40,6 @@ def test_tiny_probabilities_do_not_underflow():
 def test_no_answer_is_no_score():
     assert expected_score(ChoiceScores("x", error="too long")) == Score(None, text="too long")
     assert expected_score(ChoiceScores("x", (-math.inf,) * 10)).value is None
-    assert sampled_score(Completion("x", "great")) == Score(None, text="great")
-    assert sampled_score(Completion("x", " 9||great")) == Score(9.0, 9, text="9||great")
+    assert sampled_score([Completion("x", "great")]) == Score(None, text="great")
+    assert sampled_score([Completion("x", " 9||great")]) == Score(9.0, 9, text="9||great")
     assert probability_above(Score(9.0, 9), 8) is None

@@ -59,7 +59,7 @@ def test_what_is_wrong_with_a_directory_is_named(own, tmp_path):
     with pytest.raises(UserError, match=r"quality.jinja, line 2: "):
         load(str(own))
     (own / "quality.jinja").unlink()
-    with pytest.raises(UserError, match=r"has no quality\.jinja; a set of templates needs"):
+    with pytest.raises(UserError, match=r"has no quality\.jinja; these settings need"):
         load(str(own))
 
 

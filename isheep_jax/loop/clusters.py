@@ -1,0 +1,69 @@
+"""Clusters of instructions by k-means on their embeddings (I-SHEEP section 4.3, the density filter)."""
+
+import base64
+from collections.abc import Sequence
+
+import numpy as np
+
+# Rounds after which k-means stops even where vectors still change their cluster.
+ROUNDS = 50
+# Vectors that are compared with all centres at a time: bounds the memory of the products.
+_BLOCK = 4096
+
+
+def encode(vector: Sequence[float]) -> str:
+    """The vector scaled to length 1, as little-endian float16 in base64."""
+    values = np.asarray(vector, np.float32)
+    values = values / max(float(np.linalg.norm(values)), 1e-12)
+    return base64.b64encode(values.astype("<f2").tobytes()).decode()
+
+
+def decode(text: str) -> np.ndarray:
+    """The float32 vector [D] that `encode` wrote."""
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
+
+
+def k_means(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """The cluster of each of the vectors [N, D], as int64 [N]; numbered 0, 1, ... in the order of first appearance.
+
+    Lloyd's algorithm from centres drawn by k-means++ (Arthur & Vassilvitskii 2007). There are fewer clusters than asked
+    for where there are fewer different vectors.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    centres = _first_centres(vectors, clusters, np.random.default_rng(seed))
+    nearest = _nearest(vectors, centres)
+    for _ in range(ROUNDS):
+        sums = np.zeros(centres.shape, np.float64)
+        np.add.at(sums, nearest, vectors)
+        sizes = np.bincount(nearest, minlength=len(centres))
+        filled = sizes > 0
+        centres[filled] = (sums[filled] / sizes[filled, None]).astype(np.float32)
+        before, nearest = nearest, _nearest(vectors, centres)
+        if np.array_equal(before, nearest):
+            break
+    _, first, inverse = np.unique(nearest, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    return order[inverse.reshape(-1)]
+
+
+def _first_centres(vectors: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Vectors drawn with a probability that grows with the squared distance to those drawn before."""
+    chosen = [int(rng.integers(len(vectors)))]
+    distances = np.full(len(vectors), np.inf)
+    while len(chosen) < min(clusters, len(vectors)):
+        to_last = vectors - vectors[chosen[-1]]
+        distances = np.minimum(distances, np.einsum("nd,nd->n", to_last, to_last))
+        total = np.cumsum(distances, dtype=np.float64)
+        if not total[-1] > 0:
+            break
+        place = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+        chosen.append(min(place, len(vectors) - 1))
+    return vectors[chosen]
+
+
+def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Index of the nearest centre by Euclidean distance; the first of equals."""
+    half = 0.5 * np.einsum("kd,kd->k", centres, centres)
+    blocks = [vectors[i : i + _BLOCK] @ centres.T - half for i in range(0, len(vectors), _BLOCK)]
+    return np.concatenate([np.argmax(block, axis=1) for block in blocks])
