@@ -209,6 +209,13 @@ def test_the_70b_fits_v4_256_by_either_method_at_either_length(method, length, t
 
 
 @pytest.mark.tpu_compile
+def test_the_70b_fits_the_smaller_slice_that_its_docstring_names(tmp_path):
+    settings = re.findall(r"--\S+=\S+", config_description("llama_70b_v4").partition("Smaller:")[2])
+    result = assert_it_fits(["--config=llama_70b_v4", *settings], tmp_path)
+    assert result["chips"] < parse_topology(named_config("llama_70b_v4").mesh.topology).chips
+
+
+@pytest.mark.tpu_compile
 def test_layers_with_and_without_a_window_and_capped_scores_never_hold_the_scores(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(GEMMA_2))
     length, rows = 16384, 4
