@@ -13,7 +13,7 @@ _BLOCK = 4096
 
 def encode(vector: Sequence[float]) -> str:
     """The vector scaled to length 1, as little-endian float16 in base64."""
-    values = np.asarray(vector, np.float32)
+    values = np.asarray(vector, np.float64)
     values = values / max(float(np.linalg.norm(values)), 1e-12)
     return base64.b64encode(values.astype("<f2").tobytes()).decode()
 

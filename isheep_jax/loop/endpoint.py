@@ -5,7 +5,7 @@ import hashlib
 import http.client
 import json
 import os
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -54,15 +54,17 @@ class Endpoint:
             yield from completions
 
     def _ask_all(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        with ThreadPoolExecutor(self._at_once) as pool:
-            futures = [pool.submit(self._ask, request, sampling) for request in requests]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        given_up = threading.Event()
+        pool = ThreadPoolExecutor(self._at_once)
+        try:
+            futures = [pool.submit(self._ask, request, sampling, given_up) for request in requests]
+            return [future.result() for future in futures]
+        finally:
+            # After an error or Ctrl-C nobody waits for answers, nor for another attempt.
+            given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, request: Request, sampling: Sampling) -> Completion:
+    def _ask(self, request: Request, sampling: Sampling, given_up: threading.Event) -> Completion:
         body = {
             "model": self._model,
             "messages": [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": request.prompt}],
@@ -72,7 +74,7 @@ class Endpoint:
             "seed": int.from_bytes(hashlib.sha256(f"{self._seed}/{request.id}".encode()).digest()[:4], "big") >> 1,
         }
         try:
-            answer = self._post(json.dumps(body).encode())
+            answer = self._post(json.dumps(body).encode(), given_up)
         except _Refused as error:
             return Completion(request.id, "", finish="error", error=str(error))
         try:
@@ -85,7 +87,7 @@ class Endpoint:
             ) from error
         return Completion(request.id, str(text), finish=finish)
 
-    def _post(self, body: bytes) -> bytes:
+    def _post(self, body: bytes, given_up: threading.Event) -> bytes:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self._key_variable):
             headers["Authorization"] = f"Bearer {key}"
@@ -108,7 +110,8 @@ class Endpoint:
                 pause = min(max(pause, _seconds(error.headers.get("Retry-After"))), LONGEST_PAUSE) if pause else 0.0
             except (OSError, http.client.HTTPException) as error:
                 what = str(getattr(error, "reason", "") or error) or type(error).__name__
-            time.sleep(pause)
+            if given_up.wait(pause):
+                break
         raise UserError(
             f"--assess.judge: {self._url} does not answer, after {len(PAUSES) + 1} attempts ({what}); the same command "
             "goes on from here"

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from isheep_jax.config import Config, RespondConfig, SelectConfig, SynthesizeConfig
-from isheep_jax.decode.requests import ChoiceScores, Completion
+from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, TextScore
 
 VERBS = [
     "list",
@@ -105,6 +105,9 @@ class ScriptedModel:
             )
         if "/assess/" in request.id:
             return Completion(request.id, rng.choice([" 7||fine", " 9||good", "bad"]))
+        if "/follow_up/" in request.id:
+            text = rng.choice(["Draw it", f" Now {rng.choice(VERBS)} it {rng.randint(2, 99)} times more."])
+            return Completion(request.id, text)
         return Completion(request.id, "an answer")
 
     def score(self, requests, choices):
@@ -114,6 +117,20 @@ class ScriptedModel:
             self.prompts[request.id] = request.prompt
             rng = number(self.name, request.id, request.prompt)
             yield ChoiceScores(request.id, tuple(-1.0 - 5 * rng.random() for _ in choices))
+
+    def likelihood(self, requests, texts):
+        assert len(requests) == len(texts)
+        for request, text in reversed(list(zip(requests, texts, strict=True))):
+            self.fuse.tick()
+            self.prompts[request.id] = request.prompt
+            tokens = len(text.split())
+            yield TextScore(request.id, -tokens * 5 * number(self.name, request.id, text).random(), tokens)
+
+    def embed(self, requests):
+        for request in reversed(requests):
+            self.fuse.tick()
+            self.prompts[request.id] = request.prompt
+            yield Embedding(request.id, tuple(float(request.prompt.count(letter)) for letter in "aeioustr"))
 
 
 class ScriptedBackend:

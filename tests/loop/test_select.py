@@ -1,11 +1,12 @@
+import dataclasses
 import random
 
 import pytest
 
-from isheep_jax.config import Config, SelectConfig
+from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.errors import UserError
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped, kept
-from isheep_jax.loop.select import select, sentences
+from isheep_jax.loop.select import Measures, select, sentences
 
 
 def make(scores, samples=1, text=lambda i: "Do it."):
@@ -180,3 +181,155 @@ def test_sentences_are_counted_by_the_texts_own_punctuation(text, count):
 def test_no_pair_at_all_is_too_few_whatever_the_setting():
     with pytest.raises(UserError, match="0 pairs are kept"):
         chosen(SelectConfig(at_least=0), [(4, 6)])
+
+
+def decided(settings, pairs, scores, level="both", prompt="standard", **measures):
+    config = Config(select=settings, assess=AssessConfig(level=level, prompt=prompt))
+    records = select(config, 1, pairs, scores, Measures(**measures))
+    return [r.id for r in kept(records)], {r.id: r.verdict.reason for r in records}
+
+
+def one_score(values, field="quality"):
+    pairs, _ = make([(1, 1)] * len(values))
+    scores = [Scores(p.id, *(Score(v) if name == field else None for name in ("quality", "following")), KEPT)
+              for p, v in zip(pairs, values, strict=True)]  # fmt: skip
+    return pairs, scores
+
+
+@pytest.mark.parametrize("level", ["quality", "following"])
+def test_with_one_score_that_one_alone_decides(level):
+    assert decided(SelectConfig(), *one_score([8, 8.01, 9], level), level)[0] == ["1-000001-0", "1-000002-0"]
+    top = SelectConfig(rule="top_fraction", fraction=0.34)
+    assert decided(top, *one_score([8, 8.01, 9], level), level)[0] == ["1-000002-0"]
+
+
+@pytest.mark.parametrize("rule", ["threshold", "top_fraction", "random_threshold"])
+def test_without_scores_rules_that_need_them_keep_all_that_passed_the_text_rules(rule):
+    pairs, _ = make([(1, 1)] * 3)
+    pairs[1] = dataclasses.replace(pairs[1], verdict=dropped("asks back"))
+    ids, reasons = decided(SelectConfig(rule=rule), pairs, [], level="none")
+    assert ids == ["1-000000-0", "1-000002-0"]
+    assert reasons["1-000001-0"] == "asks back"
+
+
+def test_without_scores_random_still_keeps_its_fraction():
+    pairs, _ = make([(1, 1)] * 10)
+    assert len(decided(SelectConfig(rule="random", fraction=0.3), pairs, [], level="none")[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [(1.0, ["1-000000-0"]), (0.0, ["1-000000-0", "1-000001-0", "1-000002-0"]),
+     (-1.0, ["1-000000-0", "1-000001-0", "1-000002-0", "1-000003-0"])],
+)  # fmt: skip
+def test_threshold_0_keeps_the_unscored_and_minus_1_also_what_the_text_rules_dropped(threshold, expected):
+    pairs, scores = make([(2, 2), (1, 1), None, (1, 1), (1, 1)])
+    pairs[3] = dataclasses.replace(pairs[3], verdict=dropped("asks back"))
+    pairs[4] = dataclasses.replace(pairs[4], verdict=dropped("unfinished"))
+    assert decided(SelectConfig(threshold=threshold), pairs, scores[:3])[0] == expected
+
+
+def likely(*distributions):
+    """Pairs whose two scores have the same distribution, given as {score: probability}."""
+    pairs, _ = make([(1, 1)] * len(distributions))
+    scores = []
+    for pair, chances in zip(pairs, distributions, strict=True):
+        mean = sum(n * p for n, p in chances.items())
+        score = Score(mean, None, 1.0, tuple(chances.get(n, 0.0) for n in range(1, 11)))
+        scores.append(Scores(pair.id, score, score, KEPT))
+    return pairs, scores
+
+
+def test_the_probability_of_passing_ranks_otherwise_than_the_mean():
+    # The first is never above 8 and the second is in half of all judgements, though its mean is lower.
+    pairs, scores = likely({8: 1.0}, {5: 0.5, 9: 0.5})
+    settings = {"rule": "top_fraction", "fraction": 0.5}
+    assert decided(SelectConfig(**settings), pairs, scores)[0] == ["1-000000-0"]
+    assert decided(SelectConfig(ranking="probability", **settings), pairs, scores)[0] == ["1-000001-0"]
+    # Equal chances are told apart by the sum.
+    pairs, scores = likely({7: 1.0}, {8: 1.0})
+    assert decided(SelectConfig(ranking="probability", **settings), pairs, scores)[0] == ["1-000001-0"]
+
+
+def test_random_threshold_keeps_as_many_as_the_threshold_but_others():
+    scores = some_scores(400)
+    best, _ = chosen(SelectConfig(threshold=6), scores, samples=2)
+    drawn, reasons = chosen(SelectConfig(rule="random_threshold", threshold=6), scores, samples=2)
+    other, _ = chosen(SelectConfig(rule="random_threshold", threshold=6), scores, samples=2, seed=1)
+    assert len(drawn) == len(best) == len(other)
+    assert len({tuple(best), tuple(drawn), tuple(other)}) == 3
+    assert "not drawn" in reasons.values()
+
+
+def test_perplexity_keeps_up_to_its_limit_whatever_the_scores_say():
+    pairs, scores = make([(1, 1), (10, 10), None, (9, 9)])
+    perplexities = {p.id: x for p, x in zip(pairs, (50.0, 50.01, 2.0, None), strict=True)}
+    ids, reasons = decided(SelectConfig(rule="perplexity"), pairs, scores, perplexities=perplexities)
+    assert ids == ["1-000000-0", "1-000002-0"]
+    assert (reasons["1-000001-0"], reasons["1-000003-0"]) == ("perplexity too high", "no perplexity")
+
+
+def test_of_several_samples_the_least_surprising_stands_for_its_instruction():
+    pairs, scores = make([(10, 10), (1, 1)], samples=2)
+    settings = SelectConfig(rule="perplexity")
+    perplexities = {pairs[0].id: 9.0, pairs[1].id: 3.0}
+    assert decided(settings, pairs, scores, perplexities=perplexities)[0] == ["1-000000-1"]
+
+
+def test_density_draws_one_of_each_cluster():
+    pairs, scores = make([(1, 1)] * 60)
+    clusters = {p.instruction_id: i % 3 for i, p in enumerate(pairs)}
+    drawn = [decided(SelectConfig(rule="density"), pairs[k:], scores, clusters=clusters)[0] for k in (0, 3)]
+    for ids in drawn:
+        assert sorted(int(id[2:8]) % 3 for id in ids) == [0, 1, 2]
+    assert drawn[0] != drawn[1]
+    clusters[pairs[0].instruction_id] = None
+    assert decided(SelectConfig(rule="density"), pairs, scores, clusters=clusters)[1][pairs[0].id] == "no embedding"
+
+
+def test_density_with_perplexity_keeps_the_lowest_of_each_cluster():
+    pairs, scores = make([(1, 1)] * 6)
+    clusters = {p.instruction_id: i % 2 for i, p in enumerate(pairs)}
+    perplexities = dict(zip([p.id for p in pairs], (5.0, 1.5, 4.0, 1.5, 60.0, 2.0), strict=True))
+    settings = SelectConfig(rule="density_perplexity")
+    ids, reasons = decided(settings, pairs, scores, clusters=clusters, perplexities=perplexities)
+    assert ids == ["1-000001-0", "1-000002-0"]
+    assert reasons["1-000003-0"] == "another of its cluster has a lower perplexity"
+
+
+def test_buckets_may_be_clusters():
+    pairs, scores = make([(9 - 8 * (i % 2), 9) for i in range(20)])
+    clusters = {p.instruction_id: i % 2 for i, p in enumerate(pairs)}
+    settings = SelectConfig(rule="top_fraction", fraction=0.4, buckets="clusters")
+    ids, _ = decided(settings, pairs, scores, clusters=clusters)
+    assert sorted(int(id[2:8]) % 2 for id in ids) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(("share", "adds"), [(1.0, 8), (0.5, 5), (0.05, 1)])
+def test_no_bucket_has_more_than_its_share_of_what_the_rule_keeps_and_its_best_stay(share, adds):
+    words = ["Add"] * 8 + ["Count", "Swap"]
+    settings = SelectConfig(buckets="opening", bucket_share=share)
+    ids, reasons = chosen(settings, [(9, 9 + i / 10) for i in range(10)], text=lambda i: f"{words[i]} it.")
+    assert ids == [f"1-00000{i}-0" for i in range(8 - adds, 10)]
+    assert list(reasons.values()).count("more than its bucket's share") == 8 - adds
+
+
+def test_fill_to_takes_the_best_of_those_that_the_rule_dropped():
+    scores = [(9, 9), (8, 8), (7, 9), (1, 1)]
+    assert chosen(SelectConfig(), scores)[0] == ["1-000000-0"]
+    assert chosen(SelectConfig(fill_to=1), scores)[0] == ["1-000000-0"]
+    assert chosen(SelectConfig(fill_to=3), scores)[0] == ["1-000000-0", "1-000001-0", "1-000002-0"]
+    # There are no more, and what has no score stays out.
+    assert chosen(SelectConfig(fill_to=9), [*scores, None])[0] == [f"1-00000{i}-0" for i in range(4)]
+    assert len(chosen(SelectConfig(rule="random", fraction=0.25, fill_to=3), scores)[0]) == 1
+
+
+def test_a_second_turn_may_keep_nothing():
+    pairs, scores = make([(1, 1)])
+    assert kept(select(Config(), 1, pairs, scores, turn=2)) == []
+
+
+def test_too_few_by_perplexity_say_the_lowest():
+    pairs, scores = make([(1, 1)])
+    with pytest.raises(UserError, match=r"perplexity: mean 70.00, lowest 70.00; raise select.perplexity \(now 50\)"):
+        decided(SelectConfig(rule="perplexity"), pairs, scores, perplexities={pairs[0].id: 70.0})

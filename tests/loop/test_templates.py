@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import pytest
@@ -61,6 +62,33 @@ def test_what_is_wrong_with_a_directory_is_named(own, tmp_path):
     (own / "quality.jinja").unlink()
     with pytest.raises(UserError, match=r"has no quality\.jinja; these settings need"):
         load(str(own))
+
+
+@pytest.mark.parametrize("name", ["quality_simple", "following_simple", "joint", "few_shot"])
+def test_each_way_to_ask_for_a_score_shows_the_pair_and_waits_for_the_number(name):
+    prompts = load("standard", ("synthesize", name))
+    text = prompts.score(name, "Sort these words.", "b a", "a b")
+    assert "Sort these words. b a\n" in text
+    assert "Response: a b\n" in text
+    assert text.endswith(("I rate this response", "\nRating:"))
+    assert "{" not in text
+    assert f"prompts/{name}.jinja" in prompts.digests()
+
+
+def test_scored_examples_are_written_as_the_score_is_read():
+    prompts = load("standard", ("synthesize", "few_shot"))
+    text = prompts.score("few_shot", "i", "", "r")
+    ratings = re.findall(r"\nRating:( \d+\|\|)", text)
+    assert len(ratings) == 3
+    assert set(ratings) <= set(prompts.choices)
+
+
+def test_only_the_templates_that_are_needed_must_be_there(own):
+    (own / "quality.jinja").unlink()
+    load(str(own), ("synthesize", "following"))
+    (own / "joint.jinja").unlink()
+    with pytest.raises(UserError, match=r"has no joint.jinja; these settings need synthesize.jinja, joint.jinja"):
+        load(str(own), ("synthesize", "joint"))
 
 
 @pytest.mark.parametrize(
