@@ -39,7 +39,7 @@ BLOCK = 8 * PART
 _FREE = (
     *("name", "workdir", "iterations", "select.at_least", "guard.", "stop."),
     *("assess.judge_key", "assess.judge_requests"),
-    *("mesh.", "decode.slots", "decode.chunk", "decode.score_batch"),
+    *("mesh.", "decode.slots", "decode.chunk"),
 )
 # Inputs that are first read for the scores.
 _ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
@@ -278,8 +278,11 @@ def _write(path: epath.Path, config: Config, inputs: dict[str, str], environment
         write_json(path / "inputs.json", inputs)
         write_json(path / "environment.json", environment)
         write_atomically(known, text)
-    elif known.read_bytes() != text:
+        return
+    # Both may have changed in what no stage has used yet.
+    if read_json(path / "inputs.json") != inputs:
         write_json(path / "inputs.json", inputs)
+    if known.read_bytes() != text:
         write_atomically(known, text)
 
 

@@ -178,7 +178,9 @@ class Answers:
                     share = len(kept(selected)) / self._config.synthesize.instructions
                     self.guard("least_yield", share, number, fresh=True)
                 stage.write_part(0, selected)
-                write_dataset(stage.directory / "dataset", kept(selected))
+                # The library makes no dataset of nothing, which a second turn may come to.
+                if kept(selected):
+                    write_dataset(stage.directory / "dataset", kept(selected))
                 # What the paper's rule, all sampled scores above the threshold, would keep on average.
                 chances = [s.above for s in selected if s.above is not None]
                 reference = {"expected_above_threshold": round(sum(chances), 2)} if chances else {}
