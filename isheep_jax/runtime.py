@@ -14,6 +14,7 @@ from etils import epath
 from isheep_jax import processes
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
+from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
 from isheep_jax.locate import locate_model
 from isheep_jax.loop.judge import other_model
@@ -137,6 +138,9 @@ class JaxBackend:
         if directory is None or directory == self._base:
             return None
         judge = open_model(directory)
+        context, longest = self._config.decode.context, judge.architecture.context_length
+        if context > longest:
+            raise UserError(f"--decode.context: {context} tokens are more than the {longest} of --assess.judge")
         check_divisible(judge.architecture, self._decode_mesh, DECODE_RULES)
         return judge
 

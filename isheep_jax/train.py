@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 MODULE = "isheep_jax.train"
 
+# What inputs that are no file beside the prompts are called.
+_INPUTS = {"seeds": "the file of seeds", "assess.judge": "the model of --assess.judge"}
+
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the config's iterations in its run directory, or goes on with those that are there.
@@ -60,7 +63,7 @@ def _facts(config: Config) -> dict[str, Any]:
     return {
         # The paths of one directory may differ; that it is one is found out when it is opened.
         **{f"--{name}": value for name, value in flatten(config).items() if name != "workdir"},
-        **{f"the file of {name}" if name == "seeds" else f"the file {name}": sha for name, sha in inputs.items()},
+        **{_INPUTS.get(name, f"the file {name}"): value for name, value in inputs.items()},
         "the source files of isheep_jax": processes.code_digest(),
         "the version of python": versions["python"],
         **{f"the version of {package}": version for package, version in versions["packages"].items()},

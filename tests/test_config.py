@@ -59,7 +59,10 @@ def test_the_last_of_two_values_holds():
         (["--config=tiny", "--learning_rate=1"], ["did you mean --sft.learning_rate"]),
         (["--config=tiny", "--sft.batch_rows=1.5"], ["--sft.batch_rows", "'1.5'", "a whole number"]),
         (["--config=tiny", "--sft.learning_rate=fast"], ["--sft.learning_rate", "'fast'", "a number"]),
-        (["--config=tiny", "--select.rule=best"], ["--select.rule", "'best'", "threshold, top_fraction, random, random_threshold"]),
+        (
+            ["--config=tiny", "--select.rule=best"],
+            ["--select.rule", "'best'", "threshold, top_fraction, random, random_threshold"],
+        ),
         (["--config=tiny", "--respond.temperature=a,b"], ["--respond.temperature", "'a,b'", "a number"]),
         (["--config=tiny", "--respond.temperature="], ["--respond.temperature", "empty"]),
         (["--config=tiny", "--select.fraction=3"], ["--select.fraction", "3.0", "above 0 and at most 1"]),
@@ -74,6 +77,52 @@ def test_a_bad_setting_is_one_line_that_names_it(arguments, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+SERVER = ("--assess.judge=https://x/v1", "--assess.judge_model=m", "--assess.read=sampled")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (SERVER[:2], ["--assess.read", "sampled"]),
+        (SERVER[::2], ["--assess.judge_model", "empty"]),
+        ((*SERVER, "--select.rule=perplexity"), ["--select.rule", "perplexity", "a server"]),
+        ((*SERVER, "--select.buckets=clusters"), ["--select.buckets", "clusters", "a server"]),
+        (["--assess.samples=2"], ["--assess.samples", "--assess.read=sampled"]),
+        (["--select.ranking=probability", "--assess.read=sampled"], ["--select.ranking", "--assess.read=expected"]),
+        (["--select.ranking=probability", "--assess.level=none"], ["--select.ranking", "needs scores"]),
+        (["--select.bucket_share=0.5", "--select.buckets=none"], ["--select.bucket_share", "--select.buckets"]),
+        (["--assess.agreement=9", "--assess.level=none"], ["--assess.agreement", "--assess.level=none"]),
+        (["--stop.measure=accuracy", "--evaluate.tasks="], ["--stop.measure", "--evaluate.tasks"]),
+        (["--stop.measure=validation_loss"], ["--stop.measure", "--sft.validation_fraction"]),
+        (["--select.threshold=-1.1"], ["--select.threshold", "at least -1"]),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line_that_names_them(arguments, words):
+    with pytest.raises(UserError) as error:
+        parse("--config=tiny", *arguments)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        SERVER,
+        (*SERVER, "--select.rule=density", "--assess.judge=base"),
+        ("--assess.samples=2", "--assess.read=sampled"),
+        ("--select.ranking=probability",),
+        ("--select.bucket_share=0.5",),
+        ("--assess.agreement=9",),
+        ("--stop.measure=accuracy",),
+        ("--stop.measure=validation_loss", "--sft.validation_fraction=0.1"),
+        ("--select.threshold=-1",),
+    ],
+)
+def test_settings_that_do_are_taken(arguments):
+    parse("--config=tiny", *arguments)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,10 @@ _LIMITS = """\
 
 The pairs can carry the base model's errors and biases on and strengthen them: the scores are the model's own. Nothing
 was filtered for safety."""
+_LIMITS_JUDGED = """\
+## Limits
+
+The pairs can carry on the errors and biases of the base model and of the judge. Nothing was filtered for safety."""
 
 
 def model_card(config: Config, iteration: int, instructions: int, pairs: int) -> str:
@@ -30,9 +34,8 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int) ->
     writer = "the base model" if iteration == 1 else f"the model of iteration {iteration - 1}"
     start = "the base model" if sft.start == "base" or iteration == 1 else writer
     count = "both scores" if assess.level == "both" and assess.prompt not in SINGLE else "the score"
-    ranking = (
-        "the sum of the scores" if selection.ranking == "sum" else f"the probability of {count} above the threshold"
-    )
+    by_sum = selection.ranking == "sum"
+    ranking = "the sum of the scores" if by_sum else f"the probability of {count} above {selection.threshold:g}"
     rule = {
         "threshold": f"{count} above {selection.threshold:g}",
         "top_fraction": f"the best {selection.fraction:.0%} by {ranking}",
@@ -46,6 +49,7 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int) ->
     data = " of all iterations so far" if sft.data == "all" and iteration > 1 else ""
     turns = "; a second turn to those that are kept" if config.synthesize.turns == 2 else ""
     method = f"LoRA of rank {sft.lora_rank}, merged" if sft.method == "lora" else "all weights"
+    external = _external(assess.judge, assess.judge_model, assess.level)
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -53,7 +57,7 @@ pipeline_tag: text-generation
 
 # {config.name}, iteration {iteration}
 
-{_origin(_external(assess.judge, assess.judge_model, assess.level))}
+{_origin(external)}
 
 | | |
 | --- | --- |
@@ -65,7 +69,7 @@ pipeline_tag: text-generation
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
 
-{_LIMITS}
+{_LIMITS_JUDGED if external else _LIMITS}
 """
 
 
@@ -169,7 +173,7 @@ Counts are of what passed the rules; the kept pairs were trained on.
 
 {_evaluation(steps[0], last)}
 
-{_LIMITS}
+{_LIMITS_JUDGED if external else _LIMITS}
 """
 
 

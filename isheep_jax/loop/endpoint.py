@@ -46,14 +46,15 @@ class Endpoint:
         refused = 0
         for start in range(0, len(requests), step):
             part = requests[start : start + step]
-            completions = processes.from_first(lambda part=part: self._ask_all(part, sampling))
-            errors = [c.error for c in completions if c.finish == "error"]
+            answers = processes.from_first(lambda part=part: self._ask_all(part, sampling))
+            errors = [answer["error"] for answer in answers if answer["finish"] == "error"]
             refused += len(errors)
             if refused == start + len(part):
                 raise UserError(f"--assess.judge: {self._url} refuses every request: {errors[0]}")
-            yield from completions
+            yield from (Completion(r.id, **answer) for r, answer in zip(part, answers, strict=True))
 
-    def _ask_all(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def _ask_all(self, requests: Sequence[Request], sampling: Sampling) -> list[dict[str, str]]:
+        """Text, finish and error of each completion, in the order of the requests; JSON-able."""
         given_up = threading.Event()
         pool = ThreadPoolExecutor(self._at_once)
         try:
@@ -64,7 +65,7 @@ class Endpoint:
             given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, request: Request, sampling: Sampling, given_up: threading.Event) -> Completion:
+    def _ask(self, request: Request, sampling: Sampling, given_up: threading.Event) -> dict[str, str]:
         body = {
             "model": self._model,
             "messages": [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": request.prompt}],
@@ -76,7 +77,7 @@ class Endpoint:
         try:
             answer = self._post(json.dumps(body).encode(), given_up)
         except _Refused as error:
-            return Completion(request.id, "", finish="error", error=str(error))
+            return {"text": "", "finish": "error", "error": str(error)}
         try:
             choice = json.loads(answer)["choices"][0]
             text = choice["message"].get("content") or ""
@@ -85,7 +86,7 @@ class Endpoint:
             raise UserError(
                 f"--assess.judge: {self._url} does not answer like an OpenAI-compatible server: {_line(answer)}"
             ) from error
-        return Completion(request.id, str(text), finish=finish)
+        return {"text": str(text), "finish": finish, "error": ""}
 
     def _post(self, body: bytes, given_up: threading.Event) -> bytes:
         headers = {"Content-Type": "application/json"}

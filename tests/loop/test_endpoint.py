@@ -65,6 +65,8 @@ def fails(status, message="no", **headers):
 @pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setattr(endpoint, "PAUSES", (0.01, 0.01))
+    # As between processes, what the first one found travels as JSON.
+    monkeypatch.setattr(endpoint.processes, "from_first", lambda make: json.loads(json.dumps(make())))
     servers = []
 
     def start(answer):
