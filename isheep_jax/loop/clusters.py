@@ -7,6 +7,8 @@ import numpy as np
 
 # Rounds after which k-means stops even where vectors still change their cluster.
 ROUNDS = 50
+# Passes over the vectors in which the first centres are drawn, about; of fewer centres each has a pass of its own.
+DRAWS = 64
 # Vectors that are compared with all centres at a time: bounds the memory of the products.
 _BLOCK = 4096
 
@@ -33,11 +35,10 @@ def k_means(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     centres = _first_centres(vectors, clusters, np.random.default_rng(seed))
     nearest = _nearest(vectors, centres)
     for _ in range(ROUNDS):
-        sums = np.zeros(centres.shape, np.float64)
-        np.add.at(sums, nearest, vectors)
-        sizes = np.bincount(nearest, minlength=len(centres))
-        filled = sizes > 0
-        centres[filled] = (sums[filled] / sizes[filled, None]).astype(np.float32)
+        # A centre that lost all its vectors stays where it is.
+        filled, starts, sizes = np.unique(np.sort(nearest), return_index=True, return_counts=True)
+        sums = np.add.reduceat(vectors[np.argsort(nearest, kind="stable")], starts, axis=0, dtype=np.float64)
+        centres[filled] = (sums / sizes[:, None]).astype(np.float32)
         before, nearest = nearest, _nearest(vectors, centres)
         if np.array_equal(before, nearest):
             break
@@ -48,18 +49,27 @@ def k_means(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 def _first_centres(vectors: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
-    """Vectors drawn with a probability that grows with the squared distance to those drawn before."""
-    chosen = [int(rng.integers(len(vectors)))]
-    distances = np.full(len(vectors), np.inf)
-    while len(chosen) < min(clusters, len(vectors)):
-        to_last = vectors - vectors[chosen[-1]]
-        distances = np.minimum(distances, np.einsum("nd,nd->n", to_last, to_last))
+    """Vectors drawn with a probability that grows with the squared distance to those drawn before.
+
+    Many centres are drawn some at a time (the idea of k-means||, Bahmani et al. 2012): one pass over the vectors for
+    each would take longer than all that follows.
+    """
+    at_a_time = max(1, clusters // DRAWS)
+    squares = np.einsum("nd,nd->n", vectors, vectors)
+    distances = np.full(len(vectors), np.inf, np.float32)
+    chosen, last = [], np.array([rng.integers(len(vectors))])
+    while True:
+        chosen.extend(last.tolist())
+        scale = squares[:, None] + squares[last]
+        to_last = scale - 2 * (vectors @ vectors[last].T)
+        # What is left of the difference between equal vectors is rounding.
+        distances = np.minimum(distances, np.where(to_last > 1e-6 * scale, to_last, 0).min(axis=1))
         total = np.cumsum(distances, dtype=np.float64)
-        if not total[-1] > 0:
-            break
-        place = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
-        chosen.append(min(place, len(vectors) - 1))
-    return vectors[chosen]
+        missing = min(clusters, len(vectors)) - len(chosen)
+        if missing <= 0 or not total[-1] > 0:
+            return vectors[chosen]
+        places = np.searchsorted(total, rng.random(min(missing, at_a_time)) * total[-1], side="right")
+        last = np.unique(np.minimum(places, len(vectors) - 1))
 
 
 def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:

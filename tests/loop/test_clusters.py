@@ -29,6 +29,15 @@ def test_every_vector_is_nearest_to_the_mean_of_its_own_cluster():
     assert (own <= distances.min(axis=1) + 1e-4).all()
 
 
+def test_many_clusters_that_are_drawn_some_at_a_time_find_the_groups_too():
+    # 150 groups of four far apart: a draw that ignored the distances would leave a third of them without a centre.
+    rng = np.random.default_rng(4)
+    groups = np.arange(600) % 150
+    vectors = (rng.normal(size=(150, 16))[groups] + rng.normal(0, 1e-3, (600, 16))).astype(np.float32)
+    found = k_means(vectors, 200, seed=0)
+    assert all(len(set(groups[found == k])) == 1 for k in range(found.max() + 1))
+
+
 def test_the_seed_decides():
     vectors = np.random.default_rng(2).normal(size=(200, 4)).astype(np.float32)
     first, again, other = (k_means(vectors, 9, seed) for seed in (0, 0, 1))
