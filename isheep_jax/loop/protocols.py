@@ -24,7 +24,11 @@ class Model(Protocol):
         """Natural-log probability of each choice as the continuation of each request's prompt; found by id."""
 
     def likelihood(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextScore]:
-        """Natural-log probability of each text as the continuation of the request of the same index; found by id."""
+        """Natural-log probability of each text after the prompt of the request of the same index; found by id.
+
+        After a conversation the text is the response as the chat template writes it, its end of turn left out; a
+        response has no white space around it, but a template may put some.
+        """
 
     def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
         """Mean of the last layer's hidden states over each prompt's tokens; found by id."""

@@ -21,7 +21,7 @@ from isheep_jax.config import AssessConfig, GuardConfig, RespondConfig, SelectCo
 from isheep_jax.config import SynthesizeConfig as Synthesize
 from isheep_jax.decode.requests import ChoiceScores
 from isheep_jax.errors import UserError
-from isheep_jax.loop import endpoint
+from isheep_jax.loop import endpoint, run_directory
 from isheep_jax.loop.iteration import run
 from isheep_jax.loop.records import Scores, Selected, Vector, from_line, kept
 
@@ -216,11 +216,21 @@ EVERYTHING = {
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def small_parts():
+    """A kill then finds every stage with some of its parts in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_directory, "PART", 7)
+        patch.setattr(run_directory, "BLOCK", 21)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, small_parts):
     path = tmp_path_factory.mktemp("run")
     fuse = Fuse()
     go(tiny_config(path, **EVERYTHING), ScriptedBackend(fuse))
     assert (path / "iteration_2" / "second_turn" / "vectors" / "DONE").exists()
+    assert (path / "iteration_2" / "vectors" / "part-00001.jsonl").exists()
     return snapshot(path), fuse.count
 
 
