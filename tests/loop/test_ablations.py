@@ -236,7 +236,7 @@ def uninterrupted(tmp_path_factory, small_parts):
 
 def test_killed_anywhere_with_every_stage_it_resumes_to_the_same_bytes(tmp_path, uninterrupted):
     expected, events = uninterrupted
-    for n in range(1, events, max(1, events // 25)):
+    for n in range(1, events, max(1, events // 15)):
         config = tiny_config(tmp_path / str(n), **EVERYTHING)
         with pytest.raises(Killed):
             go(config, ScriptedBackend(Fuse(n)))
