@@ -175,7 +175,6 @@ def make_engine(config: GenerateConfig, model: "Pretrained", *, slots: int, **de
     shards = data_shards(mesh)
     settings = DecodeConfig(
         slots=-(-slots // shards) * shards,
-        score_batch=shards,
         context=min(config.context, model.architecture.context_length),
         **decode,
     )

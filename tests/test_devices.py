@@ -24,7 +24,6 @@ SETTINGS = [
     "--sft.validation_fraction=0.2",
     "--evaluate.prompts=32",
     "--decode.slots=16",
-    "--decode.score_batch=16",
 ]
 
 

@@ -220,7 +220,7 @@ REQUESTS = [Request(f"r{i}", "thequickbrownfoxjumps"[: 1 + 2 * i]) for i in rang
 @functools.cache
 def engine(family: str, tensor: int | None) -> Engine:
     """Of the decode mesh of eight devices, or of one device."""
-    config = DecodeConfig(slots=8, chunk=5, context=32, score_batch=8)
+    config = DecodeConfig(slots=8, chunk=5, context=32)
     mesh = None if tensor is None else decode_mesh(mesh_of((2, 2, 2)), tensor)
     return Engine(weights(family), ARCHITECTURES[family], Letters(), config, mesh=mesh, seed=0, compute_dtype="float32")
 

@@ -26,7 +26,6 @@ SETTINGS = [
     "--sft.checkpoint_every=1",
     "--evaluate.prompts=32",
     "--decode.slots=16",
-    "--decode.score_batch=16",
     "--mesh.data=2",
     "--mesh.fsdp=2",
     "--mesh.tensor=2",

@@ -1,48 +1,49 @@
 """Slots of the KV cache: how many, how long, where they live, and the few shapes in which prompts are prefilled."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.attending import PACKED_KEYS
 from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 
-# Below this, a further bucket would save less time in prefill than its compilation costs.
-_SHORTEST_BUCKET = 32
-# Rows of one prefill call on each data shard, and the tokens at which long prompts take fewer rows. Few rows waste
-# little when few slots are free; about a thousand tokens already keep the matrix units of an accelerator busy.
-_PREFILL_ROWS = 8
-_PREFILL_TOKENS = 8192
+# Caches are read in blocks, which their lengths are multiples of.
+_BLOCK = 128
+# The unit of TPU kernels along a row.
+_LANES = 128
 
 
-def length_buckets(context: int) -> tuple[int, ...]:
-    """Padded prompt lengths: powers of two below the context, and the context itself."""
-    buckets = []
-    length = _SHORTEST_BUCKET
-    while length < context:
-        buckets.append(length)
-        length *= 2
-    return (*buckets, context)
+def cache_length(context: int) -> int:
+    """Slots of a row that holds `context` tokens."""
+    return -(-context // _BLOCK) * _BLOCK
 
 
-def bucket_of(length: int, context: int) -> int:
-    """The smallest bucket that holds `length` tokens; it depends on no other request."""
-    return next(bucket for bucket in length_buckets(context) if bucket >= length)
+def alignment(mesh: Mesh | None) -> int:
+    """Prompts begin at multiples of this in packed rows (tokens), so that neighbours change nothing of their sums."""
+    return _LANES if decode_activations(mesh).platform == "tpu" else PACKED_KEYS
+
+
+def bucket_of(length: int, align: int) -> int:
+    """The padded length of a row: a power of two, from 256 on also the quarters between, so few shapes are compiled.
+
+    align: a power of two, the shortest row (tokens).
+    """
+    power = align
+    while power < length:
+        power *= 2
+    if power <= 256:
+        return power
+    quarter = power // 8
+    return -(-length // quarter) * quarter
 
 
 def data_shards(mesh: Mesh | None) -> int:
     """Groups of devices that hold different rows of a batch while decoding."""
     return 1 if mesh is None else mesh.shape[DECODE_RULES["batch"]]
-
-
-def prefill_rows(bucket: int, mesh: Mesh | None) -> int:
-    """Prompts in one prefill call of a bucket (count, over all devices)."""
-    return max(1, min(_PREFILL_ROWS, _PREFILL_TOKENS // bucket)) * data_shards(mesh)
 
 
 def check_rows(setting: str, rows: int, mesh: Mesh | None) -> None:
@@ -58,14 +59,18 @@ def constrain_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
     return cache if mesh is None else jax.lax.with_sharding_constraint(cache, cache_sharding(mesh))
 
 
-def cache_sharding(mesh: Mesh) -> NamedSharding:
+def cache_sharding(mesh: Mesh | None) -> NamedSharding | SingleDeviceSharding:
     """Of keys and of values while decoding."""
+    if mesh is None:
+        # An explicit device: otherwise arrays fresh from a jitted function and arrays from the host are not the same to
+        # jit's cache, and every program would compile once for each.
+        return SingleDeviceSharding(jax.local_devices()[0])
     return NamedSharding(mesh, cache_spec(DECODE_RULES))
 
 
-def decode_activations(mesh: Mesh | None) -> ActivationSharding:
-    """Where activations lie while decoding."""
-    return ActivationSharding(mesh, DECODE_RULES)
+def rows_sharding(mesh: Mesh | None) -> NamedSharding | SingleDeviceSharding:
+    """Of an array whose first axis is that of the slots."""
+    return cache_sharding(None) if mesh is None else batch_sharding(mesh, DECODE_RULES)
 
 
 def constrain_rows(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -78,31 +83,17 @@ def replicate(array: jax.Array, mesh: Mesh | None) -> jax.Array:
     return array if mesh is None else jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P()))
 
 
-@functools.partial(jax.jit, static_argnames=("architecture", "slots", "context", "dtype", "mesh"))
+def decode_activations(mesh: Mesh | None) -> ActivationSharding:
+    """Where activations lie while decoding."""
+    return ActivationSharding(mesh, DECODE_RULES)
+
+
 def allocate(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None) -> KVCache:
-    """An empty cache of `slots` rows of `context` positions, each device making only its own part."""
-    return constrain_cache(init_cache(architecture, slots, context, dtype), mesh)
+    """An empty cache of `slots` rows for `context` tokens, each device making only its own part."""
+    return init_cache(architecture, slots, cache_length(context), dtype, cache_sharding(mesh))
 
 
 def cache_bytes(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype) -> int:
     """Bytes of keys and values over all devices."""
     heads = architecture.kv_heads * architecture.head_dim
-    return 2 * architecture.layers * slots * context * heads * jnp.dtype(dtype).itemsize
-
-
-def write_rows(cache: KVCache, rows: KVCache, slots: jax.Array, mesh: Mesh | None) -> KVCache:
-    """Copies prefilled rows of T positions into positions 0..T-1 of the given slots [R]; slot -1: nowhere.
-
-    The rows that a data shard holds go to slots that it holds, so that no keys or values travel.
-    """
-    per_shard = cache.k.shape[1] // data_shards(mesh)
-    # Negative indices would wrap; one past the end is dropped by the scatter.
-    local = jnp.where(slots < 0, per_shard, slots % per_shard)
-
-    def write(cache, rows, local):
-        return cache.at[:, local, : rows.shape[2]].set(rows, mode="drop")
-
-    if mesh is not None:
-        split = cache_spec(DECODE_RULES)
-        write = jax.shard_map(write, mesh=mesh, in_specs=(split, split, P(DECODE_RULES["batch"])), out_specs=split)
-    return KVCache(write(cache.k, rows.k, local), write(cache.v, rows.v, local))
+    return 2 * architecture.layers * slots * cache_length(context) * heads * jnp.dtype(dtype).itemsize

@@ -1,43 +1,137 @@
-"""The two compiled programs of text generation: prefill of prompts into slots, and a chunk of decode steps.
+"""The compiled programs of text generation: a shared prefix, prefill of prompts into slots, a chunk of decode steps.
 
-Both are module-level, take the weights as arguments and the architecture as a static one, so that they compile once per
-process and shape for all iterations of a run. Control state lives on the host as one small packed array per call; only
-the KV cache stays on the devices, donated from call to call.
+All are module-level, take the weights as arguments and the architecture as a static one, so that they compile once per
+process and shape for all iterations of a run. What changes from call to call stays on the devices, donated: the host
+sends one packed array per call, and gets one back.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from isheep_jax.decode.cache import (
+    allocate,
+    cache_length,
     cache_sharding,
     constrain_cache,
     constrain_rows,
     decode_activations,
     replicate,
-    write_rows,
+    rows_sharding,
 )
-from isheep_jax.decode.sampling import sample
+from isheep_jax.decode.packing import AT, SEGMENT, SLOT, TOKEN
+from isheep_jax.decode.sampling import GENERATED, PROMPT, SamplingSettings, logprobs_of, sample
 from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.attending import Context
 from isheep_jax.model.kv_cache import KVCache, init_cache
 from isheep_jax.model.transformer import forward, logits
 from isheep_jax.sharding import DECODE_RULES, param_shardings
 
 Tree = Any
 
-# Columns of the control array [B, 5] (int32) of a decode chunk, one row per slot.
-TOKEN = 0  # the sequence's last token, whose keys and values are not in the cache yet
-POSITION = 1  # where that token stands in its sequence
+# Columns of `Slots.control`.
+LAST = 0  # the sequence's last token, whose keys and values are not in the cache yet, or come there again
+PLACE = 1  # the slot of the cache where it belongs
 REMAINING = 2  # tokens that may still be drawn; 0: the slot is idle
 KEY = slice(3, 5)  # the request's random key, bits of two uint32
 CONTROL_COLUMNS = 5
+# Column of the updates [B, 6] behind those of the control: 1 where they replace it.
+CHANGED = 5
+
+
+@flax.struct.dataclass
+class Slots:
+    """The state of all slots between two calls.
+
+    cache: B rows. control: [B, 5] int32, see the columns above. seen: [B, V] uint8, bits of `sampling`, or None where
+    there are no penalties.
+    """
+
+    cache: KVCache
+    control: jax.Array
+    seen: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Prefix:
+    """What all sequences of a call begin with. cache: of one row. length: scalar, tokens (slots behind are padding)."""
+
+    cache: KVCache
+    length: jax.Array
+
+
+def prefix_sharding(mesh: Mesh | None) -> NamedSharding | SingleDeviceSharding:
+    """Of a prefix's keys and values: on every data shard, heads split."""
+    where = cache_sharding(mesh)
+    return where if mesh is None else NamedSharding(mesh, PartitionSpec(None, None, *where.spec[2:]))
+
+
+def prefix_contexts(prefix: Prefix | None) -> tuple[Context, ...]:
+    """The prefix as every token sees it."""
+    if prefix is None:
+        return ()
+    slots = jnp.arange(prefix.cache.length, dtype=jnp.int32)
+    return (Context(prefix.cache, (slots < prefix.length)[None, None], slots[None]),)
+
+
+def prefix_length(prefix: Prefix | None) -> jax.Array | int:
+    return 0 if prefix is None else prefix.length
+
+
+def new_slots(
+    architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None, *, penalties: bool
+) -> Slots:
+    """Idle slots."""
+    control = jax.device_put(np.zeros((slots, CONTROL_COLUMNS), np.int32), rows_sharding(mesh))
+    seen = jnp.zeros((slots, architecture.vocab_size), jnp.uint8, device=rows_sharding(mesh)) if penalties else None
+    return Slots(allocate(architecture, slots, context, dtype, mesh), control, seen)
+
+
+@functools.partial(jax.jit, donate_argnames="seen")
+def mark_prompts(seen: jax.Array, slots: np.ndarray, tokens: np.ndarray) -> jax.Array:
+    """The tokens of new prompts in the place of what their slots have seen.
+
+    slots: [A], outside 0..B-1 for none. tokens: [A, T], outside 0..V-1 for none.
+    """
+    seen = seen.at[slots].set(0, mode="drop")
+    return seen.at[slots[:, None], tokens].set(PROMPT, mode="drop")
+
+
+@functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"))
+def make_prefix(
+    params: dict,
+    tokens: np.ndarray,
+    length: np.ndarray,
+    *,
+    architecture: Architecture,
+    mesh: Mesh | None,
+    compute_dtype: jnp.dtype,
+) -> Prefix:
+    """Keys and values of a prefix. tokens: [P] int32, of which the first `length` count."""
+    # Every data shard computes the same row, so that each has the result.
+    shards = 1 if mesh is None else mesh.shape[DECODE_RULES["batch"]]
+    tokens = constrain_rows(jnp.broadcast_to(tokens, (shards, *tokens.shape)), mesh)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    _, cache = forward(
+        params,
+        architecture,
+        tokens,
+        positions,
+        collect=True,
+        differentiable=False,
+        compute_dtype=compute_dtype,
+        activations=decode_activations(mesh),
+    )
+    where = prefix_sharding(mesh)
+    return Prefix(
+        jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[:, :1], where), cache), replicate(length, mesh)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"), donate_argnames=("cache",))
@@ -45,106 +139,162 @@ def prefill(
     params: dict,
     cache: KVCache,
     packed: np.ndarray,
+    prefix: Prefix | None,
     *,
     architecture: Architecture,
     mesh: Mesh | None,
     compute_dtype: jnp.dtype,
 ) -> KVCache:
-    """Writes the keys and values of prompts into their slots.
+    """Writes the keys and values of prompts into their slots. Returns the cache.
 
-    packed: [R, T + 1] int32; a row is a prompt padded to the bucket T, and its slot, which lies on the data shard of
-    the row; slot -1 fills up the fixed shape. The first decode step comes back to the last token of a prompt, and so
-    draws the first new token as it draws all others. Returns the cache.
+    packed: [R, T, 4] int32, see `packing`; a token's slot lies on the data shard of its row. The first decode step
+    comes back to the last token of a prompt, and so draws the first new token as it draws all others.
     """
     packed = constrain_rows(packed, mesh)
-    tokens, slots = packed[:, :-1], packed[:, -1]
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    # What stands behind a prompt is written as well, and overwritten by new tokens before any token sees it.
-    _, rows = forward(
+    _, cache = forward(
         params,
         architecture,
-        tokens,
-        positions,
-        collect=True,
+        packed[..., TOKEN],
+        packed[..., AT] + prefix_length(prefix),
+        segment_ids=packed[..., SEGMENT],
+        cache=cache,
+        at=packed[..., AT],
+        rows=packed[..., SLOT],
+        contexts=prefix_contexts(prefix),
+        differentiable=False,
         compute_dtype=compute_dtype,
         activations=decode_activations(mesh),
     )
-    return constrain_cache(write_rows(cache, rows, slots, mesh), mesh)
+    return constrain_cache(cache, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("length", "mesh"), donate_argnames=("cache",))
+def copy_slots(cache: KVCache, pairs: np.ndarray, *, length: int, mesh: Mesh | None) -> KVCache:
+    """Copies the first `length` slots of one row to another, within a data shard. pairs: [R, 2], from and to; -1: none.
+
+    R is a multiple of the data shards, and those of a shard stand together.
+    """
+
+    def copy(x, pairs):
+        rows = x.shape[1]
+        source, target = pairs[:, 0] % rows, jnp.where(pairs[:, 1] < 0, rows, pairs[:, 1] % rows)
+        return x.at[:, target, :length].set(x[:, source, :length], mode="drop")
+
+    if mesh is not None:
+        split = cache_sharding(mesh).spec
+        copy = jax.shard_map(copy, mesh=mesh, in_specs=(split, rows_sharding(mesh).spec), out_specs=split)
+    return jax.tree.map(lambda x: copy(x, pairs), cache)
+
+
+@jax.jit
+def take_slots(slots: Slots, rows: np.ndarray) -> Slots:
+    """Fewer slots: those of the given rows, on one device."""
+    seen = None if slots.seen is None else slots.seen[rows]
+    return Slots(jax.tree.map(lambda x: x[:, rows], slots.cache), slots.control[rows], seen)
 
 
 def decode_chunk(
     params: dict,
-    cache: KVCache,
-    control: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
-    idle_limit: jax.Array,
+    slots: Slots,
+    updates: jax.Array,
+    settings: SamplingSettings,
+    limits: jax.Array,
+    prefix: Prefix | None,
     *,
     architecture: Architecture,
     chunk: int,
     end_ids: tuple[int, ...],
+    logprobs: bool,
     mesh: Mesh | None,
     compute_dtype: jnp.dtype,
-) -> tuple[KVCache, jax.Array]:
+) -> tuple[Slots, jax.Array]:
     """Up to `chunk` decode steps of all slots.
 
-    control: [B, 5] int32, see the columns above. temperature, top_p: scalars. idle_limit: scalar; the loop ends early
-    when so many slots are idle. end_ids: tokens that end a sequence.
-    Returns the cache and the drawn tokens [B, chunk] int32, end tokens included, -1 where a slot was idle.
+    updates: [B, 6] int32, new control of some slots. limits: [2] int32; the loop ends early when as many slots are
+    idle as the first says, but not before as many steps as the second. end_ids: tokens that end a sequence.
+    Returns the slots and the drawn tokens [1, B, chunk] int32, end tokens included, -1 where a slot was idle; with
+    logprobs [2, B, chunk], where the second has the bits of their float32 log-probabilities.
     """
-    control = constrain_rows(control, mesh)
+    updates = constrain_rows(updates, mesh)
+    control = jnp.where(updates[:, CHANGED:] > 0, updates[:, :CHANGED], slots.control)
     keys = jax.lax.bitcast_convert_type(control[:, KEY], jnp.uint32)
-    slots = control.shape[0]
+    contexts, before = prefix_contexts(prefix), prefix_length(prefix)
 
     def unfinished(carry):
-        step, _, _, _, remaining, _ = carry
-        return (step < chunk) & (jnp.sum(remaining == 0) < idle_limit)
+        step, remaining = carry[0], carry[4]
+        idle = jnp.sum(remaining == 0)
+        return (step < chunk) & (idle < remaining.shape[0]) & ((idle < limits[0]) | (step < limits[1]))
 
     def advance(carry):
-        step, cache, token, position, remaining, drawn = carry
+        step, cache, token, place, remaining, seen, drawn = carry
         busy = remaining > 0
-        written = jnp.where(busy, position, -1)
         hidden, cache = forward(
             params,
             architecture,
             token[:, None],
-            written[:, None],
+            place[:, None] + before,
             cache=cache,
+            at=jnp.where(busy, place, -1)[:, None],
+            contexts=contexts,
+            differentiable=False,
             compute_dtype=compute_dtype,
             activations=decode_activations(mesh),
         )
         scores = logits(params, architecture, hidden[:, 0], compute_dtype)
-        new = sample(scores, keys, position + 1, temperature, top_p)
+        new = sample(scores, keys, place + before + 1, settings, seen)
+        if seen is not None:
+            rows, drop = jnp.arange(new.shape[0]), seen.shape[1]
+            marked = jnp.take_along_axis(seen, new[:, None], axis=1)[:, 0] | jnp.uint8(GENERATED)
+            seen = constrain_rows(seen.at[rows, jnp.where(busy, new, drop)].set(marked, mode="drop"), mesh)
         ended = functools.reduce(jnp.logical_or, [new == end for end in end_ids], jnp.zeros_like(busy))
-        drawn = drawn.at[:, step].set(jnp.where(busy, new, -1))
+        told = [jnp.where(busy, new, -1)]
+        if logprobs:
+            told.append(jax.lax.bitcast_convert_type(logprobs_of(scores, new), jnp.int32))
+        drawn = drawn.at[:, :, step].set(jnp.stack(told))
         left = jnp.where(ended, 0, remaining - 1)
         return (
             step + 1,
             constrain_cache(cache, mesh),
             jnp.where(busy, new, token),
-            position + busy,
+            place + busy,
             jnp.where(busy, left, 0),
+            seen,
             drawn,
         )
 
-    drawn = jnp.full((slots, chunk), -1, jnp.int32)
-    start = (0, cache, control[:, TOKEN], control[:, POSITION], control[:, REMAINING], drawn)
-    _, cache, _, _, _, drawn = jax.lax.while_loop(unfinished, advance, start)
-    return cache, replicate(drawn, mesh)
+    drawn = jnp.full((2 if logprobs else 1, control.shape[0], chunk), -1, jnp.int32)
+    start = (0, slots.cache, control[:, LAST], control[:, PLACE], control[:, REMAINING], slots.seen, drawn)
+    _, cache, token, place, remaining, seen, drawn = jax.lax.while_loop(unfinished, advance, start)
+    control = jnp.concatenate([jnp.stack([token, place, remaining], axis=1), control[:, KEY]], axis=1)
+    return Slots(cache, constrain_rows(control, mesh), seen), replicate(drawn, mesh)
 
 
-@dataclass(frozen=True)
-class DecodeProgram:
-    """`decode_chunk` compiled for one shape. run: it, without its static arguments; the cache is donated.
+def weight_places(
+    architecture: Architecture,
+    slots: int,
+    context: int,
+    *,
+    chunk: int,
+    end_ids: tuple[int, ...],
+    mesh: Mesh | None,
+    compute_dtype: jnp.dtype,
+) -> Tree:
+    """For each parameter where it lies while decoding: its sharding, and on TPUs the layout that decoding chose."""
+    if decode_activations(mesh).platform != "tpu":
+        return _weight_shardings(architecture, mesh)
+    compiled = compile_decode_chunk(
+        architecture,
+        slots,
+        context,
+        chunk=chunk,
+        end_ids=end_ids,
+        mesh=mesh,
+        compute_dtype=compute_dtype,
+    )
+    return compiled.input_formats[0][0]
 
-    weights: for each parameter where it must lie.
-    """
 
-    run: Callable[..., tuple[KVCache, jax.Array]]
-    weights: Tree
-
-
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def compile_decode_chunk(
     architecture: Architecture,
     slots: int,
@@ -154,12 +304,23 @@ def compile_decode_chunk(
     end_ids: tuple[int, ...],
     mesh: Mesh | None,
     compute_dtype: jnp.dtype,
-) -> DecodeProgram:
-    """Compiles ahead of time, once per process and shape. Arguments as in `lower_decode_chunk`."""
-    compiled = lower_decode_chunk(
-        architecture, slots, context, chunk=chunk, end_ids=end_ids, mesh=mesh, compute_dtype=compute_dtype
+    prefix: int = 0,
+    penalties: bool = False,
+    logprobs: bool = False,
+) -> jax.stages.Compiled:
+    """`decode_chunk` compiled once per process and shape, without its static arguments. See `lower_decode_chunk`."""
+    return lower_decode_chunk(
+        architecture,
+        slots,
+        context,
+        chunk=chunk,
+        end_ids=end_ids,
+        mesh=mesh,
+        compute_dtype=compute_dtype,
+        prefix=prefix,
+        penalties=penalties,
+        logprobs=logprobs,
     ).compile()
-    return DecodeProgram(compiled, compiled.input_formats[0][0])
 
 
 def lower_decode_chunk(
@@ -171,34 +332,54 @@ def lower_decode_chunk(
     end_ids: tuple[int, ...],
     mesh: Mesh | None,
     compute_dtype: jnp.dtype,
+    prefix: int = 0,
+    penalties: bool = False,
+    logprobs: bool = False,
 ) -> jax.stages.Lowered:
-    """The program for `slots` rows of `context` positions, on any devices, here or not.
+    """The program for `slots` rows of `context` tokens behind a prefix of that many slots (0: none), on any devices.
 
     On TPUs the compiler chooses the layout of the weights: it would rather have some of them transposed, and would copy
-    them in every chunk: 1.25 GiB per chip for Llama 3 70B on a v4-256, 4 % of its memory (planned).
+    them in every chunk: 1.25 GiB per chip for Llama 3 70B on a v4-256, 4 % of its memory (planned). With a prefix,
+    penalties or log-probabilities they lie as the program without these has chosen.
     """
+    static = {"chunk": chunk, "end_ids": end_ids, "mesh": mesh, "compute_dtype": compute_dtype}
+    table = parameter_table(architecture)
+    if prefix or penalties or logprobs:
+        weights = weight_places(architecture, slots, context, **static)
+    else:
+        weights = _weight_shardings(architecture, mesh)
+        if decode_activations(mesh).platform == "tpu":
+            weights = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), weights)
+    split = cache_sharding(mesh)
+    count = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    state = Slots(
+        jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(context), compute_dtype)),
+        count((slots, CONTROL_COLUMNS)),
+        jax.ShapeDtypeStruct((slots, architecture.vocab_size), jnp.uint8) if penalties else None,
+    )
+    places = Slots(KVCache(split, split), rows_sharding(mesh), rows_sharding(mesh) if penalties else None)
+    shared = where = None
+    if prefix:
+        where = prefix_sharding(mesh)
+        where = Prefix(KVCache(where, where), split if mesh is None else NamedSharding(mesh, PartitionSpec()))
+        shared = Prefix(jax.eval_shape(lambda: init_cache(architecture, 1, prefix, compute_dtype)), count(()))
+    return jax.jit(
+        functools.partial(decode_chunk, architecture=architecture, logprobs=logprobs, **static),
+        in_shardings=(weights, places, None, None, None, where),
+        out_shardings=(places, None),
+        donate_argnums=1,
+    ).lower(
+        jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, compute_dtype), table),
+        state,
+        count((slots, CONTROL_COLUMNS + 1)),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), SamplingSettings()),
+        count((2,)),
+        shared,
+    )
+
+
+def _weight_shardings(architecture: Architecture, mesh: Mesh | None) -> Tree:
     table = parameter_table(architecture)
     if mesh is None:
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        weights, split = jax.tree.map(lambda _: here, table), here
-    else:
-        weights, split = param_shardings(table, mesh, DECODE_RULES), cache_sharding(mesh)
-    if decode_activations(mesh).platform == "tpu":
-        weights = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), weights)
-    program = functools.partial(
-        decode_chunk,
-        architecture=architecture,
-        chunk=chunk,
-        end_ids=end_ids,
-        mesh=mesh,
-        compute_dtype=compute_dtype,
-    )
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    return jax.jit(program, in_shardings=(weights, split, None, None, None, None), donate_argnums=1).lower(
-        jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, compute_dtype), table),
-        jax.eval_shape(lambda: init_cache(architecture, slots, context, compute_dtype)),
-        jax.ShapeDtypeStruct((slots, CONTROL_COLUMNS), jnp.int32),
-        scalar,
-        scalar,
-        jax.ShapeDtypeStruct((), jnp.int32),
-    )
+        return jax.tree.map(lambda _: cache_sharding(None), table)
+    return param_shardings(table, mesh, DECODE_RULES)

@@ -1,14 +1,13 @@
-"""Attention: one function, shared by training, prefill, scoring and decoding."""
+"""Attention: the reference, and attention that is put together from parts of the keys.
 
-import functools
+Letters: B rows, T queries, S keys, N query heads, K key heads, G = N / K, H head dim.
+"""
+
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
 # Finite, so that a row without any allowed key (padding) gives numbers and not NaN.
 MASKED = -1e30
@@ -23,51 +22,71 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    """Grouped-query attention with a float32 softmax (XLA; the reference for any other implementation).
+    """Grouped-query attention with a float32 softmax (XLA; the reference for all others).
 
     q: [B, T, N, H]. k, v: [B, S, K, H] with N a multiple of K; query head n uses key head n // (N // K).
     mask: [B or 1, T, S], true where a query may see a key. scale: of the scores (None: 1 / sqrt(H)). softcap: bound c
     of the scores, as c tanh(score / c) (Gemma 2 report, section 2). Returns [B, T, N, H] in q's dtype.
     """
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    grouped = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores *= 1 / math.sqrt(H) if scale is None else scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, H)
+    weights = jax.nn.softmax(_scores(q, k, mask, scale, softcap), axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
 
 
-def packed_attention(
-    length: int,
-    segment_ids: jax.Array | None,
-    windows: tuple[int | None, ...],
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    activations: ActivationSharding = ANYWHERE,
-) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """`attention` without a cache, under `packed_mask`, by what suits the platform: a function of (q, k, v, kind).
+class Partial(NamedTuple):
+    """Attention to some of the keys, in float32, to which others can be added (Milakov and Gimelshein 2018).
 
-    length: T of the rows. windows: of each kind of layer. kind: traced scalar, which of them a layer has; it is not
-    looked at when there is only one. scale, softcap: as in `attention`.
+    top: the highest score [B, K, G, T]. mass: sum of exp(score - top) [B, K, G, T]. values: sum of exp(score - top) v
+    [B, K, G, T, H].
     """
-    settings = {"scale": scale, "softcap": softcap}
-    if activations.platform != "tpu":
-        masks = [packed_mask(length, segment_ids, window) for window in windows]
-        return lambda q, k, v, kind: attention(q, k, v, one_of(masks, kind), **settings)
-    from isheep_jax.model.splash import splash_attention  # Pallas takes a while to import
 
-    settings |= {"segment_ids": segment_ids, "mesh": activations.mesh, "rules": activations.rules}
-    kernels = [functools.partial(splash_attention, window=window, **settings) for window in windows]
-    if len(kernels) == 1:
-        return lambda q, k, v, kind: kernels[0](q, k, v)
-    return lambda q, k, v, kind: jax.lax.switch(kind, kernels, q, k, v)
+    top: jax.Array
+    mass: jax.Array
+    values: jax.Array
+
+    @classmethod
+    def none(cls, q: jax.Array, key_heads: int) -> "Partial":
+        """Of queries [B, T, N, H] that have seen no key."""
+        B, T, N, H = q.shape
+        shape = (B, key_heads, N // key_heads, T)
+        return cls(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, H)))
+
+    def add(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array,
+        *,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> "Partial":
+        """Attention to these keys as well; arguments as in `attention`, or k, v [S, K, H] that all rows share.
+
+        Keys that a query may not see change nothing of it, not even by rounding.
+        """
+        scores = _scores(q, k, mask, scale, softcap)
+        top = jnp.maximum(self.top, scores.max(axis=-1))
+        # A query that has seen nothing keeps a mass of 0, whatever exp(MASKED - MASKED) is.
+        weights = jnp.where(mask[:, None, None], jnp.exp(scores - top[..., None]), 0.0)
+        letters = "bkgts,bskh->bkgth" if v.ndim == 4 else "bkgts,skh->bkgth"
+        new = jnp.einsum(letters, weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        old = jnp.exp(self.top - top)
+        return Partial(top, old * self.mass + weights.sum(axis=-1), old[..., None] * self.values + new)
+
+    def merge(self, other: "Partial") -> "Partial":
+        """Attention to the keys of both."""
+        top = jnp.maximum(self.top, other.top)
+        a, b = jnp.exp(self.top - top), jnp.exp(other.top - top)
+        return Partial(top, a * self.mass + b * other.mass, a[..., None] * self.values + b[..., None] * other.values)
+
+    def result(self, dtype: jnp.dtype) -> jax.Array:
+        """[B, T, N, H]; 0 where a query has seen no key."""
+        B, K, G, T, H = self.values.shape
+        out = self.values / jnp.maximum(self.mass, jnp.finfo(jnp.float32).tiny)[..., None]
+        return jnp.moveaxis(out, 3, 1).reshape(B, T, K * G, H).astype(dtype)
 
 
-def packed_mask(length: int, segment_ids: jax.Array | None, window: int | None = None) -> jax.Array:
+def packed_mask(length: int, segment_ids: jax.Array | None, window: int | jax.Array | None = None) -> jax.Array:
     """[B, T, T], B = 1 without segment_ids: causal within a row; with segment_ids [B, T] also within a segment.
 
     The order of a row decides what is earlier, so positions may restart with each segment. length: T. window: tokens
@@ -78,14 +97,19 @@ def packed_mask(length: int, segment_ids: jax.Array | None, window: int | None =
     return causal if segment_ids is None else causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
-def cached_mask(positions: jax.Array, length: int, window: int | None = None) -> jax.Array:
-    """[B, T, S]: a query at position p sees the cache slots 0..p of its row, the last `window` of them; S = length."""
-    slots, last = jnp.arange(length), positions[:, :, None]
+def cached_mask(positions: jax.Array, slots: jax.Array, window: int | jax.Array | None = None) -> jax.Array:
+    """[B, T, S]: a query at position p [B, T] sees the slots [S] up to p, the last `window` of them."""
+    last = positions[:, :, None]
     return slots <= last if window is None else (slots <= last) & (slots > last - window)
 
 
-def one_of(choices: list[Any], index: jax.Array) -> Any:
-    """The `index`-th of trees of like arrays; index: traced scalar, not looked at when there is only one."""
-    if len(choices) == 1:
-        return choices[0]
-    return jax.tree.map(lambda *each: jax.lax.dynamic_index_in_dim(jnp.stack(each), index, keepdims=False), *choices)
+def _scores(q, k, mask, scale, softcap) -> jax.Array:
+    """[B, K, G, T, S] in float32."""
+    B, T, _, H = q.shape
+    grouped = q.reshape(B, T, k.shape[-2], -1, H)
+    letters = "btkgh,bskh->bkgts" if k.ndim == 4 else "btkgh,skh->bkgts"
+    scores = jnp.einsum(letters, grouped, k, preferred_element_type=jnp.float32)
+    scores *= 1 / math.sqrt(H) if scale is None else scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    return jnp.where(mask[:, None, None], scores, MASKED)

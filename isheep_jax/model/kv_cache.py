@@ -6,7 +6,7 @@ Letters: L layers, B rows, S cache slots, T new tokens, K key heads, H head dim.
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec, Sharding
 
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.sharding import ANYWHERE, ActivationSharding, Rules
@@ -31,10 +31,12 @@ class KVCache:
         return self.k.shape[2]
 
 
-def init_cache(architecture: Architecture, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
+def init_cache(
+    architecture: Architecture, batch: int, length: int, dtype: jnp.dtype, sharding: Sharding | None = None
+) -> KVCache:
     """An empty cache for `batch` rows of `length` positions."""
     shape = (architecture.layers, batch, length, architecture.kv_heads * architecture.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return KVCache(*(jnp.zeros(shape, dtype, device=sharding) for _ in "kv"))
 
 
 def cache_spec(rules: Rules) -> PartitionSpec:
@@ -47,38 +49,38 @@ def write_tokens(
     layer: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    positions: jax.Array,
+    at: jax.Array,
+    rows: jax.Array | None = None,
     activations: ActivationSharding = ANYWHERE,
 ) -> KVCache:
-    """Writes a layer's new keys and values [B, T, K, H] to the slots `positions` [B, T]; outside 0..S-1 to none.
+    """Writes a layer's new keys and values [B, T, K, H] to slots of the cache.
 
-    Each device writes into its own rows: XLA does not see by itself that row b of the new ones goes to row b of the
-    cache, and would gather keys, values and positions of all rows on every device.
+    at: [B, T], slots; outside 0..S-1 nothing is written. rows: [B, T], of the cache, on the device of the token's row;
+    None: token rows are the cache's rows. Each device writes into its own rows: XLA does not see by itself that no keys
+    need to travel, and would gather keys, values and slots of all rows on every device.
     """
     # Negative indices would wrap; one past the end is dropped by the scatter.
-    at = jnp.where(positions < 0, cache.length, positions)
+    at = jnp.where(at < 0, cache.length, at)
+    shards = 1 if activations.mesh is None else activations.mesh.shape[activations.rules["batch"]]
+    rows = jnp.arange(at.shape[0])[:, None] if rows is None else rows
+    rows = jnp.broadcast_to(rows % (cache.k.shape[1] // shards), at.shape)
 
-    def write(cache, new, at, layer):
-        rows = jnp.arange(at.shape[0])[:, None]
+    def write(cache, new, at, rows, layer):
         return cache.at[layer, rows, at].set(new.astype(cache.dtype).reshape(*at.shape, -1), mode="drop")
 
     if activations.mesh is not None:
         rules = activations.rules
+        batch = PartitionSpec(rules["batch"])
         new = PartitionSpec(rules["batch"], None, rules["kv_heads"])
         write = jax.shard_map(
             write,
             mesh=activations.mesh,
-            in_specs=(cache_spec(rules), new, PartitionSpec(rules["batch"]), PartitionSpec()),
+            in_specs=(cache_spec(rules), new, batch, batch, PartitionSpec()),
             out_specs=cache_spec(rules),
         )
-    return KVCache(write(cache.k, k, at, layer), write(cache.v, v, at, layer))
+    return KVCache(write(cache.k, k, at, rows, layer), write(cache.v, v, at, rows, layer))
 
 
-def layer_of(cache: KVCache, layer: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    """A layer's keys and values [B, S, K, H]."""
-
-    def read(x):
-        x = jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False)
-        return x.reshape(*x.shape[:2], -1, head_dim)
-
-    return read(cache.k), read(cache.v)
+def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
+    """Keys or values [..., K * H] as [..., K, H]."""
+    return x.reshape(*x.shape[:-1], -1, head_dim)

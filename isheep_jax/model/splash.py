@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas_splash
 from jax.sharding import Mesh, PartitionSpec
 
+from isheep_jax.model.attention import Partial
 from isheep_jax.sharding import Rules
 
 # The kernels' unit along a row, and the longest piece of a row that they work on at a time.
@@ -25,14 +26,16 @@ def splash_attention(
     softcap: float | None,
     mesh: Mesh | None,
     rules: Rules,
+    partial: bool = False,
     interpret: bool = False,
-) -> jax.Array:
+) -> jax.Array | Partial:
     """`attention` under `packed_mask`, with memory that is linear in T (Dao et al. 2022, arXiv 2205.14135).
 
     q: [B, T, N, H]. k, v: [B, T, K, H] with N a multiple of K. segment_ids: [B, T] or None; tokens see the earlier ones
     of their row, of the same segment. window: tokens that a token sees, itself included; None: all. scale: of the
     scores (None: 1 / sqrt(H)). softcap: bound c of the scores, as c tanh(score / c). interpret: runs the kernels
-    without a TPU, slowly. Returns [B, T, N, H] in q's dtype. Has a gradient in q, k and v, but no second one.
+    without a TPU, slowly. Returns [B, T, N, H] in q's dtype, which has a gradient in q, k and v, but no second one; or,
+    if partial, attention to which other keys can be added, without a gradient.
 
     Every device of the mesh (None: one device) computes its rows and heads: B is split over rules["batch"], N and K
     over rules["heads"], and each must be a multiple of its parts. T may be any length; the kernels see it rounded up to
@@ -55,20 +58,29 @@ def splash_attention(
             segment_ids = pallas_splash.SegmentIds(segment_ids, segment_ids)
         B, _, K, _ = k.shape
         group = q.shape[2] // K
-        kernel = _kernel(padded, block, group, window, softcap, interpret)
+        kernel = _kernel(padded, block, group, window, softcap, partial, interpret)
         # One kernel for the queries of each key head, which are consecutive: keys and values are not repeated. Mapped
         # over rather than inside the kernel, because only a mapped axis keeps both cores of a chip busy in the backward
         # pass.
         kernel = jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None)))
         q = q.reshape(B, padded, K, group, H).transpose(0, 2, 3, 1, 4)
         out = kernel(q, k.swapaxes(1, 2), v.swapaxes(1, 2), segment_ids)
+        if partial:
+            out, (log_mass,) = out
+            log_mass = log_mass[..., :T].astype(jnp.float32)
+            return Partial(log_mass, jnp.ones_like(log_mass), out[..., :T, :].astype(jnp.float32))
         return out.transpose(0, 3, 1, 2, 4).reshape(B, padded, K * group, H)[:, :T]
 
     if mesh is None:
         return local(q, k, v, segment_ids)
     in_specs = (heads, heads, heads, None if segment_ids is None else rows)
+    out_specs = heads
+    if partial:
+        queries = PartitionSpec(rules["batch"], rules["heads"], None, None)
+        out_specs = Partial(queries, queries, PartitionSpec(*queries, None))
     # The kernels do not say how their outputs vary over the mesh.
-    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=heads, check_vma=False)(q, k, v, segment_ids)
+    run = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return run(q, k, v, segment_ids)
 
 
 def _blocks(length: int) -> tuple[int, int]:
@@ -78,7 +90,9 @@ def _blocks(length: int) -> tuple[int, int]:
     return block, pieces * block
 
 
-def _kernel(length: int, block: int, heads: int, window: int | None, softcap: float | None, interpret: bool):
+def _kernel(
+    length: int, block: int, heads: int, window: int | None, softcap: float | None, partial: bool, interpret: bool
+):
     """Attention of `heads` query heads [heads, T, H] to the one key head [T, H] that they share."""
     if window is None:
         mask = pallas_splash.CausalMask((length, length))
@@ -95,6 +109,7 @@ def _kernel(length: int, block: int, heads: int, window: int | None, softcap: fl
             block_kv_dq=block,
         ),
         attn_logits_soft_cap=softcap,
+        save_residuals=partial,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

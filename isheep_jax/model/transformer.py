@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
-from isheep_jax.model.attention import attention, cached_mask, one_of, packed_attention
-from isheep_jax.model.kv_cache import KVCache, layer_of, write_tokens
+from isheep_jax.model.attending import Context, Scores, attend_cached, attend_packed
+from isheep_jax.model.kv_cache import KVCache, split_heads, write_tokens
 from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
 # For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.
@@ -39,7 +39,11 @@ def forward(
     *,
     segment_ids: jax.Array | None = None,
     cache: KVCache | None = None,
+    at: jax.Array | None = None,
+    rows: jax.Array | None = None,
+    contexts: tuple[Context, ...] = (),
     collect: bool = False,
+    differentiable: bool = True,
     lora: dict[str, Any] | None = None,
     lora_scale: float = 1.0,
     lora_dropout: float = 0.0,
@@ -50,11 +54,14 @@ def forward(
 ) -> tuple[jax.Array, KVCache | None]:
     """Hidden states after the final norm.
 
-    tokens, positions: [B, T]. Without a cache the tokens of a row see the earlier ones of the row, of the same segment
-    where segment_ids [B, T] are given (0 is padding); with collect their keys and values come back as a cache of T
-    slots, in the order of the row. With a cache the keys and values of the tokens are written to the slots `positions`
-    (a position outside 0..S-1, such as -1 for padding, writes nothing) and each token at position p sees the slots
-    0..p, whether T is 1 (decode) or more.
+    tokens: [B, T]. positions: [B, T], in their sequences, for RoPE and windows. The tokens of a row see the earlier
+    ones of the row, of the same segment where segment_ids [B, T] are given (0 is padding). contexts: keys and values
+    that they see beside those.
+
+    cache: gets the keys and values of the tokens, in the slots at [B, T] (None: positions; outside 0..S-1, such as -1
+    for padding, nothing is written) of its rows [B, T]. rows None: token row b is cache row b, and its tokens see the
+    slots 0..at of that row, whether T is 1 (decode) or more. collect: without a cache, the keys and values of the
+    tokens come back as one of T slots, in the order of the row. differentiable: False where no gradient is needed.
 
     lora: {"layers": {"wq": {"a": [L, D, R], "b": [L, R, N, H]}, ...}} adds lora_scale * x a b to those linear leaves
     (Hu et al. 2021); with a dropout_key (two uint32), lora_dropout of x is dropped before a. activations: where they
@@ -69,18 +76,14 @@ def forward(
         x *= jnp.asarray(math.sqrt(a.hidden_size), compute_dtype)
     kinds, kind_of_layer = a.attention_kinds
     angles = [_rope_angles(positions, a.head_dim, kind) for kind in kinds]
-    shape_of_scores = {"scale": (a.query_scalar or a.head_dim) ** -0.5, "softcap": a.attention_softcap}
-    if cache is None:
-        windows = tuple(kind.window for kind in kinds)
-        attend = packed_attention(tokens.shape[1], segment_ids, windows, **shape_of_scores, activations=activations)
-    else:
-        masks = [cached_mask(positions, cache.length, kind.window) for kind in kinds]
+    scores = Scores((a.query_scalar or a.head_dim) ** -0.5, a.attention_softcap, tuple(kind.window for kind in kinds))
+    at = positions if at is None else at
 
     def layer(carry, inputs):
         x, cache = carry
-        weights, adapters, index, kind = inputs
+        weights, adapters, beside, index, kind = inputs
         x = activations.rows(x)
-        cos, sin = one_of(angles, kind)
+        cos, sin = _one_of(angles, kind)
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return rms_norm(x, weights[name], a.norm_eps, traits.norm_offset) if name in weights else x
@@ -103,17 +106,24 @@ def forward(
         if traits.qkv_bias:
             q, k, v = (y + weights[b].astype(compute_dtype) for y, b in ((q, "bq"), (k, "bk"), (v, "bv")))
         q, k = _rotate(norm("q_norm", q), cos, sin), _rotate(norm("k_norm", k), cos, sin)
-        collected = None
-        if cache is None:
-            attended = attend(q, k, v, kind)
-            if collect:
-                collected = KVCache(*(y.reshape(*y.shape[:2], -1) for y in (k, v)))
+        see = {
+            "positions": positions,
+            "contexts": [
+                (context, split_heads(seen.k, a.head_dim), split_heads(seen.v, a.head_dim))
+                for context, seen in zip(contexts, beside)
+            ],
+            "activations": activations,
+        }
+        if cache is not None:
+            # The cache rides in the carry and only the new slots are written, so that a decode step does not rewrite a
+            # layer's whole cache.
+            cache = write_tokens(cache, index, k, v, at, rows, activations)
+        if cache is not None and rows is None:
+            attended = attend_cached(q, cache, index, kind, scores, at=at, **see)
         else:
-            # The cache rides in the carry and only the new positions are written, so that a decode step does not
-            # rewrite a layer's whole cache.
-            cache = write_tokens(cache, index, k, v, positions, activations)
-            k, v = (y.astype(compute_dtype) for y in layer_of(cache, index, a.head_dim))
-            attended = attention(q, k, v, one_of(masks, kind), **shape_of_scores)
+            see |= {"segment_ids": segment_ids, "differentiable": differentiable}
+            attended = attend_packed(q, k, v, kind, scores, **see)
+        collected = KVCache(*(y.reshape(*y.shape[:2], -1) for y in (k, v))) if collect else None
         x = x + norm("attn_post_norm", linear("wo", attended))
         h = norm("mlp_norm", x)
         h = linear("w_down", activate(linear("w_gate", h)) * linear("w_up", h))
@@ -121,7 +131,8 @@ def forward(
 
     activate = _ACTIVATIONS[traits.activation]
     adapters = None if lora is None else lora["layers"]
-    inputs = (params["layers"], adapters, jnp.arange(a.layers), jnp.asarray(kind_of_layer))
+    beside = tuple(context.cache for context in contexts)
+    inputs = (params["layers"], adapters, beside, jnp.arange(a.layers), jnp.asarray(kind_of_layer))
     # A scan keeps the two passes apart by itself, so that XLA need not be kept from sharing work between them.
     body = jax.checkpoint(layer, prevent_cse=False) if remat == "full" else layer
     (x, cache), collected = jax.lax.scan(body, (x, cache), inputs)
@@ -196,6 +207,13 @@ def _rope_angles(positions: jax.Array, head_dim: int, kind: AttentionKind) -> tu
     """Cosines and sines [B, T, 1, H / 2] in float32."""
     angles = positions[:, :, None, None] * rope_frequencies(head_dim, kind.rope_theta, kind.rope_scaling)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _one_of(choices: list[Any], index: jax.Array) -> Any:
+    """The `index`-th of trees of like arrays; index: traced scalar, not looked at when there is only one."""
+    if len(choices) == 1:
+        return choices[0]
+    return jax.tree.map(lambda *each: jax.lax.dynamic_index_in_dim(jnp.stack(each), index, keepdims=False), *choices)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

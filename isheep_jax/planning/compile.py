@@ -105,10 +105,6 @@ def advice(compiled: Compiled, config: Config, architecture: Architecture, meshe
             return f"--mesh.decode_tensor={larger}"
         return "a chip with more memory (--mesh.topology)"
     shards = meshes.decode.shape["data"]
-    if name == programs.SCORE:
-        if decode.score_batch > shards:
-            return f"--decode.score_batch={max(shards, decode.score_batch // 2)}"
-        return f"--decode.context={decode.context // 2}"
     if memory.cache > memory.temporaries and decode.slots > shards:
         return f"--decode.slots={max(shards, decode.slots // 2)}"
     return f"--decode.context={decode.context // 2}"

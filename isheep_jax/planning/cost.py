@@ -72,9 +72,7 @@ def program_flops(program: Program, config: Config, architecture: Architecture) 
     if program.name == programs.PREFILL:
         return sum(forward_flops(architecture, program.tokens, decode.context))
     if program.name == programs.SCORE:
-        again = program.rows * programs.CHOICES * (programs.CHOICE_TOKENS - 1)
-        prompt, choices = (sum(forward_flops(architecture, n, decode.context)) for n in (program.tokens, again))
-        return prompt + choices + 2.0 * head * (program.rows + again)
+        return sum(forward_flops(architecture, program.tokens, decode.context)) + 2.0 * head * program.rows
     matrices, attention = forward_flops(architecture, program.tokens, sft.sequence_length)
     recomputed = sft.remat == "full"
     # Backward: the gradient of the inputs costs as much as the forward pass, that of the weights as much again; frozen

@@ -19,7 +19,7 @@ Attempt = Callable[[str, str, bool], None]
 def fit(
     config: Config, architecture: Architecture, hardware: Hardware, on_attempt: Attempt = lambda *_: None
 ) -> Config:
-    """`config` with the most slots and scoring rows, the most rows per update, and remat "none" where that fits.
+    """`config` with the most slots, the most rows per update, and remat "none" where that fits.
 
     Each search doubles a count per shard until it no longer fits, then halves the gap. on_attempt(program, setting,
     fits) is called after each compilation. A setting that does not fit at one per shard stays as it is.
@@ -48,7 +48,6 @@ def fit(
         return with_count(best) if best else config
 
     config = search("decode", "slots", decode_shards, programs.DECODE, programs.PREFILL)
-    config = search("decode", "score_batch", decode_shards, programs.SCORE)
     config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="full"))
     config = search("sft", "batch_rows", train_shards, programs.TRAIN)
     relaxed = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="none"))
@@ -85,7 +84,7 @@ def largest(good: Callable[[int], bool], start: int) -> int:
 
 def changes(before: Config, after: Config) -> list[str]:
     """The settings that `fit` changed, as a person would type them."""
-    fields = (("decode", "slots"), ("decode", "score_batch"), ("sft", "batch_rows"), ("sft", "remat"))
+    fields = (("decode", "slots"), ("sft", "batch_rows"), ("sft", "remat"))
     return [
         f"--{section}.{field}={getattr(getattr(after, section), field)}"
         for section, field in fields

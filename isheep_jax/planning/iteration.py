@@ -5,10 +5,12 @@ import math
 from dataclasses import dataclass
 
 from isheep_jax.config import Config
-from isheep_jax.decode.cache import bucket_of
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.programs import Program
+
+# Tokens at whose multiples prompts begin in packed rows.
+_ALIGNMENT = 128
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def plan_iteration(
     judged = n.judgement_prompt + n.instruction + response
 
     def generation(prompts: int, prompt: int, new: int) -> dict[str, float]:
-        padded = bucket_of(min(prompt, config.decode.context), config.decode.context)
+        padded = _packed(min(prompt, config.decode.context))
         return {
             programs.PREFILL: prompts * padded / made[programs.PREFILL].tokens,
             # Prompts that are fewer than the slots leave some idle.
@@ -61,7 +63,7 @@ def plan_iteration(
         }
 
     if assess.read == "expected":
-        padded = bucket_of(min(judged, config.decode.context), config.decode.context)
+        padded = _packed(min(judged, config.decode.context))
         judging = {programs.SCORE: 2 * pairs * padded / made[programs.SCORE].tokens}
     else:
         judging = generation(2 * pairs, judged, assess.max_tokens)
@@ -79,6 +81,11 @@ def plan_iteration(
         StagePlan(name, sum(count * bounds[program].seconds for program, count in steps.items()), steps)
         for name, steps in stages.items()
     ]
+
+
+def _packed(length: int) -> int:
+    """Tokens of a prompt with what lies between it and the next one in a packed row of a TPU."""
+    return -(-length // _ALIGNMENT) * _ALIGNMENT
 
 
 def as_dict(stages: list[StagePlan], chips: int) -> dict:

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from isheep_jax.config import Config
 from isheep_jax.decode import programs as decoding
 from isheep_jax.decode import scoring
-from isheep_jax.decode.cache import allocate, cache_sharding, check_rows, prefill_rows
+from isheep_jax.decode.cache import alignment, allocate, bucket_of, cache_sharding, check_rows, data_shards
+from isheep_jax.decode.packing import empty_rows
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.sft import data, train_step, trainer
@@ -25,8 +26,8 @@ DECODE, PREFILL, SCORE, TRAIN = "decode chunk", "prefill", "score", "train step"
 # The first decides how the weights lie for the next two, whose seconds would else be counted with its own.
 NAMES = (DECODE, PREFILL, SCORE, TRAIN)
 
-# The longest of the choices "1" to "10" in the tokenizers that write a number digit by digit (tokens).
-CHOICES, CHOICE_TOKENS = 10, 2
+# Prompts in a row of scoring, and the choices "1" to "10" of each.
+SCORED, CHOICES = 4, 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
     trainer.check_settings(config.sft, architecture, train)
     check_divisible(architecture, meshes.decode, DECODE_RULES)
     check_rows("decode.slots", config.decode.slots, meshes.decode)
-    check_rows("decode.score_batch", config.decode.score_batch, meshes.decode)
     if config.decode.context > architecture.context_length:
         raise UserError(
             f"decode.context={config.decode.context} is more than the model's context of {architecture.context_length}"
@@ -91,24 +91,23 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         return jax.tree.map(lambda spec, s: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=s), table, where)
 
     def params() -> Tree:  # compiles, so this may find that something does not fit
-        return abstract(decoding.compile_decode_chunk(**chunk).weights)
+        return abstract(decoding.weight_places(**chunk))
 
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
+    rows = data_shards(mesh)
+    packed = empty_rows(rows, bucket_of(decode.context, alignment(mesh)))
+    tokens = rows * packed.shape[1]
     if name == SCORE:
-        rows = decode.score_batch
-        prompts = np.zeros((rows, decode.context - CHOICE_TOKENS + 1), np.int32)
-        choices = np.zeros((rows, CHOICES, CHOICE_TOKENS + 1), np.int32)
-        lower = lambda: scoring._score.lower(params(), prompts, choices, **static)  # noqa: E731
-        return Program(name, lower, weights, 0.0, 0.0, rows, rows * prompts.shape[1])
+        at, targets = np.zeros((rows, SCORED), np.int32), np.zeros((rows, SCORED, CHOICES), np.int32)
+        lower = lambda: scoring._score_rows.lower(params(), packed, at, targets, None, collect=True, **static)  # noqa: E731
+        return Program(name, lower, weights, 0.0, 0.0, rows * SCORED, tokens)
     cache = jax.eval_shape(lambda: allocate(architecture, decode.slots, decode.context, dtype, None))
     split = cache_sharding(mesh)
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
     cache_bytes = bytes_per_device(cache)
     if name == PREFILL:
-        rows = prefill_rows(decode.context, mesh)
-        packed = np.zeros((rows, decode.context + 1), np.int32)
-        lower = lambda: decoding.prefill.lower(params(), cache, packed, **static)  # noqa: E731
-        return Program(name, lower, weights, 0.0, cache_bytes, rows, rows * decode.context)
+        lower = lambda: decoding.prefill.lower(params(), cache, packed, None, **static)  # noqa: E731
+        return Program(name, lower, weights, 0.0, cache_bytes, rows, tokens)
     return Program(
         name,
         lambda: decoding.lower_decode_chunk(**chunk),
@@ -118,7 +117,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         decode.slots,
         decode.slots,
         # The programs above ask for the same one.
-        compile=lambda: decoding.compile_decode_chunk(**chunk).run,
+        compile=lambda: decoding.compile_decode_chunk(**chunk),
     )
 
 

@@ -77,7 +77,7 @@ def random_parameters(seed: int) -> dict:
 
 
 def make_engine(params: dict, *, seed: int = 0, mesh=None, **settings) -> Engine:
-    config = DecodeConfig(**{"slots": 4, "chunk": 5, "context": 48, "score_batch": 4, **settings})
+    config = DecodeConfig(**{"slots": 4, "chunk": 5, "context": 48, **settings})
     return Engine(params, ARCHITECTURE, TableTokenizer(), config, mesh=mesh, seed=seed, compute_dtype="float32")
 
 

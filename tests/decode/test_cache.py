@@ -2,43 +2,131 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from minute_model import ARCHITECTURE
+from minute_model import ARCHITECTURE, mesh_of
 
-from isheep_jax.config import MeshConfig
-from isheep_jax.decode.cache import allocate, bucket_of, cache_bytes, length_buckets, prefill_rows, write_rows
+from isheep_jax.decode.cache import allocate, bucket_of, cache_bytes, cache_length, cache_sharding
+from isheep_jax.decode.packing import ROW, empty_rows, fill, pack
+from isheep_jax.decode.programs import copy_slots, make_prefix, prefill
 from isheep_jax.model.kv_cache import KVCache
-from isheep_jax.sharding import decode_mesh, make_mesh
+from isheep_jax.model.transformer import forward
 
 
-def test_buckets_are_few_and_end_with_the_context():
-    assert length_buckets(128) == (32, 64, 128)
-    assert length_buckets(100) == (32, 64, 100)
-    assert length_buckets(20) == (20,)
-    assert [bucket_of(n, 100) for n in (1, 32, 33, 64, 65, 100)] == [32, 32, 64, 64, 100, 100]
-
-
-@pytest.mark.parametrize(("bucket", "rows"), [(32, 8), (1024, 8), (2048, 4), (32768, 1)])
-def test_long_prompts_are_prefilled_in_fewer_rows(bucket, rows):
-    assert prefill_rows(bucket, None) == rows
+def test_buckets_are_few_and_waste_little():
+    assert [bucket_of(n, 32) for n in (1, 32, 33, 64, 65, 200, 257, 400, 513)] == [
+        32,
+        32,
+        64,
+        64,
+        128,
+        256,
+        320,
+        448,
+        640,
+    ]
+    assert [bucket_of(n, 128) for n in (1, 129, 257, 600)] == [128, 256, 320, 640]
+    assert all(n <= bucket_of(n, 32) <= 1.25 * n for n in range(256, 4000))
 
 
 def test_bytes_are_those_of_the_allocated_cache():
-    cache = allocate(ARCHITECTURE, 3, 16, jnp.dtype("bfloat16"), None)
-    assert cache.k.shape == (2, 3, 16, 16)
-    assert cache_bytes(ARCHITECTURE, 3, 16, jnp.bfloat16) == cache.k.nbytes + cache.v.nbytes
+    cache = allocate(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), None)
+    assert cache.k.shape == (2, 3, 256, 16)
+    assert cache_length(130) == 256
+    assert cache_bytes(ARCHITECTURE, 3, 130, jnp.bfloat16) == cache.k.nbytes + cache.v.nbytes
+
+
+def test_rows_hold_every_prompt_once_and_apart():
+    lengths = sorted(np.random.default_rng(0).integers(1, 700, 500).tolist(), reverse=True)
+    seen = []
+    for row in pack(lengths, 32):
+        assert row.used <= ROW or len(row.prompts) == 1
+        end = 0
+        for index, begin in zip(row.prompts, row.begins):
+            assert begin % 32 == 0
+            assert begin >= end
+            end = begin + lengths[index]
+        assert end <= row.used
+        seen += row.prompts
+    assert sorted(seen) == list(range(500))
+
+
+def test_packing_wastes_little_beyond_the_alignment():
+    lengths = sorted(np.random.default_rng(1).integers(20, 200, 2000).tolist(), reverse=True)
+    rows = list(pack(lengths, 32))
+    room = sum(-(-n // 32) * 32 for n in lengths)
+    assert len(rows) * ROW < 1.05 * room
+
+
+STATIC = {"architecture": ARCHITECTURE, "compute_dtype": jnp.dtype("float32")}
+
+
+def keys_of(params, tokens) -> np.ndarray:
+    """Keys [L, T, K * H] of a prompt by the plain forward."""
+    row = jnp.asarray(tokens)[None]
+    _, cache = forward(
+        params, ARCHITECTURE, row, jnp.arange(len(tokens))[None], collect=True, compute_dtype=jnp.float32
+    )
+    return np.asarray(cache.k[:, 0])
+
+
+def prompts(*lengths) -> list[np.ndarray]:
+    return [np.random.default_rng(n).integers(2, 60, n).astype(np.int32) for n in lengths]
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_rows_are_written_to_their_slots_and_nowhere_else(shards):
-    mesh = None if shards == 1 else decode_mesh(make_mesh(MeshConfig(), jax.devices()[:4]), 2)
-    cache = allocate(ARCHITECTURE, 8, 16, jnp.dtype("float32"), mesh)
-    fresh = np.random.default_rng(0).normal(size=(2, 4, 12, 16)).astype(np.float32)
-    # Rows and slots of the second half are those of the second data shard; slot -1 only fills up the shape.
-    rows, slots = KVCache(k=jnp.asarray(fresh), v=-jnp.asarray(fresh)), jnp.array([3, 0, -1, 6])
-    written = jax.jit(write_rows, static_argnums=3)(cache, rows, slots, mesh)
-    expected = np.zeros((2, 8, 16, 16), np.float32)
-    for row, slot in enumerate((3, 0, None, 6)):
-        if slot is not None:
-            expected[:, slot, :12] = fresh[:, row]
-    np.testing.assert_array_equal(written.k, expected)
-    np.testing.assert_array_equal(written.v, -expected)
+def test_prefill_writes_each_prompt_to_its_slot_and_nothing_else(params, shards):
+    mesh = None if shards == 1 else mesh_of(2, 2)
+    cache = allocate(ARCHITECTURE, 8, 128, jnp.dtype("float32"), mesh)
+    tokens = prompts(5, 40, 17)
+    packed = empty_rows(shards, 128)
+    # The slots of a row are those of its data shard.
+    places = [(0, 0, 1, 3), (0, 32, 2, 0), (shards - 1, 96, 3, 7)]
+    for (row, begin, segment, slot), prompt in zip(places, tokens):
+        fill(packed[row], begin, segment, prompt, slot)
+    cache = prefill(params, cache, packed, None, mesh=mesh, **STATIC)
+    expected = np.zeros((2, 8, 128, 16), np.float32)
+    for (_, _, _, slot), prompt in zip(places, tokens):
+        expected[:, slot, : len(prompt)] = keys_of(params, prompt)
+    np.testing.assert_allclose(cache.k, expected, atol=1e-4)
+
+
+def test_a_prompts_keys_are_the_same_to_the_bit_wherever_it_is_packed(params):
+    prompt, long, short = prompts(45, 300, 20)
+
+    def keys(length, *places):
+        packed = empty_rows(1, length)
+        for segment, (begin, tokens, slot) in enumerate(places, start=1):
+            fill(packed[0], begin, segment, tokens, slot)
+        cache = allocate(ARCHITECTURE, 2, 384, jnp.dtype("float32"), None)
+        return np.asarray(prefill(params, cache, packed, None, mesh=None, **STATIC).k[:, 0, :45])
+
+    alone = keys(256, (0, prompt, 0))
+    np.testing.assert_array_equal(keys(512, (0, long, 1), (320, prompt, 0), (384, short, -1)), alone)
+    np.testing.assert_array_equal(keys(512, (0, short, -1), (32, prompt, 0)), alone)
+
+
+def test_a_prompt_behind_a_prefix_has_the_keys_of_the_whole(params):
+    prefix, own = prompts(70, 30)
+    padded = np.zeros(96, np.int32)
+    padded[:70] = prefix
+    shared = make_prefix(params, padded, np.int32(70), mesh=None, **STATIC)
+    packed = empty_rows(1, 64)
+    fill(packed[0], 32, 1, own, 0)
+    cache = allocate(ARCHITECTURE, 1, 128, jnp.dtype("float32"), None)
+    found = prefill(params, cache, packed, shared, mesh=None, **STATIC).k[:, 0, :30]
+    np.testing.assert_allclose(found, keys_of(params, np.concatenate([prefix, own]))[:, 70:], atol=1e-4)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_slots_are_copied_within_their_shard(shards):
+    mesh = None if shards == 1 else mesh_of(2, 1)
+    content = np.random.default_rng(0).normal(size=(2, 8, 128, 16)).astype(np.float32)
+    pairs = [(1, 2), (1, 3), (-1, -1), (-1, -1), (7, 4), (5, 6), (-1, -1), (-1, -1)]
+    expected = content.copy()
+    for source, target in pairs:
+        if target >= 0:
+            expected[:, target, :64] = content[:, source, :64]
+    cache = jax.device_put(KVCache(jnp.asarray(content), -jnp.asarray(content)), cache_sharding(mesh))
+    copied = copy_slots(cache, np.asarray(pairs, np.int32), length=64, mesh=mesh)
+    np.testing.assert_array_equal(copied.k, expected)
+    np.testing.assert_array_equal(copied.v, -expected)
+    assert jax.tree.leaves(cache)[0].is_deleted()

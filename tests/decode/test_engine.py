@@ -15,6 +15,9 @@ from minute_model import (
     random_parameters,
 )
 
+from isheep_jax.decode.cache import allocate
+from isheep_jax.decode.packing import empty_rows
+from isheep_jax.decode.programs import prefill
 from isheep_jax.decode.requests import Request, Sampling
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import parameter_table
@@ -120,7 +123,11 @@ def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, cap
         list(engine.generate(ragged(9), sampling))
         list(engine.score(ragged(5), ["a", "b"]))
 
-    stage(make_engine(params, slots=5), GREEDY)
+    warm = make_engine(params, slots=5)
+    stage(warm, GREEDY)
+    for length in (32, 64, 128, 256, 320):  # of rows that a refill of one slot or of several needs
+        cache = allocate(ARCHITECTURE, 5, 48, warm.compute_dtype, None)
+        prefill(warm.params, cache, empty_rows(1, length), None, **warm.static)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         other = random_parameters(1)  # from a jitted function or from the host: both are put on the device alike
         caplog.clear()
@@ -134,13 +141,13 @@ def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, cap
 def test_a_mesh_gives_the_tokens_of_one_device(params, data, tensor):
     requests = ragged(12)
     expected = by_id(make_engine(params).generate(requests, GREEDY))
-    engine = make_engine(params, slots=8, score_batch=8, mesh=mesh_of(data, tensor))
+    engine = make_engine(params, slots=8, mesh=mesh_of(data, tensor))
     assert by_id(engine.generate(requests, GREEDY)) == expected
 
 
 def test_weights_are_placed_by_the_decode_rules(params):
     mesh = mesh_of(4, 2)
-    engine = make_engine(params, slots=8, score_batch=8, mesh=mesh)
+    engine = make_engine(params, slots=8, mesh=mesh)
     wanted = param_shardings(parameter_table(ARCHITECTURE), mesh, DECODE_RULES)
     same = jax.tree.map(
         lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim), engine.params, wanted

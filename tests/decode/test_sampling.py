@@ -180,8 +180,7 @@ def test_a_mesh_of_eight_draws_what_one_device_draws(vocabulary):
         return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
 
     rng = np.random.default_rng(7)
-    # Sums of multiples of 2**-8 have no rounding, so that the order of additions is not seen.
-    logits = np.log(rng.integers(1, 256, (64, vocabulary)) / 256).astype(np.float32)
+    logits = rng.normal(0, 2, (64, vocabulary)).astype(np.float32)
     seen = rng.integers(0, 4, logits.shape).astype(np.uint8)
     keys, positions = keys_of(64), np.arange(64, dtype=np.int32)
     for values in (*FILTERS, {"temperature": 0.0}, {"top_p": 0.9, "repetition_penalty": 1.3, "presence_penalty": 0.2}):
@@ -190,7 +189,7 @@ def test_a_mesh_of_eight_draws_what_one_device_draws(vocabulary):
         rows = put(logits, "data", "tensor"), put(keys, "data"), put(positions, "data")
         eight = run(*rows, settings, put(seen, "data", "tensor"), mesh=mesh)
         same = np.asarray(one) == np.asarray(eight)
-        assert same.mean() >= 63 / 64, values  # rounding may move one draw across a border
+        assert same.mean() >= 63 / 64, values  # the order of a sum may move one draw across a border
         tokens = np.asarray(eight)
         one_logprobs, eight_logprobs = logprobs_of(logits, tokens), jax.jit(logprobs_of)(rows[0], put(tokens, "data"))
         np.testing.assert_allclose(one_logprobs, eight_logprobs, atol=1e-5)

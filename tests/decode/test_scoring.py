@@ -1,11 +1,11 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from minute_model import TableTokenizer, full_logits, make_engine, mesh_of, ragged
 
+from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.requests import Request
-from isheep_jax.decode.scoring import _score
+from isheep_jax.decode.scoring import _score_rows
 
 CHOICES = {
     "single": ["a", "0", "."],
@@ -39,7 +39,7 @@ def test_scores_do_not_depend_on_batch_or_neighbours(params):
     choices = CHOICES["several"]
     expected = {scores.id: scores for scores in make_engine(params).score(requests, choices)}
     assert {scores.id: scores for scores in make_engine(params).score(requests[::-1], choices)} == expected
-    for scores in make_engine(params, score_batch=16).score(requests[2:5], choices):
+    for scores in make_engine(params).score(requests[2:5], choices):
         np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-5)
 
 
@@ -57,16 +57,21 @@ def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_reques
 def test_a_mesh_gives_the_scores_of_one_device(params):
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
     expected = {scores.id: scores for scores in make_engine(params).score(requests, CHOICES["several"])}
-    engine = make_engine(params, slots=8, score_batch=8, mesh=mesh_of(4, 2))
+    engine = make_engine(params, slots=8, mesh=mesh_of(4, 2))
     for scores in engine.score(requests, CHOICES["several"]):
         np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-4)
 
 
 def test_no_program_holds_the_logits_of_all_positions(params):
     engine = make_engine(params)
-    prompts, choices = np.ones((4, 33), np.int32), np.ones((4, 3, 5), np.int32)
-    static = {"architecture": engine.architecture, "mesh": None, "compute_dtype": jnp.dtype("float32")}
-    text = jax.jit(lambda p, a, b: _score(p, a, b, **static)).lower(engine.params, prompts, choices).as_text()
-    assert "tensor<4x64xf32>" in text
-    for positions in (3, 32):
-        assert f"tensor<4x{positions}x64xf32>" not in text
+    packed, at = empty_rows(1, 512), np.zeros((1, 256), np.int32)
+    static = {
+        "architecture": engine.architecture,
+        "mesh": None,
+        "compute_dtype": jnp.dtype("float32"),
+        "collect": False,
+    }
+    text = _score_rows.lower(engine.params, packed, at, at[..., None], None, **static).as_text()
+    assert "tensor<1x128x64xf32>" in text
+    for positions in (256, 512):
+        assert f"tensor<1x{positions}x64xf32>" not in text

@@ -152,7 +152,7 @@ def test_a_mesh_streams_the_text_of_one_device(params):
     sampling = Sampling(temperature=1.0, max_tokens=20)
     request = ragged(3)[1]
     expected = drain(make_engine(params, slots=1, chunk=4).stream(request, sampling))
-    engine = make_engine(params, slots=4, score_batch=4, chunk=4, mesh=mesh_of(4, 2))
+    engine = make_engine(params, slots=4, chunk=4, mesh=mesh_of(4, 2))
     assert drain(engine.stream(request, sampling)) == expected
 
 

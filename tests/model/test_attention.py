@@ -33,7 +33,7 @@ def test_grouped_queries_equal_keys_and_values_repeated_for_each_head():
         jax.random.normal(jax.random.key(i), (2, size, heads, 8))
         for i, (size, heads) in enumerate([(3, 6), (5, 2), (5, 2)])
     )
-    mask = cached_mask(jnp.asarray([[0, 2, 4], [1, 3, 4]]), 5)
+    mask = cached_mask(jnp.asarray([[0, 2, 4], [1, 3, 4]]), jnp.arange(5))
     repeated = attention(q, jnp.repeat(k, 3, axis=2), jnp.repeat(v, 3, axis=2), mask)
     np.testing.assert_allclose(attention(q, k, v, mask), repeated, rtol=1e-6, atol=1e-6)
 
@@ -52,4 +52,6 @@ def test_packed_mask_is_causal_within_segments():
 
 
 def test_cached_mask_ends_at_the_querys_position():
-    np.testing.assert_array_equal(cached_mask(jnp.asarray([[2, -1]]), 4)[0], [[True, True, True, False], [False] * 4])
+    np.testing.assert_array_equal(
+        cached_mask(jnp.asarray([[2, -1]]), jnp.arange(4))[0], [[True, True, True, False], [False] * 4]
+    )

@@ -74,7 +74,6 @@ def test_a_program_too_large_for_the_compiler_is_a_result(monkeypatch):
         (programs.DECODE, Memory(1, 0, 9, 1, 0), {}, "--decode.slots=64"),
         (programs.DECODE, Memory(9, 0, 1, 1, 0), {}, "--mesh.decode_tensor=4"),
         (programs.PREFILL, Memory(1, 0, 1, 9, 0), {}, "--decode.context=64"),
-        (programs.SCORE, Memory(1, 0, 0, 9, 0), {}, "--decode.score_batch=64"),
         (programs.TRAIN, Memory(9, 9, 0, 1, 0), {"method": "full"}, "--sft.method=lora"),
         (programs.TRAIN, Memory(9, 0, 0, 1, 0), {"method": "lora"}, "--mesh.topology"),
         (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "none"}, "--sft.remat=full"),

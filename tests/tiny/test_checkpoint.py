@@ -26,7 +26,7 @@ def base() -> Engine:
     mesh = decode_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES), 1)
     architecture = read_architecture(CHECKPOINT)
     params = load_parameters(CHECKPOINT, architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32)
-    config = DecodeConfig(slots=64, chunk=16, context=128, score_batch=64)
+    config = DecodeConfig(slots=64, chunk=16, context=128)
     tokenizer = Tokenizer.load(CHECKPOINT)
     return Engine(params, architecture, tokenizer, config, mesh=mesh, seed=0, compute_dtype=jnp.float32)
 

@@ -1,0 +1,207 @@
+"""What tokens attend to: the earlier ones of a packed row, or of a cache, and keys that are given beside them.
+
+By platform: Pallas kernels on TPUs, loops over blocks on CPUs, the reference on GPUs. Letters as in `attention`.
+"""
+
+import functools
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from isheep_jax.model.attention import Partial, attention, cached_mask, packed_mask
+from isheep_jax.model.kv_cache import KVCache, split_heads
+from isheep_jax.sharding import ActivationSharding
+
+# Keys of a block, and queries of a block of packed rows. On a CPU a block and its scores stay in the cores' own caches:
+# 64 rows of 512 cached keys then take a fifth of the time, 512 packed tokens a quarter. Where segments start at
+# multiples of PACKED_KEYS, the sums over a segment's keys are the same wherever in a row it lies.
+PACKED_KEYS = 32
+_PACKED_QUERIES = 128
+_CACHED_KEYS = {"cpu": 128}
+_CACHED_KEYS_ELSEWHERE = 512
+
+# Of a layer that sees all earlier tokens: longer than any context.
+_NO_WINDOW = 2**30
+
+
+@flax.struct.dataclass
+class Context:
+    """Keys and values that tokens [B, T] see beside those of their own row or slot.
+
+    cache: [L, B, S, K * H], or of one row for all. mask: [B or 1, T or 1, S]. positions: [B or 1, S], in the sequence.
+    """
+
+    cache: KVCache
+    mask: jax.Array
+    positions: jax.Array
+
+
+@flax.struct.dataclass
+class Scores:
+    """How a layer scores keys. scale, softcap: as in `attention`. windows: of each kind of layer, None: no window."""
+
+    scale: float = flax.struct.field(pytree_node=False)
+    softcap: float | None = flax.struct.field(pytree_node=False)
+    windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> dict[str, float | None]:
+        return {"scale": self.scale, "softcap": self.softcap}
+
+    def window(self, kind: jax.Array) -> jax.Array | int | None:
+        """Of a layer's kind, a traced index into the windows; it is not looked at when there is only one."""
+        if len(self.windows) == 1:
+            return self.windows[0]
+        return jnp.asarray([_NO_WINDOW if window is None else window for window in self.windows])[kind]
+
+
+def attend_packed(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    kind: jax.Array,
+    scores: Scores,
+    *,
+    positions: jax.Array,
+    segment_ids: jax.Array | None,
+    contexts: list[tuple[Context, jax.Array, jax.Array]],
+    differentiable: bool,
+    activations: ActivationSharding,
+) -> jax.Array:
+    """Attention to the earlier tokens of the row, of the same segment, and to contexts. Returns [B, T, N, H].
+
+    q: [B, T, N, H]. k, v: [B, T, K, H]. kind: of the layer. segment_ids, positions: [B, T]. contexts: each with the
+    layer's keys and values [B or 1, S, K, H]. differentiable: leaves out what has no gradient.
+    """
+    if activations.platform == "tpu":
+        own = _kernels(q, k, v, kind, scores, segment_ids, activations, partial=bool(contexts))
+        if not contexts:
+            return own
+    elif activations.platform == "cpu" and not differentiable:
+        own = _blocks(q, k, v, scores.window(kind), scores, segment_ids)
+    else:
+        mask = packed_mask(q.shape[1], segment_ids, scores.window(kind))
+        if not contexts:
+            return attention(q, k, v, mask, **scores.shape)
+        own = Partial.none(q, k.shape[2]).add(q, k, v, mask, **scores.shape)
+    return _with_contexts(own, q, kind, scores, positions, contexts, activations).result(q.dtype)
+
+
+def attend_cached(
+    q: jax.Array,
+    cache: KVCache,
+    layer: jax.Array,
+    kind: jax.Array,
+    scores: Scores,
+    *,
+    positions: jax.Array,
+    at: jax.Array,
+    contexts: list[tuple[Context, jax.Array, jax.Array]],
+    activations: ActivationSharding,
+) -> jax.Array:
+    """Attention of each row's tokens to the slots 0..at of its row of the cache, and to contexts. Returns [B, T, N, H].
+
+    q: [B, T, N, H]. at, positions: [B, T], the tokens' slots and their places in the sequence. The cache is read block
+    by block, as far as the longest row goes; blocks behind a row's end change nothing of it.
+    """
+    H, length = q.shape[-1], cache.length
+    block = math.gcd(length, _CACHED_KEYS.get(activations.platform, _CACHED_KEYS_ELSEWHERE))
+    rows, width = cache.k.shape[1], cache.k.shape[3]
+    window = scores.window(kind)
+
+    def add(i, partial):
+        start = (layer, 0, i * block, 0)
+        k, v = (
+            split_heads(jax.lax.dynamic_slice(x, start, (1, rows, block, width))[0], H).astype(q.dtype)
+            for x in (cache.k, cache.v)
+        )
+        mask = cached_mask(at, i * block + jnp.arange(block), window)
+        return partial.add(q, k, v, mask, **scores.shape)
+
+    own = Partial.none(q, width // H)
+    own = add(0, own) if block == length else jax.lax.fori_loop(0, jnp.max(at) // block + 1, add, own)
+    return _with_contexts(own, q, kind, scores, positions, contexts, activations).result(q.dtype)
+
+
+def _with_contexts(own, q, kind, scores, positions, contexts, activations) -> Partial:
+    window = scores.window(kind)
+    for context, k, v in contexts:
+        mask = context.mask
+        if window is not None:
+            mask = mask & (positions[:, :, None] - context.positions[:, None, :] < window)
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
+        if k.shape[0] == 1:
+            k, v = k[0], v[0]
+        own = own.merge(
+            _in_blocks(q, k, v, mask, scores)
+            if activations.platform == "cpu"
+            else Partial.none(q, k.shape[-2]).add(q, k, v, mask, **scores.shape)
+        )
+    return own
+
+
+def _in_blocks(q, k, v, mask, scores) -> Partial:
+    """`Partial.add` of all keys, `PACKED_KEYS` at a time."""
+    S = k.shape[-3]
+    if S % PACKED_KEYS:
+        missing = PACKED_KEYS - S % PACKED_KEYS
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, missing)))
+        k, v = (jnp.pad(x, ((0, 0),) * (x.ndim - 3) + ((0, missing), (0, 0), (0, 0))) for x in (k, v))
+
+    def add(i, partial):
+        piece = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * PACKED_KEYS, slice_size=PACKED_KEYS)
+        return partial.add(q, piece(k, axis=-3), piece(v, axis=-3), piece(mask, axis=2), **scores.shape)
+
+    return jax.lax.fori_loop(0, -(-S // PACKED_KEYS), add, Partial.none(q, k.shape[-2]))
+
+
+def _kernels(q, k, v, kind, scores, segment_ids, activations, partial: bool) -> jax.Array | Partial:
+    from isheep_jax.model.splash import splash_attention  # Pallas takes a while to import
+
+    settings = {"segment_ids": segment_ids, "mesh": activations.mesh, "rules": activations.rules, **scores.shape}
+    kernels = [
+        functools.partial(splash_attention, window=window, partial=partial, **settings) for window in scores.windows
+    ]
+    return kernels[0](q, k, v) if len(kernels) == 1 else jax.lax.switch(kind, kernels, q, k, v)
+
+
+def _blocks(q, k, v, window, scores: Scores, segment_ids: jax.Array | None) -> Partial:
+    """Blocks of queries, and for each the blocks of keys from the beginning of its first segment to its own end."""
+    B, T = q.shape[:2]
+    size = min(_PACKED_QUERIES, -(-T // PACKED_KEYS) * PACKED_KEYS)
+    padded = -(-T // size) * size
+    segments = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padded - T), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = jnp.pad(segments, ((0, 0), (0, padded - T)), mode="edge")
+    index = jnp.arange(padded)
+    new = jnp.concatenate([jnp.ones((B, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    begins = jax.lax.cummax(jnp.where(new, index, 0), axis=1)
+
+    def piece(x, start, length):
+        return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
+
+    def of_queries(i):
+        start = i * size
+        queries, mine = piece(q, start, size), piece(segments, start, size)[:, :, None]
+
+        def add(j, partial):
+            first = j * PACKED_KEYS
+            distance = (start + jnp.arange(size))[:, None] - (first + jnp.arange(PACKED_KEYS))
+            mask = (distance >= 0) & (True if window is None else distance < window)
+            mask = mask & (mine == piece(segments, first, PACKED_KEYS)[:, None, :])
+            return partial.add(
+                queries, piece(k, first, PACKED_KEYS), piece(v, first, PACKED_KEYS), mask, **scores.shape
+            )
+
+        first = jnp.min(piece(begins, start, size)) // PACKED_KEYS
+        last = (jnp.minimum(start + size, T) + PACKED_KEYS - 1) // PACKED_KEYS
+        return jax.lax.fori_loop(first, last, add, Partial.none(queries, k.shape[2]))
+
+    if padded == size:
+        found = of_queries(0)
+    else:
+        found = jax.lax.map(of_queries, jnp.arange(padded // size))  # [pieces, B, K, G, size, ...]
+        found = Partial(*(jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], padded, *x.shape[5:]) for x in found))
+    return Partial(*(x[:, :, :, :T] for x in found))
