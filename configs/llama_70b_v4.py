@@ -7,8 +7,8 @@ Speed:    decode step at least 23.4 ms (683 tokens/s per chip), train step at le
           chip), an iteration at least 2.94 minutes, 6.28 chip-hours; planned, from the chip's peaks.
 Larger:   all weights trained (--sft.method=full) and rows of 4,096 tokens (--sft.sequence_length=4096) fit as well,
           each alone and both together; planned.
-Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.fsdp=4 --decode.slots=512
-          --decode.score_batch=16 (decoding 27.3 GiB per chip, train step 12.1 GiB; planned).
+Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.fsdp=4 --decode.slots=576
+          (decoding 27.7 GiB per chip, train step 12.1 GiB; planned).
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
@@ -23,5 +23,5 @@ def config() -> Config:
         assess=AssessConfig(judge="base", read="sampled"),
         select=SelectConfig(at_most_order="first"),
         sft=SFTConfig(batch_rows=16),
-        decode=DecodeConfig(slots=2048, context=2048, score_batch=64),
+        decode=DecodeConfig(slots=2304, context=2048),
     )

@@ -16,5 +16,5 @@ def config() -> Config:
         assess=AssessConfig(judge="base", read="sampled"),
         select=SelectConfig(at_most_order="first"),
         sft=SFTConfig(batch_rows=16),
-        decode=DecodeConfig(slots=3072, context=2048, score_batch=64),
+        decode=DecodeConfig(slots=3072, context=2048),
     )

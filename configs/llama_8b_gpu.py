@@ -20,5 +20,5 @@ def config() -> Config:
         assess=AssessConfig(judge="base", read="sampled"),
         select=SelectConfig(at_most_order="first"),
         sft=SFTConfig(batch_rows=16),
-        decode=DecodeConfig(slots=128, context=2048, score_batch=16),
+        decode=DecodeConfig(slots=128, context=2048),
     )

@@ -16,5 +16,5 @@ def config() -> Config:
         assess=AssessConfig(judge="base", read="sampled"),
         select=SelectConfig(at_most_order="first"),
         sft=SFTConfig(batch_rows=16),
-        decode=DecodeConfig(slots=256, context=2048, score_batch=16),
+        decode=DecodeConfig(slots=288, context=2048),
     )

@@ -2,9 +2,9 @@
 
 Command:  python -m isheep_jax.train --config=qwen1_5_4b_v5e
 Hardware: TPU v5e-8: 8 chips of 15.75 GiB.
-Memory:   decoding 13.8 GiB per chip (weights 1.8, cache 10.9), train step 2.2 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 16.5 ms (848 tokens/s per chip), train step at least 0.241 s (8,503 tokens/s
-          per chip), an iteration at least 15.3 minutes, 2.04 chip-hours; planned, from the chip's peaks.
+Memory:   decoding 14.4 GiB per chip (weights 1.8, cache 12.5), train step 2.2 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 18.6 ms (862 tokens/s per chip), train step at least 0.241 s (8,503 tokens/s
+          per chip), an iteration at least 14.5 minutes, 1.93 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
@@ -19,5 +19,5 @@ def config() -> Config:
         assess=AssessConfig(judge="base", read="sampled"),
         select=SelectConfig(at_most_order="first"),
         sft=SFTConfig(batch_rows=16),
-        decode=DecodeConfig(slots=112, context=2048, score_batch=16),
+        decode=DecodeConfig(slots=128, context=2048),
     )

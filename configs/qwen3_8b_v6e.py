@@ -19,5 +19,5 @@ def config() -> Config:
         assess=AssessConfig(judge="base", read="sampled"),
         select=SelectConfig(at_most_order="first"),
         sft=SFTConfig(batch_rows=16),
-        decode=DecodeConfig(slots=640, context=2048, score_batch=32),
+        decode=DecodeConfig(slots=704, context=2048),
     )

@@ -43,6 +43,6 @@ def config() -> Config:
             validation_fraction=0.0,
             remat="none",
         ),
-        decode=DecodeConfig(slots=128, chunk=16, context=128, score_batch=128),
+        decode=DecodeConfig(slots=128, chunk=16, context=128),
         evaluate=EvaluateConfig(tasks=("tiny",), prompts=512),
     )

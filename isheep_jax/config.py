@@ -154,8 +154,8 @@ class SelectConfig:
     surprising to the judge. 'density': one pair per cluster of instructions, drawn at random. 'density_perplexity': the
     pair of lowest perplexity of each cluster. 'none': everything that passed the text rules."""
     threshold: float = 8.0
-    """Each score must be strictly above this (-1 to 10). 0: pairs without a score stay, too. -1: also those that the
-    text rules dropped, other than unfinished and empty ones."""
+    """Each score must be strictly above this (-1 to 10). 0: pairs without a score stay, too. -1: also those that
+    respond.rules dropped, other than unfinished and empty ones."""
     fraction: float = 0.3
     """Share of the instructions that top_fraction and random keep (0 to 1)."""
     ranking: Literal["sum", "probability"] = "sum"
@@ -260,8 +260,6 @@ class DecodeConfig:
     """Decode steps between two looks of the host at the results (count)."""
     context: int = 2048
     """Longest prompt plus completion (tokens)."""
-    score_batch: int = 64
-    """Prompts scored at the same time (count, over all devices)."""
 
 
 @dataclass(frozen=True)
@@ -412,7 +410,6 @@ RANGES = {
     "decode.slots": "[1, inf)",
     "decode.chunk": "[1, inf)",
     "decode.context": "[2, inf)",
-    "decode.score_batch": "[1, inf)",
     "evaluate.prompts": "[1, inf)",
 }
 

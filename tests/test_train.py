@@ -145,7 +145,6 @@ SMALL = [
     "--sft.batch_rows=8",
     "--decode.context=512",
     "--decode.slots=16",
-    "--decode.score_batch=16",
 ]
 
 
