@@ -1,7 +1,10 @@
 """I-SHEEP with Qwen1.5 1.8B and the paper's settings, on a TPU v5e-8.
 
 Command:  python -m isheep_jax.train --config=qwen1_5_1_8b_v5e
-Hardware: TPU v5e-8
+Hardware: TPU v5e-8: 8 chips of 15.75 GiB.
+Memory:   decoding 14.6 GiB per chip (weights 0.9, cache 13.5), train step 1.3 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 18.6 ms (1,932 tokens/s per chip), train step at least 0.104 s (19,665 tokens/s
+          per chip), an iteration at least 6.39 minutes, 0.852 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig

@@ -2,9 +2,9 @@
 
 Command:  python -m isheep_jax.train --config=qwen1_5_7b_v5e
 Hardware: TPU v5e-16: 16 chips of 15.75 GiB.
-Memory:   decoding 14.6 GiB per chip (weights 1.8, cache 12.0), train step 2.3 GiB; planned, by the TPU's compiler.
+Memory:   decoding 13.9 GiB per chip (weights 1.8, cache 12.0), train step 2.3 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 17.9 ms (670 tokens/s per chip), train step at least 0.233 s (4,388 tokens/s
-          per chip), an iteration at least 10.4 minutes, 2.78 chip-hours; planned, from the chip's peaks.
+          per chip), an iteration at least 9.84 minutes, 2.62 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig

@@ -2,9 +2,9 @@
 
 Command:  python -m isheep_jax.train --config=qwen3_8b_v6e
 Hardware: TPU v6e-8: 8 chips of 31.25 GiB.
-Memory:   decoding 27.0 GiB per chip (weights 3.8, cache 22.5), train step 4.0 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 17.1 ms (4,689 tokens/s per chip), train step at least 0.121 s (16,872 tokens/s
-          per chip), an iteration at least 3.38 minutes, 0.45 chip-hours; planned, from the chip's peaks.
+Memory:   decoding 28.7 GiB per chip (weights 3.8, cache 24.8), train step 4.0 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 18.5 ms (4,748 tokens/s per chip), train step at least 0.121 s (16,872 tokens/s
+          per chip), an iteration at least 3.08 minutes, 0.411 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
