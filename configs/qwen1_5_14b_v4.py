@@ -1,7 +1,10 @@
 """I-SHEEP with Qwen1.5 14B and the paper's settings, on a TPU v4-32.
 
 Command:  python -m isheep_jax.train --config=qwen1_5_14b_v4
-Hardware: TPU v4-32
+Hardware: TPU v4-32: 16 chips of 30.75 GiB.
+Memory:   decoding 28.5 GiB per chip (weights 3.3, cache 25.0), train step 3.6 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 25.2 ms (636 tokens/s per chip), train step at least 0.313 s (3,277 tokens/s
+          per chip), an iteration at least 10.9 minutes, 2.9 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
