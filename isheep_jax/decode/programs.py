@@ -241,7 +241,7 @@ def decode_chunk(
             activations=decode_activations(mesh),
         )
         scores = logits(params, architecture, hidden[:, 0], compute_dtype)
-        new = sample(scores, keys, place + before + 1, settings, seen)
+        new = sample(scores, keys, place + before + 1, settings, seen, mesh=mesh)
         if seen is not None:
             rows, drop = jnp.arange(new.shape[0]), seen.shape[1]
             marked = jnp.take_along_axis(seen, new[:, None], axis=1)[:, 0] | jnp.uint8(GENERATED)

@@ -64,10 +64,9 @@ def _shared(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> int:
 def _head_tokens(tokenizer: Tokenizer, head: str, role: str | None) -> tuple[int, ...]:
     """A head's tokens but for the last, which what follows may change."""
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode_prompt(text if role is None else (Message(role, text),))
-
-    # Behind a message its turn's end is rendered: where two texts part, the head has ended.
-    one, other = encode(head), encode(f"{head}\n\n\n")
+    if role is None:
+        return tuple(tokenizer.encode_prompt(head)[:-1])
+    # Behind a message its turn's end is rendered: where two that begin with the head part, it has ended.
+    one, other = (tokenizer.encode_prompt((Message(role, text),)) for text in (head, f"{head}\n\n\n"))
     common = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
     return tuple(one[: max(common - 1, 0)])

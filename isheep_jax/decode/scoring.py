@@ -83,7 +83,7 @@ def score_choices(engine: "Engine", requests: Sequence[Request], choices: Sequen
 
 
 def score_texts(engine: "Engine", requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextScore]:
-    """The same for one text each, however long."""
+    """The same for one text each, however long; after a conversation it is the response that the template writes."""
     for result in _score(engine, requests, [(text,) for text in texts], along=True):
         if isinstance(result, _Item):
             yield TextScore(result.id, result.parts[0], len(result.continuations[0]))
@@ -137,7 +137,12 @@ def _score(
 
 
 def _item(engine: "Engine", request: Request, texts: tuple[str, ...], along: bool) -> _Item:
-    continuations = [engine.tokenizer.encode_choice(request.prompt, text) for text in texts]
+    if along and not isinstance(request.prompt, str):
+        # The response as the chat template writes it, which may begin with a space; without the end of the turn.
+        ids, mask = engine.tokenizer.encode_example(request.prompt, texts[0])
+        continuations = [[token for token, trained in zip(ids, mask) if trained][:-1]]
+    else:
+        continuations = [engine.tokenizer.encode_choice(request.prompt, text) for text in texts]
     longest = max(map(len, continuations), default=1)
     try:
         prompt = engine.tokenize(request, spare=longest)

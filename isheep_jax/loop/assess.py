@@ -122,7 +122,7 @@ def assess(
                 prompt = templates.score(template, pair.instruction, pair.input, pair.response)
                 for sample in range(samples):
                     id = f"{iteration}/assess/{criterion}/{pair.id}{f'/{sample}' if sample else ''}"
-                    requests.append(Request(id, prompt))
+                    requests.append(Request(id, prompt, templates.head(template)))
                     place[id] = i, criterion, sample
         found: dict[int, dict[tuple[str, int], ChoiceScores | Completion]] = {}
         for result in ask(requests):

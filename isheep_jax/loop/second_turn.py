@@ -40,7 +40,11 @@ def follow_ups(
 
     def process(block: Sequence[tuple[int, Selected]]) -> Iterator[tuple[int, Instruction]]:
         requests = [
-            Request(f"{iteration}/follow_up/{x.id}", templates.follow_up(x.instruction, x.input, x.response))
+            Request(
+                f"{iteration}/follow_up/{x.id}",
+                templates.follow_up(x.instruction, x.input, x.response),
+                templates.head("follow_up"),
+            )
             for _, x in block
         ]
         index = {request.id: i for i, request in enumerate(requests)}

@@ -174,7 +174,8 @@ class _Writer:
     def requests(self) -> list[Request]:
         def request(k: int) -> Request:
             examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in self._shown(k)]
-            return Request(f"{self._iteration}/synthesize/{k}", self._templates.synthesize(examples))
+            prompt = self._templates.synthesize(examples)
+            return Request(f"{self._iteration}/synthesize/{k}", prompt, self._templates.head("synthesize"))
 
         return [request(k) for k in range(self.prompts, self.prompts + self.wave)]
 

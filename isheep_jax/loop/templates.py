@@ -32,6 +32,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from isheep_jax.errors import UserError
 from isheep_jax.loop.rules import NO_INPUT
 
+# A character that no prompt holds.
+_MARK = "\ue000"
+
 STANDARD = ("synthesize", "quality", "following")
 
 
@@ -51,6 +54,7 @@ class Templates:
         )
         environment.globals["no_input"] = NO_INPUT
         self._templates = {}
+        self._heads: dict[str, str] = {}
         for name in names:
             try:
                 self._templates[name] = environment.get_template(f"{name}.jinja")
@@ -68,6 +72,14 @@ class Templates:
 
     def follow_up(self, instruction: str, input: str, response: str) -> str:
         return self._render("follow_up", instruction=instruction, input=input, response=response)
+
+    def head(self, name: str) -> str:
+        """What every prompt of a template begins with: all that stands before its first variable."""
+        if name not in self._heads:
+            examples = [{"instruction": _MARK, "input": _MARK, "output": _MARK}]
+            text = self._render(name, instruction=_MARK, input=_MARK, response=_MARK, examples=examples)
+            self._heads[name] = text.partition(_MARK)[0]
+        return self._heads[name]
 
     @property
     def choices(self) -> tuple[str, ...]:

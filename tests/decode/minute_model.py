@@ -105,6 +105,6 @@ def _plain_forward(params, row):
 
 def full_logits(params: dict, tokens: list[int]) -> np.ndarray:
     """Logits [T, V] of the plain forward, without a cache."""
-    row = np.zeros((1, 64), np.int32)  # the padding to the right is not seen by what comes before it
+    row = np.zeros((1, 128), np.int32)  # the padding to the right is not seen by what comes before it
     row[0, : len(tokens)] = tokens
     return np.asarray(_plain_forward(params, row))[0, : len(tokens)]

@@ -15,8 +15,9 @@ from minute_model import (
     random_parameters,
 )
 
+from isheep_jax.decode import generation
 from isheep_jax.decode.cache import allocate
-from isheep_jax.decode.packing import empty_rows
+from isheep_jax.decode.packing import AT, empty_rows
 from isheep_jax.decode.programs import prefill
 from isheep_jax.decode.requests import Request, Sampling
 from isheep_jax.errors import UserError
@@ -174,3 +175,96 @@ def test_an_id_that_occurs_twice_is_refused(params):
         make_engine(params).generate(twice, GREEDY)
     with pytest.raises(ValueError, match="'a'"):
         make_engine(params).score(twice, ["b"])
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, max_tokens=12)])
+def test_a_shared_head_changes_no_token(params, sampling):
+    head = "the quick brown fox jumps over 13 lazy dogs. "
+    requests = [Request(request.id, head + request.prompt) for request in ragged(12)]
+    expected = by_id(make_engine(params, context=128).generate(requests, sampling))
+    sharing = [dataclasses.replace(request, head=head) for request in requests]
+    engine = make_engine(params, context=128)
+    assert all(engine.tokenize(request).shared for request in sharing)
+    assert by_id(engine.generate(sharing, sampling)) == expected
+    # Beside others that share nothing, and where the head is not what the prompt begins with.
+    mixed = [*sharing[:5], *requests[5:9], *[dataclasses.replace(r, head="no such head" * 5) for r in requests[9:]]]
+    assert by_id(engine.generate(mixed, sampling)) == expected
+
+
+def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
+    filled = []
+
+    def counted(params, cache, packed, *rest, **static):
+        filled.append(int((packed[..., AT] == 0).sum()))
+        return prefill(params, cache, packed, *rest, **static)
+
+    monkeypatch.setattr(generation, "prefill", counted)
+    sampling = Sampling(temperature=1.0, max_tokens=6)
+    requests = [Request(f"{name}/{i}", name * 9) for name in ("abc", "xyz") for i in range(4)]
+    found = by_id(make_engine(params, slots=8).generate(requests, sampling))
+    assert sum(filled) == 2
+    for request in requests:
+        assert next(make_engine(params).generate([request], sampling)) == found[request.id]
+
+
+def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch):
+    sizes = []
+
+    def watched(self):
+        sizes.append(self.slots)
+        return program(self)
+
+    program = generation.Generation._program
+    requests, sampling = ragged(150), Sampling(temperature=1.0, max_tokens=30)
+    expected = by_id(make_engine(params, slots=32).generate(requests, sampling))
+    monkeypatch.setattr(generation.Generation, "_program", watched)
+    assert by_id(make_engine(params, slots=128).generate(requests, sampling)) == expected
+    assert sorted(set(sizes)) == [32, 64, 128]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_chunk_sent_ahead_changes_nothing(params, monkeypatch):
+    requests, sampling = ragged(20), Sampling(temperature=1.0, max_tokens=20, stop=("ab", "t"))
+    expected = by_id(make_engine(params).generate(requests, sampling))
+
+    class Ahead(generation.Generation):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.on_cpu = False
+
+    monkeypatch.setattr("isheep_jax.decode.engine.Generation", Ahead)
+    assert by_id(make_engine(params).generate(requests, sampling)) == expected
+
+
+def test_filters_and_penalties_reach_the_sampler(params):
+    requests, engine = ragged(8), make_engine(params)
+    greedy = by_id(engine.generate(requests, GREEDY))
+    for settings in ({"top_k": 1}, {"min_p": 1.0}):
+        assert by_id(engine.generate(requests, Sampling(temperature=1.0, max_tokens=12, **settings))) == greedy
+    once = engine.generate(requests, dataclasses.replace(GREEDY, presence_penalty=1e6))
+    repeated = engine.generate(requests, dataclasses.replace(GREEDY, repetition_penalty=1e6))
+    for completion in once:
+        assert len(set(completion.tokens)) == len(completion.tokens)
+    for completion, request in zip(sorted(repeated, key=lambda c: c.id), sorted(requests, key=lambda r: r.id)):
+        prompt = TableTokenizer().encode(request.prompt)
+        logits = full_logits(params, prompt)[-1].copy()
+        logits[prompt] = np.where(logits[prompt] > 0, logits[prompt] / 1e6, logits[prompt] * 1e6)
+        assert [*completion.tokens, 1][0] == logits.argmax()
+
+
+def test_log_probabilities_are_those_of_the_plain_forward(params):
+    requests = ragged(8)
+    sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=9, logprobs=True)
+    for completion in make_engine(params).generate(requests, sampling):
+        prompt = TableTokenizer().encode(next(r.prompt for r in requests if r.id == completion.id))
+        scores = full_logits(params, [*prompt, *completion.tokens]).astype(np.float64)
+        logprobs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+        expected = [logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(completion.tokens)]
+        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
+
+
+def test_a_request_may_have_a_length_of_its_own(params):
+    sampling = Sampling(temperature=1.0, max_tokens=12)
+    whole = next(make_engine(params).generate([Request("a", "abc")], sampling))
+    short = next(make_engine(params).generate([Request("a", "abc", max_tokens=3)], sampling))
+    assert short.tokens == whole.tokens[:3]

@@ -1,11 +1,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from minute_model import TableTokenizer, full_logits, make_engine, mesh_of, ragged
+from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine, mesh_of, ragged
 
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.requests import Request
 from isheep_jax.decode.scoring import _score_rows
+from isheep_jax.model.transformer import forward
 
 CHOICES = {
     "single": ["a", "0", "."],
@@ -75,3 +76,43 @@ def test_no_program_holds_the_logits_of_all_positions(params):
     assert "tensor<1x128x64xf32>" in text
     for positions in (256, 512):
         assert f"tensor<1x{positions}x64xf32>" not in text
+
+
+HEAD = "the quick brown fox jumps over 13 lazy dogs. "
+
+
+def test_a_shared_head_changes_no_score(params):
+    requests = [Request(request.id, HEAD + request.prompt + "7") for request in ragged(9)]
+    sharing = [Request(request.id, request.prompt, HEAD) for request in requests]
+    engine = make_engine(params, context=128)
+    assert {len(engine.tokenize(request).shared) for request in sharing} == {len(TableTokenizer().encode(HEAD)) - 1}
+    for kind in CHOICES:
+        expected = {scores.id: scores.logprobs for scores in engine.score(requests, CHOICES[kind])}
+        for scores in engine.score(sharing, CHOICES[kind]):
+            np.testing.assert_allclose(scores.logprobs, expected[scores.id], atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["", HEAD])
+def test_likelihoods_of_texts_are_those_of_the_full_forward(params, head):
+    requests = [Request(request.id, head + request.prompt + "7", head) for request in ragged(9)]
+    texts = ["a", "1||", "10..", "hijklmn", "op op op op op op op op op op.", "0", "z", "yz", "x"]
+    engine = make_engine(params, context=128)
+    found = {score.id: score for score in engine.likelihood(requests, texts)}
+    for request, text in zip(requests, texts):
+        assert found[request.id].tokens == len(TableTokenizer().encode_choice(request.prompt, text))
+        assert found[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
+
+
+def test_a_text_that_does_not_fit_is_an_error_of_that_request_alone(params):
+    found = {s.id: s for s in make_engine(params).likelihood([Request("a", "7"), Request("b", "7")], ["0" * 60, "0"])}
+    assert "decode.context=48" in found["a"].error
+    assert not found["b"].error
+
+
+def test_an_embedding_is_the_mean_of_the_prompts_hidden_states(params):
+    requests = ragged(20)
+    found = {embedding.id: embedding for embedding in make_engine(params).embed(requests)}
+    for request in requests:
+        tokens = np.asarray(TableTokenizer().encode(request.prompt))[None]
+        hidden, _ = forward(params, ARCHITECTURE, tokens, np.arange(tokens.shape[1])[None], compute_dtype=jnp.float32)
+        np.testing.assert_allclose(found[request.id].vector, hidden[0].mean(axis=0), atol=1e-4)

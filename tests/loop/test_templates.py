@@ -37,6 +37,18 @@ def test_examples_are_numbered_and_an_empty_input_is_marked():
     assert "1. Input:\n<noinput>\n###\n2. Instruction: Sort.\n2. Input:\nb a\n###\n3. Instruction:" in text
 
 
+@pytest.mark.parametrize("name", ["standard", "tiny"])
+def test_every_prompt_of_a_template_begins_with_its_head(name):
+    prompts = load(name)
+    assert prompts.synthesize(EXAMPLES).startswith(prompts.head("synthesize"))
+    for criterion in ("quality", "following"):
+        for words in (("Sort.", "", "a b"), ("Add.", "1 2", "3")):
+            assert prompts.score(criterion, *words).startswith(prompts.head(criterion))
+    if name == "standard":
+        assert "number||reason" in prompts.head("quality")  # the rubric is shared
+        assert "Instruction:" in prompts.head("synthesize")
+
+
 def test_a_score_carries_the_delimiter():
     assert load("standard").choices[::9] == (" 1||", " 10||")
     assert load("tiny").choices[::9] == (" 1", " 10")
