@@ -1,7 +1,10 @@
 """I-SHEEP with Qwen1.5 72B and the paper's settings, on a TPU v4-256.
 
 Command:  python -m isheep_jax.train --config=qwen1_5_72b_v4
-Hardware: TPU v4-256
+Hardware: TPU v4-256: 128 chips of 30.75 GiB.
+Memory:   decoding 26.8 GiB per chip (weights 4.2, cache 22.5), train step 3.3 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 23.8 ms (189 tokens/s per chip), train step at least 0.204 s (628 tokens/s per
+          chip), an iteration at least 5.14 minutes, 11 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
