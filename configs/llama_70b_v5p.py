@@ -1,7 +1,10 @@
 """I-SHEEP with Llama 3 70B and the paper's settings, on a TPU v5p-64.
 
 Command:  python -m isheep_jax.train --config=llama_70b_v5p
-Hardware: TPU v5p-64
+Hardware: TPU v5p-64: 32 chips of 95.74 GiB.
+Memory:   decoding 76.6 GiB per chip (weights 16.4, cache 60.0), train step 7.8 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 30.2 ms (3,179 tokens/s per chip), train step at least 0.478 s (1,071 tokens/s
+          per chip), an iteration at least 4.34 minutes, 2.32 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
