@@ -191,3 +191,15 @@ def test_the_kernels_compile_for_a_tpu(topology, head_dim):
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["compiled"]
+
+
+def test_other_keys_can_be_added_to_partial_attention():
+    (q, k, v, _), (_, before_k, before_v, _) = inputs(2, 150, 4, 2, 64), inputs(2, 30, 4, 2, 64)
+    ids = segments(((1, 100), (2, 50)), ((1, 150),))
+    settings = {"segment_ids": ids, "window": None, "scale": None, "softcap": None, "mesh": ONE, "rules": TRAIN_RULES}
+    partial = splash_attention(q, k, v, **settings, partial=True, interpret=True)
+    np.testing.assert_allclose(partial.result(q.dtype), attention(q, k, v, packed_mask(150, ids)), atol=1e-5)
+    found = partial.add(q, before_k, before_v, jnp.ones((2, 150, 30), bool)).result(q.dtype)
+    both_k, both_v = (jnp.concatenate(pair, axis=1) for pair in ((before_k, k), (before_v, v)))
+    mask = jnp.concatenate([jnp.ones((2, 150, 30), bool), packed_mask(150, ids)], axis=2)
+    np.testing.assert_allclose(found, attention(q, both_k, both_v, mask), atol=1e-5)
