@@ -51,7 +51,8 @@ def test_blocks_of_packed_rows_equal_the_reference(T, lengths, kind, softcap):
         )
     )(kind)
     expected = attention(q, k, v, packed_mask(T, segments, windows[kind]), scale=0.3, softcap=softcap)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    tokens = np.asarray(segments) > 0 if lengths else slice(None)  # what padding sees is nobody's business
+    np.testing.assert_allclose(found[tokens], expected[tokens], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [0, 1])
