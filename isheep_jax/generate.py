@@ -21,7 +21,7 @@ from isheep_jax.loop.run_directory import write_atomically
 
 if TYPE_CHECKING:
     from isheep_jax.decode.engine import Engine
-    from isheep_jax.decode.requests import Completion
+    from isheep_jax.decode.requests import Completion, Sampling
     from isheep_jax.model.pretrained import Pretrained
 
 MODULE = "isheep_jax.generate"
@@ -58,6 +58,14 @@ class GenerateConfig:
     """Sampling temperature; 0 takes the most probable token."""
     top_p: float = 1.0
     """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
+    top_k: int = 0
+    """Sampling keeps so many of the most probable tokens (count; 0: all)."""
+    min_p: float = 0.0
+    """Sampling keeps tokens at least so probable, relative to the most probable one (0 to 1)."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that prompt or completion hold already (1: none)."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the completion holds already (0: none)."""
     max_tokens: int = 256
     """New tokens per completion (count)."""
     stop: tuple[str, ...] = ()
@@ -77,6 +85,10 @@ class GenerateConfig:
 RANGES = {
     "temperature": "[0, inf)",
     "top_p": "(0, 1]",
+    "top_k": "[0, inf)",
+    "min_p": "[0, 1]",
+    "repetition_penalty": "(0, inf)",
+    "presence_penalty": "(-inf, inf)",
     "max_tokens": "[1, inf)",
     "slots": "[1, inf)",
     "context": "[2, inf)",
@@ -124,7 +136,7 @@ def main(arguments: Sequence[str]) -> None:
 def complete(config: GenerateConfig, directory: epath.Path, prompts: Sequence[str]) -> "list[Completion]":
     """A `Completion` for each prompt, in the order of the prompts."""
     # Imported here, as below, so that --help and mistakes in the settings answer at once.
-    from isheep_jax.decode.requests import Request, Sampling
+    from isheep_jax.decode.requests import Request
     from isheep_jax.model.conversation import Message
     from isheep_jax.model.pretrained import open_model
 
@@ -132,8 +144,7 @@ def complete(config: GenerateConfig, directory: epath.Path, prompts: Sequence[st
     engine = make_engine(config, model, slots=min(config.slots, len(prompts)))
     bare = config.raw or not model.tokenizer.has_chat_template
     requests = [Request(str(i), text if bare else (Message("user", text),)) for i, text in enumerate(prompts)]
-    sampling = Sampling(config.temperature, config.top_p, config.max_tokens, config.stop)
-    completions = {c.id: c for c in engine.generate(requests, sampling)}
+    completions = {c.id: c for c in engine.generate(requests, sampling_of(config))}
     # A template may put a space before an answer; the loop strips it too.
     return [c if bare else dataclasses.replace(c, text=c.text.strip()) for c in (completions[r.id] for r in requests)]
 
@@ -141,7 +152,6 @@ def complete(config: GenerateConfig, directory: epath.Path, prompts: Sequence[st
 def converse(config: GenerateConfig, directory: epath.Path) -> None:
     """A conversation on standard input and output. Raises `UserError` for a model without a chat template."""
     from isheep_jax.chat import chat
-    from isheep_jax.decode.requests import Sampling
     from isheep_jax.model.pretrained import open_model
 
     model = open_model(directory, config.chat_template)
@@ -151,7 +161,22 @@ def converse(config: GenerateConfig, directory: epath.Path) -> None:
             "let it continue a text (--prompt)"
         )
     engine = make_engine(config, model, slots=1, chunk=_CHAT_CHUNK)
-    chat(engine, Sampling(config.temperature, config.top_p, config.max_tokens, config.stop))
+    chat(engine, sampling_of(config))
+
+
+def sampling_of(config: GenerateConfig) -> "Sampling":
+    from isheep_jax.decode.requests import Sampling
+
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        stop=config.stop,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        presence_penalty=config.presence_penalty,
+    )
 
 
 def make_engine(config: GenerateConfig, model: "Pretrained", *, slots: int, **decode: int) -> "Engine":

@@ -137,7 +137,7 @@ class Generation:
             idle = [slot for slot, owner in enumerate(self.owner) if owner is None]
             self.slots //= 2
             rows = np.asarray((busy + idle)[: self.slots], np.int32)
-            state = take_slots(state, rows)
+            state = take_slots(state, rows, mesh=self.engine.mesh)
             self.owner = [self.owner[row] for row in rows]
             self.remaining, self.updates = self.remaining[rows], self.updates[rows]
             self.written, self.logprobs, self.count = self.written[rows], self.logprobs[rows], self.count[rows]

@@ -186,11 +186,12 @@ def copy_slots(cache: KVCache, pairs: np.ndarray, *, length: int, mesh: Mesh | N
     return jax.tree.map(lambda x: copy(x, pairs), cache)
 
 
-@jax.jit
-def take_slots(slots: Slots, rows: np.ndarray) -> Slots:
-    """Fewer slots: those of the given rows, on one device."""
-    seen = None if slots.seen is None else slots.seen[rows]
-    return Slots(jax.tree.map(lambda x: x[:, rows], slots.cache), slots.control[rows], seen)
+@functools.partial(jax.jit, static_argnames="mesh")
+def take_slots(slots: Slots, rows: np.ndarray, *, mesh: Mesh | None) -> Slots:
+    """Fewer slots: those of the given rows, all on one data shard."""
+    seen = None if slots.seen is None else constrain_rows(slots.seen[rows], mesh)
+    cache = constrain_cache(jax.tree.map(lambda x: x[:, rows], slots.cache), mesh)
+    return Slots(cache, constrain_rows(slots.control[rows], mesh), seen)
 
 
 def decode_chunk(

@@ -207,7 +207,8 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
         assert next(make_engine(params).generate([request], sampling)) == found[request.id]
 
 
-def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch):
+@pytest.mark.parametrize("tensor", [None, 2])
+def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
     sizes = []
 
     def watched(self):
@@ -215,10 +216,11 @@ def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch):
         return program(self)
 
     program = generation.Generation._program
-    requests, sampling = ragged(150), Sampling(temperature=1.0, max_tokens=30)
-    expected = by_id(make_engine(params, slots=32).generate(requests, sampling))
+    requests, sampling = ragged(150), dataclasses.replace(GREEDY, max_tokens=30)
+    mesh = mesh_of(1, tensor) if tensor else None
+    expected = by_id(make_engine(params, slots=32, mesh=mesh).generate(requests, sampling))
     monkeypatch.setattr(generation.Generation, "_program", watched)
-    assert by_id(make_engine(params, slots=128).generate(requests, sampling)) == expected
+    assert by_id(make_engine(params, slots=128, mesh=mesh).generate(requests, sampling)) == expected
     assert sorted(set(sizes)) == [32, 64, 128]
     assert sizes == sorted(sizes, reverse=True)
 
