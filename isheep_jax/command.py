@@ -37,9 +37,10 @@ def parse_config(arguments: Sequence[str], module: str) -> Config:
     )
     wants_help = any(a in ("-h", "--help") for a in rest)
     if name is None and not wants_help:
-        known = ", ".join(config_names())
+        known = config_names()
+        example = "tiny" if "tiny" in known else known[0]
         raise UserError(
-            f"--config is missing: choose one of {known}; for example: python -m {module} --config={config_names()[0]}"
+            f"--config is missing: choose one of {', '.join(known)}; for example: python -m {module} --config={example}"
         )
     config = parse_settings(Config, named_config(name) if name else Config(), rest, module, description)
     check_values(config)
