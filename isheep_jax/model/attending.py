@@ -19,8 +19,11 @@ from isheep_jax.sharding import ActivationSharding
 # multiples of PACKED_KEYS, the sums over a segment's keys are the same wherever in a row it lies.
 PACKED_KEYS = 32
 _PACKED_QUERIES = 128
-_CACHED_KEYS = {"cpu": 128}
+_CACHED_KEYS = {"cpu": 64}
 _CACHED_KEYS_ELSEWHERE = 512
+# Rows of a cache that a CPU reads as far as the longest of them goes, in the order of their lengths: where 64 rows have
+# 160 keys on average and the longest 380, this takes three fifths of the time.
+_CACHED_ROWS = 8
 
 # Of a layer that sees all earlier tokens: longer than any context.
 _NO_WINDOW = 2**30
@@ -111,17 +114,31 @@ def attend_cached(
     rows, width = cache.k.shape[1], cache.k.shape[3]
     window = scores.window(kind)
 
-    def add(i, partial):
-        start = (layer, 0, i * block, 0)
-        k, v = (
-            split_heads(jax.lax.dynamic_slice(x, start, (1, rows, block, width))[0], H).astype(q.dtype)
-            for x in (cache.k, cache.v)
-        )
-        mask = cached_mask(at, i * block + jnp.arange(block), window)
-        return partial.add(q, k, v, mask, **scores.shape)
+    def see(q, at, read):
+        """The keys and values [rows, block, K * H] that read(cache, i) gives of block i, as far as the rows go."""
 
-    own = Partial.none(q, width // H)
-    own = add(0, own) if block == length else jax.lax.fori_loop(0, jnp.max(at) // block + 1, add, own)
+        def add(i, partial):
+            k, v = (split_heads(read(x, i), H).astype(q.dtype) for x in (cache.k, cache.v))
+            return partial.add(q, k, v, cached_mask(at, i * block + jnp.arange(block), window), **scores.shape)
+
+        none = Partial.none(q, width // H)
+        return add(0, none) if block == length else jax.lax.fori_loop(0, jnp.max(at) // block + 1, add, none)
+
+    def see_some(some):
+        def read(x, i):
+            return jax.vmap(lambda r: jax.lax.dynamic_slice(x, (layer, r, i * block, 0), (1, 1, block, width))[0, 0])(
+                some
+            )
+
+        return see(q[some], at[some], read)
+
+    one_device = activations.mesh is None or activations.mesh.size == 1
+    if activations.platform == "cpu" and one_device and rows % _CACHED_ROWS == 0 and rows > _CACHED_ROWS:
+        order = jnp.argsort(jnp.max(at, axis=1))
+        found = jax.lax.map(see_some, order.reshape(-1, _CACHED_ROWS))
+        own = Partial(*(jnp.zeros((rows, *x.shape[2:])).at[order].set(x.reshape(rows, *x.shape[2:])) for x in found))
+    else:
+        own = see(q, at, lambda x, i: jax.lax.dynamic_slice(x, (layer, 0, i * block, 0), (1, rows, block, width))[0])
     return _with_contexts(own, q, kind, scores, positions, contexts, activations).result(q.dtype)
 
 

@@ -111,6 +111,26 @@ def test_a_cache_is_read_as_far_as_each_row_goes(kind):
     np.testing.assert_array_equal(found[3], 0)  # an idle row sees nothing
 
 
+@pytest.mark.parametrize("rows", [16, 24, 12])
+def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows):
+    at = jax.random.permutation(jax.random.key(7), jnp.linspace(0, 383, rows).astype(jnp.int32))[:, None]
+    q, k, v = arrays((rows, 1, N, H), (rows, 384, K, H), (rows, 384, K, H))
+    cache = KVCache(*(x.reshape(1, rows, 384, K * H) for x in (k, v)))
+    found = attend_cached(
+        q,
+        cache,
+        jnp.asarray(0),
+        jnp.asarray(0),
+        Scores(0.3, None, (None,)),
+        positions=at,
+        at=at,
+        contexts=[],
+        activations=ANYWHERE,
+    )
+    expected = attention(q, k, v, cached_mask(at, jnp.arange(384)), scale=0.3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_blocks_behind_the_end_of_a_row_change_no_bit():
     B, S = 2, 512
     q, k, v = arrays((B, 1, N, H), (B, S, K, H), (B, S, K, H))
@@ -128,7 +148,7 @@ def test_blocks_behind_the_end_of_a_row_change_no_bit():
             activations=ANYWHERE,
         )
     )
-    assert attending._CACHED_KEYS["cpu"] == 128
+    assert attending._CACHED_KEYS["cpu"] < 100
     np.testing.assert_array_equal(run(jnp.asarray([[100], [100]]))[0], run(jnp.asarray([[100], [511]]))[0])
 
 
