@@ -91,9 +91,3 @@ def decode_activations(mesh: Mesh | None) -> ActivationSharding:
 def allocate(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None) -> KVCache:
     """An empty cache of `slots` rows for `context` tokens, each device making only its own part."""
     return init_cache(architecture, slots, cache_length(context), dtype, cache_sharding(mesh))
-
-
-def cache_bytes(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype) -> int:
-    """Bytes of keys and values over all devices."""
-    heads = architecture.kv_heads * architecture.head_dim
-    return 2 * architecture.layers * slots * cache_length(context) * heads * jnp.dtype(dtype).itemsize

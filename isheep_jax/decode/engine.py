@@ -16,7 +16,7 @@ from isheep_jax.config import DecodeConfig
 from isheep_jax.decode import scoring
 from isheep_jax.decode.cache import alignment, bucket_of, check_rows
 from isheep_jax.decode.generation import Generation
-from isheep_jax.decode.programs import Prefix, make_prefix, weight_places
+from isheep_jax.decode.programs import ChunkShape, Prefix, make_prefix, weight_places
 from isheep_jax.decode.prompts import Tokenized, TooLong, tokenize
 from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
 from isheep_jax.decode.stops import lone_byte, settled_text
@@ -64,8 +64,10 @@ class Engine:
         self.end_ids = tuple(sorted({*tokenizer.eos_ids, *architecture.eos_token_ids}))
         # What every program is compiled for, and a decode chunk besides.
         self.static = {"architecture": architecture, "mesh": mesh, "compute_dtype": self.compute_dtype}
-        self.chunk_static = {"context": config.context, "chunk": config.chunk, "end_ids": self.end_ids, **self.static}
-        places = weight_places(slots=config.slots, **self.chunk_static)
+        self.chunk_shape = ChunkShape(
+            slots=config.slots, context=config.context, chunk=config.chunk, end_ids=self.end_ids, **self.static
+        )
+        places = weight_places(self.chunk_shape)
         # One leaf at a time, to bound the peak of memory.
         self.params = jax.tree.map(
             lambda leaf, place: jax.device_put(jnp.asarray(leaf, self.compute_dtype), place), params, places

@@ -6,6 +6,7 @@ the host's own processor, the next chunk is already on its way while the host do
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,6 @@ class Generation:
         self.engine = engine
         self.sampling = sampling
         self.waiting = deque(sorted(prompts, key=lambda prompt: (-prompt.length, prompt.id)))
-        self.shared = len(self.waiting[0].shared)
         self.prefix = engine.prefix(self.waiting[0].shared)
         self.shards = data_shards(engine.mesh)
         self.on_cpu = decode_activations(engine.mesh).platform == "cpu"
@@ -118,13 +118,14 @@ class Generation:
 
     def _program(self):
         slots = 0 if self.prefix is None else self.prefix.cache.length
-        return compile_decode_chunk(
+        shape = replace(
+            self.engine.chunk_shape,
             slots=self.slots,
             prefix=slots,
             penalties=self.sampling.has_penalties,
             logprobs=self.sampling.logprobs,
-            **self.engine.chunk_static,
         )
+        return compile_decode_chunk(shape)
 
     def _can_shrink(self, busy: int) -> bool:
         half = self.slots // 2

@@ -6,6 +6,7 @@ sends one packed array per call, and gets one back.
 """
 
 import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.struct
@@ -270,83 +271,51 @@ def decode_chunk(
     return Slots(cache, constrain_rows(control, mesh), seen), replicate(drawn, mesh)
 
 
-def weight_places(
-    architecture: Architecture,
-    slots: int,
-    context: int,
-    *,
-    chunk: int,
-    end_ids: tuple[int, ...],
-    mesh: Mesh | None,
-    compute_dtype: jnp.dtype,
-) -> Tree:
+@dataclass(frozen=True)
+class ChunkShape:
+    """What `decode_chunk` is compiled for: `slots` rows of `context` tokens.
+
+    prefix: slots of what all rows begin with; 0: nothing. The rest as in `decode_chunk`.
+    """
+
+    architecture: Architecture
+    slots: int
+    context: int
+    chunk: int
+    end_ids: tuple[int, ...]
+    mesh: Mesh | None
+    compute_dtype: jnp.dtype
+    prefix: int = 0
+    penalties: bool = False
+    logprobs: bool = False
+
+
+def weight_places(shape: ChunkShape) -> Tree:
     """For each parameter where it lies while decoding: its sharding, and on TPUs the layout that decoding chose."""
-    if decode_activations(mesh).platform != "tpu":
-        return _weight_shardings(architecture, mesh)
-    compiled = compile_decode_chunk(
-        architecture,
-        slots,
-        context,
-        chunk=chunk,
-        end_ids=end_ids,
-        mesh=mesh,
-        compute_dtype=compute_dtype,
-    )
-    return compiled.input_formats[0][0]
+    if decode_activations(shape.mesh).platform != "tpu":
+        return _weight_shardings(shape.architecture, shape.mesh)
+    plain = replace(shape, prefix=0, penalties=False, logprobs=False)
+    return compile_decode_chunk(plain).input_formats[0][0]
 
 
 @functools.lru_cache(maxsize=16)
-def compile_decode_chunk(
-    architecture: Architecture,
-    slots: int,
-    context: int,
-    *,
-    chunk: int,
-    end_ids: tuple[int, ...],
-    mesh: Mesh | None,
-    compute_dtype: jnp.dtype,
-    prefix: int = 0,
-    penalties: bool = False,
-    logprobs: bool = False,
-) -> jax.stages.Compiled:
-    """`decode_chunk` compiled once per process and shape, without its static arguments. See `lower_decode_chunk`."""
-    return lower_decode_chunk(
-        architecture,
-        slots,
-        context,
-        chunk=chunk,
-        end_ids=end_ids,
-        mesh=mesh,
-        compute_dtype=compute_dtype,
-        prefix=prefix,
-        penalties=penalties,
-        logprobs=logprobs,
-    ).compile()
+def compile_decode_chunk(shape: ChunkShape) -> jax.stages.Compiled:
+    """`decode_chunk` compiled once per process and shape, without its static arguments."""
+    return lower_decode_chunk(shape).compile()
 
 
-def lower_decode_chunk(
-    architecture: Architecture,
-    slots: int,
-    context: int,
-    *,
-    chunk: int,
-    end_ids: tuple[int, ...],
-    mesh: Mesh | None,
-    compute_dtype: jnp.dtype,
-    prefix: int = 0,
-    penalties: bool = False,
-    logprobs: bool = False,
-) -> jax.stages.Lowered:
-    """The program for `slots` rows of `context` tokens behind a prefix of that many slots (0: none), on any devices.
+def lower_decode_chunk(shape: ChunkShape) -> jax.stages.Lowered:
+    """The program for any devices, here or not.
 
     On TPUs the compiler chooses the layout of the weights: it would rather have some of them transposed, and would copy
     them in every chunk: 1.25 GiB per chip for Llama 3 70B on a v4-256, 4 % of its memory (planned). With a prefix,
     penalties or log-probabilities they lie as the program without these has chosen.
     """
-    static = {"chunk": chunk, "end_ids": end_ids, "mesh": mesh, "compute_dtype": compute_dtype}
+    architecture, slots, mesh, compute_dtype = shape.architecture, shape.slots, shape.mesh, shape.compute_dtype
+    prefix, penalties = shape.prefix, shape.penalties
     table = parameter_table(architecture)
-    if prefix or penalties or logprobs:
-        weights = weight_places(architecture, slots, context, **static)
+    if prefix or penalties or shape.logprobs:
+        weights = weight_places(shape)
     else:
         weights = _weight_shardings(architecture, mesh)
         if decode_activations(mesh).platform == "tpu":
@@ -354,7 +323,7 @@ def lower_decode_chunk(
     split = cache_sharding(mesh)
     count = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     state = Slots(
-        jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(context), compute_dtype)),
+        jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(shape.context), compute_dtype)),
         count((slots, CONTROL_COLUMNS)),
         jax.ShapeDtypeStruct((slots, architecture.vocab_size), jnp.uint8) if penalties else None,
     )
@@ -365,7 +334,15 @@ def lower_decode_chunk(
         where = Prefix(KVCache(where, where), split if mesh is None else NamedSharding(mesh, PartitionSpec()))
         shared = Prefix(jax.eval_shape(lambda: init_cache(architecture, 1, prefix, compute_dtype)), count(()))
     return jax.jit(
-        functools.partial(decode_chunk, architecture=architecture, logprobs=logprobs, **static),
+        functools.partial(
+            decode_chunk,
+            architecture=architecture,
+            chunk=shape.chunk,
+            end_ids=shape.end_ids,
+            logprobs=shape.logprobs,
+            mesh=mesh,
+            compute_dtype=compute_dtype,
+        ),
         in_shardings=(weights, places, None, None, None, where),
         out_shardings=(places, None),
         donate_argnums=1,

@@ -78,20 +78,20 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     mesh, decode = meshes.decode, config.decode
     dtype = jnp.dtype(config.model.compute_dtype)
     static = {"architecture": architecture, "mesh": mesh, "compute_dtype": dtype}
-    chunk = {
-        "slots": decode.slots,
-        "context": decode.context,
-        "chunk": decode.chunk,
-        "end_ids": architecture.eos_token_ids,
+    chunk = decoding.ChunkShape(
+        slots=decode.slots,
+        context=decode.context,
+        chunk=decode.chunk,
+        end_ids=architecture.eos_token_ids,
         **static,
-    }
+    )
     table = parameter_table(architecture)
 
     def abstract(where: Tree) -> Tree:
         return jax.tree.map(lambda spec, s: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=s), table, where)
 
     def params() -> Tree:  # compiles, so this may find that something does not fit
-        return abstract(decoding.weight_places(**chunk))
+        return abstract(decoding.weight_places(chunk))
 
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     rows = data_shards(mesh)
@@ -110,14 +110,14 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         return Program(name, lower, weights, 0.0, cache_bytes, rows, tokens)
     return Program(
         name,
-        lambda: decoding.lower_decode_chunk(**chunk),
+        lambda: decoding.lower_decode_chunk(chunk),
         weights,
         0.0,
         cache_bytes,
         decode.slots,
         decode.slots,
         # The programs above ask for the same one.
-        compile=lambda: decoding.compile_decode_chunk(**chunk),
+        compile=lambda: decoding.compile_decode_chunk(chunk),
     )
 
 
