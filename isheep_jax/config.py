@@ -57,6 +57,11 @@ class SynthesizeConfig:
     Self-Instruct's fields). 'builtin': the set that comes with the prompts."""
     instructions: int = 10_000
     """New instructions per iteration (count, after rules and novelty)."""
+    method: Literal["few_shot", "topics"] = "few_shot"
+    """'few_shot': the model continues a list of seed tasks. 'topics': for a share of the instructions it first collects
+    topics for each type of question in the prompts' topics.jsonl, and then asks about each topic (SELF-ALIGN)."""
+    topic_share: float = 0.27
+    """Share of the instructions that 'topics' asks for by topic (0 to 1); the rest is 'few_shot'."""
     shots: int = 5
     """Seed tasks shown in each prompt (count), drawn afresh without replacement."""
     temperature: float = 1.0
@@ -77,7 +82,12 @@ class SynthesizeConfig:
 
 @dataclass(frozen=True)
 class RespondConfig:
-    """A response to each instruction, without examples."""
+    """A response to each instruction."""
+
+    method: Literal["zero_shot", "principles"] = "zero_shot"
+    """'zero_shot': the model is shown the instruction alone. 'principles': after rules of good answers and a few
+    conversations that keep them, it writes down its thoughts and then the answer; only the answer is trained on
+    (SELF-ALIGN)."""
 
     samples: int = 1
     """Responses per instruction (count); with more than one, the best by score is used."""
@@ -251,6 +261,21 @@ class SFTConfig:
 
 
 @dataclass(frozen=True)
+class CloneConfig:
+    """Verbose cloning (SELF-ALIGN): the fine-tuned model answers all instructions again, asked to be thorough, and the
+    iteration's model is fine-tuned on these answers, from the same weights as the first."""
+
+    enabled: bool = False
+    """Whether there is this second fine-tuning; the first model is then the iteration's `engraved/model`."""
+    temperature: float = 0.3
+    """Sampling temperature."""
+    top_p: float = 0.7
+    """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
+    max_tokens: int = 512
+    """New tokens per answer (count)."""
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """The decode engine."""
 
@@ -296,6 +321,7 @@ class Config:
     select: SelectConfig = field(default_factory=SelectConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    clone: CloneConfig = field(default_factory=CloneConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     stop: StopConfig = field(default_factory=StopConfig)
@@ -367,6 +393,7 @@ RANGES = {
     "iterations": "[1, inf)",
     "mesh.slices": "[1, inf)",
     "synthesize.instructions": "[1, inf)",
+    "synthesize.topic_share": "(0, 1]",
     "synthesize.shots": "[1, inf)",
     "synthesize.temperature": "[0, inf)",
     "synthesize.top_p": "(0, 1]",
@@ -407,6 +434,9 @@ RANGES = {
     "sft.batch_rows": "[1, inf)",
     "sft.validation_fraction": "[0, 1)",
     "sft.checkpoint_every": "[1, inf)",
+    "clone.temperature": "[0, inf)",
+    "clone.top_p": "(0, 1]",
+    "clone.max_tokens": "[1, inf)",
     "decode.slots": "[1, inf)",
     "decode.chunk": "[1, inf)",
     "decode.context": "[2, inf)",
@@ -453,6 +483,10 @@ def check_together(config: Config) -> None:
         raise UserError("--select.bucket_share: there are no buckets to share; set --select.buckets, too")
     if assess.agreement and assess.level == "none":
         raise UserError("--assess.agreement: there are no scores to compare with --assess.level=none")
+    if config.synthesize.turns == 2 and config.respond.method == "principles":
+        raise UserError("--synthesize.turns: 2 needs --respond.method=zero_shot; the principles are for single turns")
+    if config.synthesize.turns == 2 and config.clone.enabled:
+        raise UserError("--synthesize.turns: 2 needs --clone.enabled=False; only single turns are answered again")
     if stop.measure == "accuracy" and not config.evaluate.tasks:
         raise UserError("--stop.measure: accuracy needs a benchmark in --evaluate.tasks")
     if stop.measure == "validation_loss" and not config.sft.validation_fraction:
