@@ -16,23 +16,28 @@ import tyro
 
 from isheep_jax.config import Config, check_values, config_description, config_names, named_config
 from isheep_jax.errors import UserError
+from isheep_jax.presets import PRESETS, apply_preset
 
 Settings = TypeVar("Settings")
 
 
 def parse_config(arguments: Sequence[str], module: str) -> Config:
-    """`--config=NAME --section.field=value ...` as a `Config`; `--help` prints every setting and exits.
+    """`--config=NAME --preset=NAME --section.field=value ...` as a `Config`; `--help` prints every setting and exits.
 
-    Raises `UserError` for an unknown config or setting (with the nearest name) and for a value of the wrong type or
-    out of range.
+    A preset changes the config, and single settings change both, in whatever order they are written. Raises `UserError`
+    for an unknown config, preset or setting (with the nearest name) and for a value of the wrong type or out of range.
     """
-    name, rest = _take_config(arguments)
+    name, rest = _take("--config", config_names(), arguments)
+    preset, rest = _take("--preset", list(PRESETS), rest)
     listing = "\n".join(f"  {n}: {config_description(n).partition(chr(10))[0]}" for n in config_names())
+    presets = "\n".join(f"  {n}: {p.description}" for n, p in PRESETS.items())
+    chosen = " and ".join(f"'{n}'" for n in (name, preset) if n)
     description = (
-        f"python -m {module} --config=NAME [--section.field=value ...]\n\n"
+        f"python -m {module} --config=NAME [--preset=NAME] [--section.field=value ...]\n\n"
         f"Configs (--config=NAME):\n{listing}\n\n"
+        f"Presets (--preset=NAME), methods that are laid over the config:\n{presets}\n\n"
         "Every setting, with the value that it has "
-        + (f"in '{name}'" if name else "unless the config says otherwise")
+        + (f"in {chosen}" if chosen else "unless the config says otherwise")
         + ". A list is written with commas."
     )
     wants_help = any(a in ("-h", "--help") for a in rest)
@@ -42,7 +47,10 @@ def parse_config(arguments: Sequence[str], module: str) -> Config:
         raise UserError(
             f"--config is missing: choose one of {', '.join(known)}; for example: python -m {module} --config={example}"
         )
-    config = parse_settings(Config, named_config(name) if name else Config(), rest, module, description)
+    config = named_config(name) if name else Config()
+    if preset:
+        config = apply_preset(preset, config)
+    config = parse_settings(Config, config, rest, module, description)
     check_values(config)
     return config
 
@@ -146,19 +154,20 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _take_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+def _take(option: str, known: Sequence[str], arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The name that `option` gives, or None, and the other arguments. known: the names, for the message."""
     name, rest = None, []
     words = iter(arguments)
     for word in words:
-        if word == "--config":
+        if word == option:
             name = next(words, "")
-        elif word.startswith("--config="):
-            name = word.removeprefix("--config=")
+        elif word.startswith(f"{option}="):
+            name = word.removeprefix(f"{option}=")
         else:
             rest.append(word)
             continue
         if not name or name.startswith("-"):
-            raise UserError(f"--config needs a name: one of {', '.join(config_names())}")
+            raise UserError(f"{option} needs a name: one of {', '.join(known)}")
     return name, rest
 
 

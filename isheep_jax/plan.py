@@ -13,7 +13,7 @@ from isheep_jax.command import parse_config, run_command
 from isheep_jax.errors import UserError
 
 MODULE = "isheep_jax.plan"
-USAGE = """python -m isheep_jax.plan --config=NAME [--output=FILE] [--fit] [--section.field=value ...]
+USAGE = """python -m isheep_jax.plan --config=NAME [--preset=NAME] [--output=FILE] [--fit] [--section.field=value ...]
 python -m isheep_jax.plan --table FILE...
 
 Compiles the programs of an iteration for the config's hardware (a TPU slice is compiled for without a TPU) and prints

@@ -1,0 +1,108 @@
+"""Presets: the settings of a published method, laid over any config by `--preset=NAME`.
+
+A preset says how the loop works. What it works on stays as the config has it: the model and the devices, the prompts
+and seeds, the measurements, the run's name, place and seed.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from isheep_jax.config import AssessConfig, Config, GuardConfig, RespondConfig, SelectConfig, SFTConfig, StopConfig
+from isheep_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """description: one line for `--help`. apply: the config with the method's settings in place of its own."""
+
+    description: str
+    apply: Callable[[Config], Config]
+
+
+def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
+    """The config with other values of some settings, named as on the command line ("sft.learning_rate")."""
+    for name, value in settings.items():
+        section, _, field = name.rpartition(".")
+        if section:
+            name, value = section, dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{name: value})
+    return config
+
+
+def i_sheep(config: Config) -> Config:
+    """I-SHEEP as published (arXiv 2408.08072 v3 and its code, which the README's "Reproducing the paper" compares).
+
+    `iterations` stays: the paper's number follows the model's size, and the named configs have it.
+    """
+    paper = dataclasses.replace(
+        config,
+        # Seeds are data, as the prompts are.
+        synthesize=dataclasses.replace(Config().synthesize, seeds=config.synthesize.seeds),
+        respond=RespondConfig(),
+        assess=AssessConfig(),
+        select=SelectConfig(),
+        guard=GuardConfig(action="off"),
+        # How the backward pass saves memory is a matter of the devices.
+        sft=SFTConfig(remat=config.sft.remat),
+        stop=StopConfig(),
+    )
+    return replace_settings(
+        paper,
+        {
+            "synthesize.instructions": 10_000,
+            "synthesize.shots": 5,
+            "synthesize.temperature": 1.0,
+            "synthesize.top_p": 0.95,
+            "synthesize.max_tokens": 1000,
+            "synthesize.rules": "paper",
+            "synthesize.novelty": 0.7,
+            "respond.samples": 1,
+            "respond.temperature": (1.0,),
+            "respond.top_p": 0.95,
+            "respond.max_tokens": 1000,
+            "respond.base_prompt": "bare",
+            "respond.rules": "paper",
+            "assess.level": "both",
+            "assess.prompt": "standard",
+            # The published models were made with the base as the judge in every iteration; the text says 'current'.
+            "assess.judge": "base",
+            "assess.read": "sampled",
+            "assess.samples": 1,
+            "assess.temperature": 1.0,
+            "assess.top_p": 0.95,
+            "assess.max_tokens": 1000,
+            "select.rule": "threshold",
+            "select.threshold": 8.0,
+            "select.at_most": 3000,
+            "select.at_most_order": "first",
+            "sft.start": "base",
+            "sft.data": "iteration",
+            "sft.method": "lora",
+            "sft.lora_rank": 8,
+            "sft.lora_alpha": 16.0,
+            "sft.lora_dropout": 0.05,
+            "sft.learning_rate": 5e-5,
+            "sft.warmup_steps": 20,
+            "sft.epochs": 2,
+            "sft.sequence_length": 1024,
+            "sft.batch_rows": 16,
+            "sft.validation_fraction": 0.1,
+            "sft.checkpoint_every": 100,
+        },
+    )
+
+
+PRESETS: dict[str, Preset] = {
+    "i_sheep": Preset("I-SHEEP with every setting as published", i_sheep),
+}
+
+
+def apply_preset(name: str, config: Config) -> Config:
+    """The config with the preset's settings. Raises `UserError` with the nearest name when there is no such preset."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"--preset: there is no preset '{name}'; {hint}known: {', '.join(PRESETS)}")
+    return PRESETS[name].apply(config)
