@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from etils import epath
@@ -42,7 +42,7 @@ _FREE = (
     *("mesh.", "decode.slots", "decode.chunk"),
 )
 # Inputs that are first read for the scores.
-_ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
+ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
 # Files that the commands put into a run directory before or beside the loop.
 _BESIDE = {"log.txt", "metrics", "report.html"}
 
@@ -223,16 +223,19 @@ class RunDirectory:
 
         What is neither a stage of a section nor like one depends on all of them.
         """
-        names = list(STAGES)
-        stage = "scores" if stage in _LIKE_SCORES else stage
-        later = {STAGES[s] for s in names[names.index(stage) + 1 :]} | {"sft"} if stage in names else set()
-        return digest(
-            {
-                name: value
-                for name, value in self._settings.items()
-                if not name.startswith(_FREE) and name.split(".")[0] not in later | {"evaluate"}
-            }
-        )
+        return digest(settings_of(stage, self._settings))
+
+
+def settings_of(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings (by their command-line names) that `RunDirectory.digest` is of."""
+    names = list(STAGES)
+    stage = "scores" if stage in _LIKE_SCORES else stage
+    later = {STAGES[s] for s in names[names.index(stage) + 1 :]} | {"sft"} if stage in names else set()
+    return {
+        name: value
+        for name, value in settings.items()
+        if not name.startswith(_FREE) and name.split(".")[0] not in later | {"evaluate"}
+    }
 
 
 def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
@@ -318,7 +321,7 @@ def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -
     changed = sorted(
         name
         for name in recorded.keys() | inputs.keys()
-        if recorded.get(name) != inputs.get(name) and not ("assess." in unused and name.startswith(_ASSESS_INPUTS))
+        if recorded.get(name) != inputs.get(name) and not ("assess." in unused and name.startswith(ASSESS_INPUTS))
     )
     if changed:
         raise UserError(
