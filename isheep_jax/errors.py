@@ -1,4 +1,4 @@
-"""The one exception that a person at the terminal is meant to read."""
+"""The exceptions that a person at the terminal is meant to read."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Commands print it to stderr without a traceback and exit with code 2.
     """
+
+
+class Collapse(UserError):
+    """The input is good, but the model's own data has run out: nothing new is written, or too little is kept."""

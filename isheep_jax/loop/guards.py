@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from isheep_jax.config import GuardConfig
-from isheep_jax.errors import UserError
+from isheep_jax.errors import Collapse
 from isheep_jax.loop.protocols import Reporter
 from isheep_jax.loop.records import Instruction
 
@@ -24,7 +24,7 @@ _SAYS = {
 def check(guard: GuardConfig, name: str, value: float | None, iteration: int, fresh: bool, reporter: Reporter) -> None:
     """Compares a measured share with its limit, guard.NAME.
 
-    fresh: whether the stage was made just now; a person is warned once. Raises UserError below the limit with
+    fresh: whether the stage was made just now; a person is warned once. Raises Collapse below the limit with
     guard.action=stop, each time: what is in the run directory stays, and a lower limit goes on from it.
     """
     limit = getattr(guard, name)
@@ -32,7 +32,7 @@ def check(guard: GuardConfig, name: str, value: float | None, iteration: int, fr
         return
     said = f"iteration {iteration}: {_SAYS[name].format(value)}"
     if guard.action == "stop":
-        raise UserError(f"{said}; with a lower guard.{name} (now {limit:g}) or guard.action=warn the run goes on")
+        raise Collapse(f"{said}; with a lower guard.{name} (now {limit:g}) or guard.action=warn the run goes on")
     if fresh:
         reporter.warn(said)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from isheep_jax.config import Config, SelectConfig
-from isheep_jax.errors import UserError
+from isheep_jax.errors import Collapse
 from isheep_jax.loop.assess import probability_above
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, Selected, Verdict, dropped, kept
 
@@ -71,7 +71,7 @@ def select(
 ) -> list[Selected]:
     """The last verdict on every pair, in the order of generation; at most one pair per instruction is kept.
 
-    turn: of the conversation; the second may have nothing that is good enough. Raises UserError, which says what was
+    turn: of the conversation; the second may have nothing that is good enough. Raises Collapse, which says what was
     scored how and which setting to lower, when fewer than `select.at_least` pairs are kept of the first.
     """
     settings = dataclasses.replace(config.select, rule=effective_rule(config))
@@ -79,7 +79,7 @@ def select(
     result = _decide(settings, pairs, scores, measures or Measures(), *names)
     # Whatever the setting says, there is nothing to learn from no pair.
     if turn == 1 and len(kept(result)) < max(1, settings.at_least):
-        raise UserError(_too_few(settings, iteration, result))
+        raise Collapse(_too_few(settings, iteration, result))
     return result
 
 
