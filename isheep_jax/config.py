@@ -75,6 +75,9 @@ class SynthesizeConfig:
     'basic': well-formed and not empty."""
     novelty: float = 0.7
     """Highest ROUGE-L F1 (0 to 1) to any earlier instruction, seeds included; an instruction above it is dropped."""
+    novelty_scope: Literal["run", "iteration", "hundred"] = "run"
+    """Which earlier instructions those are beside the seeds: what the run, or this iteration, has kept. 'hundred':
+    those since a hundred were kept, then none again (the authors' driver of the 72B models; it lets repeats in)."""
     turns: Literal[1, 2] = 1
     """Turns of a conversation (count). 2: the model also writes what a user might say next to each kept pair and
     answers that; scored and selected like the first turn, and trained on as one conversation with it."""
@@ -130,6 +133,9 @@ class AssessConfig:
     first number of a sampled judgement; a judgement without one drops the pair."""
     samples: int = 1
     """Judgements per score of 'sampled' (count); the score is the mean of those with a number."""
+    parser: Literal["strict", "paper"] = "strict"
+    """How 'sampled' reads the number that a judgement begins with. 'strict': halves go up; a number below zero and the
+    end of a range are none. 'paper': the authors' way; halves go to the even number, "-3" is 3 and "1-10" is 1."""
     temperature: float = 1.0
     """Sampling temperature of 'sampled'."""
     top_p: float = 0.95
@@ -251,7 +257,10 @@ class SFTConfig:
     sequence_length: int = 1024
     """Tokens per packed row (count); a longer pair is cut."""
     batch_rows: int = 16
-    """Packed rows per update (count), over all devices."""
+    """Rows per update (count), over all devices."""
+    packing: bool = True
+    """Whether as many pairs share a row as fit. Without it a row is one pair, so that an update learns from batch_rows
+    pairs, as in the paper; most of a row is then empty."""
     validation_fraction: float = 0.1
     """Share of the pairs held out of training to choose the best checkpoint (0 to 1)."""
     checkpoint_every: int = 100
@@ -285,6 +294,12 @@ class DecodeConfig:
     """Decode steps between two looks of the host at the results (count)."""
     context: int = 2048
     """Longest prompt plus completion (tokens)."""
+    weights: Literal["compute", "int8"] = "compute"
+    """How weights are stored while decoding and scoring. 'compute': as model.compute_dtype. 'int8': matrices as 8-bit
+    integers with a scale for each output (for each token of the embeddings): half the memory of bfloat16."""
+    cache: Literal["compute", "int8"] = "compute"
+    """How keys and values of the sequences in the slots are stored. 'compute': as model.compute_dtype. 'int8': as 8-bit
+    integers with a scale for each token and head: about half the memory of bfloat16, so twice the slots."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from isheep_jax.loop.templates import Templates
 CRITERIA = ("quality", "following")
 
 _LEADING_NUMBER = re.compile(r"[\s*_\"'(\[]*(\d+)(\.\d+)?(?![\d.]*\d)(?!\s*(-|–|to)\s*\d)")
-
+_AUTHORS_NUMBER = re.compile(r"\W*(\d+)(\.\d+)?")
 
 # Prompts that ask for one score of everything.
 SINGLE = ("joint", "few_shot")
@@ -38,15 +38,19 @@ def asked(settings: AssessConfig) -> dict[str, str]:
     return {criterion: criterion + suffix for criterion in CRITERIA if settings.level in (criterion, "both")}
 
 
-def parse_score(text: str) -> int | None:
-    """The number that a judgement begins with, decimals rounded half up; None when there is none from 1 to 10.
+def parse_score(text: str, parser: str = "strict") -> int | None:
+    """The number that a judgement begins with, rounded to a whole one; None when there is none from 1 to 10.
 
-    "8||good" is 8, "8.5" is 9, "10/10" is 10; "Score: 9", "-3", "1-10 scale: 9", "0" and "2024 is" are none.
+    parser: of `assess.parser`. With either "8||good" is 8 and "10/10" is 10, and "Score: 9", "0" and "2024 is" are
+    none. 'strict' rounds halves up ("8.5" is 9) and finds none in "-3" and "1-10 scale: 9". 'paper' rounds halves to the
+    even number ("8.5" is 8), skips whatever is no letter or digit ("-3" is 3) and takes the first number of a range
+    ("1-10 scale: 9" is 1).
     """
-    match = _LEADING_NUMBER.match(text)
+    match = (_LEADING_NUMBER if parser == "strict" else _AUTHORS_NUMBER).match(text)
     if not match:
         return None
-    score = math.floor(float(match.group(1) + (match.group(2) or "")) + 0.5)
+    number = float(match.group(1) + (match.group(2) or ""))
+    score = math.floor(number + 0.5) if parser == "strict" else round(number)
     return score if 1 <= score <= 10 else None
 
 
@@ -69,9 +73,9 @@ def expected_score(result: ChoiceScores) -> Score:
     )
 
 
-def sampled_score(results: Sequence[Completion]) -> Score:
+def sampled_score(results: Sequence[Completion], parser: str = "strict") -> Score:
     """The mean of the numbers of sampled judgements, and the number that most of them gave (of several the lowest)."""
-    numbers = Counter(n for r in results if (n := parse_score(r.text)) is not None)
+    numbers = Counter(n for r in results if (n := parse_score(r.text, parser)) is not None)
     text = "\n".join(r.error or r.text.strip() for r in results)
     if not numbers:
         return Score(None, text=text)
@@ -113,7 +117,7 @@ def assess(
         return model.generate(requests, Sampling(settings.temperature, settings.top_p, settings.max_tokens))
 
     def read(results: Sequence[ChoiceScores | Completion]) -> Score:
-        return expected_score(results[0]) if settings.read == "expected" else sampled_score(results)
+        return expected_score(results[0]) if settings.read == "expected" else sampled_score(results, settings.parser)
 
     def process(block: Sequence[Pair]) -> Iterator[tuple[int, Scores]]:
         requests, place = [], {}

@@ -12,20 +12,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from etils import epath
+
 from isheep_jax import processes
 from isheep_jax.config import Config
 from isheep_jax.loop import guards, judge, stopping
 from isheep_jax.loop.assess import asked, median_mass
 from isheep_jax.loop.card import model_card
-from isheep_jax.loop.novelty import Pool, normalise
+from isheep_jax.loop.cloning import thorough_answers
+from isheep_jax.loop.novelty import Pool, RestartingPool, normalise
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter, StageReporter
-from isheep_jax.loop.records import Instruction, Selected, kept
+from isheep_jax.loop.records import Instruction, Pair, Selected, kept
 from isheep_jax.loop.respond import prompt_for
 from isheep_jax.loop.run_directory import RunDirectory, Stage, result, write_json
 from isheep_jax.loop.second_turn import conversation, follow_ups
 from isheep_jax.loop.seeds import Seed, read_seeds
 from isheep_jax.loop.synthesize import synthesize
 from isheep_jax.loop.templates import Templates, load
+from isheep_jax.loop.topics import Guided, Topic, brainstorm, hints, read_types, wanted, wanted_topics
 from isheep_jax.loop.turn import Answers, Models, once
 from isheep_jax.sft.examples import Example
 
@@ -60,8 +64,9 @@ def run(
     iteration, instructions, kept, mean_quality, mean_following (over all scored pairs), kept_quality, kept_following,
     kept_characters (mean length of the kept responses), train_loss, validation_loss, novelty (share of the well-formed
     instructions that were new), score_mass (median probability of the ten scores together) and evaluation
-    ({benchmark: {"accuracy", "stderr", "count"}}); with assess.agreement also agreement, and with synthesize.turns=2
-    second_turn ({"instructions", "kept"}). best.json names the best iteration so far.
+    ({benchmark: {"accuracy", "stderr", "count"}}); with assess.agreement also agreement, with synthesize.turns=2
+    second_turn ({"instructions", "kept"}), and with clone.enabled engraved (evaluation of the model that wrote the
+    thorough answers) and thorough (count of these). best.json names the best iteration so far.
     Raises UserError for bad input: before anything is written where it can be known before.
     """
     templates, seeds, inputs = read_inputs(config)
@@ -88,7 +93,14 @@ def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
 
     Raises UserError for what is missing or malformed.
     """
-    names = ("synthesize", *asked(config.assess).values(), *(("follow_up",) if config.synthesize.turns == 2 else ()))
+    of_settings = {
+        "follow_up": config.synthesize.turns == 2,
+        "topics": wanted(config) > 0,
+        "guided": wanted(config) > 0,
+        "principles": config.respond.method == "principles",
+        "thorough": config.clone.enabled,
+    }
+    names = ("synthesize", *asked(config.assess).values(), *(name for name, needed in of_settings.items() if needed))
     templates = load(config.prompts, names)
     path = templates.seeds if config.synthesize.seeds == "builtin" else Path(config.synthesize.seeds)
     seeds = read_seeds(path, config.synthesize.shots, config.synthesize.rules)
@@ -113,10 +125,11 @@ class _Loop:
         self.held_out = frozenset(normalise(text) for text in held_out)
         self.models = Models(backend)
         self.answers = Answers(config, directory, self.models, templates, reporter)
+        self.types = read_types(templates.directory / "topics.jsonl") if wanted(config) else []
 
     def base(self) -> dict:
         """The base model, measured like the others."""
-        evaluation = self._evaluate(0)
+        evaluation = self._evaluate(0, self.directory.iteration(0), None)
         return {"iteration": 0, **dict.fromkeys(_FIGURES), "evaluation": _headline(evaluation)}
 
     def iteration(self, number: int) -> dict:
@@ -133,8 +146,14 @@ class _Loop:
             firsts = {s.id: s for s in chosen}
             _, second = self.answers.answer(number, 2, followed, {f.id: firsts[f.seeds[0]] for f in followed})
             extra["second_turn"] = {"instructions": len(followed), "kept": len(kept(second))}
-        training = self._fine_tune(number, len(new))
-        evaluation = self._evaluate(number)
+        place = self.directory.iteration(number)
+        if self.config.clone.enabled:
+            self._fine_tune(number, place / "engraved", new, thorough=False)
+            engraved = self._evaluate(number, place / "engraved", place / "engraved" / "model")
+            extra["engraved"] = _headline(engraved)
+            extra["thorough"] = len(kept(self._clone(number, new)))
+        training = self._fine_tune(number, place, new, thorough=self.config.clone.enabled)
+        evaluation = self._evaluate(number, place, place / "model")
         figures = (
             len(new),
             len(chosen),
@@ -168,21 +187,53 @@ class _Loop:
                     stage,
                     number,
                     progress,
+                    guided,
                 )
 
+        guided = self._guided(number)
         records, fresh = once(self.directory.stage(number, "instructions", Instruction), work)
         self.answers.guard("least_novelty", guards.novelty(records), number, fresh)
         return records
 
-    def _pool(self, number: int) -> Pool:
-        """Seeds, and what the iterations before `number` kept."""
-        pool = Pool(self.config.synthesize.novelty)
-        for seed in self.seeds:
-            pool.add(seed.id, seed.instruction, seed.input)
-        for earlier in range(1, number):
+    def _pool(self, number: int) -> Pool | RestartingPool:
+        """Seeds, and what the iterations before `number` kept, as far as `synthesize.novelty_scope` counts them."""
+        settings = self.config.synthesize
+
+        def seeds() -> Pool:
+            pool = Pool(settings.novelty)
+            for seed in self.seeds:
+                pool.add(seed.id, seed.instruction, seed.input)
+            return pool
+
+        if settings.novelty_scope == "hundred":
+            return RestartingPool(seeds, every=100)
+        pool = seeds()
+        for earlier in range(1, number) if settings.novelty_scope == "run" else ():
             for record in kept(self.directory.stage(earlier, "instructions", Instruction).records()):
                 pool.add(record.id, record.instruction, record.input)
         return pool
+
+    def _guided(self, number: int) -> Guided | None:
+        """Prompts for instructions about topics, which are collected for them; None where none are wanted."""
+        if not self.types:
+            return None
+
+        def work(stage: Stage[Topic]) -> list[Topic]:
+            total = wanted_topics(self.config, self.types) * len(self.types)
+            with self.reporter.stage(number, "topics", total, "topics") as progress:
+                writer = self._writer(number)
+                return brainstorm(writer, self.config, self.templates, self.types, stage, number, progress)
+
+        topics, _ = once(self.directory.stage(number, "topics", Topic), work)
+        return Guided(self.config, self.templates, self.types, hints(self.types, topics), number)
+
+    def _clone(self, number: int, instructions: Sequence[Instruction]) -> list[Pair]:
+        def work(stage: Stage[Pair]) -> list[Pair]:
+            with self.reporter.stage(number, "answer again", len(instructions), "answers") as progress:
+                writer = self.models.get(self.directory.iteration(number) / "engraved" / "model")
+                return thorough_answers(writer, self.config, self.templates, instructions, stage, number, progress)
+
+        return once(self.directory.stage(number, "thorough", Pair), work)[0]
 
     def _follow_ups(self, number: int, pairs: Sequence[Selected]) -> list[Instruction]:
         def work(stage: Stage[Instruction]) -> list[Instruction]:
@@ -192,10 +243,17 @@ class _Loop:
 
         return once(self.directory.stage(number, "instructions", Instruction, turn=2), work)[0]
 
-    def _examples(self, number: int) -> list[Example]:
-        """What iteration `number` learns from: single turns, and second turns with the first as their context."""
+    def _examples(self, number: int, thorough: bool) -> list[Example]:
+        """What iteration `number` learns from: single turns, and second turns with the first as their context.
+
+        thorough: the answers of the engraved model instead.
+        """
         examples = []
         for n in range(1 if self.config.sft.data == "all" else number, number + 1):
+            if thorough:
+                pairs = kept(self.directory.stage(n, "thorough", Pair).records())
+                examples += [Example(p.id, prompt_for(p.instruction, p.input, bare=False), p.response) for p in pairs]
+                continue
             firsts = kept(self.directory.stage(n, "selected", Selected).records())
             examples += [Example(s.id, prompt_for(s.instruction, s.input, bare=False), s.response) for s in firsts]
             if self.config.synthesize.turns == 2:
@@ -205,12 +263,11 @@ class _Loop:
                     examples.append(Example(s.id, prompt, s.response))
         return examples
 
-    def _fine_tune(self, number: int, instructions: int) -> dict:
-        """What the backend says of the training.
+    def _fine_tune(self, number: int, place: epath.Path, instructions: Sequence[Instruction], thorough: bool) -> dict:
+        """What the backend says of the training. thorough: learn from the answers of the engraved model.
 
-        The model is in `model/`, and what LoRA added in `adapter/`, when `fine_tune.json` is there.
+        The model is in `place / model`, and what LoRA added in `adapter`, when `fine_tune.json` is there.
         """
-        place = self.directory.iteration(number)
         manifest = place / "fine_tune.json"
         if done := result(manifest):
             return done["metrics"]
@@ -219,9 +276,10 @@ class _Loop:
         output = place / "model"
         # Of an earlier attempt, which ended before the manifest.
         processes.from_first(lambda: output.rmtree(missing_ok=True))
-        examples = self._examples(number)
+        examples = self._examples(number, thorough)
         start = self.directory.model(number - 1) if self.config.sft.start == "previous" else None
-        with self._progress(number, "fine-tune", "updates") as progress:
+        name = "engrave" if self.config.clone.enabled and not thorough else "fine-tune"
+        with self._progress(number, name, "updates") as progress:
             metrics = self.backend.fine_tune(
                 start,
                 examples,
@@ -229,7 +287,7 @@ class _Loop:
                 checkpoints=place / "checkpoints",
                 output=output,
                 adapter=place / "adapter",
-                card=model_card(self.config, number, instructions, len(examples)),
+                card=model_card(self.config, number, len(instructions), len(examples), thorough),
                 on_step=progress,
             )
         seconds = round(time.monotonic() - begun, 3)
@@ -237,13 +295,14 @@ class _Loop:
         write_json(manifest, {"metrics": metrics, "config": digest, "seconds": seconds})
         return metrics
 
-    def _evaluate(self, number: int) -> dict:
-        path = self.directory.iteration(number) / "evaluation.json"
+    def _evaluate(self, number: int, place: epath.Path, directory: epath.Path | None) -> dict:
+        """The measurements of the model in `directory` (None: the base), which are kept in `place`."""
+        path = place / "evaluation.json"
         if (results := result(path)) is not None:
             return results
         results = {}
         for name, evaluator in self.evaluators.items():
-            model = self.models.get(self.directory.model(number))
+            model = self.models.get(directory)
             with self._progress(number, f"evaluate {name}", "prompts") as progress:
                 results[name] = evaluator(model, progress)
         write_json(path, results)

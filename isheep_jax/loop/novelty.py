@@ -6,7 +6,7 @@ decided by the longest common subsequence of its tokens (RapidFuzz, with a code 
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,6 +214,39 @@ class Pool:
             similarity = _f1(lcs / queries.lengths[i], lcs / members.lengths[j])
             close = similarity > self.limit
             yield i[close], j[close], similarity[close]
+
+
+class RestartingPool:
+    """A pool that forgets: each time so many instructions have been kept, it begins again with the seeds alone.
+
+    The authors' driver of the 72B models does so (I-SHEEP, `context_generate_single.py`), at every hundred or more.
+    """
+
+    def __init__(self, start: Callable[[], Pool], every: int):
+        """start: makes the pool of seeds. every: kept instructions until it begins again (count)."""
+        self._start, self._every = start, every
+        self._pool, self._kept = start(), 0
+
+    def add(self, id: str, instruction: str, input: str = "") -> None:
+        """Puts a kept instruction into the pool."""
+        self._pool.add(id, instruction, input)
+        self._count(1)
+
+    def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbour | None]:
+        """As `Pool.admit`, for instructions one after the other."""
+        verdicts: list[Neighbour | None] = []
+        while len(verdicts) < len(ids):
+            # No more than may be kept before it begins again.
+            block = slice(len(verdicts), len(verdicts) + self._every - self._kept)
+            found = self._pool.admit(ids[block], instructions[block], inputs[block])
+            verdicts += found
+            self._count(found.count(None))
+        return verdicts
+
+    def _count(self, kept: int) -> None:
+        self._kept += kept
+        if self._kept == self._every:
+            self._pool, self._kept = self._start(), 0
 
 
 def _f1(precision, recall):

@@ -105,14 +105,18 @@ def fine_tune(
             if examples
             else "sft: there are no examples to learn from"
         )
-    packing = {"sequence_length": config.sequence_length, "batch_rows": config.batch_rows}
-    dataset = data.batches(training.columns, epochs=config.epochs, shuffle_seed=seed, **packing)
+    rows = {
+        "sequence_length": config.sequence_length,
+        "batch_rows": config.batch_rows,
+        "packing": config.packing,
+    }
+    dataset = data.batches(training.columns, epochs=config.epochs, shuffle_seed=seed, **rows)
     total = data.count_batches(dataset)
 
     run = programs(architecture, _step_settings(config, compute_dtype), mesh)
     params = jax.device_put(params, run.parameter_shardings)
     base = params if config.method == "lora" else {}
-    validation_batches = list(data.batches(validation.columns, **packing)) if validation.columns else []
+    validation_batches = list(data.batches(validation.columns, **rows)) if validation.columns else []
     fingerprint = _fingerprint(config, seed, compute_dtype, training, validation)
     with Checkpoints(directory, fingerprint) as checkpoints:
         state, progress = _train(

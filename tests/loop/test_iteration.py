@@ -1,9 +1,19 @@
+import dataclasses
 import json
 import os
 import re
 
 import pytest
-from scripted_backend import Fuse, Killed, ScriptedBackend, SilentReporter, evaluator, snapshot, tiny_config
+from scripted_backend import (
+    Fuse,
+    Killed,
+    ScriptedBackend,
+    ScriptedModel,
+    SilentReporter,
+    evaluator,
+    snapshot,
+    tiny_config,
+)
 
 from isheep_jax.config import AssessConfig, SelectConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.errors import UserError
@@ -174,6 +184,31 @@ def test_instructions_are_new_across_iterations(tmp_path):
         if r.verdict.kept
     ]
     assert len(texts) == len(set(texts)) == 60
+
+
+@pytest.mark.parametrize(("scope", "repeats"), [("run", 0), ("iteration", 10), ("hundred", 10)])
+def test_what_an_earlier_iteration_kept_counts_as_the_scope_says(tmp_path, scope, repeats):
+    class Same(ScriptedModel):
+        def complete(self, request):
+            if "/synthesize/" in request.id:
+                # In every iteration the same tasks for the same prompt.
+                self.name, request = "same", dataclasses.replace(request, id=f"1{request.id[1:]}")
+                return dataclasses.replace(super().complete(request), id=f"{self.iteration}{request.id[1:]}")
+            return super().complete(request)
+
+    class Backend(ScriptedBackend):
+        def load(self, directory):
+            model = Same(super().load(directory).name, self.fuse)
+            model.iteration = 1 if directory is None else 2
+            return model
+
+    settings = SynthesizeConfig(instructions=10, shots=3, novelty=1.0, novelty_scope=scope)
+    go(tiny_config(tmp_path, synthesize=settings), Backend())
+    first, second = (
+        {(r.instruction, r.input) for r in kept(lines(tmp_path / f"iteration_{n}" / "instructions", Instruction))}
+        for n in (1, 2)
+    )
+    assert len(first & second) == repeats
 
 
 def test_a_selection_that_keeps_too_little_stops_and_goes_on_with_a_lower_setting(tmp_path):

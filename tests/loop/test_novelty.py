@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isheep_jax.loop import overlap, templates
-from isheep_jax.loop.novelty import Pool, normalise, rouge_l, tokenize
+from isheep_jax.loop.novelty import Pool, RestartingPool, normalise, rouge_l, tokenize
 from isheep_jax.loop.seeds import read_seeds
 
 
@@ -281,3 +281,29 @@ def test_tokens_are_words_of_any_script(text, tokens):
 
 def test_the_same_instruction_in_another_dress_is_the_same():
     assert normalise("Count the WORDS: a, b!") == normalise("count the words a b")
+
+
+def test_a_restarting_pool_forgets_after_so_many_were_kept():
+    def seeds() -> Pool:
+        pool = Pool(0.7)
+        pool.add("seed", "Name the four seasons of the year.")
+        return pool
+
+    texts = [
+        "Sort these towns by size.",
+        "Sort these towns by size!",
+        "Write a poem about rain.",
+        "Sort these towns by size.",
+    ]
+    texts += ["Name the four seasons of the year."]
+    ids = [str(i) for i in range(len(texts))]
+    one_by_one, at_once = RestartingPool(seeds, every=2), RestartingPool(seeds, every=2)
+    verdicts = at_once.admit(ids, texts, [""] * len(texts))
+    # The third is the second that is kept, so the fourth repeats nothing that is remembered; the seeds stay.
+    assert [near.id if near else None for near in verdicts] == [None, "0", None, None, "seed"]
+    assert verdicts == [one_by_one.admit([i], [t], [""])[0] for i, t in zip(ids, texts)]
+    replayed = RestartingPool(seeds, every=2)
+    for i in (0, 2, 3):
+        replayed.add(ids[i], texts[i])
+    assert replayed.admit(["x"], [texts[3]], [""])[0].id == "3"
+    assert replayed.admit(["y"], [texts[2]], [""]) == [None]

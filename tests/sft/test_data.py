@@ -80,6 +80,28 @@ def test_examples_share_rows():
     assert max(b.segment_ids.max() for b in batches) > 1
 
 
+def test_without_packing_an_update_sees_as_many_examples_as_rows():
+    columns = tokenized(copying(30)).columns
+    batches = list(data.batches(columns, epochs=2, shuffle_seed=5, packing=False, **SIZES))
+    # 60 examples in rows of their own, four to a batch.
+    assert [int((b.segment_ids.max(axis=1) == 1).sum()) for b in batches] == [4] * 15
+    found, packed = unpacked(batches), unpacked(data.batches(columns, epochs=2, shuffle_seed=5, **SIZES))
+    assert sorted(found) == sorted(packed)
+    assert all(
+        (b.positions[b.segment_ids == 0] == 0).all() and not b.loss_mask[b.segment_ids == 0].any() for b in batches
+    )
+
+
+def test_without_packing_the_last_batch_is_filled_up_and_an_iterator_goes_on_from_its_state():
+    dataset = data.batches(tokenized(copying(6)).columns, shuffle_seed=1, packing=False, **SIZES)
+    assert [b.tokens.shape for b in dataset] == [(4, 32), (4, 32)]
+    iterator = iter(dataset)
+    next(iterator)
+    later = iter(dataset)
+    later.set_state(json.loads(json.dumps(iterator.get_state())))
+    assert unpacked(later) == unpacked(iterator)
+
+
 def test_the_count_is_the_number_of_batches():
     dataset = data.batches(tokenized(copying(30)).columns, epochs=3, shuffle_seed=1, **SIZES)
     assert data.count_batches(dataset) == len(list(dataset)) > 3
