@@ -1,0 +1,278 @@
+"""The studies: what each row changes, and what the paper reports for it.
+
+The paper's numbers are those of Qwen1.5-72B on IFEval (prompt-level strict accuracy, %), one run each, from
+arXiv 2408.08072 v3; they stand beside other models' accuracies only to be compared in direction.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from isheep_jax.config import Config, check_values
+from isheep_jax.errors import UserError
+from isheep_jax.presets import apply_preset, replace_settings
+
+# Settings by their command-line names, or what makes them of the config.
+Changes = Mapping[str, object] | Callable[[Config], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of the config.
+
+    name: for --rows. title: for the table. changes: to the config, after `preset`. paper: its number by iteration.
+    column: where the first iteration's figures stand, for a row whose one iteration has as many instructions as
+    `column` of the others.
+    """
+
+    name: str
+    title: str
+    changes: Changes = field(default_factory=dict)
+    paper: Mapping[int, float] = field(default_factory=dict)
+    column: int = 1
+    preset: str = ""
+
+    def settings(self, config: Config) -> Config:
+        """The config with this row's changes. Raises UserError when they do not fit it."""
+        if self.preset:
+            config = apply_preset(self.preset, config)
+        changes = self.changes(config) if callable(self.changes) else self.changes
+        changed = replace_settings(config, changes)
+        check_values(changed)
+        return changed
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows that are compared with the first of them.
+
+    source: the paper's table, or why there are no numbers. measure: what is compared, as a path into evaluation.json
+    such as "tiny.content"; "": the mean accuracy over the benchmarks.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    source: str = "The paper has no numbers for this."
+    measure: str = ""
+
+
+def kept_by_fraction(config: Config) -> int | None:
+    """How many pairs top_fraction keeps of each iteration's instructions; None for other rules."""
+    if config.select.rule != "top_fraction":
+        return None
+    return int(config.select.fraction * config.synthesize.instructions + 0.5)
+
+
+# A rule that does not look at scores draws one of an instruction's responses; one response is the same and costs less.
+def _random(config: Config) -> dict[str, object]:
+    rule = "random" if kept_by_fraction(config) else "random_threshold"
+    # random_threshold counts what the threshold would keep, which depends on the best of several.
+    return {"select.rule": rule} | ({"respond.samples": 1} if rule == "random" else {})
+
+
+def _perplexity(config: Config) -> dict[str, object]:
+    kept = kept_by_fraction(config)
+    return {"select.rule": "perplexity"} | ({"select.at_most": kept} if kept else {})
+
+
+def _density(rule: str) -> Callable[[Config], dict[str, object]]:
+    def changes(config: Config) -> dict[str, object]:
+        kept = kept_by_fraction(config)
+        return {"select.rule": rule} | ({"select.clusters": kept} if kept else {})
+
+    return changes
+
+
+def _times(rounds: int, fraction: float = 1.0, iterations: int | None = None) -> Callable[[Config], dict[str, object]]:
+    """`rounds` times the instructions. fraction: factor of select.fraction."""
+
+    def changes(config: Config) -> dict[str, object]:
+        return {
+            "iterations": iterations or config.iterations,
+            "synthesize.instructions": rounds * config.synthesize.instructions,
+            "select.fraction": fraction * config.select.fraction,
+        }
+
+    return changes
+
+
+def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
+    """A way to read scores, with as many pairs kept as with any other."""
+
+    def changes(config: Config) -> dict[str, object]:
+        reading = {f"assess.{name}": value for name, value in {"samples": 1, **assess}.items()}
+        return {"select.rule": "top_fraction", "select.ranking": "sum", **reading}
+
+    return changes
+
+
+# The paper's rule, whatever the config has: one response, sampled scores, each above the threshold.
+_PAPER_RULE = {
+    "respond.samples": 1,
+    "assess.read": "sampled",
+    "select.rule": "threshold",
+    "select.buckets": "none",
+    "select.following_ceiling": 10.0,
+}
+_NO_FILTER = {"select.rule": "none", "respond.samples": 1}
+_COMBINED = {1: 35.67, 2: 37.34, 3: 41.22, 4: 42.14, 5: 44.55, 6: 42.33}
+_THREE = {n: _COMBINED[n] for n in (1, 2, 3)}
+
+STUDIES: dict[str, Study] = {
+    "loop": Study(
+        "The loop and its controls",
+        (
+            Row("loop", "the loop of the config"),
+            Row("random", "random selection, as many pairs", _random),
+            Row("unfiltered", "no filter, all pairs", _NO_FILTER),
+            Row("once_fraction", "one round, 3 x the instructions, same fraction", _times(3, iterations=1), column=3),
+            Row("once_pairs", "one round, 3 x the instructions, as many pairs", _times(3, 1 / 3, 1), column=3),
+            Row(
+                "reference",
+                "the reference's rule: one response, sampled scores, both above 8",
+                {**_PAPER_RULE, "select.threshold": 8.0},
+            ),
+        ),
+    ),
+    "iterative_settings": Study(
+        "Iterative settings",
+        (
+            Row("one_base", "One_base: latest pairs, from the base", {}, _THREE),
+            Row(
+                "one_last",
+                "One_last: latest pairs, from the latest model",
+                {"sft.start": "previous"},
+                {1: 35.67, 2: 38.45, 3: 38.63},
+            ),
+            Row(
+                "total_base",
+                "Total_base: all pairs so far, from the base",
+                {"sft.data": "all"},
+                {1: 35.67, 2: 39.00, 3: 37.52},
+            ),
+            Row(
+                "total_last",
+                "Total_last: all pairs so far, from the latest model",
+                {"sft.data": "all", "sft.start": "previous"},
+            ),
+            Row("direct_2", "Direct: 2 x the instructions at once", _times(2, iterations=1), {2: 39.37}, column=2),
+            Row("direct_3", "Direct: 3 x the instructions at once", _times(3, iterations=1), {3: 38.08}, column=3),
+        ),
+        "Table 2.",
+    ),
+    "self_assessment_level": Study(
+        "Level of self-assessment",
+        (
+            Row("both", "quality and following", {"assess.level": "both"}, {1: 35.30, 2: 36.23, 3: 41.14}),
+            Row("quality", "quality", {"assess.level": "quality"}, {1: 37.34, 2: 36.04, 3: 37.71}),
+            Row("following", "following", {"assess.level": "following"}, {1: 35.49, 2: 40.48, 3: 39.93}),
+            Row(
+                "none",
+                "none: all pairs",
+                {"assess.level": "none", "respond.samples": 1},
+                {1: 35.67, 2: 36.97, 3: 37.52},
+            ),
+        ),
+        "Table 4 (simple prompt; its 41.14 is 42.14 in Table 3).",
+    ),
+    "assessment_prompt": Study(
+        "Prompt of the assessment",
+        (
+            Row("standard", "standard: several aspects per criterion", {"assess.prompt": "standard"}, _THREE),
+            Row("simple", "simple: one aspect each", {"assess.prompt": "simple"}, {1: 35.30, 2: 36.23, 3: 42.14}),
+            Row("joint", "joint: one score for both", {"assess.prompt": "joint"}),
+            Row(
+                "few_shot",
+                "few-shot: three scored examples, one score",
+                {"assess.prompt": "few_shot"},
+                {1: 38.82, 2: 37.34, 3: 41.22},
+            ),
+        ),
+        "Tables 3 and 11 (combined, simple and ICL prompt).",
+    ),
+    "filters": Study(
+        "Filters",
+        (
+            Row("self_assessment", "self-assessment", {}, _THREE),
+            Row("random", "random, as many pairs", _random),
+            Row("none", "no filter, all pairs", _NO_FILTER, {1: 33.64}),
+            Row("perplexity", "perplexity", _perplexity, {1: 36.60, 2: 36.04, 3: 33.27}),
+            Row("density", "density", _density("density"), {1: 34.20, 2: 37.34, 3: 37.52}),
+            Row(
+                "density_perplexity",
+                "density and perplexity",
+                _density("density_perplexity"),
+                {1: 37.52, 2: 40.48, 3: 38.82},
+            ),
+        ),
+        "Tables 3 and 11; no filter: Table 1, Self-Instruct.",
+    ),
+    "threshold": Study(
+        "Threshold of the paper's rule",
+        tuple(
+            Row(
+                f"above_{c}".replace("-", "minus_"),
+                f"both scores above {c}"
+                + {-1: " (rules of responses off, too)", 0: " (no self-assessment)"}.get(c, ""),
+                {**_PAPER_RULE, "select.threshold": float(c)},
+            )
+            for c in (8, 9, 6, 4, 2, 0, -1)
+        ),
+        "Figure 2a is a picture without numbers; its authors read a rise with the threshold at iteration 3.",
+    ),
+    "data_size": Study(
+        "Instructions per iteration",
+        tuple(Row(f"times_{k}", f"{k} x the instructions", _times(k)) for k in (1, 2, 3, 4, 5)),
+        "Figure 2b (10,000 to 50,000) is a picture without numbers; all sizes rise over three iterations.",
+    ),
+    "judge": Study(
+        "Judge",
+        (
+            Row("current", "the current model (the paper's text)", {"assess.judge": "current"}),
+            Row("base", "the base model (the published code)", {"assess.judge": "base"}),
+            Row("previous", "the model before the current one", {"assess.judge": "previous"}),
+        ),
+    ),
+    "score_reading": Study(
+        "How a score is read, at equal counts of kept pairs",
+        (
+            Row("expected", "expected: mean under the judge's distribution", _equal_counts(read="expected")),
+            Row("sampled", "sampled once (the paper's)", _equal_counts(read="sampled")),
+            Row("sampled_4", "mean of 4 samples", _equal_counts(read="sampled", samples=4)),
+            Row("sampled_16", "mean of 16 samples", _equal_counts(read="sampled", samples=16)),
+        ),
+    ),
+    "dromedary_vs_isheep": Study(
+        "One iteration (what the paper calls Dromedary) and more",
+        (
+            Row("one", "I-SHEEP with one iteration, the paper's Dromedary", {"iterations": 1}, {1: 35.67}),
+            Row("two", "I-SHEEP with two iterations", {"iterations": 2}, {n: _COMBINED[n] for n in (1, 2)}),
+            Row("all", "I-SHEEP with all iterations of the config", {}, _COMBINED),
+            Row(
+                "no_filter",
+                "one iteration without a filter (Self-Instruct)",
+                {**_NO_FILTER, "iterations": 1},
+                {1: 33.64},
+            ),
+        ),
+        "Table 1.",
+    ),
+}
+
+
+def named_study(name: str) -> Study:
+    """Raises UserError with the nearest name when there is no such study."""
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"--study: there is no study '{name}'; {hint}known: {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def chosen_rows(study: Study, names: list[str] | None) -> tuple[Row, ...]:
+    """The study's rows of these names, in its order; None: all. Raises UserError for a name that it does not have."""
+    known = [row.name for row in study.rows]
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"--rows: there is no row '{name}' in this study; known: {', '.join(known)}")
+    return tuple(row for row in study.rows if names is None or row.name in names)

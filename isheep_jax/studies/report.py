@@ -1,0 +1,216 @@
+"""A study's figures, as Markdown and as JSON: means with intervals over the seeds, differences paired by seed."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+from isheep_jax.config import Config, flatten
+from isheep_jax.studies.definitions import Row, Study
+from isheep_jax.studies.runs import Result, figure_at
+
+# base -> row -> seed -> what came of the run
+Results = Mapping[str, Mapping[str, Mapping[int, Result]]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` seeds. half: half the width of its 95 % interval (Student's t); None of one seed."""
+
+    mean: float
+    half: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        count = len(values)
+        if count < 2:
+            return cls(values[0], None, count)
+        half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
+        return cls(statistics.fmean(values), half, count)
+
+    @property
+    def is_beyond_zero(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.half is not None and abs(self.mean) > self.half
+
+    def text(self, sign: str = "") -> str:
+        """sign: "+" to write it for positive numbers, too."""
+        return f"{self.mean:{sign}.3f}" + ("" if self.half is None else f" ± {self.half:.3f}")
+
+    def values(self) -> dict[str, float | int | None]:
+        return {"mean": self.mean, "half_interval": self.half, "seeds": self.count}
+
+
+def by_column(row: Row, result: Result, measure: str) -> dict[int, float]:
+    """A run's figures by the table's column: 0 is the base model."""
+    found = {n + (row.column - 1 if n else 0): figure_at(e, measure) for n, e in enumerate(result.evaluations)}
+    return {column: value for column, value in found.items() if value is not None}
+
+
+def estimates(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int, Estimate]:
+    """Over the seeds, by column."""
+    return {column: Estimate.of(list(values.values())) for column, values in _columns(row, runs, measure).items()}
+
+
+def differences(
+    row: Row, runs: Mapping[int, Result], first: Row, first_runs: Mapping[int, Result], measure: str
+) -> dict[int | str, Estimate]:
+    """The row minus the first one, seed by seed, by column and at the "last" iteration of each."""
+    ours, theirs = (
+        _columns(*pair, measure) | {"last": _last(*pair, measure)} for pair in ((row, runs), (first, first_runs))
+    )
+    found = {}
+    for column in ours.keys() & theirs.keys() - {0}:
+        seeds = [seed for seed in ours[column] if seed in theirs[column]]
+        if seeds:
+            found[column] = Estimate.of([ours[column][seed] - theirs[column][seed] for seed in seeds])
+    return found
+
+
+def _columns(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int | str, dict[int, float]]:
+    columns: dict[int | str, dict[int, float]] = {}
+    for seed, result in runs.items():
+        for column, value in by_column(row, result, measure).items():
+            columns.setdefault(column, {})[seed] = value
+    return columns
+
+
+def _last(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int, float]:
+    values = {seed: by_column(row, result, measure) for seed, result in runs.items()}
+    return {seed: found[max(found)] for seed, found in values.items() if max(found, default=0) > 0}
+
+
+def markdown(study: Study, rows: Sequence[Row], results: Results, config: Config) -> str:
+    """The study's tables: per base the rows, their differences to the first one, and every run."""
+    lines = [f"### {study.title}", ""]
+    for base, by_row in results.items():
+        there = [row for row in rows if by_row.get(row.name)]
+        lines += [*_heading(study, base, by_row, config), "", *_table(study, there, by_row, config), ""]
+        if len(there) > 1:
+            lines += [*_difference_table(study, there, by_row), ""]
+        lines += [*_every_run(study, there, by_row), ""]
+    return "\n".join(
+        [
+            *lines,
+            f"The paper's numbers: Qwen1.5-72B, IFEval prompt-level strict accuracy, %, one run each. {study.source}",
+            "",
+        ]
+    )
+
+
+def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
+    what = study.measure or " and ".join(f"{task} accuracy" for task in config.evaluate.tasks)
+    tiny = f", {config.evaluate.split} prompts" if "tiny" in config.evaluate.tasks else ""
+    seeds = sorted({seed for runs in by_row.values() for seed in runs})
+    return [
+        f"Base `{base}`: {what} on {config.evaluate.prompts} held-out prompts{tiny}; mean ± half the 95 % interval "
+        f"over seeds {', '.join(map(str, seeds))} (Student's t)."
+    ]
+
+
+def _also(config: Config, measure: str) -> list[str]:
+    """Paths of figures that stand beside the measure, as the base has them and the last iteration."""
+    tasks = config.evaluate.tasks
+    found = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
+    return [path for path in [*found, *(["tiny.content"] if "tiny" in tasks else [])] if path != measure]
+
+
+def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
+    cells = {row.name: estimates(row, by_row[row.name], study.measure) for row in rows}
+    last = max((column for found in cells.values() for column in found), default=0)
+    also = _also(config, study.measure)
+    with_paper = any(row.paper for row in rows)
+    header = ["", "seeds", "base", *(f"iteration {n}" for n in range(1, last + 1)), "kept pairs"]
+    header += [f"{path}, base to last" for path in also] + ["paper (%)"] * with_paper
+    lines = [_line(header), _line(["---"] * len(header))]
+    for row in rows:
+        runs = by_row[row.name]
+        cell = [row.title, str(len(runs))]
+        for column in range(last + 1):
+            found = cells[row.name].get(column)
+            fewer = f" ({found.count} of {len(runs)})" if found and found.count < len(runs) else ""
+            cell.append("" if found is None else (f"{found.mean:.3f}" if column == 0 else found.text()) + fewer)
+        cell.append(_kept(runs.values()))
+        for path in also:
+            of_seeds = _last(row, runs, path).values()
+            base = [value for result in runs.values() if (value := figure_at(result.evaluations[0], path)) is not None]
+            cell.append(f"{base[0]:.3f} → {Estimate.of(list(of_seeds)).text()}" if base and of_seeds else "")
+        if with_paper:
+            cell.append(" → ".join(f"{value:.2f}" for _, value in sorted(row.paper.items())))
+        lines.append(_line(cell))
+    return lines
+
+
+def _difference_table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]]) -> list[str]:
+    first = rows[0]
+    cells = {row.name: differences(row, by_row[row.name], first, by_row[first.name], study.measure) for row in rows[1:]}
+    columns = sorted({c for found in cells.values() for c in found if c != "last"})
+    header = [f"minus {first.title}", *(f"iteration {n}" for n in columns), "last"]
+    lines = ["Differences, paired by seed; bold where the interval leaves zero out:", ""]
+    lines += [_line(header), _line(["---"] * len(header))]
+    for row in rows[1:]:
+        found = [cells[row.name].get(column) for column in (*columns, "last")]
+        texts = ["" if x is None else f"**{x.text('+')}**" if x.is_beyond_zero else x.text("+") for x in found]
+        lines.append(_line([row.title, *texts]))
+    return lines
+
+
+def _every_run(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]]) -> list[str]:
+    lines = ["Every run (iterations 1, 2, ...):", ""]
+    for row in rows:
+        runs = [f"{seed}: {line(result, study.measure)}" for seed, result in by_row[row.name].items()]
+        lines.append(f"- {row.title}: {' | '.join(runs)}")
+        for seed, result in by_row[row.name].items():
+            if result.stopped:
+                lines.append(f"  - seed {seed} ended before its time: {result.stopped}")
+    return lines
+
+
+def line(result: Result, measure: str) -> str:
+    """A run's figures of iterations 1, 2, ..."""
+    values = [figure_at(evaluation, measure) for evaluation in result.evaluations[1:]]
+    return " ".join("-" if value is None else f"{value:.3f}" for value in values) or "none"
+
+
+def _kept(results: Iterable[Result]) -> str:
+    """Mean counts of kept pairs by iteration."""
+    counts: dict[int, list[int]] = {}
+    for result in results:
+        for n, row in enumerate(result.rows[1:], start=1):
+            counts.setdefault(n, []).append(row["kept"])
+    return " / ".join(f"{statistics.fmean(values):.0f}" for _, values in sorted(counts.items()))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def values(study: Study, rows: Sequence[Row], results: Results, config: Config) -> dict:
+    """All figures, for a JSON file."""
+    found: dict = {"title": study.title, "source": study.source, "measure": study.measure or "accuracy"}
+    found |= {"config": config.name, "settings": flatten(config), "bases": {}}
+    for base, by_row in results.items():
+        there = [row for row in rows if by_row.get(row.name)]
+        found["bases"][base] = {
+            row.name: {
+                "title": row.title,
+                "paper": dict(row.paper),
+                "column": row.column,
+                "mean": {c: x.values() for c, x in estimates(row, by_row[row.name], study.measure).items()},
+                "minus_first_row": {
+                    c: x.values()
+                    for c, x in differences(
+                        row, by_row[row.name], there[0], by_row[there[0].name], study.measure
+                    ).items()
+                },
+                "runs": {
+                    seed: {"iterations": result.rows, "evaluations": result.evaluations, "stopped": result.stopped}
+                    for seed, result in by_row[row.name].items()
+                },
+            }
+            for row in there
+        }
+    return found

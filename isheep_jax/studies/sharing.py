@@ -1,0 +1,156 @@
+"""What two runs have in common is computed once: finished stages of one are linked into the other.
+
+Each step of a run has a key: a digest of all that its result follows from, which is the settings that it reads, in the
+form in which they take effect in its iteration, the input files, the versions of the packages and the keys before it.
+In iteration 1, for example, every `sft.start` is the base model. Steps of equal keys have equal results, byte for byte
+but for their times.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isheep_jax.config import Config
+from isheep_jax.loop.judge import OWN
+from isheep_jax.loop.run_directory import ASSESS_INPUTS, STAGES, digest, read_json, settings_of, write_json
+from isheep_jax.loop.select import needs_clusters, needs_perplexities
+
+# Steps of an iteration in their order; the record stages of equal digest stand for those that are like them.
+LEVELS = (*STAGES, "model")
+# Of an iteration's directory, what is not linked with its model: training states, and what has keys of its own.
+_NOT_WITH_MODEL = ("checkpoints", "summary.json", "evaluation.json", "fine_tune.json")
+
+Keys = dict[tuple[int, str], str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory with the keys of its steps."""
+
+    directory: Path
+    settings: Mapping[str, Any]
+    keys: Keys
+
+    @classmethod
+    def read(cls, directory: Path) -> "Run":
+        """A run that has begun, in `directory`."""
+        settings = dict(_flat(read_json(directory / "config.json")))
+        inputs, environment = (read_json(directory / f"{name}.json") for name in ("inputs", "environment"))
+        return cls(directory, settings, step_keys(settings, inputs, environment))
+
+    def iteration(self, number: int) -> Path:
+        return self.directory / f"iteration_{number}"
+
+    def level(self, manifest: Path) -> str | None:
+        """What the results of a finished stage of this run follow from: one of LEVELS; None for unknown settings."""
+        found = {digest(settings_of(level, self.settings)): level for level in LEVELS}.get(
+            read_json(manifest)["config"]
+        )
+        # The second turn goes on from the selection, whatever its stages are called.
+        return "selected" if found in STAGES and manifest.parent.parent.name == "second_turn" else found
+
+
+def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environment: Mapping[str, Any]) -> Keys:
+    """Keys by iteration and level; the evaluation of iteration 0, 1, ... is the level "evaluation"."""
+    common = [environment, settings["name"], settings["evaluate.tasks"]]
+    measured = {name: value for name, value in settings.items() if name.startswith("evaluate.")}
+    first = settings_of(LEVELS[0], settings)
+    base = {name: value for name, value in first.items() if not name.startswith("synthesize.")}
+    keys: Keys = {(0, "evaluation"): digest([common, base, measured])}
+    before = ""
+    for number in range(1, settings["iterations"] + 1):
+        effective = _effective(settings, number)
+        for level in LEVELS:
+            early = level in ("instructions", "responses")
+            files = {name: x for name, x in inputs.items() if not (early and name.startswith(ASSESS_INPUTS))}
+            before = digest([common, number, level, settings_of(level, effective), files, before])
+            keys[number, level] = before
+        keys[number, "evaluation"] = digest([before, measured])
+    return keys
+
+
+def _effective(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The settings with those values alike that mean the same in iteration `number`."""
+    temperatures = settings["respond.temperature"]
+    found = {**settings, "respond.temperature": temperatures[min(number, len(temperatures)) - 1]}
+    if number == 1:
+        found |= {"sft.start": "base", "sft.data": "iteration"}
+    # A second judge is chosen by the name of the first one.
+    if settings["assess.judge"] in OWN and not settings["assess.agreement"]:
+        back = {"current": 1, "previous": 2, "base": number}[settings["assess.judge"]]
+        found["assess.judge"] = f"the model of iteration {max(number - back, 0)}"
+    return found
+
+
+def share(run: Run, config: Config, others: Iterable[Run]) -> list[str]:
+    """Links what other runs have finished and `run`, which has begun, has not. Returns names of what was linked."""
+    shared = []
+    for other in others:
+        for number in range(config.iterations + 1):
+            same = {level for (n, level), key in run.keys.items() if n == number and other.keys.get((n, level)) == key}
+            if same and other.iteration(number).is_dir():
+                shared += [f"{number}/{name}" for name in _share_iteration(run, other, number, same, config)]
+    return shared
+
+
+def _share_iteration(run: Run, other: Run, number: int, same: set[str], config: Config) -> Iterator[str]:
+    place, source = run.iteration(number), other.iteration(number)
+    unused = {"likelihoods": not needs_perplexities(config), "vectors": not needs_clusters(config)}
+    for manifest in sorted((*source.glob("*/DONE"), *source.glob("second_turn/*/DONE"))):
+        level, stage = other.level(manifest), manifest.parent
+        target = place / stage.relative_to(source)
+        if level not in same or unused.get(stage.name) or (target / "DONE").exists():
+            continue
+        shutil.rmtree(target, ignore_errors=True)
+        _link(stage, target, leave_out=("DONE",))
+        _rewrite(manifest, target / "DONE", run, other)
+        yield str(target.relative_to(place))
+    trained = source / "fine_tune.json"
+    if "model" in same and trained.exists() and not (place / "fine_tune.json").exists():
+        for path in sorted(source.iterdir()):
+            if path.name not in _NOT_WITH_MODEL and not (path / "DONE").exists() and path.name != "second_turn":
+                shutil.rmtree(place / path.name, ignore_errors=True)
+                _link(path, place / path.name)
+                for manifest in (*path.rglob("DONE"), *path.rglob("fine_tune.json")):
+                    _rewrite(manifest, place / manifest.relative_to(source), run, other)
+        _rewrite(trained, place / "fine_tune.json", run, other)
+        yield "model"
+    measured = source / "evaluation.json"
+    if "evaluation" in same and measured.exists() and not (place / "evaluation.json").exists():
+        _link(measured, place / "evaluation.json")
+        yield "evaluation"
+
+
+def _rewrite(manifest: Path, target: Path, run: Run, other: Run) -> None:
+    """A manifest of the other run as this run would have written it, in the other's time."""
+    digests = {digest(settings_of(level, other.settings)): digest(settings_of(level, run.settings)) for level in LEVELS}
+    content = read_json(manifest)
+    write_json(target, {**content, "config": digests[content["config"]]})
+
+
+def _link(source: Path, target: Path, leave_out: tuple[str, ...] = ()) -> None:
+    """A file, or a directory and all in it. Runs replace files and never write into them, so links are safe."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            if path.name not in leave_out:
+                _link(path, target / path.name)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        # A file system without links.
+        shutil.copy2(source, target)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

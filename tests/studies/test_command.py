@@ -1,0 +1,81 @@
+"""The command runs what is missing of a study, prints its table and goes on where it stopped."""
+
+import json
+
+import pytest
+from scripted_backend import ScriptedBackend, SilentReporter, evaluator
+
+from isheep_jax import study
+from isheep_jax.errors import UserError
+from isheep_jax.studies.runs import Workshop
+
+SMALL = ["--config=tiny", "--study=filters", "--synthesize.instructions=30", "--iterations=2", "--select.buckets=none"]
+
+
+@pytest.fixture
+def backends(monkeypatch):
+    """The command's models are scripted; the backends that it makes."""
+    made = []
+
+    def backend(config):
+        made.append(ScriptedBackend())
+        return made[-1]
+
+    def evaluate(model, progress):
+        return {**evaluator(model, progress), "content": 0.5}
+
+    workshop = Workshop(backend, lambda config: {"tiny": evaluate}, lambda config: frozenset(), SilentReporter)
+    monkeypatch.setattr(study, "_workshop", lambda: workshop)
+    return made
+
+
+def test_the_command_runs_shares_resumes_and_reports(tmp_path, backends, capsys):
+    arguments = [*SMALL, f"--workdir={tmp_path}", "--rows", "self_assessment", "random"]
+    with pytest.raises(UserError, match=f"--report: no run of this study is in {tmp_path} yet"):
+        study.main([*arguments, "--report"])
+    study.main([*arguments, "--seeds", "1"])
+    assert "2 runs made in" in capsys.readouterr().out
+    study.main([*arguments, "--seeds", "1", "2", "--results", str(tmp_path / "results.json")])
+    out = capsys.readouterr().out
+    assert len(backends) == 4
+    assert "| self-assessment | 2 |" in out
+    assert "tiny seed 2 random:" in out
+    study.main([*arguments, "--seeds", "1", "2", "--report"])
+    assert len(backends) == 4
+    assert capsys.readouterr().out.partition("###")[2] == out.partition("###")[2]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["settings"]["synthesize.instructions"] == 30
+    assert found["bases"]["tiny"]["random"]["runs"].keys() == {"1", "2"}
+
+
+def test_a_row_of_two_studies_is_run_once(tmp_path, backends):
+    study.main([*SMALL, f"--workdir={tmp_path}", "--seeds", "1", "--rows", "self_assessment"])
+    study.main([*SMALL, f"--workdir={tmp_path}", "--seeds", "1", "--study=judge", "--rows", "current"])
+    assert len(backends) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=tiny"], "the following arguments are required: --study"),
+        (["--config=tiny", "--study=judges"], r"no study 'judges'; did you mean 'judge'\?"),
+        (["--config=tiny", "--study=judge", "--seeds", "x"], "invalid int value: 'x'"),
+        (["--config=tiny", "--study=judge", "--seed=3"], "--seed: a study has several"),
+        (["--config=tiny", "--study=judge", "--select.rules=none"], "did you mean --select.rule"),
+        (["--config=qwen1_5_7b_v5e", "--study=judge"], "--evaluate.tasks: it is empty"),
+        (["--config=tiny", "--study=judge", "--workdir=gs://a/b"], "--workdir: runs of a study share files by links"),
+        (["--config=tiny", "--study=judge", "--base", "a/x", "b/x"], "--base: two bases have the same name"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_run(arguments, message, backends):
+    with pytest.raises(UserError, match=message) as error:
+        study.main(arguments)
+    assert "\n" not in str(error.value)
+    assert backends == []
+
+
+def test_help_lists_studies_and_rows(capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--help"])
+    out = capsys.readouterr().out
+    assert "iterative_settings: Iterative settings (one_base, one_last, total_base, total_last, direct_2" in out

@@ -1,0 +1,210 @@
+"""Runs that share stages are the runs that they would be alone, and share all and only what is the same."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_backend import Fuse, Killed, ScriptedBackend, SilentReporter, evaluator, snapshot, tiny_config
+
+from isheep_jax.config import Config, EvaluateConfig
+from isheep_jax.presets import replace_settings
+from isheep_jax.studies import runs, sharing
+
+# For each pair of rows: what the second changes of the first, and how many fine-tunings of two it still needs.
+PAIRS = {
+    "selection": ({}, {"select.rule": "random"}, 2),
+    "reading": ({}, {"assess.read": "sampled"}, 2),
+    "responses": ({}, {"respond.samples": 1}, 2),
+    "instructions": ({}, {"synthesize.shots": 2}, 2),
+    "training": ({}, {"sft.epochs": 3}, 2),
+    "start": ({}, {"sft.start": "previous"}, 1),
+    "data": ({"sft.start": "previous"}, {"sft.data": "all"}, 1),
+    "judge": ({}, {"assess.judge": "base"}, 1),
+    "judge before": ({"assess.judge": "base"}, {"assess.judge": "previous"}, 0),
+    "second temperature": ({}, {"respond.temperature": (1.0, 0.3)}, 1),
+    "one iteration": ({}, {"iterations": 1}, 0),
+    "clusters": ({"select.rule": "perplexity"}, {"select.rule": "density", "select.clusters": 8}, 2),
+    "clusters and perplexity": (
+        {"select.rule": "density", "select.clusters": 8},
+        {"select.rule": "density_perplexity", "select.clusters": 8},
+        2,
+    ),
+    "second turn": ({"synthesize.turns": 2}, {"synthesize.turns": 2, "sft.epochs": 3}, 2),
+    "agreement": ({"assess.agreement": 6}, {"assess.agreement": 6, "assess.judge": "base"}, 2),
+}
+
+
+class Bench:
+    """A workshop on the scripted model; keeps its backends."""
+
+    def __init__(self, fuse: Fuse | None = None):
+        self.backends: list[ScriptedBackend] = []
+        self.workshop = runs.Workshop(
+            lambda config: self.backend(fuse),
+            lambda config: {"fake": evaluator},
+            lambda config: frozenset(),
+            SilentReporter,
+        )
+
+    def backend(self, fuse: Fuse | None) -> ScriptedBackend:
+        self.backends.append(ScriptedBackend(fuse))
+        return self.backends[-1]
+
+    def obtain(self, config: Config) -> runs.Result:
+        return runs.obtain(config, self.workshop)
+
+
+def placed(root: Path, changes: dict, seed: int = 1, base: str = "models/base") -> Config:
+    named = tiny_config(root)
+    return runs.place(replace_settings(named, changes), named, root, base, seed)
+
+
+def records(config: Config) -> dict[str, bytes]:
+    """The run's files; config.json holds its place."""
+    return {name: data for name, data in snapshot(Path(config.directory)).items() if name != "config.json"}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_run_that_shares_is_the_run_that_it_would_be_alone(tmp_path, name):
+    first, second, trainings = PAIRS[name]
+    alone = placed(tmp_path / "alone", second)
+    assert Bench().obtain(alone).shared == ()
+    bench = Bench()
+    bench.obtain(placed(tmp_path / "beside", first))
+    beside = placed(tmp_path / "beside", second)
+    result = bench.obtain(beside)
+    assert "0/evaluation" in result.shared
+    assert len(bench.backends[1].calls) == trainings
+    assert records(beside) == records(alone)
+
+
+def shared(tmp_path: Path, first: dict, second: dict) -> tuple[str, ...]:
+    bench = Bench()
+    bench.obtain(placed(tmp_path, first))
+    return bench.obtain(placed(tmp_path, second)).shared
+
+
+def test_rows_share_as_far_as_their_settings_agree(tmp_path):
+    records = [f"1/{stage}" for stage in ("instructions", "responses", "scores")]
+    cases = {
+        "synthesize.shots": (2, []),
+        "respond.samples": (1, records[:1]),
+        "assess.read": ("sampled", records[:2]),
+        "select.fraction": (0.5, records),
+    }
+    for setting, (value, expected) in cases.items():
+        assert sorted(shared(tmp_path / setting, {}, {setting: value})) == ["0/evaluation", *expected]
+    whole = shared(tmp_path / "start", {}, {"sft.start": "previous"})
+    assert sorted(whole) == ["0/evaluation", "1/evaluation", *records[:1], "1/model", *records[1:], "1/selected"]
+
+
+def test_nothing_is_shared_across_seeds_bases_files_and_versions(tmp_path, monkeypatch):
+    bench = Bench()
+    bench.obtain(placed(tmp_path, {}))
+    assert bench.obtain(placed(tmp_path, {}, seed=2)).shared == ()
+    assert bench.obtain(placed(tmp_path, {}, base="models/other")).shared == ()
+    assert bench.obtain(placed(tmp_path, {}, base="elsewhere/base")).shared == ()
+    seeds = tmp_path / "seeds.jsonl"
+    for i, text in enumerate(("Name a bird.", "Name a fish.")):
+        lines = [f'{{"instruction": "{text} {n}", "input": "", "output": "x"}}' for n in range(4)]
+        seeds.write_text("\n".join(lines))
+        changes = {"synthesize.seeds": str(seeds), "sft.epochs": i + 1}
+        assert not [name for name in bench.obtain(placed(tmp_path, changes)).shared if name.startswith("1/")]
+    monkeypatch.setattr(runs, "environment", lambda: {"packages": {"jax": "next"}})
+    assert bench.obtain(placed(tmp_path, {"select.fraction": 0.5})).shared == ()
+
+
+def test_other_measurements_share_the_models_but_not_the_figures(tmp_path):
+    bench = Bench()
+    first = placed(tmp_path, {})
+    bench.obtain(first)
+    second = replace(
+        first, evaluate=EvaluateConfig(prompts=7), workdir=str(Path(first.workdir).parent.parent / "x" / "1")
+    )
+    result = bench.obtain(second)
+    assert "1/model" in result.shared
+    assert not [name for name in result.shared if "evaluation" in name]
+
+
+def test_equal_settings_are_one_run_that_is_made_once(tmp_path):
+    bench = Bench()
+    first = bench.obtain(placed(tmp_path, {"select.rule": "random"}))
+    again = bench.obtain(placed(tmp_path, {"select.rule": "random", "mesh.data": 2}))
+    assert len(bench.backends) == 1
+    assert (first.evaluations, first.rows) == (again.evaluations, again.rows)
+    assert first.seconds is not None
+    assert again.seconds is None
+
+
+def test_training_states_of_finished_runs_are_not_kept(tmp_path):
+    config = placed(tmp_path, {})
+    Bench().obtain(config)
+    assert not list(Path(config.directory).rglob("checkpoints"))
+    assert list(Path(config.directory).rglob("weights.json"))
+
+
+@pytest.mark.parametrize("at", [3, 30, 95, 120, 190])
+def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_runs(tmp_path, at):
+    first, second, _ = PAIRS["start"]
+    alone = placed(tmp_path / "alone", second)
+    Bench().obtain(alone)
+    fuse = Fuse(at)
+    killed = []
+    bench = Bench(fuse)
+    for changes in (first, second):
+        try:
+            bench.obtain(placed(tmp_path / "beside", changes))
+        except Killed:
+            killed.append(changes)
+            break
+    assert killed
+    for changes in (first, second):
+        Bench().obtain(placed(tmp_path / "beside", changes))
+    assert records(placed(tmp_path / "beside", second)) == records(alone)
+
+
+@pytest.mark.parametrize("at", [1, 2, 6, 9])
+def test_a_kill_while_stages_are_linked_leaves_no_half_of_one(tmp_path, monkeypatch, at):
+    first, second, _ = PAIRS["start"]
+    alone = placed(tmp_path / "alone", second)
+    Bench().obtain(alone)
+    bench = Bench()
+    bench.obtain(placed(tmp_path / "beside", first))
+    fuse, link = Fuse(at), os.link
+
+    def killing_link(*paths):
+        fuse.tick()
+        link(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing.os, "link", killing_link)
+        with pytest.raises(Killed):
+            bench.obtain(placed(tmp_path / "beside", second))
+    bench.obtain(placed(tmp_path / "beside", second))
+    assert records(placed(tmp_path / "beside", second)) == records(alone)
+
+
+def test_file_systems_without_links_get_copies(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(sharing.os, "link", refuse)
+    alone = placed(tmp_path / "alone", {"sft.epochs": 3})
+    Bench().obtain(alone)
+    bench = Bench()
+    bench.obtain(placed(tmp_path / "beside", {}))
+    beside = placed(tmp_path / "beside", {"sft.epochs": 3})
+    assert "1/selected" in bench.obtain(beside).shared
+    assert records(beside) == records(alone)
+
+
+def test_a_run_that_collapses_is_a_result_and_is_not_tried_again(tmp_path):
+    bench = Bench()
+    config = placed(tmp_path, {"select.rule": "threshold", "select.threshold": 9.9})
+    result = bench.obtain(config)
+    assert result.stopped.startswith("select: 0 pairs are kept")
+    assert len(result.evaluations) == len(result.rows) == 1
+    again = bench.obtain(config)
+    assert again.stopped == result.stopped
+    assert len(bench.backends) == 1
