@@ -121,7 +121,8 @@ def _step(run: epath.Path, number: int) -> Step:
     measured = _read(evaluation) if evaluation.exists() else {}
     if not number:
         return Step(0, evaluation=measured)
-    counts = (_read(place / stage / "DONE")["counts"]["kept"] for stage in ("instructions", "responses", "selected"))
+    learned = "thorough" if (place / "thorough").exists() else "selected"
+    counts = (_read(place / stage / "DONE")["counts"]["kept"] for stage in ("instructions", "responses", learned))
     return Step(number, *counts, measured)
 
 

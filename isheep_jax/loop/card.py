@@ -28,8 +28,11 @@ _LIMITS_JUDGED = """\
 The pairs can carry on the errors and biases of the base model and of the judge. Nothing was filtered for safety."""
 
 
-def model_card(config: Config, iteration: int, instructions: int, pairs: int) -> str:
-    """Markdown for the README.md of the model's directory. Says nothing that another run of the config would not."""
+def model_card(config: Config, iteration: int, instructions: int, pairs: int, thorough: bool = False) -> str:
+    """Markdown for the README.md of the model's directory. Says nothing that another run of the config would not.
+
+    thorough: whether the pairs are the answers of the engraved model.
+    """
     respond, assess, selection, sft = config.respond, config.assess, config.select, config.sft
     writer = "the base model" if iteration == 1 else f"the model of iteration {iteration - 1}"
     start = "the base model" if sft.start == "base" or iteration == 1 else writer
@@ -47,6 +50,12 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int) ->
         "none": "no selection by score",
     }[effective_rule(config)]
     data = " of all iterations so far" if sft.data == "all" and iteration > 1 else ""
+    topics = config.synthesize.method == "topics"
+    asked = f", {config.synthesize.topic_share:.0%} of them about topics of its own" if topics else ""
+    steered = " after rules of good answers, which are not trained on" if respond.method == "principles" else ""
+    chosen = f"{pairs} pairs{data}: {rule}"
+    if thorough:
+        chosen = f"{pairs} pairs{data}: longer answers by a model that was fine-tuned on {rule}"
     turns = "; a second turn to those that are kept" if config.synthesize.turns == 2 else ""
     method = f"LoRA of rank {sft.lora_rank}, merged" if sft.method == "lora" else "all weights"
     external = _external(assess.judge, assess.judge_model, assess.level)
@@ -62,10 +71,10 @@ pipeline_tag: text-generation
 | | |
 | --- | --- |
 | base model | {config.model.path} |
-| instructions | {instructions}, written by {writer}{turns} |
-| responses | {respond.samples} per instruction, written by {writer} |
+| instructions | {instructions}, written by {writer}{asked}{turns} |
+| responses | {respond.samples} per instruction, written by {writer}{steered} |
 | scores | {_scores(config, iteration)} |
-| kept | {pairs} pairs{data}: {rule} |
+| kept | {chosen} |
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
 

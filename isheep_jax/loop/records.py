@@ -40,7 +40,11 @@ def dropped(reason: str, detail: str = "") -> Verdict:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A task that the model wrote. prompt: index of the prompt within the iteration; seeds: ids of the tasks shown."""
+    """A task that the model wrote.
+
+    prompt: index of the prompt within the iteration. seeds: ids of the tasks shown. hint: "(type; topic)" that it was
+    asked for by, if it was.
+    """
 
     id: str
     instruction: str
@@ -48,11 +52,12 @@ class Instruction:
     prompt: int
     seeds: tuple[str, ...]
     verdict: Verdict
+    hint: str | None = field(default=None, metadata=_RARE)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An instruction with one response."""
+    """An instruction with one response. thoughts: what the model wrote down before it, if it was asked to."""
 
     id: str
     instruction_id: str
@@ -60,6 +65,7 @@ class Pair:
     input: str
     response: str
     verdict: Verdict
+    thoughts: str | None = field(default=None, metadata=_RARE)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""A response to each instruction, without examples, then the response rules (I-SHEEP sections 3.1 and 3.2)."""
+"""A response to each instruction, without examples or by principles, then the response rules.
+
+Without: I-SHEEP sections 3.1 and 3.2.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.loop.principles import Principles
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import KEPT, Instruction, Pair, dropped, user_text
 from isheep_jax.loop.rules import clean_response, response_reason
@@ -47,33 +51,42 @@ def respond(
     stage: Stage[Pair],
     iteration: int,
     progress: StageReporter,
+    principles: Principles | None = None,
 ) -> list[Pair]:
     """`respond.samples` responses to each of the (kept) instructions, dropped ones included.
 
-    prompts: what the model is shown, by the instruction's id (see `prompt_for`).
+    prompts: what the model is shown, by the instruction's id (see `prompt_for`); principles, where they are given,
+    stand in their place.
     """
     settings = config.respond
+    bare_stop = BARE_STOP if is_bare(config, iteration) else ()
     sampling = Sampling(
         temperature=settings.temperature[min(iteration, len(settings.temperature)) - 1],
         top_p=settings.top_p,
         max_tokens=settings.max_tokens,
-        stop=BARE_STOP if is_bare(config, iteration) else (),
+        stop=principles.stop if principles else bare_stop,
     )
     items = [(instruction, sample) for instruction in instructions for sample in range(settings.samples)]
 
     def process(block: Sequence[tuple[Instruction, int]]) -> Iterator[tuple[int, Pair]]:
-        requests = [Request(f"{iteration}/respond/{x.id}/{sample}", prompts[x.id]) for x, sample in block]
+        ids = [f"{iteration}/respond/{x.id}/{sample}" for x, sample in block]
+        requests = [
+            principles.request(id, x) if principles else Request(id, prompts[x.id]) for id, (x, _) in zip(ids, block)
+        ]
         index = {request.id: i for i, request in enumerate(requests)}
         for completion in model.generate(requests, sampling):
             i = index[completion.id]
             instruction, sample = block[i]
-            text = clean_response(settings.rules, completion.text)
+            thoughts, text, reason = None, completion.text, None
+            if principles:
+                thoughts, text, reason = principles.read(text, instruction)
+            text = clean_response(settings.rules, text)
             if completion.finish == "error":
                 verdict = dropped("not decoded", completion.error)
             elif completion.finish == "length":
                 verdict = dropped("unfinished")
             else:
-                reason = response_reason(settings.rules, instruction.instruction, instruction.input, text)
+                reason = reason or response_reason(settings.rules, instruction.instruction, instruction.input, text)
                 verdict = dropped(reason) if reason else KEPT
             yield (
                 i,
@@ -84,6 +97,7 @@ def respond(
                     instruction.input,
                     text,
                     verdict,
+                    thoughts,
                 ),
             )
 

@@ -27,8 +27,12 @@ Item = TypeVar("Item")
 # The record stages in their order, with the section of the config that each one is the first to read.
 STAGES = {"instructions": "synthesize", "responses": "respond", "scores": "assess", "selected": "select"}
 
-# Stages that measure the judge's view of what is there, as the scores do.
-_LIKE_SCORES = ("agreement", "likelihoods", "vectors")
+# Stages that depend on what another depends on: those of the judge's view of what is there, and of what instructions
+# are about.
+_LIKE = {"agreement": "scores", "likelihoods": "scores", "vectors": "scores", "topics": "instructions"}
+
+# Sections that are read after all of these.
+_LAST = {"sft", "clone"}
 
 # Records per part: what a kill can cost. Items per call of the model: several parts, so that the decode slots run empty
 # only once in a while.
@@ -43,6 +47,8 @@ _FREE = (
 )
 # Inputs that are first read for the scores.
 ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
+# Inputs that are first read with a section other than the first.
+_INPUTS = {"respond.": ("prompts/principles",), "assess.": ASSESS_INPUTS, "clone.": ("prompts/thorough",)}
 # Files that the commands put into a run directory before or beside the loop.
 _BESIDE = {"log.txt", "metrics", "report.html"}
 
@@ -229,8 +235,8 @@ class RunDirectory:
 def settings_of(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings (by their command-line names) that `RunDirectory.digest` is of."""
     names = list(STAGES)
-    stage = "scores" if stage in _LIKE_SCORES else stage
-    later = {STAGES[s] for s in names[names.index(stage) + 1 :]} | {"sft"} if stage in names else set()
+    stage = _LIKE.get(stage, stage)
+    later = {STAGES[s] for s in names[names.index(stage) + 1 :]} | _LAST if stage in names else set()
     return {
         name: value
         for name, value in settings.items()
@@ -305,8 +311,8 @@ def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -
     # selection that kept nothing is mended without losing the stages before it.
     first = path / "iteration_1"
     unused = tuple(f"{section}." for stage, section in STAGES.items() if not (first / stage).exists())
-    if not (first / "checkpoints").exists() and not (first / "model").exists():
-        unused += ("sft.",)
+    if not any((first / name).exists() for name in ("checkpoints", "model", "engraved")):
+        unused += tuple(f"{section}." for section in _LAST)
     unused = tuple(u for u in unused if u != "synthesize.")
     differ = [
         f"{name} was {_show(before.get(name))}, now {_show(now.get(name))}"
@@ -318,10 +324,11 @@ def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -
     if differ:
         raise UserError(f"workdir: {path} holds a run with other settings: {'; '.join(differ)}; name another directory")
     recorded = read_json(path / "inputs.json")
+    unread = tuple(prefix for section in unused for prefix in _INPUTS.get(section, ()))
     changed = sorted(
         name
         for name in recorded.keys() | inputs.keys()
-        if recorded.get(name) != inputs.get(name) and not ("assess." in unused and name.startswith(ASSESS_INPUTS))
+        if recorded.get(name) != inputs.get(name) and not name.startswith(unread)
     )
     if changed:
         raise UserError(

@@ -26,7 +26,7 @@ _DRAW = ("random", "random_threshold", "density")
 # Rules that put the pairs into an order, so that the next best ones can fill up.
 _RANK = ("threshold", "top_fraction", "perplexity")
 # What no threshold brings back: nothing can be learned from it.
-_UNUSABLE = ("not decoded", "unfinished", "empty")
+_UNUSABLE = ("not decoded", "unfinished", "empty", "no thoughts", "no answer")
 
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Completion, Request, Sampling
-from isheep_jax.errors import UserError
+from isheep_jax.errors import Collapse
 from isheep_jax.loop.novelty import Pool, normalise
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import KEPT, Instruction, Verdict, dropped, kept
@@ -21,6 +21,7 @@ from isheep_jax.loop.rules import NO_INPUT, instruction_reason
 from isheep_jax.loop.run_directory import Stage
 from isheep_jax.loop.seeds import Seed
 from isheep_jax.loop.templates import Templates
+from isheep_jax.loop.topics import GUIDED_STOP, Guided, wanted
 
 # Prompts of the first wave and of the largest. A kill costs at most one wave.
 FIRST_WAVE = 64
@@ -36,11 +37,15 @@ _INPUT = re.compile(r"\n\s*(?:\d+\s*[.:)]\s*)?Input\s*:", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Segment:
-    """One task as it stands in a completion. reason: why it is none ("not in the form", "unfinished"), or ""."""
+    """One task as it stands in a completion. reason: why it is none ("not in the form", "unfinished"), or "".
+
+    hint: what it was asked for by, where it was.
+    """
 
     instruction: str
     input: str
     reason: str = ""
+    hint: str | None = None
 
 
 def parse(text: str, finished: bool) -> list[Segment]:
@@ -88,13 +93,15 @@ def synthesize(
     stage: Stage[Instruction],
     iteration: int,
     progress: StageReporter,
+    guided: Guided | None = None,
 ) -> list[Instruction]:
     """Writes instructions until `synthesize.instructions` are kept; returns all of them, dropped ones too.
 
     pool: seeds and what earlier iterations kept; what is kept here joins it. held_out: normalised instructions of
-    evaluation sets, which must not be learned from. Raises UserError when the model has stopped writing new ones.
+    evaluation sets, which must not be learned from. guided: prompts about topics, which come first, until their share
+    is there or all have been asked. Raises Collapse when the model has stopped writing new ones.
     """
-    writer = _Writer(config, templates, seeds, pool, held_out, iteration)
+    writer = _Writer(config, templates, seeds, pool, held_out, iteration, guided)
     for part in stage.parts():
         writer.replay(part)
         progress.advance(len(kept(part)))
@@ -102,14 +109,15 @@ def synthesize(
         writer.check_progress()
         requests = writer.requests()
         completions = {}
-        for completion in model.generate(requests, writer.sampling):
+        for completion in model.generate(requests, writer.sampling()):
             completions[completion.id] = completion
             progress.advance(0, prompts=f"{writer.prompts + len(completions)}")
         part = writer.records([completions[r.id] for r in requests])
         stage.write_part(writer.waves, part)
         writer.count(part)
         progress.advance(len(kept(part)), dropped=len(writer.all) - writer.accepted)
-    stage.finish({"prompts": writer.prompts, **counts(writer.all)})
+    about = {"from topics": sum(r.hint is not None for r in kept(writer.all))} if guided else {}
+    stage.finish({"prompts": writer.prompts, **counts(writer.all), **about})
     return writer.all
 
 
@@ -122,30 +130,35 @@ def counts(records: Sequence) -> dict:
 class _Writer:
     """State of the stage between two waves; all of it follows from the records of the waves before."""
 
-    def __init__(self, config, templates, seeds, pool, held_out, iteration):
+    def __init__(self, config, templates, seeds, pool, held_out, iteration, guided):
         self.settings = config.synthesize
-        self.sampling = Sampling(
-            temperature=self.settings.temperature,
-            top_p=self.settings.top_p,
-            max_tokens=self.settings.max_tokens,
-            stop=templates.synthesize_stop,
-        )
         self.all: list[Instruction] = []
         self.accepted = self.prompts = self.waves = 0
         self._seed, self._templates, self._seeds, self._pool = config.seed, templates, seeds, pool
         self._held_out, self._iteration = held_out, iteration
         self._recent: list[tuple[int, int]] = []
+        self._guided, self._share = guided, wanted(config)
+        # Prompts and kept instructions since the last change from topics to seeds: they tell the yield.
+        self._tried = self._gained = 0
 
     @property
     def needed(self) -> int:
-        return self.settings.instructions - self.accepted
+        """Instructions that are still missing, of topics' share as long as these are asked about."""
+        return (self._share if self.about_topics else self.settings.instructions) - self.accepted
+
+    @property
+    def about_topics(self) -> bool:
+        """Whether the next wave asks about topics."""
+        return self._guided is not None and self.accepted < self._share and self.prompts < len(self._guided)
 
     @property
     def wave(self) -> int:
         """Prompts of the next wave: what is still needed at the yield so far."""
-        if not self.accepted:
-            return min(FIRST_WAVE, max(self.needed, SMALLEST_WAVE))
-        return min(LARGEST_WAVE, max(SMALLEST_WAVE, math.ceil(self.needed * self.prompts / self.accepted)))
+        if not self._gained:
+            wave = min(FIRST_WAVE, max(self.needed, SMALLEST_WAVE))
+        else:
+            wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, math.ceil(self.needed * self._tried / self._gained)))
+        return min(wave, len(self._guided) - self.prompts) if self.about_topics else wave
 
     def replay(self, part: Sequence[Instruction]) -> None:
         for record in kept(part):
@@ -153,11 +166,16 @@ class _Writer:
         self.count(part)
 
     def count(self, part: Sequence[Instruction]) -> None:
-        new, wave = len(kept(part)), self.wave
+        new, wave, about_topics = len(kept(part)), self.wave, self.about_topics
         self._recent = [*self._recent[-PATIENCE + 1 :], (wave, new)]
         self.prompts += wave
+        self._tried += wave
         self.waves += 1
         self.accepted += new
+        self._gained += new
+        if about_topics != self.about_topics:
+            self._tried = self._gained = 0
+            self._recent = []
         self.all.extend(part)
 
     def check_progress(self) -> None:
@@ -165,17 +183,27 @@ class _Writer:
         if len(self._recent) == PATIENCE and new * 100 < asked:
             reasons = Counter(r.verdict.reason for r in self.all if not r.verdict.kept)
             most = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(3)) or "completions held no task"
-            raise UserError(
+            raise Collapse(
                 f"synthesize: the last {asked} prompts gave {new} new instructions, {self.accepted} of "
                 f"{self.settings.instructions} are there (dropped so far: {most}); in a new run lower "
                 "synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
+                + (" or method=few_shot" if self._guided else "")
             )
+
+    def sampling(self) -> Sampling:
+        """That of the next wave."""
+        s = self.settings
+        stop = GUIDED_STOP if self.about_topics else self._templates.synthesize_stop
+        return Sampling(s.temperature, s.top_p, s.max_tokens, stop)
 
     def requests(self) -> list[Request]:
         def request(k: int) -> Request:
+            id = f"{self._iteration}/synthesize/{k}"
+            if self.about_topics:
+                return Request(id, self._guided.prompt(k), self._templates.head("guided"))
             examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in self._shown(k)]
             prompt = self._templates.synthesize(examples)
-            return Request(f"{self._iteration}/synthesize/{k}", prompt, self._templates.head("synthesize"))
+            return Request(id, prompt, self._templates.head("synthesize"))
 
         return [request(k) for k in range(self.prompts, self.prompts + self.wave)]
 
@@ -186,7 +214,7 @@ class _Writer:
             if completion.finish == "error":
                 found.append((k, Segment("", ""), dropped("not decoded", completion.error)))
                 continue
-            for segment in parse(completion.text, finished=completion.finish == "stop"):
+            for segment in self._parse(k, completion):
                 reason = segment.reason or instruction_reason(self.settings.rules, segment.instruction, segment.input)
                 if not reason and self._is_held_out(segment):
                     reason = "in an evaluation set"
@@ -194,7 +222,7 @@ class _Writer:
         ids = [f"{self._iteration}-{len(self.all) + i:06d}" for i in range(len(found))]
         verdicts = self._novel(ids, found)
         return [
-            Instruction(id, s.instruction, s.input, k, tuple(x.id for x in self._shown(k)), v)
+            Instruction(id, s.instruction, s.input, k, self._seed_ids(k), v, s.hint)
             for id, (k, s, _), v in zip(ids, found, verdicts)
         ]
 
@@ -218,6 +246,18 @@ class _Writer:
     def _is_held_out(self, segment: Segment) -> bool:
         both = f"{segment.instruction}\n{segment.input}"
         return normalise(segment.instruction) in self._held_out or normalise(both) in self._held_out
+
+    def _parse(self, prompt: int, completion: Completion) -> list[Segment]:
+        finished = completion.finish == "stop"
+        if not self.about_topics:
+            return parse(completion.text, finished)
+        return [
+            Segment(text, "", reason, str(hint) if hint else None)
+            for text, hint, reason in self._guided.read(prompt, completion.text, finished)
+        ]
+
+    def _seed_ids(self, prompt: int) -> tuple[str, ...]:
+        return self._guided.seeds(prompt) if self.about_topics else tuple(x.id for x in self._shown(prompt))
 
     def _shown(self, prompt: int) -> list[Seed]:
         return shown_seeds(self._seeds, self.settings.shots, self._seed, self._iteration, prompt)

@@ -11,6 +11,13 @@ and, for the settings that need them,
 
     quality_simple.jinja, following_simple.jinja, joint.jinja, few_shot.jinja   the other prompts of `assess.prompt`
     follow_up.jinja    shows `instruction`, `input`, `response` and asks what the user says next (`synthesize.turns=2`)
+    topics.jinja       shows a `type` of question, a `question` of it and `topics`, and asks for more topics
+    guided.jinja       shows `examples` (type, topic, instruction of each) and `hints` (type, topic), and asks for an
+                       instruction per hint, each after "(type; topic)" on a line of its own
+    topics.jsonl       the types, with a topic and a question each (these three for `synthesize.method=topics`)
+    principles.jinja   shows `instruction`, `input` after rules of good answers and conversations with thoughts
+    principles.json    how these conversations are marked (both for `respond.method=principles`)
+    thorough.jinja     shows `instruction`, `input` and asks for an extensive answer (`clone.enabled`); a user's message
 
 and beside them
 
@@ -37,6 +44,9 @@ _MARK = "\ue000"
 
 STANDARD = ("synthesize", "quality", "following")
 
+# Files that belong to a template and are no template.
+_BESIDE = {"topics": "topics.jsonl", "principles": "principles.json"}
+
 
 class Templates:
     """The prompts of a run. Made by `load`."""
@@ -44,7 +54,7 @@ class Templates:
     def __init__(self, directory: Path, names: Sequence[str] = STANDARD):
         self.directory = directory
         self.seeds = directory / "seeds.jsonl"
-        self._files = tuple(f"{name}.jinja" for name in names)
+        self._files = (*(f"{name}.jinja" for name in names), *(_BESIDE[name] for name in names if name in _BESIDE))
         needed = (*self._files, "seeds.jsonl")
         for name in needed:
             if not (directory / name).is_file():
@@ -73,11 +83,23 @@ class Templates:
     def follow_up(self, instruction: str, input: str, response: str) -> str:
         return self._render("follow_up", instruction=instruction, input=input, response=response)
 
+    def topics(self, type: str, question: str, topics: Sequence[str]) -> str:
+        return self._render("topics", type=type, question=question, topics=topics)
+
+    def guided(self, examples: Sequence[dict[str, str]], hints: Sequence[dict[str, str]]) -> str:
+        return self._render("guided", examples=examples, hints=hints)
+
+    def answer(self, name: str, instruction: str, input: str) -> str:
+        """name: of a template that asks for an answer, 'principles' or 'thorough'."""
+        return self._render(name, instruction=instruction, input=input)
+
     def head(self, name: str) -> str:
         """What every prompt of a template begins with: all that stands before its first variable."""
         if name not in self._heads:
-            examples = [{"instruction": _MARK, "input": _MARK, "output": _MARK}]
-            text = self._render(name, instruction=_MARK, input=_MARK, response=_MARK, examples=examples)
+            fields = ("instruction", "input", "response", "type", "question")
+            items = [dict.fromkeys((*fields, "output", "topic"), _MARK)]
+            lists = {"examples": items, "hints": items, "topics": [_MARK]}
+            text = self._render(name, **dict.fromkeys(fields, _MARK), **lists)
             self._heads[name] = text.partition(_MARK)[0]
         return self._heads[name]
 

@@ -12,6 +12,7 @@ from isheep_jax.loop import guards, judge, measures
 from isheep_jax.loop.assess import assess, median_mass
 from isheep_jax.loop.dataset import write_dataset
 from isheep_jax.loop.endpoint import Endpoint
+from isheep_jax.loop.principles import Principles
 from isheep_jax.loop.protocols import Backend, Model, Reporter, StageReporter
 from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, Vector, kept
 from isheep_jax.loop.respond import is_bare, prompt_for, respond
@@ -60,6 +61,7 @@ class Answers:
         self._config, self._directory, self._models = config, directory, models
         self._templates, self._reporter = templates, reporter
         self._other_judge = judge.other_model(config)
+        self._principles = Principles(templates) if config.respond.method == "principles" else None
 
     def answer(
         self, number: int, turn: int, instructions: Sequence[Instruction], firsts: Mapping[str, Selected]
@@ -115,7 +117,7 @@ class Answers:
             total = len(instructions) * self._config.respond.samples
             with self._progress(number, "respond", turn, total, "responses") as progress:
                 writer = self._models.get(self._directory.model(number - 1))
-                return respond(writer, self._config, instructions, prompts, stage, number, progress)
+                return respond(writer, self._config, instructions, prompts, stage, number, progress, self._principles)
 
         return once(self._directory.stage(number, "responses", Pair, turn), work)[0]
 
