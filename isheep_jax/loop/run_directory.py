@@ -46,9 +46,9 @@ _FREE = (
     *("mesh.", "decode.slots", "decode.chunk"),
 )
 # Inputs that are first read for the scores.
-ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
+_ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
 # Inputs that are first read with a section other than the first.
-_INPUTS = {"respond.": ("prompts/principles",), "assess.": ASSESS_INPUTS, "clone.": ("prompts/thorough",)}
+_INPUTS = {"respond.": ("prompts/principles",), "assess.": _ASSESS_INPUTS, "clone.": ("prompts/thorough",)}
 # Files that the commands put into a run directory before or beside the loop.
 _BESIDE = {"log.txt", "metrics", "report.html"}
 
@@ -234,14 +234,25 @@ class RunDirectory:
 
 def settings_of(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings (by their command-line names) that `RunDirectory.digest` is of."""
-    names = list(STAGES)
-    stage = _LIKE.get(stage, stage)
-    later = {STAGES[s] for s in names[names.index(stage) + 1 :]} | _LAST if stage in names else set()
+    later = _later(stage) | {"evaluate"}
     return {
         name: value
         for name, value in settings.items()
-        if not name.startswith(_FREE) and name.split(".")[0] not in later | {"evaluate"}
+        if not name.startswith(_FREE) and name.split(".")[0] not in later
     }
+
+
+def inputs_of(stage: str, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Those of a run's inputs (see `RunDirectory.open`) that the results of a stage depend on."""
+    unread = tuple(prefix for section in _later(stage) for prefix in _INPUTS.get(f"{section}.", ()))
+    return {name: value for name, value in inputs.items() if not name.startswith(unread)}
+
+
+def _later(stage: str) -> set[str]:
+    """The sections of the config that are read after a stage."""
+    names = list(STAGES)
+    stage = _LIKE.get(stage, stage)
+    return {STAGES[s] for s in names[names.index(stage) + 1 :]} | _LAST if stage in names else set()
 
 
 def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
