@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from isheep_jax.config import Config, check_values
+from isheep_jax.config import Config, check_values, flatten
 from isheep_jax.errors import UserError
 from isheep_jax.presets import apply_preset, replace_settings
 
@@ -41,19 +41,26 @@ class Row:
         check_values(changed)
         return changed
 
+    def changed(self, config: Config) -> dict[str, object]:
+        """The settings that this row changes, and to what."""
+        before = flatten(config)
+        return {name: value for name, value in flatten(self.settings(config)).items() if value != before[name]}
+
 
 @dataclass(frozen=True)
 class Study:
     """Rows that are compared with the first of them.
 
     source: the paper's table, or why there are no numbers. measure: what is compared, as a path into evaluation.json
-    such as "tiny.content"; "": the mean accuracy over the benchmarks.
+    such as "tiny.content"; "": the mean accuracy over the benchmarks. beside: what else the table has of each
+    iteration, by its title, as paths into summary.json.
     """
 
     title: str
     rows: tuple[Row, ...]
     source: str = "The paper has no numbers for this."
     measure: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def kept_by_fraction(config: Config) -> int | None:
@@ -104,6 +111,11 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
         return {"select.rule": "top_fraction", "select.ranking": "sum", **reading}
 
     return changes
+
+
+def _judge(name: str) -> dict[str, object]:
+    """A judge, and what shows how far another one agrees with it."""
+    return {"assess.judge": name, "assess.agreement": 256}
 
 
 # The paper's rule, whatever the config has: one response, sampled scores, each above the threshold.
@@ -228,10 +240,11 @@ STUDIES: dict[str, Study] = {
     "judge": Study(
         "Judge",
         (
-            Row("current", "the current model (the paper's text)", {"assess.judge": "current"}),
-            Row("base", "the base model (the published code)", {"assess.judge": "base"}),
-            Row("previous", "the model before the current one", {"assess.judge": "previous"}),
+            Row("current", "the current model (the paper's text)", _judge("current")),
+            Row("base", "the base model (the published code)", _judge("base")),
+            Row("previous", "the model before the current one", _judge("previous")),
         ),
+        beside={"agreement of the base model with it, or of the current one with the base": "agreement.correlation"},
     ),
     "score_reading": Study(
         "How a score is read, at equal counts of kept pairs",
@@ -241,6 +254,7 @@ STUDIES: dict[str, Study] = {
             Row("sampled_4", "mean of 4 samples", _equal_counts(read="sampled", samples=4)),
             Row("sampled_16", "mean of 16 samples", _equal_counts(read="sampled", samples=16)),
         ),
+        beside={"probability of the ten scores": "score_mass"},
     ),
     "dromedary_vs_isheep": Study(
         "One iteration (what the paper calls Dromedary) and more",
@@ -254,6 +268,7 @@ STUDIES: dict[str, Study] = {
                 {**_NO_FILTER, "iterations": 1},
                 {1: 33.64},
             ),
+            Row("self_align", "SELF-ALIGN: principles with thoughts, engraving, verbose cloning", preset="self_align"),
         ),
         "Table 1.",
     ),

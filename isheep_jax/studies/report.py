@@ -121,9 +121,9 @@ def _also(config: Config, measure: str) -> list[str]:
 def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
     cells = {row.name: estimates(row, by_row[row.name], study.measure) for row in rows}
     last = max((column for found in cells.values() for column in found), default=0)
-    also = _also(config, study.measure)
+    also, beside = _also(config, study.measure), {"kept pairs": "kept", **study.beside}
     with_paper = any(row.paper for row in rows)
-    header = ["", "seeds", "base", *(f"iteration {n}" for n in range(1, last + 1)), "kept pairs"]
+    header = ["", "seeds", "base", *(f"iteration {n}" for n in range(1, last + 1)), *beside]
     header += [f"{path}, base to last" for path in also] + ["paper (%)"] * with_paper
     lines = [_line(header), _line(["---"] * len(header))]
     for row in rows:
@@ -133,7 +133,7 @@ def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, 
             found = cells[row.name].get(column)
             fewer = f" ({found.count} of {len(runs)})" if found and found.count < len(runs) else ""
             cell.append("" if found is None else (f"{found.mean:.3f}" if column == 0 else found.text()) + fewer)
-        cell.append(_kept(runs.values()))
+        cell += [_by_iteration(runs.values(), path) for path in beside.values()]
         for path in also:
             of_seeds = _last(row, runs, path).values()
             base = [value for result in runs.values() if (value := figure_at(result.evaluations[0], path)) is not None]
@@ -175,13 +175,15 @@ def line(result: Result, measure: str) -> str:
     return " ".join("-" if value is None else f"{value:.3f}" for value in values) or "none"
 
 
-def _kept(results: Iterable[Result]) -> str:
-    """Mean counts of kept pairs by iteration."""
-    counts: dict[int, list[int]] = {}
+def _by_iteration(results: Iterable[Result], path: str) -> str:
+    """Means over the runs of a figure of summary.json, for each iteration."""
+    found: dict[int, list[float]] = {}
     for result in results:
         for n, row in enumerate(result.rows[1:], start=1):
-            counts.setdefault(n, []).append(row["kept"])
-    return " / ".join(f"{statistics.fmean(values):.0f}" for _, values in sorted(counts.items()))
+            if (value := figure_at(row, path)) is not None:
+                found.setdefault(n, []).append(value)
+    means = [statistics.fmean(values) for _, values in sorted(found.items())]
+    return " / ".join(f"{mean:.0f}" if path == "kept" else f"{mean:.2f}" for mean in means)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -197,6 +199,7 @@ def values(study: Study, rows: Sequence[Row], results: Results, config: Config) 
         found["bases"][base] = {
             row.name: {
                 "title": row.title,
+                "changes": row.changed(config),
                 "paper": dict(row.paper),
                 "column": row.column,
                 "mean": {c: x.values() for c, x in estimates(row, by_row[row.name], study.measure).items()},

@@ -106,7 +106,7 @@ def obtain(config: Config, workshop: Workshop) -> Result:
         done = sum((directory / f"iteration_{n}" / "summary.json").exists() for n in range(config.iterations + 1))
         write_json(directory / _MARK, {"evaluations": done, "stopped": stopped})
         # Nothing trains from them any more, and they are most of what a run takes.
-        for checkpoints in directory.glob("iteration_*/checkpoints"):
+        for checkpoints in directory.glob("iteration_*/**/checkpoints"):
             shutil.rmtree(checkpoints)
         seconds = time.monotonic() - begun
         return replace(result(config), seconds=seconds, shared=tuple(shared))
@@ -130,11 +130,14 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def figure_at(evaluation: Mapping[str, Any], path: str) -> float | None:
-    """A figure of an evaluation.json by its path, such as "tiny.content"; "": the mean accuracy over the benchmarks."""
+def figure_at(results: Mapping[str, Any], path: str) -> float | None:
+    """A figure of an evaluation.json or summary.json by its path, such as "tiny.content".
+
+    "": the mean accuracy over the benchmarks.
+    """
     if not path:
-        return stopping.value({"evaluation": evaluation}, "accuracy")
-    value: Any = evaluation
+        return stopping.value({"evaluation": results}, "accuracy")
+    value: Any = results
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value if isinstance(value, int | float) else None

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isheep_jax.config import Config
-from isheep_jax.loop.judge import OWN
-from isheep_jax.loop.run_directory import ASSESS_INPUTS, STAGES, digest, read_json, settings_of, write_json
+from isheep_jax.config import AssessConfig, Config
+from isheep_jax.loop.judge import OWN, second_judge
+from isheep_jax.loop.run_directory import STAGES, digest, inputs_of, read_json, settings_of, write_json
 from isheep_jax.loop.select import needs_clusters, needs_perplexities
 
 # Steps of an iteration in their order; the record stages of equal digest stand for those that are like them.
 LEVELS = (*STAGES, "model")
-# Of an iteration's directory, what is not linked with its model: training states, and what has keys of its own.
-_NOT_WITH_MODEL = ("checkpoints", "summary.json", "evaluation.json", "fine_tune.json")
-
 Keys = dict[tuple[int, str], str]
 
 
@@ -45,7 +42,9 @@ class Run:
         return self.directory / f"iteration_{number}"
 
     def level(self, manifest: Path) -> str | None:
-        """What the results of a finished stage of this run follow from: one of LEVELS; None for unknown settings."""
+        """The level of the key of a finished stage of this run; None for unknown settings."""
+        if manifest.parent.name == "agreement":
+            return "agreement"
         found = {digest(settings_of(level, self.settings)): level for level in LEVELS}.get(
             read_json(manifest)["config"]
         )
@@ -54,7 +53,7 @@ class Run:
 
 
 def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environment: Mapping[str, Any]) -> Keys:
-    """Keys by iteration and level; the evaluation of iteration 0, 1, ... is the level "evaluation"."""
+    """Keys by iteration and level: LEVELS, "agreement" with a second judge, and "evaluation" (iterations 0, 1, ...)."""
     common = [environment, settings["name"], settings["evaluate.tasks"]]
     measured = {name: value for name, value in settings.items() if name.startswith("evaluate.")}
     first = settings_of(LEVELS[0], settings)
@@ -64,10 +63,12 @@ def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environmen
     for number in range(1, settings["iterations"] + 1):
         effective = _effective(settings, number)
         for level in LEVELS:
-            early = level in ("instructions", "responses")
-            files = {name: x for name, x in inputs.items() if not (early and name.startswith(ASSESS_INPUTS))}
-            before = digest([common, number, level, settings_of(level, effective), files, before])
+            read = settings_of(level, effective), inputs_of(level, inputs)
+            before = digest([common, number, level, read, before])
             keys[number, level] = before
+        second = second_judge(Config(assess=AssessConfig(judge=settings["assess.judge"])))
+        drawn = settings["assess.agreement"], _scorer(second, number)
+        keys[number, "agreement"] = digest([keys[number, "scores"], drawn])
         keys[number, "evaluation"] = digest([before, measured])
     return keys
 
@@ -78,11 +79,15 @@ def _effective(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
     found = {**settings, "respond.temperature": temperatures[min(number, len(temperatures)) - 1]}
     if number == 1:
         found |= {"sft.start": "base", "sft.data": "iteration"}
-    # A second judge is chosen by the name of the first one.
-    if settings["assess.judge"] in OWN and not settings["assess.agreement"]:
-        back = {"current": 1, "previous": 2, "base": number}[settings["assess.judge"]]
-        found["assess.judge"] = f"the model of iteration {max(number - back, 0)}"
+    found["assess.judge"] = _scorer(settings["assess.judge"], number)
+    # A second judge changes nothing but how far it agrees.
+    del found["assess.agreement"]
     return found
+
+
+def _scorer(judge: str, number: int) -> int | str:
+    """The iteration whose model scores in iteration `number`, if it is one of the run's; 0: the base model."""
+    return max(number - {"current": 1, "previous": 2, "base": number}[judge], 0) if judge in OWN else judge
 
 
 def share(run: Run, config: Config, others: Iterable[Run]) -> list[str]:
@@ -108,17 +113,21 @@ def _share_iteration(run: Run, other: Run, number: int, same: set[str], config: 
         _link(stage, target, leave_out=("DONE",))
         _rewrite(manifest, target / "DONE", run, other)
         yield str(target.relative_to(place))
-    trained = source / "fine_tune.json"
+    for name in ("engraved", "model"):
+        # What cloning learns from is a model in a directory of its own.
+        within = "engraved" if name == "engraved" else ""
+        yield from _share_model(run, other, place / within, source / within, name, same)
+
+
+def _share_model(run: Run, other: Run, place: Path, source: Path, name: str, same: set[str]) -> Iterator[str]:
+    trained, measured = source / "fine_tune.json", source / "evaluation.json"
     if "model" in same and trained.exists() and not (place / "fine_tune.json").exists():
-        for path in sorted(source.iterdir()):
-            if path.name not in _NOT_WITH_MODEL and not (path / "DONE").exists() and path.name != "second_turn":
-                shutil.rmtree(place / path.name, ignore_errors=True)
-                _link(path, place / path.name)
-                for manifest in (*path.rglob("DONE"), *path.rglob("fine_tune.json")):
-                    _rewrite(manifest, place / manifest.relative_to(source), run, other)
+        for part in ("model", "adapter"):
+            shutil.rmtree(place / part, ignore_errors=True)
+            if (source / part).exists():
+                _link(source / part, place / part)
         _rewrite(trained, place / "fine_tune.json", run, other)
-        yield "model"
-    measured = source / "evaluation.json"
+        yield name
     if "evaluation" in same and measured.exists() and not (place / "evaluation.json").exists():
         _link(measured, place / "evaluation.json")
         yield "evaluation"

@@ -50,7 +50,7 @@ def test_the_command_runs_shares_resumes_and_reports(tmp_path, backends, capsys)
 
 def test_a_row_of_two_studies_is_run_once(tmp_path, backends):
     study.main([*SMALL, f"--workdir={tmp_path}", "--seeds", "1", "--rows", "self_assessment"])
-    study.main([*SMALL, f"--workdir={tmp_path}", "--seeds", "1", "--study=judge", "--rows", "current"])
+    study.main([*SMALL, f"--workdir={tmp_path}", "--seeds", "1", "--study=score_reading", "--rows", "expected"])
     assert len(backends) == 1
 
 
@@ -61,7 +61,7 @@ def test_a_row_of_two_studies_is_run_once(tmp_path, backends):
         (["--config=tiny", "--study=judges"], r"no study 'judges'; did you mean 'judge'\?"),
         (["--config=tiny", "--study=judge", "--seeds", "x"], "invalid int value: 'x'"),
         (["--config=tiny", "--study=judge", "--seed=3"], "--seed: a study has several"),
-        (["--config=tiny", "--study=judge", "--select.rules=none"], "did you mean --select.rule"),
+        (["--config=tiny", "--study=judge", "--select.rul=none"], "did you mean --select.rule"),
         (["--config=qwen1_5_7b_v5e", "--study=judge"], "--evaluate.tasks: it is empty"),
         (["--config=tiny", "--study=judge", "--workdir=gs://a/b"], "--workdir: runs of a study share files by links"),
         (["--config=tiny", "--study=judge", "--base", "a/x", "b/x"], "--base: two bases have the same name"),

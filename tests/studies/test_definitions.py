@@ -2,7 +2,7 @@
 
 import pytest
 
-from isheep_jax.config import Config, EvaluateConfig, flatten, named_config
+from isheep_jax.config import Config, EvaluateConfig, named_config
 from isheep_jax.errors import UserError
 from isheep_jax.studies.definitions import STUDIES, chosen_rows, named_study
 
@@ -11,10 +11,8 @@ PAPER = Config(evaluate=EvaluateConfig(tasks=("tiny",)))
 
 def changed(study: str, row: str, config: Config | None = None) -> dict:
     """What a row changes, and to what."""
-    config = config or named_config("tiny")
     (found,) = chosen_rows(STUDIES[study], [row])
-    before, after = flatten(config), flatten(found.settings(config))
-    return {name: value for name, value in after.items() if value != before[name]}
+    return found.changed(config or named_config("tiny"))
 
 
 @pytest.mark.parametrize("name", STUDIES)
