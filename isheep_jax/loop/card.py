@@ -14,6 +14,9 @@ from isheep_jax.loop.select import effective_rule
 _ORIGIN = """\
 Made by isheep_jax, iterative self-alignment: a language model learned from its own instructions and responses, chosen
 by its own scores. No person and no other model wrote or judged any of them, apart from the seed tasks."""
+_ORIGIN_UNSCORED = """\
+Made by isheep_jax, self-alignment: a language model learned from its own instructions and responses, which no score
+chose. No person and no other model wrote any of them, apart from the seed tasks and the prompts."""
 _ORIGIN_JUDGED = """\
 Made by isheep_jax, iterative alignment: a language model learned from its own instructions and responses, chosen by the
 scores of another model, {judge}. No person wrote or judged any of them, apart from the seed tasks."""
@@ -22,6 +25,10 @@ _LIMITS = """\
 
 The pairs can carry the base model's errors and biases on and strengthen them: the scores are the model's own. Nothing
 was filtered for safety."""
+_LIMITS_UNSCORED = """\
+## Limits
+
+The pairs can carry the base model's errors and biases on and strengthen them. Nothing was filtered for safety."""
 _LIMITS_JUDGED = """\
 ## Limits
 
@@ -55,7 +62,7 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int, th
     steered = " after rules of good answers, which are not trained on" if respond.method == "principles" else ""
     chosen = f"{pairs} pairs{data}: {rule}"
     if thorough:
-        chosen = f"{pairs} pairs{data}: longer answers by a model that was fine-tuned on {rule}"
+        chosen = f"{pairs} pairs{data}: thorough answers by a model that was fine-tuned on the responses ({rule})"
     turns = "; a second turn to those that are kept" if config.synthesize.turns == 2 else ""
     method = f"LoRA of rank {sft.lora_rank}, merged" if sft.method == "lora" else "all weights"
     external = _external(assess.judge, assess.judge_model, assess.level)
@@ -66,7 +73,7 @@ pipeline_tag: text-generation
 
 # {config.name}, iteration {iteration}
 
-{_origin(external)}
+{_origin(external, assess.level)}
 
 | | |
 | --- | --- |
@@ -78,7 +85,7 @@ pipeline_tag: text-generation
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
 
-{_LIMITS_JUDGED if external else _LIMITS}
+{_limits(external, assess.level)}
 """
 
 
@@ -106,8 +113,16 @@ def _external(judge: str, judge_model: str, level: str) -> str:
     return judge_model if is_server(judge) else judge
 
 
-def _origin(external: str) -> str:
+def _origin(external: str, level: str) -> str:
+    if level == "none":
+        return _ORIGIN_UNSCORED
     return _ORIGIN_JUDGED.format(judge=external) if external else _ORIGIN
+
+
+def _limits(external: str, level: str) -> str:
+    if level == "none":
+        return _LIMITS_UNSCORED
+    return _LIMITS_JUDGED if external else _LIMITS
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,8 @@ def lineage_card(
     if sft.get("data") == "all":
         trained += " It was on the kept pairs of all iterations so far."
     assess = settings.get("assess", {})
-    external = _external(assess.get("judge", "current"), assess.get("judge_model", ""), assess.get("level", "both"))
+    level = assess.get("level", "both")
+    external = _external(assess.get("judge", "current"), assess.get("judge_model", ""), level)
     rows = [f"| {s.iteration} | {s.instructions} | {s.responses} | {s.pairs} |" for s in steps[1:]]
     return f"""---
 {_front_matter(base, adapter, chained)}
@@ -158,7 +174,7 @@ def lineage_card(
 
 # {name}{", adapter" if adapter else ""}
 
-{_origin(external)}
+{_origin(external, level)}
 
 | | |
 | --- | --- |
@@ -182,7 +198,7 @@ Counts are of what passed the rules; the kept pairs were trained on.
 
 {_evaluation(steps[0], last)}
 
-{_LIMITS_JUDGED if external else _LIMITS}
+{_limits(external, level)}
 """
 
 

@@ -156,8 +156,9 @@ def test_self_align_learns_bare_answers_first_and_thorough_ones_then(tmp_path):
     ]
     assert rows[2]["thorough"] == len(kept(thorough)) > 0
     assert rows[2]["engraved"]["fake"].keys() == {"accuracy", "stderr", "count"}
-    assert "longer answers by a model" in cloning["card"]
-    assert "longer answers by a model" not in engraving["card"]
+    assert "thorough answers by a model" in cloning["card"]
+    assert "thorough answers by a model" not in engraving["card"]
+    assert all("which no score\nchose" in call["card"] for call in backend.calls)
 
 
 def test_neither_principles_nor_thoughts_are_in_what_is_trained_on(tmp_path):
