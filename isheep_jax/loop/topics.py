@@ -25,8 +25,7 @@ ROUNDS = 9
 # Topics shown in a prompt, and read from its completion.
 SHOWN = 5
 READ = 20
-# Prompts of a round and type; a prompt brings about ten new topics at first.
-PROMPTS = 8
+# New topics that a prompt brings at first.
 NEW_PER_PROMPT = 10
 MAX_TOKENS = 128
 MAX_WORDS = 3
@@ -190,7 +189,8 @@ class _Brainstorm:
         found = []
         for index, type in enumerate(self._types):
             missing = self.share - (len(self.pools[type.name]) - 1)
-            for n in range(min(PROMPTS, math.ceil(missing / NEW_PER_PROMPT))):
+            # What is missing is spread over the rounds that are left, whose prompts know more topics.
+            for n in range(math.ceil(missing / NEW_PER_PROMPT / (ROUNDS - self.round))):
                 key = f"{self._iteration}/topics/{self.round}/{index}/{n}"
                 pool = self.pools[type.name]
                 shown = random.Random(f"{self._seed}/{key}").sample(pool, min(SHOWN, len(pool)))

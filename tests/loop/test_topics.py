@@ -133,6 +133,13 @@ def test_pools_grow_by_rounds_until_every_type_has_its_share(tmp_path):
     assert all(p.startswith(TEMPLATES.head("topics")) for p in model.prompts.values())
 
 
+def test_the_prompts_are_spread_over_the_rounds_and_make_up_for_what_a_round_lacks(tmp_path):
+    model = Says(lambda type, round, n: [] if round < 7 else [f"Topic {round}-{n}-{i}" for i in range(12)])
+    listed(tmp_path, model, instructions=450)
+    asked = [sum(id.startswith(f"1/topics/{round}/0/") for id in model.prompts) for round in range(topics.ROUNDS)]
+    assert asked == [5, 6, 7, 8, 9, 12, 15, 23, 18]
+
+
 def test_no_topic_comes_twice_in_a_type_in_whatever_case(tmp_path):
     model = Says(lambda type, round, n: ["Sublets", "SUBLETS", "Tides", f"TIDES {round}", "tides"])
     records = listed(tmp_path, model)
