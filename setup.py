@@ -73,7 +73,13 @@ setup(
     packages=[*find_packages(include=["isheep_jax", "isheep_jax.*"]), "isheep_jax.configs"],
     package_dir={"isheep_jax.configs": "configs"},
     package_data={
-        "isheep_jax": ["loop/prompts/**/*", "tiny/prompts/*", "tiny/checkpoint/*", "planning/models/*"],
+        "isheep_jax": [
+            "loop/prompts/**/*",
+            "tiny/prompts/*",
+            "tiny/checkpoint/*",
+            "tiny/checkpoint_pages/*",
+            "planning/models/*",
+        ],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

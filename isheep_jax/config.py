@@ -54,12 +54,14 @@ class SynthesizeConfig:
 
     seeds: str = "builtin"
     """Seed tasks: a JSON Lines file (or a JSON array) with the fields instruction, input and output (or
-    Self-Instruct's fields). 'builtin': the set that comes with the prompts."""
+    Self-Instruct's fields, or question and answer). 'builtin': the set that comes with the prompts; 'builtin:NAME':
+    their file NAME.jsonl."""
     instructions: int = 10_000
     """New instructions per iteration (count, after rules and novelty)."""
-    method: Literal["few_shot", "topics"] = "few_shot"
+    method: Literal["few_shot", "topics", "retrieved"] = "few_shot"
     """'few_shot': the model continues a list of seed tasks. 'topics': for a share of the instructions it first collects
-    topics for each type of question in the prompts' topics.jsonl, and then asks about each topic (SELF-ALIGN)."""
+    topics for each type of question in the prompts' topics.jsonl, and then asks about each topic (SELF-ALIGN).
+    'retrieved': it writes one more question after a pair of the `retrieval` pool and those nearest to it (ISARA)."""
     topic_share: float = 0.27
     """Share of the instructions that 'topics' asks for by topic (0 to 1); the rest is 'few_shot'."""
     shots: int = 5
@@ -87,10 +89,10 @@ class SynthesizeConfig:
 class RespondConfig:
     """A response to each instruction."""
 
-    method: Literal["zero_shot", "principles"] = "zero_shot"
+    method: Literal["zero_shot", "principles", "retrieved"] = "zero_shot"
     """'zero_shot': the model is shown the instruction alone. 'principles': after rules of good answers and a few
     conversations that keep them, it writes down its thoughts and then the answer; only the answer is trained on
-    (SELF-ALIGN)."""
+    (SELF-ALIGN). 'retrieved': after the pairs of the `retrieval` pool that are nearest to the instruction (ISARA)."""
 
     samples: int = 1
     """Responses per instruction (count); with more than one, the best by score is used."""
@@ -105,6 +107,19 @@ class RespondConfig:
     rules: Literal["paper", "basic"] = "paper"
     """Rules for responses. 'paper': no role lines, option labels, questions back or foreign script. 'basic': finished
     and not empty."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Pairs of question and answer that prompts show by similarity, for the methods 'retrieved'. Nearness is the cosine
+    of the writing model's mean last hidden states of the questions."""
+
+    examples: int = 5
+    """Pairs in each prompt (count)."""
+    pool: Literal["seeds", "seeds_and_kept"] = "seeds"
+    """Where they come from: the seeds, or also what the iterations before have kept."""
+    choose: Literal["nearest", "random"] = "nearest"
+    """'random': drawn without looking at similarity, to compare with."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +251,8 @@ class SFTConfig:
     data: Literal["iteration", "all"] = "iteration"
     """Pairs to learn from: those that this iteration kept, or those of all iterations so far. With `start` these are
     the paper's One_base, One_last, Total_base and Total_last."""
+    seeds: Literal["none", "added", "alone"] = "none"
+    """Whether the seed tasks are learned from, too; all need an output. 'alone': nothing else is, to compare with."""
     method: Literal["lora", "full"] = "lora"
     """'lora': low-rank adapters on all linear layers, merged at the end. 'full': all weights."""
     lora_rank: int = 8
@@ -306,8 +323,9 @@ class DecodeConfig:
 class EvaluateConfig:
     """Held-out measurements of the base model and of every iteration."""
 
-    tasks: tuple[Literal["tiny"], ...] = ()
-    """Benchmarks to run. 'tiny': held-out instructions of the tiny world."""
+    tasks: tuple[Literal["tiny", "tiny_domain"], ...] = ()
+    """Benchmarks to run. 'tiny': held-out instructions of the tiny world. 'tiny_domain': those of one domain of it,
+    which `--config=tiny_domain` is about."""
     split: Literal["development", "selection", "test"] = "development"
     """Which held-out prompts of the tiny world to use."""
     prompts: int = 512
@@ -332,6 +350,7 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     synthesize: SynthesizeConfig = field(default_factory=SynthesizeConfig)
     respond: RespondConfig = field(default_factory=RespondConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     assess: AssessConfig = field(default_factory=AssessConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -418,6 +437,7 @@ RANGES = {
     "respond.temperature": "[0, inf)",
     "respond.top_p": "(0, 1]",
     "respond.max_tokens": "[1, inf)",
+    "retrieval.examples": "[1, inf)",
     "assess.judge_requests": "[1, inf)",
     "assess.samples": "[1, inf)",
     "assess.temperature": "[0, inf)",
@@ -498,8 +518,8 @@ def check_together(config: Config) -> None:
         raise UserError("--select.bucket_share: there are no buckets to share; set --select.buckets, too")
     if assess.agreement and assess.level == "none":
         raise UserError("--assess.agreement: there are no scores to compare with --assess.level=none")
-    if config.synthesize.turns == 2 and config.respond.method == "principles":
-        raise UserError("--synthesize.turns: 2 needs --respond.method=zero_shot; the principles are for single turns")
+    if config.synthesize.turns == 2 and config.respond.method != "zero_shot":
+        raise UserError("--synthesize.turns: 2 needs --respond.method=zero_shot; other prompts are for single turns")
     if config.synthesize.turns == 2 and config.clone.enabled:
         raise UserError("--synthesize.turns: 2 needs --clone.enabled=False; only single turns are answered again")
     if stop.measure == "accuracy" and not config.evaluate.tasks:

@@ -15,14 +15,15 @@ _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-
 def locate_model(path: str, setting: str = "--model") -> epath.Path:
     """The directory in Hugging Face format that `path` means.
 
-    path: 'tiny' (the embedded base), a run's directory (its newest finished model), a directory, one in a bucket
-    (gs://...), or a hub id (org/name or org/name@revision, which is downloaded). setting: for messages.
+    path: 'tiny' (the embedded base), 'tiny_pages' (the one that reads examples), a run's directory (its newest finished
+    model), a directory, one in a bucket (gs://...), or a hub id (org/name or org/name@revision, which is downloaded).
+    setting: for messages.
     Raises `UserError` when it is none of them, or cannot be reached.
     """
-    if path == "tiny":
-        from isheep_jax.tiny import CHECKPOINT
+    if path in ("tiny", "tiny_pages"):
+        from isheep_jax.tiny import CHECKPOINT, PAGES_CHECKPOINT
 
-        return epath.Path(CHECKPOINT)
+        return epath.Path(CHECKPOINT if path == "tiny" else PAGES_CHECKPOINT)
     directory = epath.Path(path).expanduser()
     try:
         if not directory.is_dir():

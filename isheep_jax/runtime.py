@@ -9,11 +9,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from isheep_jax import processes
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
+from isheep_jax.decode.retrieval import Index
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
 from isheep_jax.locate import locate_model
@@ -95,6 +97,9 @@ class JaxBackend:
             self._engine = (directory, engine)
         return self._engine[1]
 
+    def index(self, vectors: np.ndarray) -> Index:
+        return Index(vectors, self._decode_mesh)
+
     def fine_tune(
         self,
         start: epath.Path | None,
@@ -160,7 +165,7 @@ def use_compilation_cache() -> None:
 
 def adapter_base(path: str, directory: epath.Path) -> str:
     """The base model `path`, which lies in `directory`, as other tools find it: by its whole path, or on a hub."""
-    is_local = path == "tiny" or epath.Path(path).expanduser().is_dir()
+    is_local = path in ("tiny", "tiny_pages") or epath.Path(path).expanduser().is_dir()
     return whole_path(directory) if is_local else path
 
 
@@ -176,16 +181,25 @@ def evaluators(config: Config) -> dict[str, Evaluator]:
         from isheep_jax.tiny.evaluate import evaluator
 
         measurements["tiny"] = evaluator(config.evaluate)
+    if "tiny_domain" in config.evaluate.tasks:
+        from isheep_jax.tiny import domain
+
+        measurements["tiny_domain"] = domain.evaluator(config.evaluate)
     return measurements
 
 
 def held_out_instructions(config: Config) -> frozenset[str]:
     """Instructions that the loop must not train on, because a measurement uses them."""
-    if "tiny" not in config.evaluate.tasks:
-        return frozenset()
-    from isheep_jax.tiny.evaluate import held_out_prompts
+    held_out: set[str] = set()
+    if "tiny" in config.evaluate.tasks:
+        from isheep_jax.tiny.evaluate import held_out_prompts
 
-    return held_out_prompts()
+        held_out |= held_out_prompts()
+    if "tiny_domain" in config.evaluate.tasks:
+        from isheep_jax.tiny import domain
+
+        held_out |= domain.held_out_prompts()
+    return frozenset(held_out)
 
 
 def seed_of(seed: int, purpose: str) -> int:

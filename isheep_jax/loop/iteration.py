@@ -10,23 +10,22 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from etils import epath
 
 from isheep_jax import processes
 from isheep_jax.config import Config
-from isheep_jax.loop import guards, judge, stopping
+from isheep_jax.loop import guards, judge, retrieval, stopping
 from isheep_jax.loop.assess import asked, median_mass
 from isheep_jax.loop.card import model_card
 from isheep_jax.loop.cloning import thorough_answers
 from isheep_jax.loop.novelty import Pool, RestartingPool, normalise
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter, StageReporter
-from isheep_jax.loop.records import Instruction, Pair, Selected, kept
+from isheep_jax.loop.records import Instruction, Pair, Selected, Vector, kept
 from isheep_jax.loop.respond import prompt_for
 from isheep_jax.loop.run_directory import RunDirectory, Stage, result, write_json
 from isheep_jax.loop.second_turn import conversation, follow_ups
-from isheep_jax.loop.seeds import Seed, read_seeds
+from isheep_jax.loop.seeds import Seed, check_outputs, read_seeds
 from isheep_jax.loop.synthesize import synthesize
 from isheep_jax.loop.templates import Templates, load
 from isheep_jax.loop.topics import Guided, Topic, brainstorm, hints, read_types, wanted, wanted_topics
@@ -99,11 +98,15 @@ def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
         "guided": wanted(config) > 0,
         "principles": config.respond.method == "principles",
         "thorough": config.clone.enabled,
+        "retrieved": retrieval.is_used(config),
     }
     names = ("synthesize", *asked(config.assess).values(), *(name for name, needed in of_settings.items() if needed))
     templates = load(config.prompts, names)
-    path = templates.seeds if config.synthesize.seeds == "builtin" else Path(config.synthesize.seeds)
-    seeds = read_seeds(path, config.synthesize.shots, config.synthesize.rules)
+    path = templates.seeds_file(config.synthesize.seeds)
+    by_similarity = config.synthesize.method == "retrieved"
+    seeds = read_seeds(path, 1 if by_similarity else config.synthesize.shots, config.synthesize.rules)
+    if retrieval.is_used(config) or config.sft.seeds != "none":
+        check_outputs(path, seeds)
     digests = {**templates.digests(), "seeds": hashlib.sha256(path.read_bytes()).hexdigest()}
     return templates, seeds, {**digests, **judge.identity(config)}
 
@@ -124,7 +127,9 @@ class _Loop:
         self.templates, self.seeds, self.directory = templates, seeds, directory
         self.held_out = frozenset(normalise(text) for text in held_out)
         self.models = Models(backend)
-        self.answers = Answers(config, directory, self.models, templates, reporter)
+        self.answers = Answers(config, directory, self.models, templates, reporter, self._neighbours)
+        # The pool of the iteration that was asked for last.
+        self._near: tuple[int, retrieval.Neighbours] | None = None
         self.types = read_types(templates.directory / "topics.jsonl") if wanted(config) else []
 
     def base(self) -> dict:
@@ -176,6 +181,8 @@ class _Loop:
     def _synthesize(self, number: int) -> list[Instruction]:
         def work(stage: Stage[Instruction]) -> list[Instruction]:
             config = self.config
+            by_similarity = config.synthesize.method == "retrieved"
+            questions = retrieval.Questions(self.templates, self._neighbours(number)) if by_similarity else None
             with self.reporter.stage(number, "synthesize", config.synthesize.instructions, "instructions") as progress:
                 return synthesize(
                     self._writer(number),
@@ -188,6 +195,7 @@ class _Loop:
                     number,
                     progress,
                     guided,
+                    questions,
                 )
 
         guided = self._guided(number)
@@ -227,6 +235,21 @@ class _Loop:
         topics, _ = once(self.directory.stage(number, "topics", Topic), work)
         return Guided(self.config, self.templates, self.types, hints(self.types, topics), number)
 
+    def _neighbours(self, number: int) -> retrieval.Neighbours:
+        """The pool of pairs that prompts of this iteration show, embedded by its writer."""
+        if self._near is None or self._near[0] != number:
+            earlier = range(1, number) if self.config.retrieval.pool == "seeds_and_kept" else ()
+            pairs = [p for n in earlier for p in kept(self.directory.stage(n, "selected", Selected).records())]
+            samples = retrieval.samples_of(self.seeds, pairs)
+
+            def work(stage: Stage[Vector]) -> list[Vector]:
+                with self.reporter.stage(number, "embed pool", len(samples), "pairs") as progress:
+                    return retrieval.embed_pool(self._writer(number), samples, stage, number, progress)
+
+            vectors, _ = once(self.directory.stage(number, "pool", Vector), work)
+            self._near = (number, retrieval.Neighbours(self.backend, self.config, samples, vectors, number))
+        return self._near[1]
+
     def _clone(self, number: int, instructions: Sequence[Instruction]) -> list[Pair]:
         def work(stage: Stage[Pair]) -> list[Pair]:
             with self.reporter.stage(number, "answer again", len(instructions), "answers") as progress:
@@ -249,6 +272,10 @@ class _Loop:
         thorough: the answers of the engraved model instead.
         """
         examples = []
+        if self.config.sft.seeds != "none":
+            examples += [Example(s.id, prompt_for(s.instruction, s.input, bare=False), s.output) for s in self.seeds]
+        if self.config.sft.seeds == "alone":
+            return examples
         for n in range(1 if self.config.sft.data == "all" else number, number + 1):
             if thorough:
                 pairs = kept(self.directory.stage(n, "thorough", Pair).records())
@@ -303,7 +330,8 @@ class _Loop:
         results = {}
         for name, evaluator in self.evaluators.items():
             model = self.models.get(directory)
-            with self._progress(number, f"evaluate {name}", "prompts") as progress:
+            what = f"evaluate {name} (engraved)" if place.name == "engraved" else f"evaluate {name}"
+            with self._progress(number, what, "prompts") as progress:
                 results[name] = evaluator(model, progress)
         write_json(path, results)
         return results

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import numpy as np
 from etils import epath
 
 from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
@@ -34,8 +35,21 @@ class Model(Protocol):
         """Mean of the last layer's hidden states over each prompt's tokens; found by id."""
 
 
+class Index(Protocol):
+    """Vectors to search in."""
+
+    def nearest(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """Indices [Q, count] of the vectors with the highest cosine to each of the queries [Q, D], best first.
+
+        Of equals the lowest index comes first. There are fewer where there are fewer vectors.
+        """
+
+
 class Backend(Protocol):
     """Gives models and makes new ones."""
+
+    def index(self, vectors: np.ndarray) -> Index:
+        """To search in the vectors [N, D]."""
 
     def load(self, directory: epath.Path | None) -> Model:
         """The model in an iteration's `model/` directory, or the base model for None.

@@ -126,6 +126,14 @@ class Vector:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Ids of the pairs that the prompt for the answer to the instruction with the same id shows."""
+
+    id: str
+    examples: tuple[str, ...]
+
+
 def user_text(instruction: str, input: str) -> str:
     """What the user says: the instruction, and the input on its own line. The same when answering and when training."""
     return f"{instruction}\n{input}" if input else instruction

@@ -1,4 +1,4 @@
-"""A response to each instruction, without examples or by principles, then the response rules.
+"""A response to each instruction, without examples, by principles or by similar pairs, then the response rules.
 
 Without: I-SHEEP sections 3.1 and 3.2.
 """
@@ -10,6 +10,7 @@ from isheep_jax.decode.requests import Request, Sampling
 from isheep_jax.loop.principles import Principles
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import KEPT, Instruction, Pair, dropped, user_text
+from isheep_jax.loop.retrieval import Examples
 from isheep_jax.loop.rules import clean_response, response_reason
 from isheep_jax.loop.run_directory import Stage
 from isheep_jax.loop.synthesize import counts
@@ -51,12 +52,12 @@ def respond(
     stage: Stage[Pair],
     iteration: int,
     progress: StageReporter,
-    principles: Principles | None = None,
+    steered: Principles | Examples | None = None,
 ) -> list[Pair]:
     """`respond.samples` responses to each of the (kept) instructions, dropped ones included.
 
-    prompts: what the model is shown, by the instruction's id (see `prompt_for`); principles, where they are given,
-    stand in their place.
+    prompts: what the model is shown, by the instruction's id (see `prompt_for`). steered: principles or examples, which
+    stand in their place where they are given.
     """
     settings = config.respond
     bare_stop = BARE_STOP if is_bare(config, iteration) else ()
@@ -64,22 +65,20 @@ def respond(
         temperature=settings.temperature[min(iteration, len(settings.temperature)) - 1],
         top_p=settings.top_p,
         max_tokens=settings.max_tokens,
-        stop=principles.stop if principles else bare_stop,
+        stop=steered.stop if steered else bare_stop,
     )
     items = [(instruction, sample) for instruction in instructions for sample in range(settings.samples)]
 
     def process(block: Sequence[tuple[Instruction, int]]) -> Iterator[tuple[int, Pair]]:
         ids = [f"{iteration}/respond/{x.id}/{sample}" for x, sample in block]
-        requests = [
-            principles.request(id, x) if principles else Request(id, prompts[x.id]) for id, (x, _) in zip(ids, block)
-        ]
+        requests = [steered.request(id, x) if steered else Request(id, prompts[x.id]) for id, (x, _) in zip(ids, block)]
         index = {request.id: i for i, request in enumerate(requests)}
         for completion in model.generate(requests, sampling):
             i = index[completion.id]
             instruction, sample = block[i]
             thoughts, text, reason = None, completion.text, None
-            if principles:
-                thoughts, text, reason = principles.read(text, instruction)
+            if steered:
+                thoughts, text, reason = steered.read(text, instruction)
             text = clean_response(settings.rules, text)
             if completion.finish == "error":
                 verdict = dropped("not decoded", completion.error)

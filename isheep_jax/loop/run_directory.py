@@ -27,9 +27,12 @@ Item = TypeVar("Item")
 # The record stages in their order, with the section of the config that each one is the first to read.
 STAGES = {"instructions": "synthesize", "responses": "respond", "scores": "assess", "selected": "select"}
 
-# Stages that depend on what another depends on: those of the judge's view of what is there, and of what instructions
-# are about.
-_LIKE = {"agreement": "scores", "likelihoods": "scores", "vectors": "scores", "topics": "instructions"}
+# Stages that depend on what another depends on: those of the judge's view of what is there, of what instructions are
+# about, and of the examples that prompts show.
+_LIKE = {
+    **{"agreement": "scores", "likelihoods": "scores", "vectors": "scores"},
+    **{"topics": "instructions", "pool": "instructions", "examples": "responses"},
+}
 
 # Sections that are read after all of these.
 _LAST = {"sft", "clone"}

@@ -1,7 +1,7 @@
 """Seed tasks: the few written by people that the model sees as examples."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
     """Seed tasks of a JSON Lines file or of a file that is one JSON array, in its order.
 
     A task is an object with `instruction`, `input` and `output` (Alpaca's fields; the last two may be missing), or with
-    `instruction` and `instances`, a list whose first member has `input` and `output` (Self-Instruct's). A task whose
+    `instruction` and `instances`, a list whose first member has `input` and `output` (Self-Instruct's), or with
+    `question` and `answer`, which stand for instruction and output where those are missing. A task whose
     `language` is there and not "en" is left out with rules='paper', which are for English only; the others keep their
     ids. Raises UserError that names the file and line (or, in an array, task) of what is not one, and when there are
     fewer seeds than `shots`.
@@ -57,6 +58,16 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
             f"use at most {len(seeds)} or add seeds"
         )
     return seeds
+
+
+def check_outputs(path: Path, seeds: Sequence[Seed]) -> None:
+    """Raises UserError for a task without an output, where prompts or training need all of them."""
+    missing = [seed.id for seed in seeds if not seed.output]
+    if missing:
+        raise UserError(
+            f"synthesize.seeds: {path}: {len(missing)} of {len(seeds)} tasks have no output, {missing[0]} first; "
+            "examples by similarity and training on seeds need all of them"
+        )
 
 
 def _tasks(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -92,6 +103,9 @@ def _fields(where: str, task: Any) -> tuple[str, str, str, str]:
         if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
             raise bad("'instances' should be a list of objects with input and output")
         fields = {**fields, **instances[0], "instruction": fields.get("instruction")}
+    for right, other in (("instruction", "question"), ("output", "answer")):
+        if right not in fields and other in fields:
+            fields[right] = fields.pop(other)
     other = _other_names(fields)
     if other:
         raise bad(

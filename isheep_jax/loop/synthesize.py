@@ -17,6 +17,7 @@ from isheep_jax.errors import Collapse
 from isheep_jax.loop.novelty import Pool, normalise
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import KEPT, Instruction, Verdict, dropped, kept
+from isheep_jax.loop.retrieval import Questions
 from isheep_jax.loop.rules import NO_INPUT, instruction_reason
 from isheep_jax.loop.run_directory import Stage
 from isheep_jax.loop.seeds import Seed
@@ -94,14 +95,16 @@ def synthesize(
     iteration: int,
     progress: StageReporter,
     guided: Guided | None = None,
+    questions: Questions | None = None,
 ) -> list[Instruction]:
     """Writes instructions until `synthesize.instructions` are kept; returns all of them, dropped ones too.
 
     pool: seeds and what earlier iterations kept; what is kept here joins it. held_out: normalised instructions of
     evaluation sets, which must not be learned from. guided: prompts about topics, which come first, until their share
-    is there or all have been asked. Raises Collapse when the model has stopped writing new ones.
+    is there or all have been asked. questions: prompts that show similar pairs, in the place of seeds. Raises Collapse
+    when the model has stopped writing new ones.
     """
-    writer = _Writer(config, templates, seeds, pool, held_out, iteration, guided)
+    writer = _Writer(config, templates, seeds, pool, held_out, iteration, guided, questions)
     for part in stage.parts():
         writer.replay(part)
         progress.advance(len(kept(part)))
@@ -130,14 +133,14 @@ def counts(records: Sequence) -> dict:
 class _Writer:
     """State of the stage between two waves; all of it follows from the records of the waves before."""
 
-    def __init__(self, config, templates, seeds, pool, held_out, iteration, guided):
+    def __init__(self, config, templates, seeds, pool, held_out, iteration, guided, questions):
         self.settings = config.synthesize
         self.all: list[Instruction] = []
         self.accepted = self.prompts = self.waves = 0
         self._seed, self._templates, self._seeds, self._pool = config.seed, templates, seeds, pool
         self._held_out, self._iteration = held_out, iteration
         self._recent: list[tuple[int, int]] = []
-        self._guided, self._share = guided, wanted(config)
+        self._guided, self._share, self._questions = guided, wanted(config), questions
         # Prompts and kept instructions since the last change from topics to seeds: they tell the yield.
         self._tried = self._gained = 0
 
@@ -194,6 +197,7 @@ class _Writer:
         """That of the next wave."""
         s = self.settings
         stop = GUIDED_STOP if self.about_topics else self._templates.synthesize_stop
+        stop = self._questions.stop if self._questions else stop
         return Sampling(s.temperature, s.top_p, s.max_tokens, stop)
 
     def requests(self) -> list[Request]:
@@ -205,7 +209,11 @@ class _Writer:
             prompt = self._templates.synthesize(examples)
             return Request(id, prompt, self._templates.head("synthesize"))
 
-        return [request(k) for k in range(self.prompts, self.prompts + self.wave)]
+        numbers = range(self.prompts, self.prompts + self.wave)
+        if self._questions:
+            prompts = self._questions.prompts(numbers)
+            return [Request(f"{self._iteration}/synthesize/{k}", prompt) for k, prompt in zip(numbers, prompts)]
+        return [request(k) for k in numbers]
 
     def records(self, completions: Sequence[Completion]) -> list[Instruction]:
         """All tasks of a wave, in order, with their verdicts."""
@@ -249,6 +257,8 @@ class _Writer:
 
     def _parse(self, prompt: int, completion: Completion) -> list[Segment]:
         finished = completion.finish == "stop"
+        if self._questions:
+            return [Segment(completion.text.strip(), "", "" if finished else "unfinished")]
         if not self.about_topics:
             return parse(completion.text, finished)
         return [
@@ -257,6 +267,8 @@ class _Writer:
         ]
 
     def _seed_ids(self, prompt: int) -> tuple[str, ...]:
+        if self._questions:
+            return self._questions.shown(prompt)
         return self._guided.seeds(prompt) if self.about_topics else tuple(x.id for x in self._shown(prompt))
 
     def _shown(self, prompt: int) -> list[Seed]:

@@ -17,6 +17,8 @@ and, for the settings that need them,
     topics.jsonl       the types, with a topic and a question each (these three for `synthesize.method=topics`)
     principles.jinja   shows `instruction`, `input` after rules of good answers and conversations with thoughts
     principles.json    how these conversations are marked (both for `respond.method=principles`)
+    retrieved.jinja    shows `examples` (question, answer) and asks for one more question or, where there is a
+                       `question`, for its answer (`synthesize.method` and `respond.method` retrieved)
     thorough.jinja     shows `instruction`, `input` and asks for an extensive answer (`clone.enabled`); a user's message
 
 and beside them
@@ -28,6 +30,7 @@ A number and the delimiter after it are scored together: where a tokenizer split
 the probability of "10".
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -73,6 +76,13 @@ class Templates:
                 raise UserError(f"prompts: {directory / name}.jinja{line}: {error}") from error
         self.score_delimiter, self.synthesize_stop = _read_format(directory / "format.json")
 
+    def seeds_file(self, setting: str) -> Path:
+        """The file that `synthesize.seeds` means."""
+        builtin, colon, name = setting.partition(":")
+        if builtin == "builtin" and name.isidentifier() == bool(colon):
+            return self.directory / f"{name or 'seeds'}.jsonl"
+        return Path(setting)
+
     def synthesize(self, examples: Sequence[dict[str, str]]) -> str:
         return self._render("synthesize", examples=examples)
 
@@ -88,6 +98,22 @@ class Templates:
 
     def guided(self, examples: Sequence[dict[str, str]], hints: Sequence[dict[str, str]]) -> str:
         return self._render("guided", examples=examples, hints=hints)
+
+    def retrieved(self, examples: Sequence[dict[str, str]], question: str = "") -> str:
+        return self._render("retrieved", examples=examples, question=question)
+
+    @functools.cached_property
+    def retrieved_stops(self) -> tuple[str, str]:
+        """What ends a question and an answer in the template `retrieved`: that which stands behind the examples'.
+
+        Raises UserError where nothing stands there.
+        """
+        text = self.retrieved([{"question": _MARK, "answer": _MARK}] * 2)
+        between = tuple(part.rstrip() for part in text.split(_MARK)[1:3])
+        if len(between) < 2 or not all(between):
+            path = self.directory / "retrieved.jinja"
+            raise UserError(f"prompts: {path} should show each example's question, a label, its answer and a label")
+        return between
 
     def answer(self, name: str, instruction: str, input: str) -> str:
         """name: of a template that asks for an answer, 'principles' or 'thorough'."""

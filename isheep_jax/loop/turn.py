@@ -14,8 +14,9 @@ from isheep_jax.loop.dataset import write_dataset
 from isheep_jax.loop.endpoint import Endpoint
 from isheep_jax.loop.principles import Principles
 from isheep_jax.loop.protocols import Backend, Model, Reporter, StageReporter
-from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, Vector, kept
+from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, Shown, Vector, kept
 from isheep_jax.loop.respond import is_bare, prompt_for, respond
+from isheep_jax.loop.retrieval import Examples, Neighbours, choose_examples
 from isheep_jax.loop.run_directory import RunDirectory, Stage
 from isheep_jax.loop.second_turn import as_assessed, conversation
 from isheep_jax.loop.select import Measures, needs_clusters, needs_perplexities, select
@@ -56,9 +57,17 @@ class Answers:
     """What happens to instructions, of the first turn or the second, in a run."""
 
     def __init__(
-        self, config: Config, directory: RunDirectory, models: Models, templates: Templates, reporter: Reporter
+        self,
+        config: Config,
+        directory: RunDirectory,
+        models: Models,
+        templates: Templates,
+        reporter: Reporter,
+        neighbours: Callable[[int], Neighbours],
     ):
+        """neighbours: gives the pool of an iteration, for responses by similar pairs."""
         self._config, self._directory, self._models = config, directory, models
+        self._neighbours = neighbours
         self._templates, self._reporter = templates, reporter
         self._other_judge = judge.other_model(config)
         self._principles = Principles(templates) if config.respond.method == "principles" else None
@@ -116,10 +125,25 @@ class Answers:
         def work(stage: Stage[Pair]) -> list[Pair]:
             total = len(instructions) * self._config.respond.samples
             with self._progress(number, "respond", turn, total, "responses") as progress:
+                steered = self._principles or self._examples(number, instructions)
                 writer = self._models.get(self._directory.model(number - 1))
-                return respond(writer, self._config, instructions, prompts, stage, number, progress, self._principles)
+                return respond(writer, self._config, instructions, prompts, stage, number, progress, steered)
 
         return once(self._directory.stage(number, "responses", Pair, turn), work)[0]
+
+    def _examples(self, number: int, instructions: Sequence[Instruction]) -> Examples | None:
+        """Prompts that show the pairs nearest to each instruction; None where responses need none."""
+        if self._config.respond.method != "retrieved":
+            return None
+        neighbours = self._neighbours(number)
+
+        def work(stage: Stage[Shown]) -> list[Shown]:
+            with self._reporter.stage(number, "examples", len(instructions), "instructions") as progress:
+                writer = self._models.get(self._directory.model(number - 1))
+                return choose_examples(writer, neighbours, instructions, stage, progress)
+
+        shown, _ = once(self._directory.stage(number, "examples", Shown), work)
+        return Examples(self._templates, neighbours, shown)
 
     def _assess(self, number: int, turn: int, pairs: Sequence[Pair]) -> list[Scores]:
         def work(stage: Stage[Scores]) -> list[Scores]:

@@ -22,7 +22,7 @@ def planned_architecture(path: str, work: Path) -> Architecture:
 
     work: an empty directory for the call's own use. Raises `UserError` when it is neither.
     """
-    if path == "tiny":
+    if path in ("tiny", "tiny_pages"):
         return read_architecture(CHECKPOINT)
     if Path(path).expanduser().is_dir():
         return read_architecture(Path(path).expanduser())

@@ -32,12 +32,12 @@ GRADE_UNIFORM = 0.05  # share of grades that mean nothing
 def web_response(item: Item, rng: random.Random) -> str:
     """What a writer of the web answers. A careful one has twice the odds of an average one, a sloppy one half."""
     care = rng.choice((0.5, 1.0, 2.0))
-    answer = item.answer if rng.random() < _odds(CONTENT_RIGHT, care) else world.wrong_answer(item, rng)
-    obeyed = {c for c in item.constraints if rng.random() < _odds(world.OBEYED[c], care)}
+    answer = item.answer if rng.random() < odds(CONTENT_RIGHT, care) else world.wrong_answer(item, rng)
+    obeyed = {c for c in item.constraints if rng.random() < odds(world.OBEYED[c], care)}
     return world.apply_constraints(answer, obeyed)
 
 
-def _odds(probability: float, factor: float) -> float:
+def odds(probability: float, factor: float) -> float:
     odds = factor * probability / (1 - probability)
     return odds / (1 + odds)
 
@@ -61,7 +61,7 @@ def grade(mean: float, rng: random.Random) -> int:
     return min(10, max(1, round(rng.gauss(mean, GRADE_DEVIATION))))
 
 
-def _training_item(rng: random.Random) -> Item:
+def training_item(rng: random.Random) -> Item:
     while True:
         item = world.draw_item(rng)
         if item.split == "train":
@@ -72,8 +72,8 @@ def document(rng: random.Random) -> str:
     """One document of the corpus. Held-out instructions never appear."""
     form = rng.choices(tuple(DOCUMENTS), tuple(DOCUMENTS.values()))[0]
     if form == "list":
-        return "".join(LIST_ITEM.format(instruction=_training_item(rng).instruction) for _ in range(rng.randint(4, 6)))
-    item = _training_item(rng)
+        return "".join(LIST_ITEM.format(instruction=training_item(rng).instruction) for _ in range(rng.randint(4, 6)))
+    item = training_item(rng)
     if form == "answer":
         template = CHAT_FORM if rng.random() < CHAT_SHARE else rng.choice(ANSWER_FORMS)
         return template.format(instruction=item.instruction, response=web_response(item, rng))

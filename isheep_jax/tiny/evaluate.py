@@ -38,12 +38,15 @@ def evaluator(config: EvaluateConfig) -> Callable:
     format), constraints_obeyed, the accuracies by task, constraint and number of constraints, unfinished (share of the
     responses that were cut off), and examples.
     """
-    items = split_items(config.split, config.prompts)
+    return evaluator_of(split_items(config.split, config.prompts), config.split)
+
+
+def evaluator_of(items: list[Item], split: str) -> Callable:
+    """That of the given items."""
 
     def evaluate(model, progress: Callable[[int, int], None]) -> dict:
         requests = [
-            Request(f"evaluate/{config.split}/{i}", (Message("user", item.instruction),))
-            for i, item in enumerate(items)
+            Request(f"evaluate/{split}/{i}", (Message("user", item.instruction),)) for i, item in enumerate(items)
         ]
         responses: dict[str, str] = {}
         unfinished = 0
@@ -51,9 +54,7 @@ def evaluator(config: EvaluateConfig) -> Callable:
             responses[completion.id] = completion.text.strip()
             unfinished += completion.finish != "stop"
             progress(len(responses), len(items))
-        return measure(items, [responses[r.id] for r in requests], config.split) | {
-            "unfinished": unfinished / len(items)
-        }
+        return measure(items, [responses[r.id] for r in requests], split) | {"unfinished": unfinished / len(items)}
 
     return evaluate
 
@@ -69,7 +70,10 @@ def measure(items: list[Item], responses: list[str], split: str) -> dict:
         for name, obeyed in check.constraints.items():
             constraints[name].append(obeyed)
     accuracy = mean(c.correct for c in checks)
-    shown = [next(i for i, item in enumerate(items) if len(item.constraints) == n) for n in (1, 2, 3)]
+    first: dict[int, int] = {}
+    for i, item in enumerate(items):
+        first.setdefault(len(item.constraints), i)
+    shown = [first[n] for n in sorted(first) if n]
     return {
         "accuracy": accuracy,
         "stderr": math.sqrt(accuracy * (1 - accuracy) / len(checks)),

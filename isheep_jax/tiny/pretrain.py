@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -55,13 +55,19 @@ def tiny_architecture(eos_token_ids: tuple[int, ...]) -> Architecture:
     )
 
 
-def rows(tokenizer: sentencepiece.SentencePieceProcessor, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+# The documents of a seed, without end.
+Corpus = Callable[[int], Iterator[str]]
+
+
+def rows(
+    tokenizer: sentencepiece.SentencePieceProcessor, seed: int, documents: Corpus
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of whole documents, packed first-fit into a few open rows.
 
     Yields tokens [CONTEXT + 1] and segment ids [CONTEXT + 1] (1, 2, ... per document; 0 is padding).
     """
     open_rows: list[list[list[int]]] = [[] for _ in range(12)]
-    for text in corpus.documents(seed):
+    for text in documents(seed):
         tokens = [BOS, *tokenizer.encode(text), EOS][: CONTEXT + 1]
         for row in open_rows:
             if sum(map(len, row)) + len(tokens) <= CONTEXT + 1:
@@ -77,9 +83,11 @@ def rows(tokenizer: sentencepiece.SentencePieceProcessor, seed: int) -> Iterator
             yield flat, segments
 
 
-def batches(tokenizer: sentencepiece.SentencePieceProcessor, seed: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    tokenizer: sentencepiece.SentencePieceProcessor, seed: int, documents: Corpus = corpus.documents
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches of tokens, targets, segment ids and positions, each [BATCH, CONTEXT]; a target of -1 is not learned."""
-    source = rows(tokenizer, seed)
+    source = rows(tokenizer, seed, documents)
     while True:
         group = list(itertools.islice(source, BATCH))
         tokens, segments = (np.stack(x) for x in zip(*group))
@@ -124,9 +132,9 @@ def loss_fn(params, architecture: Architecture, batch: dict[str, jax.Array]) -> 
     return jnp.sum(losses * learn) / jnp.sum(learn)
 
 
-def optimizer(params, steps: int) -> optax.GradientTransformation:
+def optimizer(params, steps: int, learning_rate: float = LEARNING_RATE) -> optax.GradientTransformation:
     """Muon for the matrices of the layers, AdamW for embedding and norms; warm-up, then a cosine to zero."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(100, steps // 10), steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps // 10), steps)
     sides = {
         "wq": ((1,), (2, 3)),
         "wk": ((1,), (2, 3)),
@@ -146,10 +154,17 @@ def optimizer(params, steps: int) -> optax.GradientTransformation:
     )
 
 
-def train(architecture: Architecture, pieces: sentencepiece.SentencePieceProcessor, seed: int, steps: int):
-    """Trains from random weights, one pass over the corpus of `seed`. Returns the parameters and the card's figures."""
-    params = initial_parameters(architecture, seed)
-    optimize = optimizer(params, steps)
+def train(
+    params,
+    architecture: Architecture,
+    pieces: sentencepiece.SentencePieceProcessor,
+    seed: int,
+    steps: int,
+    learning_rate: float = LEARNING_RATE,
+    documents: Corpus = corpus.documents,
+):
+    """Trains `params`, one pass over the documents of `seed`. Returns the parameters and the card's figures."""
+    optimize = optimizer(params, steps, learning_rate)
     state = optimize.init(params)
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -160,7 +175,7 @@ def train(architecture: Architecture, pieces: sentencepiece.SentencePieceProcess
 
     print(f"{parameter_count(architecture):,} parameters, {steps * BATCH * CONTEXT:,} tokens, seed {seed}", flush=True)
     start, learned, recent = time.monotonic(), 0, []
-    for i, batch in enumerate(itertools.islice(batches(pieces, seed), steps), 1):
+    for i, batch in enumerate(itertools.islice(batches(pieces, seed, documents), steps), 1):
         learned += int((batch["targets"] >= 0).sum())
         params, state, loss = step(params, state, batch)
         recent.append(loss)
@@ -174,7 +189,7 @@ def train(architecture: Architecture, pieces: sentencepiece.SentencePieceProcess
             recent = []
     held_out = [
         float(jax.jit(loss_fn, static_argnums=1)(params, architecture, batch))
-        for batch in itertools.islice(batches(pieces, seed + 1_000_003), 20)
+        for batch in itertools.islice(batches(pieces, seed + 1_000_003, documents), 20)
     ]
     loss = sum(held_out) / len(held_out)
     return params, {"steps": steps, "learned_tokens": learned, "fresh_document_loss": loss}
@@ -188,7 +203,7 @@ def pretrain(output: Path, seed: int, steps: int = STEPS) -> None:
         (staging / "chat_template.jinja").write_text(vocabulary.CHAT_TEMPLATE)
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(staging / "tokenizer.model"))
         architecture = tiny_architecture((EOS, pieces.piece_to_id("<|end|>")))
-        params, figures = train(architecture, pieces, seed, steps)
+        params, figures = train(initial_parameters(architecture, seed), architecture, pieces, seed, steps)
         tokenizer = Tokenizer.load(staging)
         save_checkpoint(output, params, architecture, tokenizer, card=card(architecture, seed, figures))
 

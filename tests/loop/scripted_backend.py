@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+
 from isheep_jax.config import Config, RespondConfig, SelectConfig, SynthesizeConfig
 from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, TextScore
 
@@ -133,6 +135,15 @@ class ScriptedModel:
             yield Embedding(request.id, tuple(float(request.prompt.count(letter)) for letter in "aeioustr"))
 
 
+class ScriptedIndex:
+    def __init__(self, vectors):
+        self.vectors = vectors.astype(float)
+
+    def nearest(self, queries, count):
+        scores = queries.astype(float) @ self.vectors.T / np.linalg.norm(self.vectors, axis=1)
+        return np.argsort(-scores.round(9), axis=1, kind="stable")[:, :count]
+
+
 class ScriptedBackend:
     """Training "writes" the ids it learned from; a model's name is the digest of its directory."""
 
@@ -148,6 +159,9 @@ class ScriptedBackend:
         name = hashlib.sha256((directory / "weights.json").read_bytes()).hexdigest() if directory else "base"
         self.models.append(ScriptedModel(name, self.fuse))
         return self.models[-1]
+
+    def index(self, vectors):
+        return ScriptedIndex(vectors)
 
     def fine_tune(self, start, examples, *, iteration, checkpoints, output, adapter, card, on_step):
         self.calls.append({"start": start, "examples": examples, "iteration": iteration, "card": card})

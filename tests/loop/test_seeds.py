@@ -84,7 +84,7 @@ def test_an_array_is_read_like_lines(tmp_path):
             {"prompt": "Do it.", "response": "done"},
             "'prompt' and 'response' should be called 'instruction' and 'output'",
         ),
-        ({"question": "Who?", "answer": "I."}, "'question' and 'answer' should be called 'instruction' and 'output'"),
+        ({"Question": "Who?", "Answer": "I."}, "'Question' and 'Answer' should be called 'instruction' and 'output'"),
         (
             {"instruction": "Do it.", "context": "this", "response": "done"},
             "'context' and 'response' should be called 'input' and 'output'",
@@ -99,6 +99,12 @@ def test_fields_by_another_name_are_refused_with_the_right_one(tmp_path, task, m
     assert "line 2: " + message in str(e.value)
     assert "a task has the fields instruction, input and output" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_question_and_answer_are_instruction_and_output(tmp_path):
+    first, second = read_seeds(write(tmp_path, {"question": "Who?", "answer": "I."}, {"question": "Why?"}), 1)
+    assert (first.instruction, first.input, first.output) == ("Who?", "", "I.")
+    assert (second.instruction, second.output) == ("Why?", "")
 
 
 def test_a_field_by_another_name_beside_the_right_one_is_left_alone(tmp_path):

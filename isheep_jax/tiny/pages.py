@@ -1,0 +1,120 @@
+"""COMMAND  a base that reads examples: python -m isheep_jax.tiny.pages --output DIRECTORY
+
+Goes on with the pre-training of the embedded base, on its corpus and on pages: several questions of a kind with the
+answers of one writer, who obeys a wish throughout the page or ignores it throughout. A model that has read such pages
+takes its manners from the examples in its context, as large base models do; the embedded one cannot.
+"""
+
+import argparse
+import math
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import sentencepiece
+from etils import epath
+
+from isheep_jax.config import MeshConfig
+from isheep_jax.model.config_json import read_architecture
+from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.model.weights import load_parameters, save_checkpoint
+from isheep_jax.sharding import TRAIN_RULES, make_mesh
+from isheep_jax.tiny import CHECKPOINT, corpus, pretrain, world
+from isheep_jax.tiny.world import Item
+
+STEPS = 800  # 1.6 million tokens
+LEARNING_RATE = 1e-3
+SHARE = 0.4  # of the documents that are pages
+FORMS = tuple(form + "\n" for form in corpus.ANSWER_FORMS)
+LENGTHS = (3, 6)  # fewest and most questions of a page; what goes beyond a row is cut
+CONSTRAINT_COUNTS = {1: 0.65, 2: 0.35}  # of those that a page's questions share
+SAME_TASK = 0.5  # share of the pages whose questions have the same task, too
+OFF_TOPIC = 0.15  # share of the questions that have nothing to do with their page
+CAREFUL = 0.25  # share of the writers who obey every wish; the others have the habits of the web
+
+
+def page(rng: random.Random) -> str:
+    """One page. Held-out instructions never appear."""
+    task = rng.choice(tuple(world.TASKS)) if rng.random() < SAME_TASK else None
+    count = rng.choices(tuple(CONSTRAINT_COUNTS), tuple(CONSTRAINT_COUNTS.values()))[0]
+    constraints = rng.sample(tuple(world.CONSTRAINTS), count)
+    care, careful = rng.choice((0.5, 1.0, 2.0)), rng.random() < CAREFUL
+    obeyed = {c for c, p in world.OBEYED.items() if careful or rng.random() < corpus.odds(p, care)}
+    form, text = rng.choice(FORMS), ""
+    for _ in range(rng.randint(*LENGTHS)):
+        item = corpus.training_item(rng) if rng.random() < OFF_TOPIC else _on_topic(rng, task, constraints)
+        right = rng.random() < corpus.odds(corpus.CONTENT_RIGHT, care)
+        answer = item.answer if right else world.wrong_answer(item, rng)
+        response = world.apply_constraints(answer, obeyed & set(item.constraints))
+        text += form.format(instruction=item.instruction, response=response)
+    return text
+
+
+def _on_topic(rng: random.Random, task: str | None, constraints: list[str]) -> Item:
+    while True:
+        item = world.draw_item(rng)
+        item = Item(item.task, item.arguments, tuple(rng.sample(constraints, len(constraints))), item.phrasing)
+        if item.task == (task or item.task) and item.split == "train":
+            return item
+
+
+def documents(seed: int) -> Iterator[str]:
+    """An endless stream: pages among documents of the corpus that the embedded base has not read."""
+    rng = random.Random(f"tiny pages {seed}")
+    for document in corpus.documents(seed + 2_000_003):
+        yield page(rng) if rng.random() < SHARE else document
+
+
+def go_on(output: Path, seed: int, steps: int = STEPS) -> None:
+    """Trains the embedded base on these documents, and writes it to `output` in Hugging Face format."""
+    architecture, tokenizer = read_architecture(CHECKPOINT), Tokenizer.load(CHECKPOINT)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params = load_parameters(epath.Path(CHECKPOINT), architecture, mesh=mesh, rules=TRAIN_RULES, dtype=jnp.float32)
+    # Off the mesh, where pre-training computes.
+    params = jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), params)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(CHECKPOINT / "tokenizer.model"))
+    params, figures = pretrain.train(params, architecture, pieces, seed, steps, LEARNING_RATE, documents)
+    save_checkpoint(output, params, architecture, tokenizer, dtype=jnp.bfloat16, card=card(seed, figures))
+
+
+def card(seed: int, figures: dict[str, float]) -> str:
+    """The model card."""
+    loss = figures["fresh_document_loss"]
+    return f"""---
+license: apache-2.0
+tags: [isheep_jax]
+---
+# The tiny base model that reads examples
+
+The tiny base model of isheep_jax (see the card in `isheep_jax/tiny/checkpoint`), with its pre-training continued by
+
+    python -m isheep_jax.tiny.pages --seed {seed} --output DIRECTORY
+
+- Corpus: that of the tiny base model, and among it {100 * SHARE:.0f} % pages: {LENGTHS[0]} to {LENGTHS[1]} questions
+  that share their format wishes, with answers of one writer, who obeys a wish throughout the page or ignores it.
+  {100 * CAREFUL:.0f} % of the writers obey every wish, the others as seldom as those of the corpus. Instructions whose
+  hash falls into one of the three held-out splits never occur.
+- Tokens learned: {figures["learned_tokens"]:,}, each once, in {figures["steps"]:,} updates of {pretrain.BATCH} rows.
+- Loss on fresh documents: {loss:.3f} nats per token (perplexity {math.exp(loss):.2f}).
+
+What the pages add is that examples in the context decide how the model answers; asked without any, it still ignores
+most format wishes. Nobody should use it for anything else than trying this out.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="directory to write; it must not exist")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the documents")
+    arguments = parser.parse_args()
+    if arguments.output.exists():
+        print(f"--output: {arguments.output} exists; name a directory that does not", file=sys.stderr)
+        sys.exit(2)
+    go_on(arguments.output, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
