@@ -57,10 +57,20 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int, th
         "none": "no selection by score",
     }[effective_rule(config)]
     data = " of all iterations so far" if sft.data == "all" and iteration > 1 else ""
-    topics = config.synthesize.method == "topics"
-    asked = f", {config.synthesize.topic_share:.0%} of them about topics of its own" if topics else ""
-    steered = " after rules of good answers, which are not trained on" if respond.method == "principles" else ""
+    shown = f"{config.retrieval.examples} {'similar' if config.retrieval.choose == 'nearest' else 'random'} pairs"
+    asked = {
+        "few_shot": "",
+        "topics": f", {config.synthesize.topic_share:.0%} of them about topics of its own",
+        "retrieved": f", each after {shown}",
+    }[config.synthesize.method]
+    steered = {
+        "zero_shot": "",
+        "principles": " after rules of good answers, which are not trained on",
+        "retrieved": f" after {shown}, which are not trained on",
+    }[respond.method]
     chosen = f"{pairs} pairs{data}: {rule}"
+    if sft.seeds != "none":
+        chosen = "the seed tasks alone" if sft.seeds == "alone" else f"{chosen}; among them the seed tasks"
     if thorough:
         chosen = f"{pairs} pairs{data}: thorough answers by a model that was fine-tuned on the responses ({rule})"
     turns = "; a second turn to those that are kept" if config.synthesize.turns == 2 else ""

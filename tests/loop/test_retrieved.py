@@ -203,6 +203,9 @@ def test_seeds_can_be_learned_from_too_or_alone(tmp_path, seeds, count):
     found = [(e.conversation[0].content, e.response) for e in examples if e.id.startswith("seed-")]
     assert found == [(s["question"], s["answer"]) for s in SEEDS[:count]]
     assert (len(examples) > count) is (seeds != "alone")
+    card = backend.calls[0]["card"]
+    assert "each after 3 similar pairs" in card
+    assert ("seed tasks alone" in card, "among them the seed tasks" in card) == (seeds == "alone", seeds == "added")
 
 
 def test_a_seed_without_an_answer_is_refused_before_anything_is_written(tmp_path):
