@@ -97,9 +97,12 @@ class Index:
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """The vectors [N, D] scaled to length 1, in float16; zeros stay zeros."""
-    vectors = np.asarray(vectors, np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float16)
+    scaled = np.empty(vectors.shape, np.float16)
+    for first in range(0, len(vectors), BLOCK_ROWS):
+        block = np.asarray(vectors[first : first + BLOCK_ROWS], np.float32)
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        scaled[first : first + BLOCK_ROWS] = block / np.maximum(norms, 1e-12)
+    return scaled
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",))

@@ -55,11 +55,14 @@ class Neighbours:
     def __init__(
         self, backend: Backend, config: Config, samples: Sequence[Sample], vectors: Sequence[Vector], iteration: int
     ):
-        there = [(s, clusters.decode(v.vector)) for s, v in zip(samples, vectors, strict=True) if not v.error]
+        there = [(s, v.vector) for s, v in zip(samples, vectors, strict=True) if not v.error]
         if not there:
             raise UserError("synthesize.seeds: no seed fits the context; raise decode.context or shorten the seeds")
         self._samples = [sample for sample, _ in there]
-        self._vectors = np.stack([vector for _, vector in there])
+        # float16, as they are written down; filled row by row, because all of them in float32 take too much room.
+        self._vectors = np.empty((len(there), len(clusters.decode(there[0][1]))), np.float16)
+        for row, (_, vector) in zip(self._vectors, there):
+            row[:] = clusters.decode(vector)
         self._index = backend.index(self._vectors)
         self._settings, self._seed, self._iteration = config.retrieval, config.seed, iteration
         self.by_id = {s.id: s for s in self._samples}
