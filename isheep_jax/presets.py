@@ -137,8 +137,42 @@ def self_align(config: Config) -> Config:
     )
 
 
+def isara(config: Config) -> Config:
+    """ISARA-style: a domain from fewer than 100 samples, after the abstract of arXiv 2401.06785 (no more was at hand).
+
+    The abstract's: samples without instructions or principles; those related to the domain stand in the prompts; the
+    model writes more samples, is fine-tuned on them, and begins again. From summaries by others: a question first, then
+    its answer. All else is ours, and a setting: nearness by the model's own mean last hidden states, how many pairs a
+    prompt shows and from which pool, the most probable answer instead of a drawn one, no scores, each fine-tuning from
+    the base on the pairs of its iteration. How much is written, the rules and novelty, the number of iterations and the
+    optimizer stay as the config has them.
+    """
+    domain = dataclasses.replace(
+        config,
+        assess=AssessConfig(level="none"),
+        select=SelectConfig(rule="none", at_most=10**9, at_least=config.select.at_least),
+    )
+    return replace_settings(
+        domain,
+        {
+            "synthesize.method": "retrieved",
+            "synthesize.turns": 1,
+            "respond.method": "retrieved",
+            "respond.samples": 1,
+            "respond.temperature": (0.0,),
+            "retrieval.pool": "seeds",
+            "retrieval.choose": "nearest",
+            "sft.start": "base",
+            "sft.data": "iteration",
+            "sft.seeds": "none",
+            "clone.enabled": False,
+        },
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "i_sheep": Preset("I-SHEEP with every setting as published", i_sheep),
+    "isara": Preset("ISARA-style: a domain from few samples, similar ones in the context", isara),
     "self_align": Preset("Dromedary's SELF-ALIGN: topics, principles, engraving, verbose cloning", self_align),
 }
 

@@ -16,7 +16,7 @@ from isheep_jax.planning import programs
 from isheep_jax.planning.hardware import parse_topology
 from isheep_jax.planning.models import planned_architecture
 
-NAMED = [name for name in config_names() if name != "tiny"]
+NAMED = [name for name in config_names() if not name.startswith("tiny")]
 TPU = [name for name in NAMED if named_config(name).mesh.topology]
 SMALL = ["--config=tiny", "--mesh.fsdp=4", "--mesh.tensor=2", "--mesh.decode_tensor=2"]
 
