@@ -107,6 +107,8 @@ def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
     seeds = read_seeds(path, 1 if by_similarity else config.synthesize.shots, config.synthesize.rules)
     if retrieval.is_used(config) or config.sft.seeds != "none":
         check_outputs(path, seeds)
+    if retrieval.is_used(config):
+        templates.check_retrieved()
     digests = {**templates.digests(), "seeds": hashlib.sha256(path.read_bytes()).hexdigest()}
     return templates, seeds, {**digests, **judge.identity(config)}
 

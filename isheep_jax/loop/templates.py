@@ -104,16 +104,16 @@ class Templates:
 
     @functools.cached_property
     def retrieved_stops(self) -> tuple[str, str]:
-        """What ends a question and an answer in the template `retrieved`: that which stands behind the examples'.
-
-        Raises UserError where nothing stands there.
-        """
+        """What ends a question and an answer in the template `retrieved`: that which stands behind the examples'."""
         text = self.retrieved([{"question": _MARK, "answer": _MARK}] * 2)
-        between = tuple(part.rstrip() for part in text.split(_MARK)[1:3])
-        if len(between) < 2 or not all(between):
+        _, question, answer, *_ = (*text.split(_MARK), "", "")
+        return question.rstrip(), answer.rstrip()
+
+    def check_retrieved(self) -> None:
+        """Raises UserError where nothing stands behind a question or an answer, so that nothing would end it."""
+        if not all(self.retrieved_stops):
             path = self.directory / "retrieved.jinja"
             raise UserError(f"prompts: {path} should show each example's question, a label, its answer and a label")
-        return between
 
     def answer(self, name: str, instruction: str, input: str) -> str:
         """name: of a template that asks for an answer, 'principles' or 'thorough'."""

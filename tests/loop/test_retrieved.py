@@ -221,7 +221,7 @@ def test_a_template_says_what_ends_a_question_and_an_answer(tmp_path):
     (tmp_path / "seeds.jsonl").write_text("")
     (tmp_path / "retrieved.jinja").write_text("{% for e in examples %}{{ e.question }}{{ e.answer }}{% endfor %}")
     with pytest.raises(UserError, match=r"retrieved.jinja should show each example's question, a label"):
-        _ = load(str(tmp_path), ("retrieved",)).retrieved_stops
+        load(str(tmp_path), ("retrieved",)).check_retrieved()
 
 
 def test_second_turns_need_zero_shot_answers(tmp_path):
