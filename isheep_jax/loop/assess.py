@@ -21,7 +21,16 @@ from isheep_jax.loop.templates import Templates
 
 CRITERIA = ("quality", "following")
 
-_LEADING_NUMBER = re.compile(r"[\s*_\"'(\[]*(\d+)(\.\d+)?(?![\d.]*\d)(?!\s*(-|–|to)\s*\d)")
+_LEADING_NUMBER = re.compile(
+    # What may stand before it: white space, marks of bold text, opening quotes and brackets, a colon after the prompt.
+    r"[\s*_`\"'“‘«(\[:：]*(\d+)(\.\d+)?"
+    # No part of another number, a time, a date or a word (ASCII, because "8分" is a score), and no percentage.
+    r"(?![\d.,:]*\d)(?!\s*%)(?![A-Za-z])"
+    # Not the first of several to choose from.
+    r"(?!\s*(-|–|—|~|to|or)\s*\d)"
+    # Out of ten, where it says out of what.
+    r"(?!\s*(/|／|out\s+of|of)\s*(?!10(?!\d))\d)"
+)
 _AUTHORS_NUMBER = re.compile(r"\W*(\d+)(\.\d+)?")
 
 # Prompts that ask for one score of everything.
@@ -42,16 +51,19 @@ def parse_score(text: str, parser: str = "strict") -> int | None:
     """The number that a judgement begins with, rounded to a whole one; None when there is none from 1 to 10.
 
     parser: of `assess.parser`. With either "8||good" is 8 and "10/10" is 10, and "Score: 9", "0" and "2024 is" are
-    none. 'strict' rounds halves up ("8.5" is 9) and finds none in "-3" and "1-10 scale: 9". 'paper' rounds halves to the
-    even number ("8.5" is 8), skips whatever is no letter or digit ("-3" is 3) and takes the first number of a range
+    none. 'strict' rounds halves up ("8.5" is 9) and finds none in "-3" and "1-10 scale: 9". 'paper' rounds halves to
+    the even number ("8.5" is 8), skips whatever is no letter or digit ("-3" is 3) and takes the first number of a range
     ("1-10 scale: 9" is 1).
     """
     match = (_LEADING_NUMBER if parser == "strict" else _AUTHORS_NUMBER).match(text)
     if not match:
         return None
     number = float(match.group(1) + (match.group(2) or ""))
-    score = math.floor(number + 0.5) if parser == "strict" else round(number)
-    return score if 1 <= score <= 10 else None
+    if parser == "paper":
+        score = round(number)
+        return score if 1 <= score <= 10 else None
+    # "0.8" is on a scale to one, and "10.4" on none.
+    return math.floor(number + 0.5) if 1 <= number <= 10 else None
 
 
 def expected_score(result: ChoiceScores) -> Score:

@@ -14,7 +14,7 @@ _BEYOND_TEXT = re.compile(
     r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to|video|audio|music|flowchart|diagram)\b", re.IGNORECASE
 )
 _NO_INPUT = re.compile(r"<?\bno ?input\b>?", re.IGNORECASE)
-_LABEL = re.compile(r"(^|\n)\s*(instruction|input|output|response)\s*:|###", re.IGNORECASE)
+_LABEL = re.compile(r"(^|\n)\s*(\d+\s*[.:)]\s*)?(instruction|input|output|response)\s*:|###", re.IGNORECASE)
 _LINK = re.compile(r"https?://", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<[^<>\n]{1,20}>")
 _ROLE = re.compile(r"(assistant|system|human|question|output|user)\s*(:|\n)", re.IGNORECASE)

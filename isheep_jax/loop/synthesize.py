@@ -31,9 +31,15 @@ SMALLEST_WAVE = 8
 # The stage gives up when this many waves in a row gave less than one new instruction per hundred prompts.
 PATIENCE = 6
 
-_NUMBER = re.compile(r"\s*\d+\s*[.:)]\s*")
-_INSTRUCTION = re.compile(r"\s*Instruction\s*:", re.IGNORECASE)
-_INPUT = re.compile(r"\n\s*(?:\d+\s*[.:)]\s*)?Input\s*:", re.IGNORECASE)
+# A task's number, which may stand before its labels. It is never checked: models miscount.
+_NUMBER = r"(?:\d+\s*[.:)]\s*)"
+# At the start of a line, or in front of a label: a task may be about "###".
+_SEPARATOR = re.compile(rf"(?:^|\n)[ \t]*#{{3,}}|#{{3,}}(?=\s*{_NUMBER}?Instruction\s*:)", re.IGNORECASE)
+_INSTRUCTION = re.compile(rf"\s*{_NUMBER}?Instruction\s*:", re.IGNORECASE)
+_INPUT = re.compile(rf"\n\s*{_NUMBER}?Input\s*:", re.IGNORECASE)
+# A label that no separator or line begins with.
+_STRAY_LABEL = re.compile(rf"(?:\n\s*{_NUMBER}?|{_NUMBER})(?:Instruction|Input)\s*:", re.IGNORECASE)
+_ONLY_NUMBER = re.compile(rf"\s*{_NUMBER}?")
 
 
 @dataclass(frozen=True)
@@ -53,29 +59,28 @@ def parse(text: str, finished: bool) -> list[Segment]:
     """The tasks of a completion: segments between "###", each an instruction and perhaps an input.
 
     finished: whether the completion ended by itself; otherwise its last segment may be cut off and does not count. The
-    first segment needs no label, since the prompt may end with it.
+    first segment needs no label, since the prompt may end with it. A segment with more than one task in it, or with a
+    label in the wrong place, is none: nobody can tell what belongs together.
     """
-    pieces = text.split("###")
+    pieces = _SEPARATOR.split(text.replace("\r\n", "\n"))
     segments = []
     for index, piece in enumerate(pieces):
-        body = _NUMBER.sub("", piece, count=1) if _NUMBER.match(piece) else piece
-        labelled = _INSTRUCTION.match(body)
-        body = body[labelled.end() :] if labelled else body
+        labelled = _INSTRUCTION.match(piece)
+        body = piece[labelled.end() :] if labelled else piece
         last = index == len(pieces) - 1
-        if not body.strip() and (index == 0 or last) and not labelled:
+        if not piece.strip() or ((index == 0 or last) and _ONLY_NUMBER.fullmatch(piece)):
             continue
         if last and not finished:
             segments.append(Segment(piece.strip(), "", "unfinished"))
-        elif not labelled and index > 0:
+            continue
+        # In front of the first line, so that an input label there counts as one.
+        fields = _INPUT.split("\n" + body)
+        stray = len(fields) > 2 or any(map(_STRAY_LABEL.search, fields))
+        if stray or (not labelled and index > 0):
             segments.append(Segment(piece.strip(), "", "not in the form"))
-        else:
-            # In front of the first line, so that an input label there counts as one.
-            fields = _INPUT.split("\n" + body)
-            if len(fields) > 2:
-                segments.append(Segment(piece.strip(), "", "not in the form"))
-                continue
-            instruction, input = fields[0].strip(), fields[1].strip() if len(fields) == 2 else ""
-            segments.append(Segment(instruction, "" if input == NO_INPUT else input))
+            continue
+        instruction, input = fields[0].strip(), fields[1].strip() if len(fields) == 2 else ""
+        segments.append(Segment(instruction, "" if input == NO_INPUT else input))
     return segments
 
 

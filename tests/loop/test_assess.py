@@ -4,21 +4,8 @@ import pytest
 
 from isheep_jax.config import AssessConfig
 from isheep_jax.decode.requests import ChoiceScores, Completion
-from isheep_jax.loop.assess import asked, expected_score, median_mass, parse_score, probability_above, sampled_score
+from isheep_jax.loop.assess import asked, expected_score, median_mass, probability_above, sampled_score
 from isheep_jax.loop.records import KEPT, Score, Scores
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        *((" 8||good", 8), ("8.5||", 9), ("9.5||", 10), ("7.5", 8), ("7.4", 7), ("10", 10), ("10/10||", 10)),
-        *(("**9**", 9), ("(3)", 3), ("9.", 9), ("9, because", 9), ("0||bad", None), ("11", None), ("10.5", None)),
-        *(("-3||bad", None), ("1-10 scale: 9", None), ("1 to 10", None), ("Score: 9||good", None), ("", None)),
-        *(("The score is 9", None), ("2024 is", None), ("0.4", None), ("0.5", 1), ("1.2.3", None)),
-    ],
-)
-def test_a_judgement_counts_by_the_number_it_begins_with(text, score):
-    assert parse_score(text) == score
 
 
 def test_the_expected_score_is_the_mean_of_the_models_distribution():
