@@ -4,14 +4,23 @@ Command:  python -m isheep_jax.train --config=llama_70b_v4
 Hardware: TPU v4-256: 128 chips of 30.75 GiB.
 Memory:   decoding 27.7 GiB per chip (weights 16.4, cache 11.2), train step 3.1 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 24.5 ms (733 tokens/s per chip), train step at least 0.199 s (642 tokens/s per
-          chip), an iteration at least 2.35 minutes, 5.02 chip-hours; planned, from the chip's peaks.
+          chip), an iteration at least 3.14 minutes, 6.7 chip-hours; planned, from the chip's peaks.
 Larger:   all weights trained (--sft.method=full) and rows of 4,096 tokens (--sft.sequence_length=4096) fit as well,
           each alone and both together; planned.
 Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.fsdp=4 --decode.slots=576
           (decoding 27.7 GiB per chip, train step 12.1 GiB; planned).
 """
 
-from isheep_jax.config import AssessConfig, Config, DecodeConfig, MeshConfig, ModelConfig, SelectConfig, SFTConfig
+from isheep_jax.config import (
+    AssessConfig,
+    Config,
+    DecodeConfig,
+    MeshConfig,
+    ModelConfig,
+    SelectConfig,
+    SFTConfig,
+    SynthesizeConfig,
+)
 
 
 def config() -> Config:
@@ -20,8 +29,9 @@ def config() -> Config:
         iterations=3,
         model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="llama3"),
         mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=8, topology="v4-256"),
-        assess=AssessConfig(judge="base", read="sampled"),
+        synthesize=SynthesizeConfig(novelty_scope="iteration"),
+        assess=AssessConfig(judge="base", read="sampled", parser="paper"),
         select=SelectConfig(at_most_order="first"),
-        sft=SFTConfig(batch_rows=16),
+        sft=SFTConfig(batch_rows=16, packing=False),
         decode=DecodeConfig(slots=2304, context=2048),
     )

@@ -6,10 +6,10 @@ Memory:   decoding 47.0 GiB and what its intermediate results need (weights 15.0
           its intermediate results; planned, by arithmetic. `python -m isheep_jax.plan --config=llama_8b_gpu` on the
           GPU compiles the programs and tells all of it.
 Speed:    on an H100 decode step at least 14.7 ms (8,690 tokens/s), train step at least 0.78 s (20,900 tokens/s), an
-          iteration at least 18 minutes, 0.29 chip-hours; planned, from the chip's peaks.
+          iteration at least 21 minutes, 0.35 chip-hours; planned, from the chip's peaks.
 """
 
-from isheep_jax.config import AssessConfig, Config, DecodeConfig, ModelConfig, SelectConfig, SFTConfig
+from isheep_jax.config import AssessConfig, Config, DecodeConfig, ModelConfig, SelectConfig, SFTConfig, SynthesizeConfig
 
 
 def config() -> Config:
@@ -17,8 +17,9 @@ def config() -> Config:
         name="llama_8b_gpu",
         iterations=3,
         model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="llama3"),
-        assess=AssessConfig(judge="base", read="sampled"),
+        synthesize=SynthesizeConfig(novelty_scope="iteration"),
+        assess=AssessConfig(judge="base", read="sampled", parser="paper"),
         select=SelectConfig(at_most_order="first"),
-        sft=SFTConfig(batch_rows=16),
+        sft=SFTConfig(batch_rows=16, packing=False),
         decode=DecodeConfig(slots=128, context=2048),
     )

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from isheep_jax.config import AssessConfig, Config, GuardConfig, RespondConfig, SelectConfig, SFTConfig, StopConfig
+from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.errors import UserError
 
 
@@ -36,21 +36,13 @@ def i_sheep(config: Config) -> Config:
 
     `iterations` stays: the paper's number follows the model's size, and the named configs have it.
     """
-    paper = dataclasses.replace(
-        config,
-        # Seeds are data, as the prompts are.
-        synthesize=dataclasses.replace(Config().synthesize, seeds=config.synthesize.seeds),
-        respond=RespondConfig(),
-        assess=AssessConfig(),
-        select=SelectConfig(),
-        guard=GuardConfig(action="off"),
-        # How the backward pass saves memory is a matter of the devices.
-        sft=SFTConfig(remat=config.sft.remat),
-        stop=StopConfig(),
-    )
+    stays = ("name", "workdir", "iterations", "seed", "prompts", "model", "mesh", "decode", "evaluate")
     return replace_settings(
-        paper,
+        Config(**{name: getattr(config, name) for name in stays}),
         {
+            # Seeds are data, as the prompts are; how the backward pass saves memory is a matter of the devices.
+            "synthesize.seeds": config.synthesize.seeds,
+            "sft.remat": config.sft.remat,
             "synthesize.instructions": 10_000,
             "synthesize.shots": 5,
             "synthesize.temperature": 1.0,
@@ -79,6 +71,7 @@ def i_sheep(config: Config) -> Config:
             "select.threshold": 8.0,
             "select.at_most": 3000,
             "select.at_most_order": "first",
+            "guard.action": "off",
             "sft.start": "base",
             "sft.data": "iteration",
             "sft.method": "lora",

@@ -1,6 +1,5 @@
 """Presets: what each sets, what none of them touches, and how they meet configs and single settings."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -87,11 +86,19 @@ def test_a_presets_settings_go_together(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_does_not_depend_on_the_settings_that_it_sets(name):
-    from_tiny, from_defaults = apply_preset(name, named_config("tiny")), apply_preset(name, Config())
-    same = dataclasses.replace(from_tiny, model=from_defaults.model, mesh=from_defaults.mesh)
-    same = replace_settings(same, {n: getattr(from_defaults, n) for n in ("name", "prompts", "decode", "evaluate")})
-    assert replace_settings(same, {"sft.remat": from_defaults.sft.remat}) == from_defaults
+def test_a_preset_laid_over_itself_changes_nothing(name):
+    once = apply_preset(name, named_config("tiny"))
+    assert apply_preset(name, once) == once
+
+
+def test_i_sheep_leaves_nothing_of_another_method():
+    def method(config):
+        return {n: v for n, v in flatten(apply_preset("i_sheep", config)).items() if n not in UNTOUCHED}
+
+    changed = replace_settings(
+        named_config("tiny"), {"assess.agreement": 9, "synthesize.turns": 2, "select.fill_to": 7}
+    )
+    assert method(changed) == method(Config())
 
 
 @pytest.mark.parametrize("order", ["preset first", "setting first"])
@@ -133,7 +140,7 @@ def test_the_named_configs_of_the_papers_models_are_faithful(name):
     config = named_config(name)
     published = flatten(apply_preset("i_sheep", config))
     differs = {n for n, value in flatten(config).items() if value != published[n]}
-    # What follows a judgement's number is never read, and a guard that warns changes nothing.
+    # What follows a judgement's number is never read, and a guard that only warns changes nothing.
     assert differs <= {"assess.max_tokens", "guard.action"}
     billions = float(re.search(r"(?:llama|qwen3|qwen1_5)_([\d_]+)b", name)[1].replace("_", "."))
     # Llama 3 70B had three iterations (table 5), Qwen1.5 three, four or six by size (table 1).

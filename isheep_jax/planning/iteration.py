@@ -4,7 +4,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from isheep_jax.config import Config
+from isheep_jax.config import Config, is_server
+from isheep_jax.loop.assess import asked
+from isheep_jax.loop.judge import second_judge
+from isheep_jax.loop.select import needs_clusters, needs_perplexities
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.programs import Program
@@ -27,6 +30,8 @@ class Lengths:
     """A response."""
     judgement_prompt: int = 250
     """The judge's prompt without the pair."""
+    follow_up_prompt: int = 80
+    """The prompt for a second turn without the pair."""
     template: int = 20
     """What the chat template adds to a pair."""
 
@@ -45,42 +50,75 @@ def plan_iteration(
 ) -> list[StagePlan]:
     """The stages of one iteration at the least times of their programs, no slot idle while a prompt waits.
 
-    Loading, saving, compilation and measurements are not in it.
+    Loading, saving, compilation and measurements are not in it, nor what a server does as the judge.
     """
     n = lengths or Lengths()
     synthesize, respond, assess, sft = config.synthesize, config.respond, config.assess, config.sft
     completions = math.ceil(synthesize.instructions * n.per_instruction / synthesize.max_tokens)
-    pairs = synthesize.instructions * respond.samples
     response = min(n.response, respond.max_tokens)
-    judged = n.judgement_prompt + n.instruction + response
+    pair = n.instruction + response
+    criteria = len(asked(assess))
 
-    def generation(prompts: int, prompt: int, new: int) -> dict[str, float]:
-        padded = _packed(min(prompt, config.decode.context))
-        return {
-            programs.PREFILL: prompts * padded / made[programs.PREFILL].tokens,
-            # Prompts that are fewer than the slots leave some idle.
-            programs.DECODE: new * max(1.0, prompts / config.decode.slots),
+    def prefill(program: str, prompts: float, prompt: int) -> dict[str, float]:
+        return {program: prompts * _packed(min(prompt, config.decode.context)) / made[program].tokens}
+
+    def generation(prompts: float, prompt: int, new: int) -> dict[str, float]:
+        # Prompts that are fewer than the slots leave some idle.
+        steps = new * max(1.0, prompts / config.decode.slots)
+        return {**prefill(programs.PREFILL, prompts, prompt), programs.DECODE: steps}
+
+    def judging(judge: str, pairs: float, before: int) -> dict[str, float]:
+        prompt = n.judgement_prompt + before + pair
+        if is_server(judge) or not criteria * pairs:
+            return {}
+        if assess.read == "expected":
+            return prefill(programs.SCORE, criteria * pairs, prompt)
+        return generation(criteria * pairs * assess.samples, prompt, assess.max_tokens)
+
+    def turn(instructions: float, before: int) -> dict[str, dict[str, float]]:
+        """before: tokens that were said before each instruction."""
+        pairs = instructions * respond.samples
+        stages = {
+            "respond": generation(pairs, before + n.instruction + n.template, response),
+            "assess": judging(assess.judge, pairs, before),
         }
+        if needs_perplexities(config):
+            stages["likelihood"] = prefill(programs.SCORE, pairs, before + pair + n.template)
+        if needs_clusters(config):
+            stages["embed"] = prefill(programs.SCORE, instructions, n.instruction)
+        return stages
 
-    if assess.read == "expected":
-        padded = _packed(min(judged, config.decode.context))
-        judging = {programs.SCORE: 2 * pairs * padded / made[programs.SCORE].tokens}
-    else:
-        judging = generation(2 * pairs, judged, assess.max_tokens)
-    kept = synthesize.instructions * (config.select.fraction if config.select.rule in ("top_fraction", "random") else 1)
-    examples = min(config.select.at_most, kept) * (1 - sft.validation_fraction)
-    tokens = examples * min(n.instruction + response + n.template, sft.sequence_length)
-    updates = sft.epochs * math.ceil(tokens / made[programs.TRAIN].tokens)
-    stages = {
-        "synthesize": generation(completions, synthesize.shots * n.shot, synthesize.max_tokens),
-        "respond": generation(pairs, n.instruction + n.template, response),
-        "assess": judging,
-        "fine-tune": {programs.TRAIN: float(updates)},
-    }
+    kept = min(config.select.at_most, _share(config) * synthesize.instructions)
+    stages = {"synthesize": generation(completions, synthesize.shots * n.shot, synthesize.max_tokens)}
+    stages |= turn(synthesize.instructions, 0)
+    if assess.agreement:
+        other = second_judge(config)
+        drawn = min(assess.agreement, synthesize.instructions * respond.samples)
+        stages[f"assess by {other}"] = judging(other, drawn, 0)
+    examples = [(kept, pair + n.template)]
+    if synthesize.turns == 2:
+        stages["follow up"] = generation(kept, n.follow_up_prompt + pair, n.instruction)
+        stages |= {f"{name} (second turn)": steps for name, steps in turn(kept, pair + n.template).items()}
+        examples.append((min(config.select.at_most, _share(config) * kept), 2 * (pair + n.template)))
+    tokens = sum(
+        count * (min(length, sft.sequence_length) if sft.packing else sft.sequence_length) for count, length in examples
+    )
+    trained = tokens * (1 - sft.validation_fraction)
+    updates = sft.epochs * math.ceil(trained / made[programs.TRAIN].tokens)
+    stages["fine-tune"] = {programs.TRAIN: float(updates)}
     return [
         StagePlan(name, sum(count * bounds[program].seconds for program, count in steps.items()), steps)
         for name, steps in stages.items()
+        if steps
     ]
+
+
+def _share(config: Config) -> float:
+    """The largest share of the instructions that the rule of selection keeps, as far as the settings tell it."""
+    rule = config.select.rule
+    if rule in ("density", "density_perplexity"):
+        return min(1.0, config.select.clusters / config.synthesize.instructions)
+    return config.select.fraction if rule in ("top_fraction", "random") else 1.0
 
 
 def _packed(length: int) -> int:

@@ -9,6 +9,7 @@ from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.iteration import Lengths, as_dict, plan_iteration
 from isheep_jax.planning.programs import Program
+from isheep_jax.presets import replace_settings
 
 CONFIG = named_config("llama_8b_v5e")
 TOKENS = {programs.PREFILL: 8192, programs.DECODE: 384, programs.SCORE: 32768, programs.TRAIN: 16384}
@@ -49,9 +50,66 @@ def test_expected_scores_are_prefilled_and_sampled_ones_decoded():
 
 
 def test_updates_follow_from_the_kept_pairs():
-    fewer = dataclasses.replace(CONFIG, select=dataclasses.replace(CONFIG.select, at_most=300))
+    fewer = replace_settings(CONFIG, {"select.at_most": 300, "sft.packing": True})
     tokens = 300 * 0.9 * (30 + 250 + 20)
     assert stages(fewer)["fine-tune"].steps[programs.TRAIN] == 2 * -(-tokens // 16384)
+
+
+def test_without_packing_an_update_takes_a_pair_per_row():
+    # The paper's own count: 2,700 pairs, sixteen at a time, twice.
+    assert stages(CONFIG)["fine-tune"].steps[programs.TRAIN] == 2 * -(-2700 // 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"assess.level": "quality"}, 1 / 2),
+        ({"assess.prompt": "joint"}, 1 / 2),
+        ({"assess.samples": 3}, 3),
+        ({"respond.samples": 2}, 2),
+    ],
+)
+def test_only_the_judgements_that_are_asked_for_are_planned(settings, share):
+    # 256 judgements and more fill the slots, so that the steps are in proportion.
+    planned, whole = (stages(c)["assess"].seconds for c in (replace_settings(CONFIG, settings), CONFIG))
+    assert planned == pytest.approx(share * whole)
+
+
+@pytest.mark.parametrize("settings", [{"assess.level": "none"}, {"assess.judge": "http://localhost:1/v1"}])
+def test_what_the_models_own_devices_do_not_judge_takes_none_of_their_time(settings):
+    assert "assess" not in stages(replace_settings(CONFIG, settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"select.rule": "perplexity"}, {"likelihood"}),
+        ({"select.rule": "density"}, {"embed"}),
+        ({"select.rule": "density_perplexity"}, {"likelihood", "embed"}),
+        ({"assess.agreement": 100}, {"assess by current"}),
+        ({"synthesize.turns": 2}, {"follow up", "respond (second turn)", "assess (second turn)"}),
+    ],
+)
+def test_what_settings_add_is_planned(settings, names):
+    planned = stages(replace_settings(CONFIG, settings))
+    assert set(planned) - set(stages(CONFIG)) == names
+    assert all(planned[name].seconds > 0 for name in names)
+
+
+def test_a_second_turn_is_answered_judged_and_learned_for_each_kept_pair():
+    one, two = stages(CONFIG), stages(replace_settings(CONFIG, {"synthesize.turns": 2}))
+    kept = CONFIG.select.at_most / CONFIG.synthesize.instructions
+    assert two["respond (second turn)"].steps[programs.DECODE] == pytest.approx(
+        kept * one["respond"].steps[programs.DECODE]
+    )
+    # It is prefilled with the first turn before it.
+    assert two["respond (second turn)"].steps[programs.PREFILL] > kept * one["respond"].steps[programs.PREFILL]
+    assert two["fine-tune"].steps[programs.TRAIN] == pytest.approx(2 * one["fine-tune"].steps[programs.TRAIN], abs=2)
+
+
+def test_the_density_rules_learn_from_a_pair_per_cluster():
+    few = replace_settings(CONFIG, {"select.rule": "density", "select.clusters": 160})
+    assert stages(few)["fine-tune"].steps[programs.TRAIN] == 2 * 9
 
 
 def test_chip_hours_are_seconds_on_all_chips():
