@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     study = named_study(options.study)
     rows = chosen_rows(study, options.rows)
     named, config = _configs(options.config, rest)
+    study.check(config)
     settings = [row.settings(config) for row in rows]
 
     # Here, so that --help and misspelt settings answer at once: these bring in jax.

@@ -53,7 +53,8 @@ class Study:
 
     source: the paper's table, or why there are no numbers. measure: what is compared, as a path into evaluation.json
     such as "tiny.content"; "": the mean accuracy over the benchmarks. beside: what else the table has of each
-    iteration, by its title, as paths into summary.json.
+    iteration, by its title, as paths into summary.json. needs: what the config must have, so that the rows mean what
+    they say.
     """
 
     title: str
@@ -61,6 +62,15 @@ class Study:
     source: str = "The paper has no numbers for this."
     measure: str = ""
     beside: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, object] = field(default_factory=dict)
+
+    def check(self, config: Config) -> None:
+        """Raises UserError for a config that this study is not about."""
+        for name, value in self.needs.items():
+            if flatten(config)[name] != value:
+                raise UserError(
+                    f"--study: its rows need --{name}={value}, as in --config=tiny_domain or --preset=isara"
+                )
 
 
 def kept_by_fraction(config: Config) -> int | None:
@@ -271,6 +281,28 @@ STUDIES: dict[str, Study] = {
             Row("self_align", "SELF-ALIGN: principles with thoughts, engraving, verbose cloning", preset="self_align"),
         ),
         "Table 1.",
+    ),
+    "isara_domain": Study(
+        "A domain from few samples, ISARA-style",
+        (
+            Row("isara", "ISARA-style: nearest samples in the prompts"),
+            Row("random", "samples drawn at random in the prompts", {"retrieval.choose": "random"}),
+            Row(
+                "kept",
+                "nearest of the samples and of what earlier iterations wrote",
+                {"retrieval.pool": "seeds_and_kept"},
+            ),
+            Row("zero_shot", "answers without samples in the prompt", {"respond.method": "zero_shot"}),
+            Row("added", "trained on the samples, too", {"sft.seeds": "added"}),
+            Row(
+                "samples_alone",
+                "trained on the samples alone",
+                {"sft.seeds": "alone", "iterations": 1},
+            ),
+            Row("direct_3", "3 x the questions at once", _times(3, iterations=1), column=3),
+        ),
+        "ISARA (arXiv 2401.06785) is another paper's.",
+        needs={"synthesize.method": "retrieved"},
     ),
 }
 

@@ -103,7 +103,7 @@ def markdown(study: Study, rows: Sequence[Row], results: Results, config: Config
 
 def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
     what = study.measure or " and ".join(f"{task} accuracy" for task in config.evaluate.tasks)
-    tiny = f", {config.evaluate.split} prompts" if "tiny" in config.evaluate.tasks else ""
+    tiny = f", {config.evaluate.split} prompts" if config.evaluate.tasks[0].startswith("tiny") else ""
     seeds = sorted({seed for runs in by_row.values() for seed in runs})
     return [
         f"Base `{base}`: {what} on {config.evaluate.prompts} held-out prompts{tiny}; mean ± half the 95 % interval "
@@ -115,7 +115,9 @@ def _also(config: Config, measure: str) -> list[str]:
     """Paths of figures that stand beside the measure, as the base has them and the last iteration."""
     tasks = config.evaluate.tasks
     found = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
-    return [path for path in [*found, *(["tiny.content"] if "tiny" in tasks else [])] if path != measure]
+    # What is right apart from format.
+    found += [f"{task}.content" for task in tasks if task.startswith("tiny")]
+    return [path for path in found if path != measure]
 
 
 def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 
 from isheep_jax.config import Config, EvaluateConfig, named_config
 from isheep_jax.errors import UserError
+from isheep_jax.presets import apply_preset
 from isheep_jax.studies.definitions import STUDIES, chosen_rows, named_study
 
 PAPER = Config(evaluate=EvaluateConfig(tasks=("tiny",)))
@@ -20,6 +21,9 @@ def test_every_row_fits_the_tiny_config_and_the_papers(name):
     rows = STUDIES[name].rows
     assert len({row.name for row in rows}) == len({row.title for row in rows}) == len(rows)
     for config in (named_config("tiny"), PAPER):
+        if STUDIES[name].needs:
+            config = apply_preset("isara", config)
+        STUDIES[name].check(config)
         settings = [str(row.settings(config)) for row in rows]
         assert len(set(settings)) == len(rows)
 
@@ -77,3 +81,9 @@ def test_a_misspelt_study_or_row_is_named_with_what_there_is():
         named_study("filter")
     with pytest.raises(UserError, match="no row 'oracle' in this study; known: current, base, previous"):
         chosen_rows(STUDIES["judge"], ["oracle"])
+
+
+def test_a_study_of_samples_is_refused_for_a_config_that_shows_none():
+    with pytest.raises(UserError, match=r"need --synthesize.method=retrieved, as in --config=tiny_domain"):
+        STUDIES["isara_domain"].check(named_config("tiny"))
+    STUDIES["isara_domain"].check(named_config("tiny_domain"))
