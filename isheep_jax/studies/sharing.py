@@ -56,8 +56,8 @@ def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environmen
     """Keys by iteration and level: LEVELS, "agreement" with a second judge, and "evaluation" (iterations 0, 1, ...)."""
     common = [environment, settings["name"], settings["evaluate.tasks"]]
     measured = {name: value for name, value in settings.items() if name.startswith("evaluate.")}
-    first = settings_of(LEVELS[0], settings)
-    base = {name: value for name, value in first.items() if not name.startswith("synthesize.")}
+    read = settings_of(LEVELS[0], settings)
+    base = {name: value for name, value in read.items() if name == "seed" or name.startswith(("model.", "decode."))}
     keys: Keys = {(0, "evaluation"): digest([common, base, measured])}
     before = ""
     for number in range(1, settings["iterations"] + 1):
@@ -78,7 +78,7 @@ def _effective(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
     temperatures = settings["respond.temperature"]
     found = {**settings, "respond.temperature": temperatures[min(number, len(temperatures)) - 1]}
     if number == 1:
-        found |= {"sft.start": "base", "sft.data": "iteration"}
+        found |= {"sft.start": "base", "sft.data": "iteration", "retrieval.pool": "seeds"}
     found["assess.judge"] = _scorer(settings["assess.judge"], number)
     # A second judge changes nothing but how far it agrees.
     del found["assess.agreement"]

@@ -11,6 +11,7 @@ from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.presets import replace_settings
 from isheep_jax.studies import runs, sharing
 
+RETRIEVED = {"respond.method": "retrieved"}
 # For each pair of rows: what the second changes of the first, and how many fine-tunings of two it still needs.
 PAIRS = {
     "selection": ({}, {"select.rule": "random"}, 2),
@@ -33,6 +34,8 @@ PAIRS = {
     "second turn": ({"synthesize.turns": 2}, {"synthesize.turns": 2, "sft.epochs": 3}, 2),
     "cloning": ({"clone.enabled": True}, {"clone.enabled": True, "sft.epochs": 3}, 4),
     "cloning, start": ({"clone.enabled": True}, {"clone.enabled": True, "sft.start": "previous"}, 2),
+    "pool": (RETRIEVED, {**RETRIEVED, "retrieval.pool": "seeds_and_kept"}, 1),
+    "choice": (RETRIEVED, {**RETRIEVED, "retrieval.choose": "random"}, 2),
     "second judge": ({}, {"assess.agreement": 6}, 0),
     "no second judge": ({"assess.agreement": 6}, {}, 0),
     "judge with a second": ({"assess.agreement": 6}, {"assess.agreement": 6, "assess.judge": "base"}, 1),
