@@ -15,12 +15,15 @@ _BEYOND_TEXT = re.compile(
 )
 _NO_INPUT = re.compile(r"<?\bno ?input\b>?", re.IGNORECASE)
 _LABEL = re.compile(r"(^|\n)\s*(\d+\s*[.:)]\s*)?(instruction|input|output|response)\s*:|###", re.IGNORECASE)
-_LINK = re.compile(r"https?://", re.IGNORECASE)
+# What a model writes when it does not begin a new line for the next field.
+_LABEL_WITHIN = re.compile(r"\S\s+(Instruction|Input|Output):")
+_LINK = re.compile(r"https?:", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<[^<>\n]{1,20}>")
-_ROLE = re.compile(r"(assistant|system|human|question|output|user)\s*(:|\n)", re.IGNORECASE)
-_CHOICES = re.compile(r"\b(answer choices|options|choices)\s*:", re.IGNORECASE)
-_QUESTION_BACK = re.compile(r"\b(can|do) you\b", re.IGNORECASE)
+_ROLE = re.compile(r"(^|\n)(assistant|system|human|question|output|user)\s*(:|\n)", re.IGNORECASE)
+_CHOICES = re.compile(r"\banswer\s+choices\s*:", re.IGNORECASE)
+_QUESTION_BACK = re.compile(r"(^|\n)can you\b|\bdo you\b", re.IGNORECASE)
 _CLOSING_QUESTION = re.compile(r"\n\s*\n[^\n?]{1,100}\?")
+# The authors' is wider: without regard to case and what follows, so that "e.g." and c.lower() in a program are options.
 _OPTION = re.compile(r"\b[A-E]\.(\s|$)|\([A-Ea-e]\)")
 _FOREIGN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _ANSWER_LABEL = re.compile(r"\s*(答案|回答|答)\s*[:：]\s*")
@@ -47,6 +50,8 @@ def instruction_reason(rules: str, instruction: str, input: str) -> str | None:
         return "starts with punctuation"
     if _NO_INPUT.search(instruction) or _NO_INPUT.search(input):
         return "leftover of the form"
+    if _LABEL_WITHIN.search(instruction) or _LABEL_WITHIN.search(input):
+        return "leftover of the form"
     if _LINK.search(instruction) or _LINK.search(input):
         return "has a link"
     return None
@@ -65,7 +70,7 @@ def response_reason(rules: str, instruction: str, input: str, response: str) -> 
         return "empty"
     if rules == "basic":
         return None
-    if _ROLE.match(response):
+    if _ROLE.search(response):
         return "starts a role line"
     if _CHOICES.search(response) or _OPTION.search(response):
         return "answer options"

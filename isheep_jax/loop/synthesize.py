@@ -80,7 +80,7 @@ def parse(text: str, finished: bool) -> list[Segment]:
             segments.append(Segment(piece.strip(), "", "not in the form"))
             continue
         instruction, input = fields[0].strip(), fields[1].strip() if len(fields) == 2 else ""
-        segments.append(Segment(instruction, "" if input == NO_INPUT else input))
+        segments.append(Segment(instruction, "" if input.lower() == NO_INPUT else input))
     return segments
 
 

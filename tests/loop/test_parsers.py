@@ -39,6 +39,7 @@ FINISHED = [
     (" Name a river that flows through Vienna.", [NAME], "no input field: the task needs none"),
     (" Name a river that flows through Vienna.\n6. Input:\n", [NAME], "an empty input field"),
     (" Name a river that flows through Vienna.\n6. Input: <noinput>", [NAME], "the marker on the label's line"),
+    (" Name a river that flows through Vienna.\n6. Input: <NoInput>", [NAME], "the marker in capitals"),
     (
         " Put these into order:\n1. wash\n2. dry\n3. rinse\n6. Input:\n<noinput>",
         [("Put these into order:\n1. wash\n2. dry\n3. rinse", "")],
@@ -85,6 +86,7 @@ FINISHED = [
     (FIRST + "6. Output:\nfig pear banana\n", [LEFTOVER], "an answer behind a numbered label"),
     (FIRST + "Output:\nfig pear banana\n", [LEFTOVER], "an answer, as in Alpaca's form"),
     (" Name a river that flows through Vienna.\n6. Input:\nNo input", [LEFTOVER], "the marker in other words"),
+    (" Sort these three words. Input: pear fig plum", [LEFTOVER], "a label within the line"),
     (" Name a river that flows through Vienna. <noinput>", [LEFTOVER], "the marker in the instruction"),
     ("\n6. Input:\npear fig", ["empty"], "an input without an instruction"),
     (FIRST + "###\n7. Instruction:\n7. Input:\nVienna\n", [SORT, "empty"], "an empty instruction"),
