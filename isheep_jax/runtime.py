@@ -83,7 +83,12 @@ class JaxBackend:
             architecture = judge.architecture if foreign else self._architecture
             # Weights always come from the files, also just after training, so that a resumed run has the same ones.
             params = load_parameters(
-                directory, architecture, mesh=self._decode_mesh, rules=DECODE_RULES, dtype=self._dtype
+                directory,
+                architecture,
+                mesh=self._decode_mesh,
+                rules=DECODE_RULES,
+                dtype=self._dtype,
+                weights=self._config.decode.weights,
             )
             engine = Engine(
                 params,

@@ -21,7 +21,8 @@ from isheep_jax.decode.prompts import Tokenized, TooLong, tokenize
 from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
 from isheep_jax.decode.stops import lone_byte, settled_text
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.quantized import check_storage, place_leaf
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.sharding import DECODE_RULES, check_divisible
 
@@ -29,9 +30,9 @@ from isheep_jax.sharding import DECODE_RULES, check_divisible
 class Engine:
     """Generates and scores with one set of weights.
 
-    params: the parameter tree, of any float dtype and sharding; not consumed. mesh: the decode mesh, or None for one
-    device. seed: the run's seed. A new set of weights is a new Engine: programs are shared and nothing recompiles.
-    Raises `UserError` where slots, context or heads do not fit the mesh or the model.
+    params: the parameter tree, of any float dtype and sharding, or with `Quantized` matrices; not consumed. mesh: the
+    decode mesh, or None for one device. seed: the run's seed. A new set of weights is a new Engine: programs are shared
+    and nothing recompiles. Raises `UserError` where slots, context or heads do not fit the mesh or the model.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class Engine:
             )
         if config.chunk < 1:
             raise UserError(f"decode.chunk={config.chunk} must be at least 1")
+        check_storage("decode.weights", config.weights)
+        check_storage("decode.cache", config.cache)
         check_rows("decode.slots", config.slots, mesh)
         if mesh is not None:
             check_divisible(architecture, mesh, DECODE_RULES)
@@ -65,13 +68,18 @@ class Engine:
         # What every program is compiled for, and a decode chunk besides.
         self.static = {"architecture": architecture, "mesh": mesh, "compute_dtype": self.compute_dtype}
         self.chunk_shape = ChunkShape(
-            slots=config.slots, context=config.context, chunk=config.chunk, end_ids=self.end_ids, **self.static
+            slots=config.slots,
+            context=config.context,
+            chunk=config.chunk,
+            end_ids=self.end_ids,
+            weights=config.weights,
+            cache=config.cache,
+            **self.static,
         )
         places = weight_places(self.chunk_shape)
         # One leaf at a time, to bound the peak of memory.
-        self.params = jax.tree.map(
-            lambda leaf, place: jax.device_put(jnp.asarray(leaf, self.compute_dtype), place), params, places
-        )
+        place = functools.partial(place_leaf, dtype=self.compute_dtype)
+        self.params = jax.tree.map(place, parameter_table(architecture), params, places)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions in the order of finishing.

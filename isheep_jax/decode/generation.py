@@ -79,7 +79,7 @@ class Generation:
             static["architecture"],
             self.slots,
             engine.config.context,
-            engine.compute_dtype,
+            engine.chunk_shape.cache_dtype,
             engine.mesh,
             penalties=sampling.has_penalties,
         )

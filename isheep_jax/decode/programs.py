@@ -28,9 +28,10 @@ from isheep_jax.decode.cache import (
 )
 from isheep_jax.decode.packing import AT, SEGMENT, SLOT, TOKEN
 from isheep_jax.decode.sampling import GENERATED, PROMPT, SamplingSettings, logprobs_of, sample
-from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.attending import Context
 from isheep_jax.model.kv_cache import KVCache, init_cache
+from isheep_jax.model.quantized import Storage, abstract_weights, weight_table
 from isheep_jax.model.transformer import forward, logits
 from isheep_jax.sharding import DECODE_RULES, param_shardings
 
@@ -61,7 +62,10 @@ class Slots:
 
 @flax.struct.dataclass
 class Prefix:
-    """What all sequences of a call begin with. cache: of one row. length: scalar, tokens (slots behind are padding)."""
+    """What all sequences of a call begin with.
+
+    cache: of one row, always of floats: that is little memory. length: scalar, tokens (slots behind are padding).
+    """
 
     cache: KVCache
     length: jax.Array
@@ -275,7 +279,8 @@ def decode_chunk(
 class ChunkShape:
     """What `decode_chunk` is compiled for: `slots` rows of `context` tokens.
 
-    prefix: slots of what all rows begin with; 0: nothing. The rest as in `decode_chunk`.
+    prefix: slots of what all rows begin with; 0: nothing. weights, cache: how they are stored. The rest as in
+    `decode_chunk`.
     """
 
     architecture: Architecture
@@ -285,15 +290,21 @@ class ChunkShape:
     end_ids: tuple[int, ...]
     mesh: Mesh | None
     compute_dtype: jnp.dtype
+    weights: Storage = "compute"
+    cache: Storage = "compute"
     prefix: int = 0
     penalties: bool = False
     logprobs: bool = False
+
+    @property
+    def cache_dtype(self) -> jnp.dtype:
+        return jnp.dtype(jnp.int8) if self.cache == "int8" else self.compute_dtype
 
 
 def weight_places(shape: ChunkShape) -> Tree:
     """For each parameter where it lies while decoding: its sharding, and on TPUs the layout that decoding chose."""
     if decode_activations(shape.mesh).platform != "tpu":
-        return _weight_shardings(shape.architecture, shape.mesh)
+        return _weight_shardings(shape)
     plain = replace(shape, prefix=0, penalties=False, logprobs=False)
     return compile_decode_chunk(plain).input_formats[0][0]
 
@@ -313,21 +324,23 @@ def lower_decode_chunk(shape: ChunkShape) -> jax.stages.Lowered:
     """
     architecture, slots, mesh, compute_dtype = shape.architecture, shape.slots, shape.mesh, shape.compute_dtype
     prefix, penalties = shape.prefix, shape.penalties
-    table = parameter_table(architecture)
     if prefix or penalties or shape.logprobs:
         weights = weight_places(shape)
     else:
-        weights = _weight_shardings(architecture, mesh)
+        weights = _weight_shardings(shape)
         if decode_activations(mesh).platform == "tpu":
             weights = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), weights)
     split = cache_sharding(mesh)
     count = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    cache = jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(shape.context), shape.cache_dtype))
     state = Slots(
-        jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(shape.context), compute_dtype)),
+        cache,
         count((slots, CONTROL_COLUMNS)),
         jax.ShapeDtypeStruct((slots, architecture.vocab_size), jnp.uint8) if penalties else None,
     )
-    places = Slots(KVCache(split, split), rows_sharding(mesh), rows_sharding(mesh) if penalties else None)
+    places = Slots(
+        jax.tree.map(lambda _: split, cache), rows_sharding(mesh), rows_sharding(mesh) if penalties else None
+    )
     shared = where = None
     if prefix:
         where = prefix_sharding(mesh)
@@ -347,7 +360,7 @@ def lower_decode_chunk(shape: ChunkShape) -> jax.stages.Lowered:
         out_shardings=(places, None),
         donate_argnums=1,
     ).lower(
-        jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, compute_dtype), table),
+        abstract_weights(architecture, shape.weights, compute_dtype),
         state,
         count((slots, CONTROL_COLUMNS + 1)),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), SamplingSettings()),
@@ -356,8 +369,8 @@ def lower_decode_chunk(shape: ChunkShape) -> jax.stages.Lowered:
     )
 
 
-def _weight_shardings(architecture: Architecture, mesh: Mesh | None) -> Tree:
-    table = parameter_table(architecture)
-    if mesh is None:
+def _weight_shardings(shape: ChunkShape) -> Tree:
+    table = weight_table(shape.architecture, shape.weights)
+    if shape.mesh is None:
         return jax.tree.map(lambda _: cache_sharding(None), table)
-    return param_shardings(table, mesh, DECODE_RULES)
+    return param_shardings(table, shape.mesh, DECODE_RULES)

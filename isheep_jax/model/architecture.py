@@ -165,6 +165,19 @@ class ParameterSpec:
     def stacked(self) -> bool:
         return self.axes[0] == "layers"
 
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.hf_shape) == 2
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """Of a matrix: the axes of the leaf that a product with it sums over."""
+        if not self.transposed:
+            return (len(self.shape) - 1,)
+        first = int(self.stacked)
+        sizes = (math.prod(self.shape[first:end]) for end in range(first + 1, len(self.shape)))
+        return tuple(range(first, first + 1 + list(sizes).index(self.hf_shape[1])))
+
 
 def parameter_table(architecture: Architecture) -> dict[str, Any]:
     """A `ParameterSpec` for each leaf, in the parameters' own tree.

@@ -111,24 +111,25 @@ def attend_cached(
     """
     H, length = q.shape[-1], cache.length
     block = math.gcd(length, _CACHED_KEYS.get(activations.platform, _CACHED_KEYS_ELSEWHERE))
-    rows, width = cache.k.shape[1], cache.k.shape[3]
+    rows = cache.k.shape[1]
     window = scores.window(kind)
 
     def see(q, at, read):
-        """The keys and values [rows, block, K * H] that read(cache, i) gives of block i, as far as the rows go."""
+        """What read(x, i) gives of block i of the cache's arrays [rows, block, ...], as far as the rows go."""
 
         def add(i, partial):
-            k, v = (split_heads(read(x, i), H).astype(q.dtype) for x in (cache.k, cache.v))
-            return partial.add(q, k, v, cached_mask(at, i * block + jnp.arange(block), window), **scores.shape)
+            found = jax.tree.map(lambda x: read(x, i), cache)
+            k, v = (split_heads(x, H).astype(q.dtype) for x in (found.k, found.v))
+            shape = {"k_scale": found.k_scale, "v_scale": found.v_scale, **scores.shape}
+            return partial.add(q, k, v, cached_mask(at, i * block + jnp.arange(block), window), **shape)
 
-        none = Partial.none(q, width // H)
+        none = Partial.none(q, cache.k.shape[3] // H)
         return add(0, none) if block == length else jax.lax.fori_loop(0, jnp.max(at) // block + 1, add, none)
 
     def see_some(some):
         def read(x, i):
-            return jax.vmap(lambda r: jax.lax.dynamic_slice(x, (layer, r, i * block, 0), (1, 1, block, width))[0, 0])(
-                some
-            )
+            size = 1, 1, block, x.shape[3]
+            return jax.vmap(lambda r: jax.lax.dynamic_slice(x, (layer, r, i * block, 0), size)[0, 0])(some)
 
         return see(q[some], at[some], read)
 
@@ -138,7 +139,11 @@ def attend_cached(
         found = jax.lax.map(see_some, order.reshape(-1, _CACHED_ROWS))
         own = Partial(*(jnp.zeros((rows, *x.shape[2:])).at[order].set(x.reshape(rows, *x.shape[2:])) for x in found))
     else:
-        own = see(q, at, lambda x, i: jax.lax.dynamic_slice(x, (layer, 0, i * block, 0), (1, rows, block, width))[0])
+
+        def read_all(x, i):
+            return jax.lax.dynamic_slice(x, (layer, 0, i * block, 0), (1, rows, block, x.shape[3]))[0]
+
+        own = see(q, at, read_all)
     return _with_contexts(own, q, kind, scores, positions, contexts, activations).result(q.dtype)
 
 

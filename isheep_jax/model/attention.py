@@ -59,17 +59,21 @@ class Partial(NamedTuple):
         *,
         scale: float | None = None,
         softcap: float | None = None,
+        k_scale: jax.Array | None = None,
+        v_scale: jax.Array | None = None,
     ) -> "Partial":
         """Attention to these keys as well; arguments as in `attention`, or k, v [S, K, H] that all rows share.
 
-        Keys that a query may not see change nothing of it, not even by rounding.
+        k_scale, v_scale: [B, S, K], of k and v [B, S, K, H] that are to be multiplied with them. Keys that a query may
+        not see change nothing of it, not even by rounding.
         """
-        scores = _scores(q, k, mask, scale, softcap)
+        scores = _scores(q, k, mask, scale, softcap, k_scale)
         top = jnp.maximum(self.top, scores.max(axis=-1))
         # A query that has seen nothing keeps a mass of 0, whatever exp(MASKED - MASKED) is.
         weights = jnp.where(mask[:, None, None], jnp.exp(scores - top[..., None]), 0.0)
         letters = "bkgts,bskh->bkgth" if v.ndim == 4 else "bkgts,skh->bkgth"
-        new = jnp.einsum(letters, weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        scaled = weights if v_scale is None else weights * _of_keys(v_scale)
+        new = jnp.einsum(letters, scaled.astype(v.dtype), v, preferred_element_type=jnp.float32)
         old = jnp.exp(self.top - top)
         return Partial(top, old * self.mass + weights.sum(axis=-1), old[..., None] * self.values + new)
 
@@ -103,13 +107,20 @@ def cached_mask(positions: jax.Array, slots: jax.Array, window: int | jax.Array 
     return slots <= last if window is None else (slots <= last) & (slots > last - window)
 
 
-def _scores(q, k, mask, scale, softcap) -> jax.Array:
+def _of_keys(scale: jax.Array) -> jax.Array:
+    """Scales of keys [B, S, K] as those of scores [B, K, 1, 1, S]."""
+    return jnp.moveaxis(scale, 1, 2)[:, :, None, None]
+
+
+def _scores(q, k, mask, scale, softcap, k_scale=None) -> jax.Array:
     """[B, K, G, T, S] in float32."""
     B, T, _, H = q.shape
     grouped = q.reshape(B, T, k.shape[-2], -1, H)
     letters = "btkgh,bskh->bkgts" if k.ndim == 4 else "btkgh,skh->bkgts"
     scores = jnp.einsum(letters, grouped, k, preferred_element_type=jnp.float32)
     scores *= 1 / math.sqrt(H) if scale is None else scale
+    if k_scale is not None:
+        scores *= _of_keys(k_scale)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     return jnp.where(mask[:, None, None], scores, MASKED)

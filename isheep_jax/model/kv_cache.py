@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec, Sharding
 
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.quantized import quantize
 from isheep_jax.sharding import ANYWHERE, ActivationSharding, Rules
 
 
@@ -21,10 +22,14 @@ class KVCache:
 
     k: [L, B, S, K * H], after RoPE.
     v: [L, B, S, K * H].
+    k_scale, v_scale: [L, B, S, K] float32, of int8 keys and values, one for each token and head (see `quantized`); None
+    where these are floats.
     """
 
     k: jax.Array
     v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
 
     @property
     def length(self) -> int:
@@ -34,9 +39,14 @@ class KVCache:
 def init_cache(
     architecture: Architecture, batch: int, length: int, dtype: jnp.dtype, sharding: Sharding | None = None
 ) -> KVCache:
-    """An empty cache for `batch` rows of `length` positions."""
-    shape = (architecture.layers, batch, length, architecture.kv_heads * architecture.head_dim)
-    return KVCache(*(jnp.zeros(shape, dtype, device=sharding) for _ in "kv"))
+    """An empty cache for `batch` rows of `length` positions. dtype: int8 has scales."""
+    shape = (architecture.layers, batch, length)
+    width = architecture.kv_heads * architecture.head_dim
+    numbers = [jnp.zeros((*shape, width), dtype, device=sharding) for _ in "kv"]
+    if dtype != jnp.int8:
+        return KVCache(*numbers)
+    scales = [jnp.zeros((*shape, architecture.kv_heads), jnp.float32, device=sharding) for _ in "kv"]
+    return KVCache(*numbers, *scales)
 
 
 def cache_spec(rules: Rules) -> PartitionSpec:
@@ -53,7 +63,7 @@ def write_tokens(
     rows: jax.Array | None = None,
     activations: ActivationSharding = ANYWHERE,
 ) -> KVCache:
-    """Writes a layer's new keys and values [B, T, K, H] to slots of the cache.
+    """Writes a layer's new keys and values [B, T, K, H] to slots of the cache, rounded if it is one of integers.
 
     at: [B, T], slots; outside 0..S-1 nothing is written. rows: [B, T], of the cache, on the device of the token's row;
     None: token rows are the cache's rows. Each device writes into its own rows: XLA does not see by itself that no keys
@@ -78,7 +88,11 @@ def write_tokens(
             in_specs=(cache_spec(rules), new, batch, batch, PartitionSpec()),
             out_specs=cache_spec(rules),
         )
-    return KVCache(write(cache.k, k, at, rows, layer), write(cache.v, v, at, rows, layer))
+    new = KVCache(k, v)
+    if cache.k_scale is not None:
+        k, v = quantize(k, (3,)), quantize(v, (3,))
+        new = KVCache(k.values, v.values, k.scale, v.scale)
+    return jax.tree.map(lambda old, new: write(old, new, at, rows, layer), cache, new)
 
 
 def split_heads(x: jax.Array, head_dim: int) -> jax.Array:

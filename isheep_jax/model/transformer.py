@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
 from isheep_jax.model.attending import Context, Scores, attend_cached, attend_packed
 from isheep_jax.model.kv_cache import KVCache, split_heads, write_tokens
+from isheep_jax.model.quantized import Quantized, look_up, product
 from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
 # For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.
@@ -71,7 +72,7 @@ def forward(
     """
     a, traits = architecture, architecture.traits
     # Each device looks its columns up for the rows of all that share a copy of the table, which is never gathered.
-    x = activations.columns(params["embed"][activations.tokens(tokens)].astype(compute_dtype))
+    x = activations.columns(look_up(params["embed"], activations.tokens(tokens), compute_dtype))
     if traits.scaled_embeddings:
         x *= jnp.asarray(math.sqrt(a.hidden_size), compute_dtype)
     kinds, kind_of_layer = a.attention_kinds
@@ -90,7 +91,7 @@ def forward(
 
         def linear(name: str, x: jax.Array) -> jax.Array:
             into, inside, outside, out = _LINEAR[name]
-            y = jnp.einsum(f"{into},{inside}{outside}->{out}", x, weights[name].astype(compute_dtype))
+            y = product(f"{into},{inside}{outside}->{out}", x, weights[name], compute_dtype)
             if adapters is not None and name in adapters:
                 low = x
                 if dropout_key is not None and lora_dropout > 0:
@@ -146,16 +147,17 @@ def logits(
     return head_logits(output_head(params, architecture), architecture, hidden, compute_dtype)
 
 
-def output_head(params: dict[str, Any], architecture: Architecture) -> jax.Array:
+def output_head(params: dict[str, Any], architecture: Architecture) -> jax.Array | Quantized:
     """What hidden states are multiplied with: [V, D] of tied embeddings, else [D, V]."""
     return params["embed" if architecture.tied_embeddings else "lm_head"]
 
 
-def head_logits(head: jax.Array, architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype) -> jax.Array:
+def head_logits(
+    head: jax.Array | Quantized, architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype
+) -> jax.Array:
     """`logits` by a head that stands by itself."""
     letters = "...d,vd->...v" if architecture.tied_embeddings else "...d,dv->...v"
-    hidden, head = hidden.astype(compute_dtype), head.astype(compute_dtype)
-    scores = jnp.einsum(letters, hidden, head, preferred_element_type=jnp.float32)
+    scores = product(letters, hidden.astype(compute_dtype), head, compute_dtype, preferred_element_type=jnp.float32)
     cap = architecture.logit_softcap
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 

@@ -20,6 +20,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.files import whole_directory
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 from isheep_jax.model.config_json import config_json
+from isheep_jax.model.quantized import Storage, quantize
 from isheep_jax.model.safetensors_file import DTYPES, StoredTensor, read_header, write_file
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.sharding import AXES, Rules, partition
@@ -90,9 +91,17 @@ def _stored_tensors(directory: epath.Path) -> dict[str, StoredTensor]:
 
 
 def load_parameters(
-    directory: epath.PathLike, architecture: Architecture, *, mesh: Mesh, rules: Rules, dtype: jnp.dtype
+    directory: epath.PathLike,
+    architecture: Architecture,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: jnp.dtype,
+    weights: Storage = "compute",
 ) -> dict[str, Any]:
     """The parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
+
+    weights: "int8" makes each matrix a `Quantized` as soon as it is there, so that the floats are never there together.
 
     Leaf by leaf: the rows of its tensors are read in equal shares, each by the host whose device takes it, into the
     layout of the files, and the devices then bring them into theirs. So every byte is read once, in long ranges,
@@ -109,7 +118,10 @@ def load_parameters(
             sharding = NamedSharding(mesh, partition(spec, rules))
             leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
             # Waiting bounds the memory: otherwise reading runs ahead of the devices.
-            loaded[i] = jax.block_until_ready(_from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf))
+            leaf = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
+            if weights == "int8" and spec.is_matrix:
+                leaf = quantize(leaf, spec.input_axes)
+            loaded[i] = jax.block_until_ready(leaf)
     return jax.tree.unflatten(tree, loaded)
 
 

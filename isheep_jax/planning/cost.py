@@ -49,7 +49,7 @@ def bound(cost: Cost, chip: Chip) -> Bound:
 def matrix_parameters(architecture: Architecture) -> tuple[int, int]:
     """Weights that every token is multiplied with: (of all layers, of the output head)."""
     table = parameter_table(architecture)
-    layers = sum(math.prod(s.shape) for s in table["layers"].values() if len(s.hf_shape) == 2)
+    layers = sum(math.prod(s.shape) for s in table["layers"].values() if s.is_matrix)
     return layers, architecture.vocab_size * architecture.hidden_size
 
 
@@ -98,10 +98,13 @@ def program_hbm_bytes(program: Program, config: Config, architecture: Architectu
     layers, head = matrix_parameters(a)
     if program.name != programs.TRAIN:
         # Of the embedding only a few rows are read.
-        embedding = 0 if a.tied_embeddings else head * itemsize / meshes.decode.shape["tensor"]
+        stored = 1 if config.decode.weights == "int8" else itemsize
+        embedding = 0 if a.tied_embeddings else head * stored / meshes.decode.shape["tensor"]
         if program.name == programs.DECODE:
             return program.weights - embedding + program.cache
-        written = 2 * a.layers * a.kv_heads * a.head_dim * itemsize * program.tokens / meshes.decode.size
+        # Scoring keeps floats.
+        stored = 1 if config.decode.cache == "int8" and program.name == programs.PREFILL else itemsize
+        written = 2 * a.layers * a.kv_heads * a.head_dim * stored * program.tokens / meshes.decode.size
         return program.weights - embedding + 2 * written
     mesh, sft = meshes.train, config.sft
     passes = 2 + (sft.remat == "full")

@@ -155,9 +155,10 @@ def _largest(compiled: Compiled) -> dict[str, dict[str, Any]]:
 
 def _smallest_matrix(plan: Plan) -> float:
     """Bytes on one chip of the smallest weight matrix of a layer while decoding."""
-    itemsize = jnp.dtype(plan.config.model.compute_dtype).itemsize
+    int8 = plan.config.decode.weights == "int8"
+    itemsize = 1 if int8 else jnp.dtype(plan.config.model.compute_dtype).itemsize
     layers = parameter_table(plan.architecture)["layers"].values()
-    sizes = [math.prod(s.shape[1:]) for s in layers if len(s.hf_shape) == 2]
+    sizes = [math.prod(s.shape[1:]) for s in layers if s.is_matrix]
     return min(sizes) * itemsize / plan.meshes.decode.shape["tensor"]
 
 

@@ -17,6 +17,7 @@ from isheep_jax.decode.cache import alignment, allocate, bucket_of, cache_shardi
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.quantized import abstract_weights, weight_table
 from isheep_jax.sft import data, train_step, trainer
 from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings
 
@@ -83,16 +84,19 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         context=decode.context,
         chunk=decode.chunk,
         end_ids=architecture.eos_token_ids,
+        weights=decode.weights,
+        cache=decode.cache,
         **static,
     )
-    table = parameter_table(architecture)
+    shapes = abstract_weights(architecture, decode.weights, dtype)
 
     def abstract(where: Tree) -> Tree:
-        return jax.tree.map(lambda spec, s: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=s), table, where)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
     def params() -> Tree:  # compiles, so this may find that something does not fit
         return abstract(decoding.weight_places(chunk))
 
+    table = weight_table(architecture, decode.weights)
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     rows = data_shards(mesh)
     packed = empty_rows(rows, bucket_of(decode.context, alignment(mesh)))
@@ -101,7 +105,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         at, targets = np.zeros((rows, SCORED), np.int32), np.zeros((rows, SCORED, CHOICES), np.int32)
         lower = lambda: scoring._score_rows.lower(params(), packed, at, targets, None, collect=True, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, 0.0, rows * SCORED, tokens)
-    cache = jax.eval_shape(lambda: allocate(architecture, decode.slots, decode.context, dtype, None))
+    cache = jax.eval_shape(lambda: allocate(architecture, decode.slots, decode.context, chunk.cache_dtype, None))
     split = cache_sharding(mesh)
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
     cache_bytes = bytes_per_device(cache)
