@@ -32,6 +32,12 @@ class Lengths:
     """The judge's prompt without the pair."""
     follow_up_prompt: int = 80
     """The prompt for a second turn without the pair."""
+    thoughts: int = 50
+    """What is written before a response by principles."""
+    thorough_prompt: int = 90
+    """The wish for a thorough answer."""
+    thorough: int = 400
+    """A thorough answer."""
     template: int = 20
     """What the chat template adds to a pair."""
 
@@ -56,6 +62,7 @@ def plan_iteration(
     synthesize, respond, assess, sft = config.synthesize, config.respond, config.assess, config.sft
     completions = math.ceil(synthesize.instructions * n.per_instruction / synthesize.max_tokens)
     response = min(n.response, respond.max_tokens)
+    thoughts = n.thoughts if respond.method == "principles" else 0
     pair = n.instruction + response
     criteria = len(asked(assess))
 
@@ -79,7 +86,7 @@ def plan_iteration(
         """before: tokens that were said before each instruction."""
         pairs = instructions * respond.samples
         stages = {
-            "respond": generation(pairs, before + n.instruction + n.template, response),
+            "respond": generation(pairs, before + n.instruction + n.template, thoughts + response),
             "assess": judging(assess.judge, pairs, before),
         }
         if needs_perplexities(config):
@@ -100,12 +107,20 @@ def plan_iteration(
         stages["follow up"] = generation(kept, n.follow_up_prompt + pair, n.instruction)
         stages |= {f"{name} (second turn)": steps for name, steps in turn(kept, pair + n.template).items()}
         examples.append((min(config.select.at_most, _share(config) * kept), 2 * (pair + n.template)))
-    tokens = sum(
-        count * (min(length, sft.sequence_length) if sft.packing else sft.sequence_length) for count, length in examples
-    )
-    trained = tokens * (1 - sft.validation_fraction)
-    updates = sft.epochs * math.ceil(trained / made[programs.TRAIN].tokens)
-    stages["fine-tune"] = {programs.TRAIN: float(updates)}
+
+    def training(examples: list[tuple[float, int]]) -> dict[str, float]:
+        """examples: how many of how many tokens."""
+        longest = sft.sequence_length
+        tokens = sum(count * (min(length, longest) if sft.packing else longest) for count, length in examples)
+        trained = tokens * (1 - sft.validation_fraction)
+        return {programs.TRAIN: float(sft.epochs * math.ceil(trained / made[programs.TRAIN].tokens))}
+
+    if config.clone.enabled:
+        stages["engrave"] = training(examples)
+        prompt, answer = n.thorough_prompt + n.instruction + n.template, min(n.thorough, config.clone.max_tokens)
+        stages["answer again"] = generation(synthesize.instructions, prompt, answer)
+        examples = [(synthesize.instructions, n.instruction + answer + n.template)]
+    stages["fine-tune"] = training(examples)
     return [
         StagePlan(name, sum(count * bounds[program].seconds for program, count in steps.items()), steps)
         for name, steps in stages.items()

@@ -118,3 +118,18 @@ def test_chip_hours_are_seconds_on_all_chips():
     assert result["seconds"] == pytest.approx(sum(stage.seconds for stage in plan))
     assert result["chip_hours"] == pytest.approx(result["seconds"] * 16 / 3600)
     assert result["planned"] is True
+
+
+def test_verbose_cloning_is_a_second_fine_tuning_after_an_answer_to_every_instruction():
+    plain, cloned = (stages(replace_settings(CONFIG, {"clone.enabled": on})) for on in (False, True))
+    assert cloned["engrave"].steps == plain["fine-tune"].steps
+    assert cloned["fine-tune"].steps[programs.TRAIN] > plain["fine-tune"].steps[programs.TRAIN]
+    steps = CONFIG.synthesize.instructions * Lengths().thorough / CONFIG.decode.slots
+    assert cloned["answer again"].steps[programs.DECODE] == pytest.approx(steps)
+    assert cloned["respond"] == plain["respond"]
+
+
+def test_thoughts_are_written_before_a_response_by_principles():
+    steps = stages(replace_settings(CONFIG, {"respond.method": "principles"}))["respond"].steps[programs.DECODE]
+    written = Lengths().thoughts + Lengths().response
+    assert steps == pytest.approx(CONFIG.synthesize.instructions * written / CONFIG.decode.slots)
