@@ -122,10 +122,11 @@ def self_align(config: Config) -> Config:
             "respond.rules": "basic",
             "sft.start": "base",
             "sft.data": "iteration",
+            "sft.seeds": "none",
             "clone.enabled": True,
             "clone.temperature": 0.3,
             "clone.top_p": 0.7,
-            "clone.max_tokens": min(config.respond.max_tokens, 512),
+            "clone.max_tokens": 512,
         },
     )
 
