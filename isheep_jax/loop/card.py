@@ -174,6 +174,10 @@ def lineage_card(
     trained = f"Training began from the {'model before, too' if previous else 'base model each time'}."
     if sft.get("data") == "all":
         trained += " It was on the kept pairs of all iterations so far."
+    if settings.get("respond", {}).get("method") == "principles":
+        trained += " Responses were written after rules of good answers, which were not trained on."
+    if settings.get("clone", {}).get("enabled"):
+        trained += " The kept pairs are thorough answers, written by a model that had been fine-tuned on the responses."
     assess = settings.get("assess", {})
     level = assess.get("level", "both")
     external = _external(assess.get("judge", "current"), assess.get("judge_model", ""), level)

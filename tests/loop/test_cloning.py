@@ -17,9 +17,18 @@ from scripted_backend import (
     tiny_config,
 )
 
-from isheep_jax.config import CloneConfig, Config, RespondConfig, SelectConfig, SFTConfig, check_together
+from isheep_jax.config import (
+    CloneConfig,
+    Config,
+    RespondConfig,
+    SelectConfig,
+    SFTConfig,
+    check_together,
+    named_config,
+)
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import Collapse, UserError
+from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.cloning import echo_reason, thorough_answers
 from isheep_jax.loop.iteration import run
 from isheep_jax.loop.records import KEPT, Instruction, Pair, from_line, kept
@@ -190,6 +199,24 @@ def test_the_engraved_model_writes_the_thorough_answers_and_the_last_one_goes_on
         "2/respond": "iteration_1/model",
         "2/clone": "iteration_2/engraved/model",
     }
+
+
+def test_the_card_of_an_export_says_what_was_trained_on(tmp_path):
+    go(self_aligned(tmp_path, iterations=1))
+    settings = json.loads((tmp_path / "config.json").read_text())
+    card = lineage_card(settings, "", {}, [Step(0), Step(1)], adapter=False)
+    assert "rules of good answers, which were not trained on" in card
+    assert "thorough answers, written by a model that had been fine-tuned" in card
+    plain = {**settings, "clone": {"enabled": False}, "respond": {"method": "zero_shot"}}
+    card = lineage_card(plain, "", {}, [Step(0), Step(1)], adapter=False)
+    assert "thorough" not in card
+    assert "rules of good answers" not in card
+
+
+@pytest.mark.parametrize("config", [Config(), named_config("tiny")])
+def test_the_preset_laid_over_itself_changes_nothing(config):
+    once = PRESETS["self_align"].apply(config)
+    assert PRESETS["self_align"].apply(once) == once
 
 
 def test_thorough_answers_of_all_iterations_are_learned_where_all_data_is(tmp_path):
