@@ -92,23 +92,18 @@ def markdown(study: Study, rows: Sequence[Row], results: Results, config: Config
         if len(there) > 1:
             lines += [*_difference_table(study, there, by_row), ""]
         lines += [*_every_run(study, there, by_row), ""]
-    return "\n".join(
-        [
-            *lines,
-            f"The paper's numbers: Qwen1.5-72B, IFEval prompt-level strict accuracy, %, one run each. {study.source}",
-            "",
-        ]
-    )
+    numbers = "The paper's numbers: Qwen1.5-72B, IFEval prompt-level strict accuracy, %, one run each. "
+    source = (numbers if any(row.paper for row in rows) else "") + study.source
+    return "\n".join([*lines, source, ""])
 
 
 def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
     what = study.measure or " and ".join(f"{task} accuracy" for task in config.evaluate.tasks)
-    tiny = f", {config.evaluate.split} prompts" if config.evaluate.tasks[0].startswith("tiny") else ""
+    split = f" ({config.evaluate.split})" if config.evaluate.tasks[0].startswith("tiny") else ""
     seeds = sorted({seed for runs in by_row.values() for seed in runs})
-    return [
-        f"Base `{base}`: {what} on {config.evaluate.prompts} held-out prompts{tiny}; mean ± half the 95 % interval "
-        f"over seeds {', '.join(map(str, seeds))} (Student's t)."
-    ]
+    told = f"mean ± half the 95 % interval over seeds {', '.join(map(str, seeds))} (Student's t)"
+    told = told if len(seeds) > 1 else f"seed {seeds[0]}"
+    return [f"Base `{base}`: {what} on {config.evaluate.prompts} held-out prompts{split}; {told}."]
 
 
 def _also(config: Config, measure: str) -> list[str]:
