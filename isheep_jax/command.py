@@ -84,7 +84,8 @@ def parse_settings(
     for name, values in _split(arguments, types, positional):
         is_list = typing.get_origin(types[name]) is tuple
         if types[name] is bool:
-            switches = {"true": f"--{name}", "false": f"--no_{name}"}
+            section, dot, field = name.rpartition(".")
+            switches = {"true": f"--{name}", "false": f"--{section}{dot}no_{field}"}
             words = [switches.get((values or ["true"])[0].lower(), f"--{name}=?")]
         else:
             words = [f"--{name}", *values] if is_list else [f"--{name}={values[0]}"]

@@ -41,6 +41,11 @@ def test_an_empty_list_switches_evaluation_off():
     assert parse("--config=tiny", "--evaluate.tasks=").evaluate.tasks == ()
 
 
+@pytest.mark.parametrize(("value", "read"), [("=false", False), ("=true", True), ("", True), ("=False", False)])
+def test_a_switch_within_a_section_is_written_as_true_or_false(value, read):
+    assert parse("--config=tiny", f"--sft.packing{value}").sft.packing is read
+
+
 def test_hyphens_are_read_as_underscores():
     assert parse("--config=tiny", "--sft.batch-rows=2").sft.batch_rows == 2
 
