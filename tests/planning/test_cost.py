@@ -74,6 +74,23 @@ def test_a_decode_step_reads_the_weights_once_and_the_whole_cache():
     assert program_hbm_bytes(program, CONFIG, ONE_LAYER, meshes) == 4 * (layers + head + norms + cache)
 
 
+def test_integers_and_their_scales_are_what_an_int8_step_reads():
+    config = dataclasses.replace(CONFIG, decode=dataclasses.replace(CONFIG.decode, weights="int8", cache="int8"))
+    meshes = make_meshes(config, ONE_LAYER, jax.devices()[:1])
+    program = make_program(programs.DECODE, config, ONE_LAYER, meshes)
+    layers, head = matrix_parameters(ONE_LAYER)
+    outputs = (4 + 2 + 2) * 64 + 256 + 2 * 768 + 256
+    # The embeddings' scales are counted as read, too, though only some are.
+    floats = 3 * ONE_LAYER.hidden_size + outputs + 2 * ONE_LAYER.vocab_size
+    tokens, heads = 16 * 128, ONE_LAYER.kv_heads
+    cache = 2 * tokens * heads * (ONE_LAYER.head_dim + 4)
+    assert program.cache == cache
+    assert program.weights == layers + 2 * head + 4 * floats
+    assert program_hbm_bytes(program, config, ONE_LAYER, meshes) == layers + head + 4 * floats + cache
+    memory = program.lower().compile().memory_analysis()
+    assert memory.argument_size_in_bytes == pytest.approx(program.weights + program.cache, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("cost", "by", "seconds"),
     [
