@@ -33,10 +33,19 @@ def main(arguments: Sequence[str]) -> None:
     settings = [row.settings(config) for row in rows]
 
     # Here, so that --help and misspelt settings answer at once: these bring in jax.
+    from isheep_jax.loop.iteration import read_inputs
     from isheep_jax.studies import figure, report
 
+    for option in ("results", "figure"):
+        path = getattr(options, option)
+        if path and not path.parent.is_dir():
+            raise UserError(f"--{option}: there is no directory {path.parent}")
     if options.figure:
         figure.check(options.figure)
+    if not options.report:
+        for each in settings:
+            # Hours may pass before it is the turn of a row that lacks a file.
+            read_inputs(each)
     bases = options.base or [config.model.path]
     if len({Path(base).name for base in bases}) < len(bases):
         raise UserError("--base: two bases have the same name; rename the directory of one")

@@ -64,6 +64,8 @@ def test_a_row_of_two_studies_is_run_once(tmp_path, backends):
         (["--config=tiny", "--study=judge", "--select.rul=none"], "did you mean --select.rule"),
         (["--config=qwen1_5_7b_v5e", "--study=judge"], "--evaluate.tasks: it is empty"),
         (["--config=tiny", "--study=judge", "--workdir=gs://a/b"], "--workdir: runs of a study share files by links"),
+        (["--config=tiny", "--study=judge", "--results", "nowhere/a.json"], "--results: there is no directory nowhere"),
+        (["--config=tiny", "--study=judge", "--synthesize.seeds=none.jsonl"], "none.jsonl"),
         (["--config=tiny", "--study=judge", "--base", "a/x", "b/x"], "--base: two bases have the same name"),
     ],
 )
