@@ -1,4 +1,4 @@
-"""ISARA-style on the embedded model: a domain of the tiny world from 64 samples.
+"""ISARA-style on the embedded model: a domain of the tiny world from 12 samples.
 
 Command:  python -m isheep_jax.train --config=tiny_domain
 Hardware: two CPU cores, 2 GB of memory.

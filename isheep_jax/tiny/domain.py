@@ -4,6 +4,7 @@
 model to the domain. `python -m isheep_jax.tiny.domain` prints them. Measured are held-out instructions of the domain.
 """
 
+import functools
 import json
 import random
 from collections.abc import Callable
@@ -16,23 +17,34 @@ from isheep_jax.tiny.world import Item
 
 TASKS = ("copy", "first", "last", "swap")
 CONSTRAINTS = ("twice", "quotes", "brackets", "stars", "label", "thanks")
-SAMPLES = 64
+SAMPLES = 12  # two of each constraint, three of each task
 
 
 def draw_items(rng: random.Random, split: str, count: int) -> list[Item]:
     """`count` items of the domain and the split, no two of the same meaning."""
     items: dict[tuple, Item] = {}
     while len(items) < count:
-        item = world.draw_item(rng)
-        item = Item(item.task, item.arguments, (rng.choice(CONSTRAINTS),), item.phrasing)
-        if item.task in TASKS and item.split == split:
+        item = _draw(rng, TASKS, rng.choice(CONSTRAINTS))
+        if item.split == split:
             items.setdefault((item.task, item.arguments, item.constraints), item)
     return list(items.values())
 
 
+def _draw(rng: random.Random, tasks: tuple[str, ...], constraint: str) -> Item:
+    while True:
+        item = world.draw_item(rng)
+        if item.task in tasks:
+            return Item(item.task, item.arguments, (constraint,), item.phrasing)
+
+
 def samples() -> list[dict[str, str]]:
     """Question and answer of each sample."""
-    items = draw_items(random.Random("tiny domain samples"), "train", SAMPLES)
+    rng, items = random.Random("tiny domain samples"), []
+    while len(items) < SAMPLES:
+        n = len(items)
+        item = _draw(rng, (TASKS[n % len(TASKS)],), CONSTRAINTS[(n + n // len(CONSTRAINTS)) % len(CONSTRAINTS)])
+        if item.split == "train":
+            items.append(item)
     return [{"question": item.instruction, "answer": item.response} for item in items]
 
 
@@ -40,7 +52,12 @@ def split_items(split: str, count: int) -> list[Item]:
     """The first `count` of the split's fixed items."""
     if not 0 < count <= PROMPTS:
         raise UserError(f"evaluate.prompts={count}: the tiny world's domain has 1 to {PROMPTS} prompts per split")
-    return draw_items(random.Random(f"tiny domain {split}"), split, PROMPTS)[:count]
+    return list(_items(split)[:count])
+
+
+@functools.cache
+def _items(split: str) -> list[Item]:
+    return draw_items(random.Random(f"tiny domain {split}"), split, PROMPTS)
 
 
 def held_out_prompts() -> frozenset[str]:
