@@ -1,0 +1,152 @@
+"""Decoding with int8 weights and an int8 cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from minute_model import ARCHITECTURE, TableTokenizer, make_engine, mesh_of, ragged
+
+from isheep_jax.config import DecodeConfig
+from isheep_jax.decode.programs import new_slots, take_slots
+from isheep_jax.decode.quality import measure_quality
+from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.errors import UserError
+from isheep_jax.model import quantized
+from isheep_jax.model.pretrained import open_model
+from isheep_jax.model.quantized import abstract_weights, dequantize_weights, weight_table
+from isheep_jax.model.weights import load_parameters
+from isheep_jax.sharding import DECODE_RULES, param_shardings
+from isheep_jax.tiny import CHECKPOINT
+
+GREEDY = Sampling(temperature=0.0, max_tokens=12)
+DRAWN = Sampling(temperature=1.0, max_tokens=12)
+INT8 = {"weights": "int8", "cache": "int8"}
+
+
+def by_id(completions) -> dict:
+    return {completion.id: completion for completion in completions}
+
+
+def test_int8_weights_decode_and_score_as_the_floats_that_they_stand_for(params):
+    engine = make_engine(params, weights="int8")
+    plain = make_engine(dequantize_weights(engine.params, ARCHITECTURE))
+    requests = ragged(14)
+    found = by_id(engine.generate(requests, GREEDY))
+    assert found == by_id(plain.generate(requests, GREEDY))
+    assert found != by_id(make_engine(params).generate(requests, GREEDY))
+    choices = ["1", "10", "ab"]
+    expected = by_id(plain.score(requests[:9], choices))
+    for scores in engine.score(requests[:9], choices):
+        np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbours(params, sampling):
+    # Two of each prompt, so that slots are copied.
+    requests = [Request(f"{r.id}/{i}", r.prompt) for r in ragged(8) for i in range(2)]
+    engine = make_engine(params, **INT8)
+    expected = by_id(engine.generate(requests, sampling))
+    assert by_id(make_engine(params, slots=16, chunk=64, **INT8).generate(requests, sampling)) == expected
+    assert by_id(engine.generate(requests[::-1], sampling)) == expected
+    for request in requests[::5]:
+        assert list(engine.generate([request], sampling)) == [expected[request.id]]
+
+
+def test_a_mesh_gives_the_tokens_of_one_device_and_splits_scales_as_their_outputs(params):
+    requests, mesh = ragged(12), mesh_of(4, 2)
+    expected = by_id(make_engine(params, **INT8).generate(requests, GREEDY))
+    engine = make_engine(params, slots=8, mesh=mesh, **INT8)
+    assert by_id(engine.generate(requests, GREEDY)) == expected
+    wanted = param_shardings(weight_table(ARCHITECTURE, "int8"), mesh, DECODE_RULES)
+    same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), engine.params, wanted)
+    assert all(jax.tree.leaves(same))
+    assert engine.params["layers"]["wq"].scale.sharding.shard_shape((2, 4, 8)) == (2, 2, 8)
+    # Weights that are quantised already stay as they are.
+    again = make_engine(engine.params, slots=8, mesh=mesh, **INT8)
+    jax.tree.map(np.testing.assert_array_equal, again.params, engine.params)
+
+
+def test_a_shared_head_stays_in_floats_beside_an_int8_cache(params):
+    head = "the quick brown fox jumps over 13 lazy dogs. "
+    requests = [Request(request.id, head + request.prompt, head=head) for request in ragged(6)]
+    plain = by_id(make_engine(params, context=128).generate(requests, GREEDY))
+    found = by_id(make_engine(params, context=128, cache="int8").generate(requests, GREEDY))
+    # The first token is drawn from prompt tokens alone; most of them, the head's, are exact.
+    assert sum(found[r.id].tokens[:1] == plain[r.id].tokens[:1] for r in requests) >= 5
+
+
+def test_slots_move_with_their_scales():
+    slots = new_slots(ARCHITECTURE, 4, 128, jnp.dtype(jnp.int8), None, penalties=False)
+    slots = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape).astype(x.dtype), slots)
+    rows = np.asarray([2, 0], np.int32)
+    moved = jax.tree.leaves(take_slots(slots, rows, mesh=None).cache)
+    assert [x.shape for x in moved] == [(2, 2, 128, 16), (2, 2, 128, 16), (2, 2, 128, 2), (2, 2, 128, 2)]
+    for before, after in zip(jax.tree.leaves(slots.cache), moved):
+        np.testing.assert_array_equal(after, before[:, rows])
+
+
+def test_unknown_settings_are_one_clear_line(params):
+    with pytest.raises(UserError, match=r"decode\.weights=int4 .* compute or int8$"):
+        make_engine(params, weights="int4")
+    with pytest.raises(UserError, match=r"decode\.cache=fp8 .* compute or int8$"):
+        make_engine(params, cache="fp8")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = open_model(CHECKPOINT)
+    return model, model.load(mesh=mesh_of(1, 1), rules=DECODE_RULES, dtype=jnp.float32)
+
+
+def quality(tiny, prompts, **settings):
+    model, params = tiny
+    config = DecodeConfig(slots=16, context=128, **settings)
+    return measure_quality(
+        params,
+        model.architecture,
+        model.tokenizer,
+        config,
+        prompts,
+        mesh=mesh_of(1, 1),
+        compute_dtype="float32",
+        max_tokens=64,
+    )
+
+
+def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_not(tiny, monkeypatch):
+    prompts = [f"{verb} {word} and red." for verb in ("Swap", "Copy", "Join") for word in ("cat", "dog", "sun", "blue")]
+    none = quality(tiny, prompts)
+    assert (none.divergence, none.loss, none.agreement) == (0, 0, 1)
+    cache, both = quality(tiny, prompts, cache="int8"), quality(tiny, prompts, **INT8)
+    assert none.tokens == cache.tokens == both.tokens > 100
+    for found in (cache, both):
+        assert 0 < found.divergence < 1e-3
+        assert abs(found.loss) < 0.01
+        assert found.agreement > 0.95
+    monkeypatch.setattr(quantized, "_LARGEST", 7)
+    quantized.quantize.clear_cache()
+    four_bits = quality(tiny, prompts, weights="int8")
+    quantized.quantize.clear_cache()
+    assert four_bits.divergence > 5e-3
+
+
+def test_weights_are_quantised_while_they_are_loaded(tiny):
+    model, params = tiny
+    mesh = mesh_of(1, 2)
+    loaded = load_parameters(
+        model.directory, model.architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32, weights="int8"
+    )
+    shapes = abstract_weights(model.architecture, "int8", jnp.float32)
+    jax.tree.map(
+        lambda x, shape: np.testing.assert_equal((x.shape, x.dtype), (shape.shape, shape.dtype)), loaded, shapes
+    )
+    rounded = dequantize_weights(loaded, model.architecture)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.6 * np.abs(b).max() / 127), rounded, params)
+
+
+def test_prompts_that_do_not_fit_leave_nothing_to_compare(params):
+    config = dataclasses.replace(DecodeConfig(slots=2, context=16), cache="int8")
+    with pytest.raises(UserError, match="no completion of the 1 prompts"):
+        measure_quality(params, ARCHITECTURE, TableTokenizer(), config, ["a" * 30], compute_dtype="float32")
