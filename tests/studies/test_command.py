@@ -6,7 +6,10 @@ import pytest
 from scripted_backend import ScriptedBackend, SilentReporter, evaluator
 
 from isheep_jax import study
+from isheep_jax.config import named_config
 from isheep_jax.errors import UserError
+from isheep_jax.loop.iteration import read_inputs
+from isheep_jax.studies.definitions import STUDIES
 from isheep_jax.studies.runs import Workshop
 
 SMALL = ["--config=tiny", "--study=filters", "--synthesize.instructions=30", "--iterations=2", "--select.buckets=none"]
@@ -74,6 +77,13 @@ def test_bad_input_is_one_line_before_any_run(arguments, message, backends):
         study.main(arguments)
     assert "\n" not in str(error.value)
     assert backends == []
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_tiny_world_has_what_every_row_reads(name):
+    config = named_config("tiny_domain" if STUDIES[name].needs else "tiny")
+    for row in STUDIES[name].rows:
+        read_inputs(row.settings(config))
 
 
 def test_help_lists_studies_and_rows(capsys):
