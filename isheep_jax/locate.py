@@ -1,11 +1,14 @@
 """What a person means by a model: the embedded base, a run, a directory, a bucket or a name on the Hugging Face hub."""
 
+import difflib
 import re
 from pathlib import Path
 
 from etils import epath
 
+from isheep_jax.config import Config, is_server
 from isheep_jax.errors import UserError
+from isheep_jax.loop.judge import OWN
 
 # Of a repository on the hub: no weights in other formats, no training leftovers.
 _FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
@@ -50,6 +53,20 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         # Each kind of bucket has errors of its own.
         raise UserError(f"{setting}: {path} cannot be reached: {type(error).__name__}: {error}") from error
     return directory
+
+
+def locate_judge(config: Config) -> epath.Path | None:
+    """The directory of `assess.judge`; None where that is one of the run's own models or a server.
+
+    Raises `UserError` when there is no such model.
+    """
+    judge = config.assess.judge
+    if judge in OWN or is_server(judge):
+        return None
+    near = difflib.get_close_matches(judge, OWN, n=1)
+    if near and not epath.Path(judge).expanduser().is_dir():
+        raise UserError(f"--assess.judge: there is no judge '{judge}'; did you mean '{near[0]}'?")
+    return locate_model(judge, "--assess.judge")
 
 
 def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:

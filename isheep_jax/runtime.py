@@ -18,8 +18,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.retrieval import Index
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
-from isheep_jax.locate import locate_model
-from isheep_jax.loop.judge import other_model
+from isheep_jax.locate import locate_judge, locate_model
 from isheep_jax.loop.protocols import Evaluator
 from isheep_jax.model.architecture import parameter_count
 from isheep_jax.model.pretrained import Pretrained, open_model
@@ -55,7 +54,8 @@ class JaxBackend:
         check_settings(config.sft, self._architecture, self._train_mesh)
         check_divisible(self._architecture, self._decode_mesh, DECODE_RULES)
         # A model of another make than the run's, with its own tokenizer.
-        self._judge = self._open_judge(other_model(config))
+        self.judge = locate_judge(config)
+        self._judge = self._open_judge(self.judge)
         self._engine: tuple[epath.Path, Engine] | None = None
         if processes.several():
             judge = {"the files of --assess.judge": self._judge.digest()} if self._judge else {}

@@ -56,9 +56,10 @@ def _run(config: Config) -> None:
 def _facts(config: Config) -> dict[str, Any]:
     """What must be the same on every host, by the name that a person knows it by."""
     from isheep_jax import processes
+    from isheep_jax.locate import locate_judge
     from isheep_jax.loop.iteration import environment, read_inputs
 
-    _, _, inputs = read_inputs(config)
+    _, _, inputs = read_inputs(config, locate_judge(config))
     versions = environment()
     return {
         # The paths of one directory may differ; that it is one is found out when it is opened.

@@ -5,7 +5,6 @@ import pytest
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, ModelConfig, SFTConfig
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
-from isheep_jax.loop.judge import other_model
 from isheep_jax.runtime import JaxBackend
 
 REQUESTS = [Request(f"{n}", text) for n, text in enumerate(("Quality (1-10):", "add 2 and 3"))]
@@ -30,9 +29,9 @@ def scores(model):
 def test_a_foreign_judge_scores_as_it_does_by_itself_and_the_writer_stays_what_it_is(small_checkpoint, tmp_path):
     alone, _ = backend(tmp_path, "tiny")
     expected = scores(alone.load(None))
-    run, config = backend(tmp_path, small_checkpoint, "tiny")
+    run, _ = backend(tmp_path, small_checkpoint, "tiny")
     writer = scores(run.load(None))
-    assert scores(run.load(other_model(config))) == pytest.approx(expected, abs=1e-5)
+    assert scores(run.load(run.judge)) == pytest.approx(expected, abs=1e-5)
     assert writer != pytest.approx(expected, abs=0.1)
     assert scores(run.load(None)) == pytest.approx(writer, abs=1e-5)
 

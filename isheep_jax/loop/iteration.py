@@ -68,7 +68,7 @@ def run(
     thorough answers) and thorough (count of these). best.json names the best iteration so far.
     Raises UserError for bad input: before anything is written where it can be known before.
     """
-    templates, seeds, inputs = read_inputs(config)
+    templates, seeds, inputs = read_inputs(config, backend.judge)
     directory = RunDirectory.open(config, inputs, environment())
     loop = _Loop(config, backend, evaluators, held_out, reporter, templates, seeds, directory)
     rows = []
@@ -87,10 +87,11 @@ def run(
     return rows
 
 
-def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
+def read_inputs(config: Config, other_judge: epath.Path | None) -> tuple[Templates, list[Seed], dict[str, str]]:
     """The prompt templates, the seeds, and the sha256 of each of their files by what it is.
 
-    Raises UserError for what is missing or malformed.
+    other_judge: the directory of a judge that is none of the run's own models; its name stands for its files. Raises
+    UserError for what is missing or malformed.
     """
     of_settings = {
         "follow_up": config.synthesize.turns == 2,
@@ -110,7 +111,7 @@ def read_inputs(config: Config) -> tuple[Templates, list[Seed], dict[str, str]]:
     if retrieval.is_used(config):
         templates.check_retrieved()
     digests = {**templates.digests(), "seeds": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return templates, seeds, {**digests, **judge.identity(config)}
+    return templates, seeds, {**digests, **judge.identity(other_judge)}
 
 
 class _Loop:

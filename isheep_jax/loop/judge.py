@@ -1,15 +1,12 @@
 """Who scores: one of the run's models, another model or a server; and how far two judges agree."""
 
-import difflib
 import math
 import random
 from collections.abc import Sequence
 
 from etils import epath
 
-from isheep_jax.config import Config, is_server
-from isheep_jax.errors import UserError
-from isheep_jax.locate import locate_model
+from isheep_jax.config import Config
 from isheep_jax.loop.records import Pair, Score, Scores, kept
 from isheep_jax.loop.run_directory import RunDirectory
 
@@ -17,20 +14,8 @@ from isheep_jax.loop.run_directory import RunDirectory
 OWN = ("current", "previous", "base")
 
 
-def other_model(config: Config) -> epath.Path | None:
-    """The directory of a judge that is neither of the run nor a server. Raises UserError when there is none."""
-    judge = config.assess.judge
-    if judge in OWN or is_server(judge):
-        return None
-    near = difflib.get_close_matches(judge, OWN, n=1)
-    if near and not epath.Path(judge).expanduser().is_dir():
-        raise UserError(f"--assess.judge: there is no judge '{judge}'; did you mean '{near[0]}'?")
-    return locate_model(judge, "--assess.judge")
-
-
-def identity(config: Config) -> dict[str, str]:
+def identity(directory: epath.Path | None) -> dict[str, str]:
     """What names an external judge when a run resumes: the end of its path, which for a hub id is its revision."""
-    directory = other_model(config)
     return {} if directory is None else {"assess.judge": "/".join(directory.parts[-2:])}
 
 

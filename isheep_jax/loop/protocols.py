@@ -48,6 +48,9 @@ class Index(Protocol):
 class Backend(Protocol):
     """Gives models and makes new ones."""
 
+    judge: epath.Path | None
+    """Directory of the model that `assess.judge` names; None where that is one of the run's own or a server."""
+
     def index(self, vectors: np.ndarray) -> Index:
         """To search in the vectors [N, D]."""
 

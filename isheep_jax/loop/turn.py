@@ -44,6 +44,10 @@ class Models:
             self._model, self._directory = self._backend.load(directory), directory
         return self._model
 
+    def other_judge(self) -> Model:
+        """The judge that is none of the run's own models."""
+        return self.get(self._backend.judge)
+
     def release(self) -> None:
         self._model = None
 
@@ -69,7 +73,6 @@ class Answers:
         self._config, self._directory, self._models = config, directory, models
         self._neighbours = neighbours
         self._templates, self._reporter = templates, reporter
-        self._other_judge = judge.other_model(config)
         self._principles = Principles(templates) if config.respond.method == "principles" else None
 
     def answer(
@@ -116,8 +119,9 @@ class Answers:
         if is_server(name):
             at_once = settings.judge_requests
             return Endpoint(name, settings.judge_model, settings.judge_key, at_once, self._config.seed)
-        own = name in judge.OWN
-        return self._models.get(judge.own_model(self._directory, name, number) if own else self._other_judge)
+        if name in judge.OWN:
+            return self._models.get(judge.own_model(self._directory, name, number))
+        return self._models.other_judge()
 
     def _respond(
         self, number: int, turn: int, instructions: Sequence[Instruction], prompts: Mapping[str, Prompt]

@@ -51,8 +51,8 @@ class Result:
     shared: tuple[str, ...] = ()
 
 
-def place(config: Config, named: Config, root: Path, base: str, seed: int) -> Config:
-    """The config with the directory of its run: root/BASE/CHANGES-DIGEST/SEED.
+def place(config: Config, named: Config, base: str, seed: int) -> Config:
+    """The config with the directory of its run: WORKDIR/BASE/CHANGES-DIGEST/SEED.
 
     Equal settings have one directory, whatever study they are in. named: the config by its name; what differs from it
     names the directory. base: the path of the base model.
@@ -68,7 +68,7 @@ def place(config: Config, named: Config, root: Path, base: str, seed: int) -> Co
     label = re.sub(r"[^\w.=,-]", "", ",".join(changes))[:60] or "unchanged"
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return replace(config, workdir=str(root / Path(base).name / f"{label}-{digest}" / str(seed)))
+    return replace(config, workdir=str(Path(config.workdir) / Path(base).name / f"{label}-{digest}" / str(seed)))
 
 
 def result(config: Config) -> Result | None:
@@ -95,7 +95,7 @@ def obtain(config: Config, workshop: Workshop) -> Result:
             return found
         begun = time.monotonic()
         backend = workshop.backend(config)
-        _, _, inputs = read_inputs(config)
+        _, _, inputs = read_inputs(config, backend.judge)
         RunDirectory.open(config, inputs, environment())
         shared = share(Run.read(directory), config, _beside(directory))
         stopped = ""

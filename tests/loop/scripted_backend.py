@@ -145,10 +145,13 @@ class ScriptedIndex:
 
 
 class ScriptedBackend:
-    """Training "writes" the ids it learned from; a model's name is the digest of its directory."""
+    """Training "writes" the ids it learned from; a model's name is the digest of its directory.
 
-    def __init__(self, fuse: Fuse | None = None):
-        self.fuse = fuse or Fuse()
+    judge: directory of a judge that is none of the run's own models.
+    """
+
+    def __init__(self, fuse: Fuse | None = None, judge: Path | None = None):
+        self.fuse, self.judge = fuse or Fuse(), judge
         self.loaded: list[Path | None] = []
         self.models: list[ScriptedModel] = []
         self.calls: list[dict] = []

@@ -21,6 +21,7 @@ from isheep_jax.config import AssessConfig, GuardConfig, RespondConfig, SelectCo
 from isheep_jax.config import SynthesizeConfig as Synthesize
 from isheep_jax.decode.requests import ChoiceScores
 from isheep_jax.errors import UserError
+from isheep_jax.locate import locate_judge
 from isheep_jax.loop import endpoint, run_directory
 from isheep_jax.loop.iteration import run
 from isheep_jax.loop.records import Scores, Selected, Vector, from_line, kept
@@ -28,6 +29,7 @@ from isheep_jax.loop.records import Scores, Selected, Vector, from_line, kept
 
 def go(config, backend=None, measure=evaluator, reporter=None):
     backend = backend or ScriptedBackend()
+    backend.judge = locate_judge(config)
     rows = run(config, backend, {"fake": measure}, frozenset(), reporter or SilentReporter())
     return rows, backend
 

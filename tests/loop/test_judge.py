@@ -4,7 +4,8 @@ import pytest
 
 from isheep_jax.config import AssessConfig, Config
 from isheep_jax.errors import UserError
-from isheep_jax.loop.judge import agreement, identity, other_model, own_model, sample
+from isheep_jax.locate import locate_judge
+from isheep_jax.loop.judge import agreement, identity, own_model, sample
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped
 from isheep_jax.loop.run_directory import RunDirectory
 
@@ -26,11 +27,11 @@ def test_another_model_is_found_as_everywhere_and_named_by_the_end_of_its_path(t
     for name in ("iteration_0", "iteration_1/model", "iteration_2/model"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
-    assert other_model(judged_by(tmp_path)) == tmp_path / "iteration_2" / "model"
-    assert identity(judged_by(tmp_path)) == {"assess.judge": "iteration_2/model"}
+    assert locate_judge(judged_by(tmp_path)) == tmp_path / "iteration_2" / "model"
+    assert identity(locate_judge(judged_by(tmp_path))) == {"assess.judge": "iteration_2/model"}
     for judge in ("base", "current", "previous", "http://localhost:1/v1", "https://x/v1"):
-        assert other_model(judged_by(judge)) is None
-        assert identity(judged_by(judge)) == {}
+        assert locate_judge(judged_by(judge)) is None
+    assert identity(None) == {}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_another_model_is_found_as_everywhere_and_named_by_the_end_of_its_path(t
 )
 def test_what_is_no_judge_is_named(judge, words):
     with pytest.raises(UserError, match=words):
-        other_model(judged_by(judge))
+        locate_judge(judged_by(judge))
 
 
 def scores(*values):

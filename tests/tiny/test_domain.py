@@ -12,7 +12,7 @@ from isheep_jax.tiny import domain, world
 
 def test_the_file_of_samples_is_what_the_command_prints():
     config = parse_config(["--config=tiny_domain"], "isheep_jax.train")
-    _, seeds, _ = read_inputs(config)
+    _, seeds, _ = read_inputs(config, None)
     assert [(s.instruction, s.output) for s in seeds] == [(s["question"], s["answer"]) for s in domain.samples()]
     assert len(seeds) < 100
     for seed in seeds:
