@@ -10,14 +10,18 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from isheep_jax.command import parse_config, run_command
 from isheep_jax.config import Config, config_names, named_config
 from isheep_jax.errors import UserError
 from isheep_jax.studies.definitions import STUDIES, Row, Study, chosen_rows, named_study
+
+if TYPE_CHECKING:
+    from isheep_jax.studies.runs import Result
 
 MODULE = "isheep_jax.study"
 USAGE = f"python -m {MODULE} --config=NAME --study=NAME [--seeds N ...] [--section.field=value ...]"
@@ -30,9 +34,12 @@ def main(arguments: Sequence[str]) -> None:
     rows = chosen_rows(study, options.rows)
     named, config = _configs(options.config, rest)
     study.check(config)
+    if len({Path(base).name for base in options.base or ()}) < len(options.base or ()):
+        raise UserError("--base: two bases have the same name; rename the directory of one")
     settings = [row.settings(config) for row in rows]
 
     # Here, so that --help and misspelt settings answer at once: these bring in jax.
+    from isheep_jax.locate import locate_judge
     from isheep_jax.loop.iteration import read_inputs
     from isheep_jax.studies import figure, report
 
@@ -45,14 +52,10 @@ def main(arguments: Sequence[str]) -> None:
     if not options.report:
         for each in settings:
             # Hours may pass before it is the turn of a row that lacks a file.
-            read_inputs(each)
-    bases = options.base or [config.model.path]
-    if len({Path(base).name for base in bases}) < len(bases):
-        raise UserError("--base: two bases have the same name; rename the directory of one")
-    root = Path(config.workdir or "runs/study")
-    results = _Runs(study, rows, settings, named, root, options).results(bases)
+            read_inputs(each, locate_judge(each))
+    results = _results(study, rows, settings, named, options)
     if not results:
-        raise UserError(f"--report: no run of this study is in {root} yet; the same command without it makes them")
+        raise UserError(f"--report: {config.workdir} has no run of this study yet; without --report they are made")
     print("\n" + report.markdown(study, rows, results, config), flush=True)
     if options.results:
         options.results.write_text(json.dumps(report.values(study, rows, results, config), indent=1) + "\n")
@@ -103,50 +106,35 @@ def _configs(name: str, settings: Sequence[str]) -> tuple[Config, Config]:
         raise UserError("--evaluate.tasks: it is empty, but a study compares accuracies; name a benchmark")
     if "://" in config.workdir:
         raise UserError("--workdir: runs of a study share files by links; name a directory on a disk")
-    return named_config(name), config
+    return named_config(name), replace(config, workdir=config.workdir or "runs/study")
 
 
-class _Runs:
-    """The runs of a study, each made unless it is there."""
+def _results(
+    study: Study, rows: Sequence[Row], settings: Sequence[Config], named: Config, options: argparse.Namespace
+) -> "dict[str, dict[str, dict[int, Result]]]":
+    """What came of the runs, by base, row and seed; each is made unless it is there, or left out with --report."""
+    from isheep_jax.studies import report, runs
 
-    def __init__(
-        self,
-        study: Study,
-        rows: Sequence[Row],
-        settings: Sequence[Config],
-        named: Config,
-        root: Path,
-        options: argparse.Namespace,
-    ):
-        self._study, self._rows, self._settings = study, rows, settings
-        self._named, self._root, self._options = named, root, options
-
-    def results(self, bases: Sequence[str]) -> dict[str, dict[str, dict[int, "object"]]]:
-        """By base, row and seed; only of runs that are there."""
-        from isheep_jax.studies import report, runs
-
-        begun, made, linked, found = time.monotonic(), 0, 0, {}
-        for base in bases:
-            for seed in self._options.seeds:
-                for row, settings in zip(self._rows, self._settings, strict=True):
-                    config = runs.place(settings, self._named, self._root, base, seed)
-                    result = runs.result(config) if self._options.report else runs.obtain(config, _workshop())
-                    if result is None:
-                        continue
-                    found.setdefault(Path(base).name, {}).setdefault(row.name, {})[seed] = result
-                    if result.seconds is not None:
-                        made, linked = made + 1, linked + len(result.shared)
-                    self._say(base, seed, row, report.line(result, self._study.measure), result)
-        if made:
-            print(f"{made} runs made in {time.monotonic() - begun:.0f} s, {linked} of their stages by other runs")
-        # The rows in the study's order, whatever is there.
-        order = [row.name for row in self._rows]
-        return {base: {name: by[name] for name in order if name in by} for base, by in found.items()}
-
-    def _say(self, base: str, seed: int, row: Row, figures: str, result) -> None:
-        time_ = "" if result.seconds is None else f"  ({result.seconds:.0f} s, {len(result.shared)} stages shared)"
-        stopped = f"  stopped: {result.stopped}" if result.stopped else ""
-        print(f"{Path(base).name} seed {seed} {row.name}: {figures}{time_}{stopped}", flush=True)
+    begun, made, shared = time.monotonic(), 0, 0
+    found: dict[str, dict[str, dict[int, Result]]] = {}
+    for base in options.base or [settings[0].model.path]:
+        # In the study's order, whatever is there.
+        by_row = found[Path(base).name] = {row.name: {} for row in rows}
+        for seed in options.seeds:
+            for row, each in zip(rows, settings, strict=True):
+                config = runs.place(each, named, base, seed)
+                result = runs.result(config) if options.report else runs.obtain(config, _workshop())
+                if result is None:
+                    continue
+                by_row[row.name][seed] = result
+                line = f"{Path(base).name} seed {seed} {row.name}: {report.line(result, study.measure)}"
+                if result.seconds is not None:
+                    made, shared = made + 1, shared + len(result.shared)
+                    line += f"  ({result.seconds:.0f} s, {len(result.shared)} stages shared)"
+                print(line + (f"  stopped: {result.stopped}" if result.stopped else ""), flush=True)
+    if made:
+        print(f"{made} runs made in {time.monotonic() - begun:.0f} s, {shared} of their stages by other runs")
+    return {base: by_row for base, by_row in found.items() if any(by_row.values())}
 
 
 class _Quiet:

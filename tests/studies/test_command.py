@@ -34,7 +34,7 @@ def backends(monkeypatch):
 
 def test_the_command_runs_shares_resumes_and_reports(tmp_path, backends, capsys):
     arguments = [*SMALL, f"--workdir={tmp_path}", "--rows", "self_assessment", "random"]
-    with pytest.raises(UserError, match=f"--report: no run of this study is in {tmp_path} yet"):
+    with pytest.raises(UserError, match=f"--report: {tmp_path} has no run of this study yet"):
         study.main([*arguments, "--report"])
     study.main([*arguments, "--seeds", "1"])
     assert "2 runs made in" in capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_bad_input_is_one_line_before_any_run(arguments, message, backends):
 def test_the_tiny_world_has_what_every_row_reads(name):
     config = named_config("tiny_domain" if STUDIES[name].needs else "tiny")
     for row in STUDIES[name].rows:
-        read_inputs(row.settings(config))
+        read_inputs(row.settings(config), None)
 
 
 def test_help_lists_studies_and_rows(capsys):

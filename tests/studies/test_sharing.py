@@ -69,7 +69,7 @@ class Bench:
 
 def placed(root: Path, changes: dict, seed: int = 1, base: str = "models/base") -> Config:
     named = tiny_config(root)
-    return runs.place(replace_settings(named, changes), named, root, base, seed)
+    return runs.place(replace_settings(named, changes), named, base, seed)
 
 
 def records(config: Config) -> dict[str, bytes]:
