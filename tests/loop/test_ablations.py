@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 from scripted_backend import (
@@ -25,6 +26,7 @@ from isheep_jax.locate import locate_judge
 from isheep_jax.loop import endpoint, run_directory
 from isheep_jax.loop.iteration import run
 from isheep_jax.loop.records import Scores, Selected, Vector, from_line, kept
+from isheep_jax.loop.templates import load
 
 
 def go(config, backend=None, measure=evaluator, reporter=None):
@@ -340,7 +342,9 @@ def test_by_the_validation_loss_too(tmp_path):
 
 
 def test_a_wording_that_the_templates_lack_is_named_before_anything_is_written(tmp_path):
-    config = tiny_config(tmp_path / "run", prompts="tiny", assess=AssessConfig(prompt="few_shot"))
+    shutil.copytree(load("standard").directory, tmp_path / "prompts")
+    (tmp_path / "prompts" / "few_shot.jinja").unlink()
+    config = tiny_config(tmp_path / "run", prompts=str(tmp_path / "prompts"), assess=AssessConfig(prompt="few_shot"))
     with pytest.raises(UserError, match=r"prompts: .* has no few_shot.jinja"):
         go(config)
     assert not (tmp_path / "run").exists()
