@@ -305,12 +305,14 @@ class CloneConfig:
 class DecodeConfig:
     """The decode engine."""
 
-    slots: int = 64
-    """Sequences decoded at the same time (count, over all devices)."""
+    slots: int = 0
+    """Sequences decoded at the same time (count, over all devices). 0: as many as the free memory holds, and on a CPU
+    at most 256."""
     chunk: int = 32
     """Decode steps between two looks of the host at the results (count)."""
-    context: int = 2048
-    """Longest prompt plus completion (tokens)."""
+    context: int = 0
+    """Longest prompt plus completion (tokens). 0: the model's context. The cache is only as long as the longest request
+    of a stage may become."""
     weights: Literal["compute", "int8"] = "compute"
     """How weights are stored while decoding and scoring. 'compute': as model.compute_dtype. 'int8': matrices as 8-bit
     integers with a scale for each output (for each token of the embeddings): half the memory of bfloat16."""
@@ -472,9 +474,9 @@ RANGES = {
     "clone.temperature": "[0, inf)",
     "clone.top_p": "(0, 1]",
     "clone.max_tokens": "[1, inf)",
-    "decode.slots": "[1, inf)",
+    "decode.slots": "[0, inf)",
     "decode.chunk": "[1, inf)",
-    "decode.context": "[2, inf)",
+    "decode.context": "[0, inf)",
     "evaluate.prompts": "[1, inf)",
 }
 

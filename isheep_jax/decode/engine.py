@@ -4,6 +4,7 @@ What a request's tokens are does not depend on the schedule: its random key come
 how its sums are formed from its own tokens, so that neighbours, the number of slots and a restart change nothing.
 """
 
+import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
 
@@ -14,11 +15,13 @@ from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode import scoring
-from isheep_jax.decode.cache import alignment, bucket_of, check_rows
+from isheep_jax.decode.cache import alignment, bucket_of, check_rows, data_shards
+from isheep_jax.decode.capacity import free_slots
 from isheep_jax.decode.generation import Generation
 from isheep_jax.decode.programs import ChunkShape, Prefix, make_prefix, weight_places
 from isheep_jax.decode.prompts import Tokenized, TooLong, tokenize
 from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
+from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.stops import lone_byte, settled_text
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
@@ -27,12 +30,17 @@ from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.sharding import DECODE_RULES, check_divisible
 
 
+# Slots of the program that chooses where weights lie, where the settings leave them to each call.
+_NOMINAL_SLOTS = 64
+
+
 class Engine:
     """Generates and scores with one set of weights.
 
     params: the parameter tree, of any float dtype and sharding, or with `Quantized` matrices; not consumed. mesh: the
     decode mesh, or None for one device. seed: the run's seed. A new set of weights is a new Engine: programs are shared
-    and nothing recompiles. Raises `UserError` where slots, context or heads do not fit the mesh or the model.
+    and nothing recompiles. statistics: what it has done so far. Raises `UserError` where slots, context or heads do not
+    fit the mesh or the model.
     """
 
     def __init__(
@@ -46,16 +54,20 @@ class Engine:
         seed: int,
         compute_dtype: str | jnp.dtype = "bfloat16",
     ):
-        if not 1 < config.context <= architecture.context_length:
+        if config.context not in (0, *range(2, architecture.context_length + 1)):
             raise UserError(
                 f"decode.context={config.context} does not fit the model, whose context is 2 to "
-                f"{architecture.context_length} tokens"
+                f"{architecture.context_length} tokens (0: all of it)"
             )
+        config = dataclasses.replace(config, context=config.context or architecture.context_length)
         if config.chunk < 1:
             raise UserError(f"decode.chunk={config.chunk} must be at least 1")
         check_storage("decode.weights", config.weights)
         check_storage("decode.cache", config.cache)
-        check_rows("decode.slots", config.slots, mesh)
+        if config.slots:
+            check_rows("decode.slots", config.slots, mesh)
+        elif jax.process_count() > 1:
+            raise UserError("decode.slots: 0 (by free memory) is for one process; with several it must be a number")
         if mesh is not None:
             check_divisible(architecture, mesh, DECODE_RULES)
         self.architecture = architecture
@@ -68,7 +80,7 @@ class Engine:
         # What every program is compiled for, and a decode chunk besides.
         self.static = {"architecture": architecture, "mesh": mesh, "compute_dtype": self.compute_dtype}
         self.chunk_shape = ChunkShape(
-            slots=config.slots,
+            slots=config.slots or _NOMINAL_SLOTS * data_shards(mesh),
             context=config.context,
             chunk=config.chunk,
             end_ids=self.end_ids,
@@ -80,6 +92,7 @@ class Engine:
         # One leaf at a time, to bound the peak of memory.
         place = functools.partial(place_leaf, dtype=self.compute_dtype)
         self.params = jax.tree.map(place, parameter_table(architecture), params, places)
+        self.statistics = Statistics()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions in the order of finishing.
@@ -136,6 +149,10 @@ class Engine:
         padded = np.zeros(length, np.int32)
         padded[: len(tokens)] = tokens
         return make_prefix(self.params, padded, np.int32(len(tokens)), **self.static)
+
+    def slots(self, context: int) -> int:
+        """How many sequences of `context` tokens are decoded at the same time: as set, or as many as memory holds."""
+        return self.config.slots or free_slots(dataclasses.replace(self.chunk_shape, context=context))
 
     def _generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         groups: dict[tuple[int, ...], list[Tokenized]] = {}

@@ -4,6 +4,7 @@ Between two chunks the host reads one packed array, hands out what has finished,
 the host's own processor, the next chunk is already on its way while the host does this.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from isheep_jax.decode.cache import alignment, bucket_of, data_shards, decode_activations
+from isheep_jax.decode.cache import alignment, bucket_of, cache_length, data_shards, decode_activations
 from isheep_jax.decode.packing import empty_rows, fill, pack
 from isheep_jax.decode.programs import (
     CHANGED,
@@ -34,6 +35,8 @@ from isheep_jax.decode.prompts import Tokenized
 from isheep_jax.decode.requests import Completion, Sampling
 from isheep_jax.decode.sampling import SamplingSettings
 from isheep_jax.decode.stops import cut_at_stop
+
+from isheep_jax.model.attending import cached_keys
 
 if TYPE_CHECKING:
     from isheep_jax.decode.engine import Engine
@@ -56,20 +59,28 @@ class Generation:
     def __init__(self, engine: "Engine", prompts: Sequence[Tokenized], sampling: Sampling):
         """prompts: all with the same shared tokens."""
         self.engine = engine
+        self.statistics = engine.statistics
         self.sampling = sampling
-        self.waiting = deque(sorted(prompts, key=lambda prompt: (-prompt.length, prompt.id)))
+        # Those that may take longest first, so that short ones fill the end.
+        self.waiting = deque(sorted(prompts, key=lambda prompt: (-self._room(prompt), -len(prompt.own), prompt.id)))
         self.prefix = engine.prefix(self.waiting[0].shared)
         self.shards = data_shards(engine.mesh)
         self.on_cpu = decode_activations(engine.mesh).platform == "cpu"
-        self.slots = engine.config.slots
+        # As long as the longest may become, in few lengths.
+        block = cached_keys(decode_activations(engine.mesh).platform)
+        longest = min(bucket_of(self._room(self.waiting[0]), block), engine.config.context)
+        self.context = cache_length(-(-longest // block) * block)
+        self.slots = engine.slots(self.context)
         while self._can_shrink(len(self.waiting)):
             self.slots //= 2
         self.owner: list[Tokenized | None] = [None] * self.slots
         self.remaining = np.zeros(self.slots, np.int64)
         self.updates = np.zeros((self.slots, CONTROL_COLUMNS + 1), np.int32)
-        self.written = np.zeros((self.slots, engine.config.context), np.int32)  # new tokens of each slot
+        self.written = np.zeros((self.slots, self.context), np.int32)  # new tokens of each slot
         self.logprobs = np.zeros(self.written.shape if sampling.logprobs else (self.slots, 0), np.float32)
         self.count = np.zeros(self.slots, np.int64)  # how many
+        self.sent: deque[tuple[jax.Array, list[Tokenized | None]]] = deque()  # chunks on their way, and whose they are
+        self.busy_at: float | None = time.perf_counter()  # when the devices last had work; None: they have some now
 
     def run(self) -> Iterator[list[Completion]]:
         """After each chunk of decode steps, what has finished."""
@@ -78,7 +89,7 @@ class Generation:
         state = new_slots(
             static["architecture"],
             self.slots,
-            engine.config.context,
+            self.context,
             engine.chunk_shape.cache_dtype,
             engine.mesh,
             penalties=sampling.has_penalties,
@@ -92,11 +103,11 @@ class Generation:
             np.float32(sampling.presence_penalty),
         )
         ahead = 0 if self.on_cpu else 1
-        sent: deque[tuple[jax.Array, list[Tokenized | None]]] = deque()
-        while self.waiting or any(self.owner) or sent:
+        while self.waiting or any(self.owner) or self.sent:
             state = self._refill(self._shrink(state))
             if any(self.owner):
                 limit = max(1, int(self.slots * _IDLE_SHARE)) if self.waiting else self.slots
+                self._dispatches()
                 state, drawn = self._program()(
                     engine.params,
                     state,
@@ -107,9 +118,9 @@ class Generation:
                 )
                 # Not in place: the program may still be reading it.
                 self.updates = np.zeros_like(self.updates)
-                sent.append((drawn, list(self.owner)))
-            if len(sent) > ahead or not any(self.owner):
-                yield list(self._collect(*sent.popleft()))
+                self.sent.append((drawn, list(self.owner)))
+            if len(self.sent) > ahead or not any(self.owner):
+                yield list(self._collect(*self.sent.popleft()))
 
     def tokens(self, prompt: Tokenized) -> list[int]:
         """The new tokens so far of a prompt that is in a slot."""
@@ -121,11 +132,27 @@ class Generation:
         shape = replace(
             self.engine.chunk_shape,
             slots=self.slots,
+            context=self.context,
             prefix=slots,
             penalties=self.sampling.has_penalties,
             logprobs=self.sampling.logprobs,
         )
-        return compile_decode_chunk(shape)
+        return compile_decode_chunk(shape, self.engine.chunk_shape)
+
+    def _room(self, prompt: Tokenized) -> int:
+        """Slots of the cache that a prompt may come to need."""
+        return len(prompt.own) + self._most_new(prompt)
+
+    def _most_new(self, prompt: Tokenized) -> int:
+        wanted = prompt.max_tokens or self.sampling.max_tokens
+        return min(wanted, self.engine.config.context - prompt.length)
+
+    def _dispatches(self) -> None:
+        """The host is about to send work: had the devices run out of it?"""
+        if self.busy_at is not None:
+            if all(drawn.is_ready() for drawn, _ in self.sent):
+                self.statistics.idle_seconds += time.perf_counter() - self.busy_at
+            self.busy_at = None
 
     def _can_shrink(self, busy: int) -> bool:
         half = self.slots // 2
@@ -138,6 +165,7 @@ class Generation:
             idle = [slot for slot, owner in enumerate(self.owner) if owner is None]
             self.slots //= 2
             rows = np.asarray((busy + idle)[: self.slots], np.int32)
+            self._dispatches()
             state = take_slots(state, rows, mesh=self.engine.mesh)
             self.owner = [self.owner[row] for row in rows]
             self.remaining, self.updates = self.remaining[rows], self.updates[rows]
@@ -190,8 +218,7 @@ class Generation:
     def _admit(self, slot: int, prompt: Tokenized) -> None:
         self.owner[slot] = prompt
         self.count[slot] = 0
-        wanted = prompt.max_tokens or self.sampling.max_tokens
-        self.remaining[slot] = min(wanted, self.engine.config.context - prompt.length)
+        self.remaining[slot] = self._most_new(prompt)
         update = self.updates[slot]
         update[LAST] = prompt.own[-1]
         update[PLACE] = len(prompt.own) - 1
@@ -216,13 +243,21 @@ class Generation:
                     for segment, (index, begin) in enumerate(zip(row.prompts, row.begins), start=1):
                         slot = slots[index]
                         fill(packed[shard], begin, segment, self.owner[slot].own, slot)
+                        self.statistics.prompt_tokens += len(self.owner[slot].own)
+            self.statistics.prompt_room += self.shards * length
+            self._dispatches()
             cache = prefill(engine.params, cache, packed, self.prefix, **engine.static)
         return cache
 
     def _collect(self, drawn: jax.Array, owners: list[Tokenized | None]) -> Iterator[Completion]:
         """Takes in a chunk's tokens [B, chunk] and hands out what has finished. owners: of the slots in that chunk."""
         told = np.asarray(drawn)
+        self.busy_at = time.perf_counter()
         drawn = told[0]
+        steps = int(np.count_nonzero((drawn >= 0).any(axis=0)))
+        self.statistics.chunks += 1
+        self.statistics.steps += steps
+        self.statistics.slot_steps += steps * len(owners)
         # A chunk that was sent ahead goes on with what has finished in the meantime.
         mine = np.asarray([owner is not None and owner is now for owner, now in zip(owners, self.owner)])
         drawn = np.where(mine[:, None], drawn, -1)
@@ -232,6 +267,7 @@ class Generation:
         if self.sampling.logprobs:
             self.logprobs[row, before[row] + step] = told[1].view(np.float32)[row, step]
         new = np.count_nonzero(drawn >= 0, axis=1)
+        self.statistics.drawn += int(new.sum())
         self.count += new
         last = self.written[np.arange(len(new)), np.maximum(self.count - 1, 0)]
         ended = (new > 0) & np.isin(last, self.engine.end_ids)

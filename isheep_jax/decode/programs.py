@@ -302,30 +302,28 @@ class ChunkShape:
 
 
 def weight_places(shape: ChunkShape) -> Tree:
-    """For each parameter where it lies while decoding: its sharding, and on TPUs the layout that decoding chose."""
+    """For each parameter where it lies while decoding: its sharding, and on TPUs the layout that the program chose."""
     if decode_activations(shape.mesh).platform != "tpu":
         return _weight_shardings(shape)
-    plain = replace(shape, prefix=0, penalties=False, logprobs=False)
-    return compile_decode_chunk(plain).input_formats[0][0]
+    return compile_decode_chunk(shape, shape).input_formats[0][0]
 
 
 @functools.lru_cache(maxsize=16)
-def compile_decode_chunk(shape: ChunkShape) -> jax.stages.Compiled:
-    """`decode_chunk` compiled once per process and shape, without its static arguments."""
-    return lower_decode_chunk(shape).compile()
+def compile_decode_chunk(shape: ChunkShape, settled: ChunkShape) -> jax.stages.Compiled:
+    """`decode_chunk` compiled once per process and shape, without its static arguments. See `lower_decode_chunk`."""
+    return lower_decode_chunk(shape, settled).compile()
 
 
-def lower_decode_chunk(shape: ChunkShape) -> jax.stages.Lowered:
-    """The program for any devices, here or not.
+def lower_decode_chunk(shape: ChunkShape, settled: ChunkShape) -> jax.stages.Lowered:
+    """The program for any devices, here or not. settled: the shape whose program chooses where the weights lie.
 
     On TPUs the compiler chooses the layout of the weights: it would rather have some of them transposed, and would copy
-    them in every chunk: 1.25 GiB per chip for Llama 3 70B on a v4-256, 4 % of its memory (planned). With a prefix,
-    penalties or log-probabilities they lie as the program without these has chosen.
+    them in every chunk: 1.25 GiB per chip for Llama 3 70B on a v4-256, 4 % of its memory (planned).
     """
     architecture, slots, mesh, compute_dtype = shape.architecture, shape.slots, shape.mesh, shape.compute_dtype
     prefix, penalties = shape.prefix, shape.penalties
-    if prefix or penalties or shape.logprobs:
-        weights = weight_places(shape)
+    if shape != settled:
+        weights = weight_places(settled)
     else:
         weights = _weight_shardings(shape)
         if decode_activations(mesh).platform == "tpu":

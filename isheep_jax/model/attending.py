@@ -29,6 +29,11 @@ _CACHED_ROWS = 8
 _NO_WINDOW = 2**30
 
 
+def cached_keys(platform: str) -> int:
+    """Keys of a cache that are read at a time, where its length is a multiple of this."""
+    return _CACHED_KEYS.get(platform, _CACHED_KEYS_ELSEWHERE)
+
+
 @flax.struct.dataclass
 class Context:
     """Keys and values that tokens [B, T] see beside those of their own row or slot.
@@ -110,7 +115,7 @@ def attend_cached(
     by block, as far as the longest row goes; blocks behind a row's end change nothing of it.
     """
     H, length = q.shape[-1], cache.length
-    block = math.gcd(length, _CACHED_KEYS.get(activations.platform, _CACHED_KEYS_ELSEWHERE))
+    block = math.gcd(length, cached_keys(activations.platform))
     rows = cache.k.shape[1]
     window = scores.window(kind)
 

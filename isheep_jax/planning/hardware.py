@@ -147,15 +147,3 @@ def local_chip(device: Any) -> Chip | None:
         if name in kind:
             return chip
     return None
-
-
-def local_memory(device: Any) -> float:
-    """Bytes that a program may use on a device of this machine: of its allocator, or of the machine for a CPU."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"])
-    import jax
-
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # Virtual devices of a CPU share its memory.
-    return total / len(jax.local_devices())

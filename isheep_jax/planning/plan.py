@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.config import Config, flatten
+from isheep_jax.decode.capacity import local_memory
 from isheep_jax.decode.programs import compile_decode_chunk
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.planning import iteration, programs
@@ -20,7 +21,6 @@ from isheep_jax.planning.hardware import (
     GIB,
     Chip,
     local_chip,
-    local_memory,
     parse_topology,
     slice_devices,
 )

@@ -64,6 +64,9 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
     meshes = Meshes(train, decode_mesh(train, config.mesh.decode_tensor))
     trainer.check_settings(config.sft, architecture, train)
     check_divisible(architecture, meshes.decode, DECODE_RULES)
+    for name in ("slots", "context"):
+        if not getattr(config.decode, name):
+            raise UserError(f"--decode.{name}: 0 leaves it to the memory of the device; a plan needs a number")
     check_rows("decode.slots", config.decode.slots, meshes.decode)
     if config.decode.context > architecture.context_length:
         raise UserError(
@@ -114,14 +117,14 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         return Program(name, lower, weights, 0.0, cache_bytes, rows, tokens)
     return Program(
         name,
-        lambda: decoding.lower_decode_chunk(chunk),
+        lambda: decoding.lower_decode_chunk(chunk, chunk),
         weights,
         0.0,
         cache_bytes,
         decode.slots,
         decode.slots,
         # The programs above ask for the same one.
-        compile=lambda: decoding.compile_decode_chunk(chunk),
+        compile=lambda: decoding.compile_decode_chunk(chunk, chunk),
     )
 
 

@@ -1,0 +1,68 @@
+"""How many slots the memory holds, where the settings leave that open."""
+
+import os
+
+import jax
+from jax.sharding import Mesh
+
+from isheep_jax.decode.cache import cache_length, data_shards
+from isheep_jax.decode.programs import ChunkShape
+from isheep_jax.errors import UserError
+from isheep_jax.model.kv_cache import init_cache
+from isheep_jax.model.quantized import abstract_weights
+from isheep_jax.sharding import DECODE_RULES
+
+# Share of a device's memory that weights and cache may take; the rest is for activations.
+_SHARE = 0.85
+# Of a CPU's memory, which other programs use, too.
+_CPU_SHARE = 0.5
+# On a CPU more slots gain nothing: the products of 256 rows are at the arithmetic limit.
+_MOST_ON_CPU = 256
+# Float32 logits, and arrays of their size, that live at the same time while a token is drawn.
+_LOGITS = 4
+
+
+def free_slots(shape: ChunkShape) -> int:
+    """The most slots, over all devices, of caches of `shape.context` tokens beside the weights (shape.slots is ignored).
+
+    Raises `UserError` where not even one fits on each data shard.
+    """
+    devices = [jax.local_devices()[0]] if shape.mesh is None else list(shape.mesh.local_devices)
+    on_cpu = devices[0].platform == "cpu"
+    memory = (_CPU_SHARE if on_cpu else _SHARE) * local_memory(devices[0])
+    tensor = _shards(shape.mesh, "kv_heads")
+    weights = abstract_weights(shape.architecture, shape.weights, shape.compute_dtype)
+    left = memory - _bytes(weights) / tensor
+    row = jax.eval_shape(lambda: init_cache(shape.architecture, 1, cache_length(shape.context), shape.cache_dtype))
+    each = _bytes(row) / tensor + 4 * _LOGITS * shape.architecture.vocab_size / tensor
+    here = int(left // each)
+    if here < 1:
+        raise UserError(
+            f"decode.context: beside the weights there is no room for one sequence of {shape.context} tokens "
+            f"({each / 2**30:.2f} GiB); set decode.context lower, or mesh.decode_tensor higher"
+        )
+    return _round_down(min(here, _MOST_ON_CPU) if on_cpu else here) * data_shards(shape.mesh)
+
+
+def local_memory(device: jax.Device) -> float:
+    """Bytes that a program may use on a device of this machine: of its allocator, or of the machine for a CPU."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Virtual devices of a CPU share its memory.
+    return total / len(jax.local_devices())
+
+
+def _bytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shards(mesh: Mesh | None, axis: str) -> int:
+    return 1 if mesh is None or DECODE_RULES[axis] is None else mesh.shape[DECODE_RULES[axis]]
+
+
+def _round_down(count: int) -> int:
+    """To one of four sizes in each power of two, so that few programs are compiled."""
+    quarter = max(1, (1 << (count.bit_length() - 1)) // 4)
+    return count // quarter * quarter
