@@ -40,7 +40,7 @@ class Ours:
         from isheep_jax.model.architecture import init_parameters
 
         self.workload, self.sampling = _lengths(setup["workload"]), Sampling(temperature=1.0)
-        config = DecodeConfig(slots=setup["batch"], chunk=setup["chunk"], context=_rounded(self.workload.longest))
+        config = DecodeConfig(slots=setup["batch"], chunk=setup["chunk"] or DecodeConfig.chunk)
         self.engine = Engine(
             init_parameters(LLAMA_100M, jax.random.key(0)),
             LLAMA_100M,
@@ -288,10 +288,6 @@ def _lengths(workload: dict):
     from isheep_jax.decode.workloads import Workload
 
     return Workload(**{field.name: workload[field.name] for field in fields(Workload)})
-
-
-def _rounded(length: int) -> int:
-    return -(-length // 128) * 128
 
 
 ENGINES = {

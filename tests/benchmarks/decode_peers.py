@@ -43,7 +43,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Row:
-    """An engine and its settings. batch: rows of a static batch, or sequences at a time."""
+    """An engine and its settings. batch: rows of a static batch, or sequences at a time (0: the engine's choice)."""
 
     engine: str
     dtype: str
@@ -157,7 +157,7 @@ def table(results: list[dict]) -> str:
         f"{'workload':<11} {'engine':<26} {'batch':>5} {'requests/s':>10} {'tokens/s':>9} {'ratio':>7} {'target':>7}"
     ]
     for result in results:
-        start = f"{result['workload']:<11} {result['label']:<26} {result['batch']:>5} "
+        start = f"{result['workload']:<11} {result['label']:<26} {result['batch'] or 'own':>5} "
         if result["error"] or "requests_per_second" not in result:
             lines.append(start + (result["error"] or "did not run"))
             continue
@@ -177,8 +177,8 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--requests", type=int, help="of each workload (default: 96, 256 and 192)")
     parser.add_argument("--rounds", type=int, default=1, help="turns of each engine")
-    parser.add_argument("--slots", type=int, default=64, help="of the engine")
-    parser.add_argument("--chunk", type=int, default=16, help="of the engine: decode steps")
+    parser.add_argument("--slots", type=int, default=0, help="of the engine (0: its own choice)")
+    parser.add_argument("--chunk", type=int, default=0, help="decode steps of the engine (0: its own choice)")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="rows of the peers' batches, tried in turn")
     parser.add_argument("--dtype", default="float32", help="of the engine")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
