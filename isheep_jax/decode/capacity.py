@@ -23,7 +23,7 @@ _LOGITS = 4
 
 
 def free_slots(shape: ChunkShape) -> int:
-    """The most slots, over all devices, of caches of `shape.context` tokens beside the weights (shape.slots is ignored).
+    """The most slots, over all devices, that fit beside the weights with caches of `shape.context` tokens.
 
     Raises `UserError` where not even one fits on each data shard.
     """

@@ -29,7 +29,6 @@ from isheep_jax.model.quantized import check_storage, place_leaf
 from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.sharding import DECODE_RULES, check_divisible
 
-
 # Slots of the program that chooses where weights lie, where the settings leave them to each call.
 _NOMINAL_SLOTS = 64
 

@@ -35,7 +35,6 @@ from isheep_jax.decode.prompts import Tokenized
 from isheep_jax.decode.requests import Completion, Sampling
 from isheep_jax.decode.sampling import SamplingSettings
 from isheep_jax.decode.stops import cut_at_stop
-
 from isheep_jax.model.attending import cached_keys
 
 if TYPE_CHECKING:
@@ -73,6 +72,7 @@ class Generation:
         self.slots = engine.slots(self.context)
         while self._can_shrink(len(self.waiting)):
             self.slots //= 2
+        self.statistics.slots = self.slots
         self.owner: list[Tokenized | None] = [None] * self.slots
         self.remaining = np.zeros(self.slots, np.int64)
         self.updates = np.zeros((self.slots, CONTROL_COLUMNS + 1), np.int32)

@@ -6,7 +6,7 @@ sends one packed array per call, and gets one back.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import flax.struct

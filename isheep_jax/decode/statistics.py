@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 class Statistics:
     """Counts over all calls of one engine. The difference of two says what happened in between."""
 
+    slots: int = 0
+    """Slots of the last call of `generate`, at its beginning; not a sum."""
     chunks: int = 0
     """Decode chunks."""
     steps: int = 0
@@ -34,4 +36,5 @@ class Statistics:
         return self.prompt_tokens / max(self.prompt_room, 1)
 
     def __sub__(self, before: "Statistics") -> "Statistics":
-        return Statistics(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
+        parts = {f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)}
+        return Statistics(**parts | {"slots": self.slots})

@@ -3,7 +3,7 @@
 Only lengths matter: token ids are random, no token ends a completion, and a request's max_tokens is its length.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -60,6 +60,18 @@ class Workload:
         """Tokens of the longest request: head, prompt and what follows it."""
         follows = self.new_tokens or (1,) * len(self)
         return self.head_length + max(map(sum, zip(self.prompt_lengths, follows)))
+
+    def within(self, context: int) -> "Workload":
+        """The same, with all lengths scaled down so that every request fits the context."""
+        share = min(1.0, context / self.longest)
+
+        def scaled(lengths: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(max(1, int(length * share)) for length in lengths)
+
+        head = int(self.head_length * share)
+        return replace(
+            self, prompt_lengths=scaled(self.prompt_lengths), new_tokens=scaled(self.new_tokens), head_length=head
+        )
 
     def prompts(self, vocabulary: int) -> tuple[list[int], list[list[int]]]:
         """Token ids below `vocabulary`: those of the head, and of each prompt behind it."""

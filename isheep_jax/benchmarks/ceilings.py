@@ -1,0 +1,65 @@
+"""What this machine can do: the fastest copy, and the fastest products at a model's own shapes."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from isheep_jax.model.architecture import Architecture, parameter_table
+
+# Bytes of the copied array on each device: more than any cache holds.
+_COPIED = {"cpu": 2**28, "gpu": 2**31, "tpu": 2**30}
+# Rows of the products' left side on each device: enough for arithmetic to bind.
+_ROWS = {"cpu": 512, "gpu": 8192, "tpu": 8192}
+# The best of so many; the first ones are slow everywhere.
+_TRIES = 7
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Of all devices of a mesh together. flops: operations per second. bandwidth: bytes read and written per second."""
+
+    flops: float
+    bandwidth: float
+
+
+def measure_ceilings(architecture: Architecture, mesh: Mesh, dtype: jnp.dtype) -> Ceilings:
+    """Every device works by itself, on the weights of a layer in `dtype` and on a large array."""
+    platform = next(iter(mesh.devices.flat)).platform
+    rows, size = _ROWS.get(platform, _ROWS["gpu"]), _COPIED.get(platform, _COPIED["gpu"]) // 4
+    everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    table = parameter_table(architecture)["layers"]
+    # [inputs, outputs] of each matrix; which sides a product sums over changes nothing of its arithmetic.
+    shapes = [_sides(spec.shape[1:], architecture.hidden_size) for spec in table.values() if spec.is_matrix]
+    seconds = operations = 0.0
+    for inside, outside in shapes:
+        x = jnp.ones((mesh.size * rows, inside), dtype, device=everywhere)
+        w = jnp.ones((inside, outside), dtype, device=NamedSharding(mesh, PartitionSpec()))
+        seconds += _best(jax.jit(jnp.dot, out_shardings=everywhere), x, w)
+        operations += 2.0 * mesh.size * rows * inside * outside
+    copied = jnp.zeros(mesh.size * size, jnp.float32, device=everywhere)
+    copy = _best(jax.jit(functools.partial(jnp.add, 1)), copied)
+    return Ceilings(operations / seconds, 2.0 * copied.nbytes / copy)
+
+
+def _sides(shape: tuple[int, ...], width: int) -> tuple[int, int]:
+    """A matrix's two sides, of which one is the model's width."""
+    size = 1
+    for side in shape:
+        size *= side
+    return width, size // width
+
+
+def _best(work: Callable, *arguments: jax.Array) -> float:
+    """Seconds of the fastest try."""
+    work(*arguments).block_until_ready()
+    times = []
+    for _ in range(_TRIES):
+        start = time.perf_counter()
+        work(*arguments).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return min(times)
