@@ -85,7 +85,10 @@ class Speed:
 
 
 def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Speed:
-    """Runs the workload twice and measures the second run, for which all is compiled. The engine's tokenizer is a `workloads.IdTokenizer`."""
+    """Runs the workload twice and measures the second run, for which all is compiled.
+
+    The engine's tokenizer is a `workloads.IdTokenizer`.
+    """
     _run(engine, workload)
     before = copy.copy(engine.statistics)
     with _compilations() as compiled:

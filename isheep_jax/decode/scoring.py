@@ -182,6 +182,8 @@ def _in_rows(
         yield from waiting.items()
 
     for length, rows in calls():
+        engine.statistics.prompt_tokens += sum(len(items[index].tokens) for _, row in rows for index in row.prompts)
+        engine.statistics.prompt_room += shards * length
         sent.append((rows, send([*rows, *[None] * (shards - len(rows))], length)))
         if len(sent) > _AHEAD:
             yield from receive(*sent.popleft())
