@@ -17,8 +17,8 @@ from isheep_jax.loop.synthesize import counts
 from isheep_jax.loop.templates import Templates
 from isheep_jax.model.conversation import Conversation, Message
 
-# A message of the user ends with its paragraph, or where the model goes on with the other's part.
-STOP = ("\n\n", "\nAssistant:", "\nPerson:")
+# A message of the user ends with its paragraph, or where the model goes on with the other's part or another task.
+STOP = ("\n\n", "\nAssistant:", "\nPerson:", "\n###")
 
 
 def follow_ups(

@@ -4,7 +4,9 @@ import shutil
 import pytest
 
 from isheep_jax.errors import UserError
+from isheep_jax.loop.second_turn import STOP
 from isheep_jax.loop.templates import load
+from isheep_jax.tiny.corpus import LIST_ITEM
 
 EXAMPLES = [
     {"instruction": "Add {{ 1 }}.", "input": "", "output": "2"},
@@ -110,3 +112,11 @@ def test_a_bad_format_file_shows_a_good_one(own, text):
     (own / "format.json").write_text(text)
     with pytest.raises(UserError, match=r"format.json should be like \{"):
         load(str(own))
+
+
+def test_in_the_tiny_world_a_follow_up_is_the_next_task_of_a_list_as_its_base_has_read_them():
+    prompt = load("tiny", ("follow_up",)).follow_up("Copy cat.", "", "cat")
+    one, two = (LIST_ITEM.format(instruction=text) for text in ("Copy cat.", "Copy dog."))
+    assert f"{prompt} Copy dog.\n" == one + two
+    # What the model writes behind its task begins with what ends a follow-up.
+    assert f"\n{one}".startswith(STOP)
