@@ -2,8 +2,8 @@
 
 Command:  python -m isheep_jax.train --config=tiny_domain
 Hardware: two CPU cores, 2 GB of memory.
-Time:     about two minutes on two cores.
-Result:   held-out accuracy in the domain; the README has the table.
+Time:     about one minute on two cores, measured.
+Result:   accuracy on development prompts of the domain from .03 to .82, 1.00 and .88, measured once.
 """
 
 import dataclasses
