@@ -125,7 +125,7 @@ class Questions:
     def __init__(self, templates: Templates, neighbours: Neighbours):
         self._templates, self._neighbours = templates, neighbours
         self._shown: dict[int, tuple[str, ...]] = {}
-        self.stop = (templates.retrieved_stops[0],)
+        self.stop = templates.retrieved_stops
 
     def prompts(self, numbers: Sequence[int]) -> list[str]:
         self._shown = dict(zip(numbers, self._neighbours.of_prompts(numbers)))
@@ -142,7 +142,7 @@ class Examples:
     def __init__(self, templates: Templates, neighbours: Neighbours, shown: Sequence[Shown]):
         self._templates, self._neighbours = templates, neighbours
         self._shown = {s.id: s.examples for s in shown}
-        self.stop = (templates.retrieved_stops[1],)
+        self.stop = templates.retrieved_stops
 
     def request(self, id: str, instruction: Instruction) -> Request:
         question = user_text(instruction.instruction, instruction.input)

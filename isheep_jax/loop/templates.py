@@ -104,7 +104,10 @@ class Templates:
 
     @functools.cached_property
     def retrieved_stops(self) -> tuple[str, str]:
-        """What ends a question and an answer in the template `retrieved`: that which stands behind the examples'."""
+        """The labels behind the examples' questions and answers in the template `retrieved`.
+
+        Both end whatever the model writes there, for one that is no longer sure of the form writes any of them.
+        """
         text = self.retrieved([{"question": _MARK, "answer": _MARK}] * 2)
         _, question, answer, *_ = (*text.split(_MARK), "", "")
         return question.rstrip(), answer.rstrip()

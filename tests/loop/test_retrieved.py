@@ -36,6 +36,14 @@ SEEDS = [
 class WritingModel(ScriptedModel):
     """Writes one question where it is asked for one; now and then none, or without an end."""
 
+    def __init__(self, name, fuse):
+        super().__init__(name, fuse)
+        self.stops = {}
+
+    def generate(self, requests, sampling):
+        self.stops |= {request.id: sampling.stop for request in requests}
+        return super().generate(requests, sampling)
+
     def complete(self, request):
         if "/synthesize/" not in request.id:
             return super().complete(request)
@@ -145,6 +153,12 @@ def test_a_completion_is_one_question_and_an_unfinished_or_empty_one_is_dropped(
     assert {r.verdict.reason for r in records} >= {"", "unfinished", "empty"}
     assert all(r.input == "" and r.instruction == r.instruction.strip() for r in records)
     assert rows[1]["kept"] == len(kept(lines(path / "iteration_1" / "responses", Pair)))
+
+
+def test_any_label_of_the_template_ends_a_question_and_an_answer(finished):
+    _, _, backend = finished
+    stops = {id.split("/")[1]: stop for model in backend.models for id, stop in model.stops.items()}
+    assert stops["synthesize"] == stops["respond"] == ("\n\n### Answer", "\n\n### Question")
 
 
 def test_no_pair_of_the_pool_is_written_again(finished):
