@@ -205,10 +205,10 @@ class Letters:
     bos_id, eos_ids, pad_id, vocab_size = 0, (1,), 1, LLAMA.vocab_size
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        return [0, *self.encode_choice("", prompt)]
+        return [0, *self.encode_choices("", [prompt])[0]]
 
-    def encode_choice(self, prompt: str, choice: str) -> list[int]:
-        return [ord(letter) - ord("a") + 2 for letter in choice]
+    def encode_choices(self, prompt: str, choices: list[str]) -> list[list[int]]:
+        return [[ord(letter) - ord("a") + 2 for letter in choice] for choice in choices]
 
     def decode(self, ids) -> str:
         return "".join(chr(i - 2 + ord("a")) for i in ids if 2 <= i < 28)

@@ -16,14 +16,18 @@ from isheep_jax.sharding import DECODE_RULES
 _SHARE = 0.85
 # Of a CPU's memory, which other programs use, too.
 _CPU_SHARE = 0.5
+# XLA's products of fewer rows sum in another order on a CPU, and the schedule would change what is drawn.
+FEWEST_SLOTS = 32
 # On a CPU more slots gain nothing: the products of 256 rows are at the arithmetic limit.
 _MOST_ON_CPU = 256
 # Float32 logits, and arrays of their size, that live at the same time while a token is drawn.
 _LOGITS = 4
 
 
-def free_slots(shape: ChunkShape) -> int:
+def free_slots(shape: ChunkShape, useful: int) -> int:
     """The most slots, over all devices, that fit beside the weights with caches of `shape.context` tokens.
+
+    useful: more than this, and than some tens, are not asked for.
 
     Raises `UserError` where not even one fits on each data shard.
     """
@@ -41,7 +45,9 @@ def free_slots(shape: ChunkShape) -> int:
             f"decode.context: beside the weights there is no room for one sequence of {shape.context} tokens "
             f"({each / 2**30:.2f} GiB); set decode.context lower, or mesh.decode_tensor higher"
         )
-    return _round_down(min(here, _MOST_ON_CPU) if on_cpu else here) * data_shards(shape.mesh)
+    shards = data_shards(shape.mesh)
+    most = max(FEWEST_SLOTS, min(useful // shards, _MOST_ON_CPU if on_cpu else useful))
+    return _round_down(min(here, most)) * shards
 
 
 def local_memory(device: jax.Device) -> float:

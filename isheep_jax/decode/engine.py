@@ -113,9 +113,11 @@ class Engine:
     def score(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
         """Log-probabilities of the choices after each prompt, by prefill alone.
 
-        A choice is tokenised together with its prompt. Raises ValueError for an id that occurs twice.
+        A choice is tokenised together with its prompt. Raises ValueError for an id that occurs twice and for no choice.
         """
         _check_ids(requests)
+        if not choices:
+            raise ValueError("there are no choices to score")
         return scoring.score_choices(self, requests, choices)
 
     def likelihood(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextScore]:
@@ -149,9 +151,12 @@ class Engine:
         padded[: len(tokens)] = tokens
         return make_prefix(self.params, padded, np.int32(len(tokens)), **self.static)
 
-    def slots(self, context: int) -> int:
-        """How many sequences of `context` tokens are decoded at the same time: as set, or as many as memory holds."""
-        return self.config.slots or free_slots(dataclasses.replace(self.chunk_shape, context=context))
+    def slots(self, context: int, useful: int) -> int:
+        """How many sequences of `context` tokens are decoded at the same time.
+
+        As set, or as many as memory holds, but not many more than are useful.
+        """
+        return self.config.slots or free_slots(dataclasses.replace(self.chunk_shape, context=context), useful)
 
     def _generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         groups: dict[tuple[int, ...], list[Tokenized]] = {}

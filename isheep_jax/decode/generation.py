@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from isheep_jax.decode.cache import alignment, bucket_of, cache_length, data_shards, decode_activations
+from isheep_jax.decode.capacity import FEWEST_SLOTS
 from isheep_jax.decode.packing import empty_rows, fill, pack
 from isheep_jax.decode.programs import (
     CHANGED,
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 _IDLE_SHARE = 1 / 8
 # Where the next chunk is sent ahead, it runs at least so many steps, in which the host gets its work done.
 _AHEAD_STEPS = 4
-# On a CPU a step costs arithmetic, so the last prompts move to fewer slots. Not to fewer than this: XLA's products of
-# fewer rows sum in another order, and the schedule would change what is drawn.
-_FEWEST_SLOTS = 32
 # Pairs of one call of `copy_slots`, on each data shard.
 _COPIES = 8
 
@@ -69,7 +67,9 @@ class Generation:
         block = cached_keys(decode_activations(engine.mesh).platform)
         longest = min(bucket_of(self._room(self.waiting[0]), block), engine.config.context)
         self.context = cache_length(-(-longest // block) * block)
-        self.slots = engine.slots(self.context)
+        new = [self._most_new(prompt) for prompt in prompts]
+        # More slots could not all be busy until the longest completion ends.
+        self.slots = engine.slots(self.context, useful=sum(new) // max(new))
         while self._can_shrink(len(self.waiting)):
             self.slots //= 2
         self.statistics.slots = self.slots
@@ -155,8 +155,9 @@ class Generation:
             self.busy_at = None
 
     def _can_shrink(self, busy: int) -> bool:
+        # On a CPU a step costs arithmetic.
         half = self.slots // 2
-        return self.on_cpu and self.shards == 1 and self.slots % 2 == 0 and busy <= half and half >= _FEWEST_SLOTS
+        return self.on_cpu and self.shards == 1 and self.slots % 2 == 0 and busy <= half and half >= FEWEST_SLOTS
 
     def _shrink(self, state: Slots) -> Slots:
         """Fewer slots when the last prompts need no more."""

@@ -142,7 +142,7 @@ def _item(engine: "Engine", request: Request, texts: tuple[str, ...], along: boo
         ids, mask = engine.tokenizer.encode_example(request.prompt, texts[0])
         continuations = [[token for token, trained in zip(ids, mask) if trained][:-1]]
     else:
-        continuations = [engine.tokenizer.encode_choice(request.prompt, text) for text in texts]
+        continuations = engine.tokenizer.encode_choices(request.prompt, texts)
     longest = max(map(len, continuations), default=1)
     try:
         prompt = engine.tokenize(request, spare=longest)

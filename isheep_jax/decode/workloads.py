@@ -3,6 +3,7 @@
 Only lengths matter: token ids are random, no token ends a completion, and a request's max_tokens is its length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -105,8 +106,8 @@ class IdTokenizer:
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         return [int(word) for word in prompt.split()]
 
-    def encode_choice(self, prompt: Prompt, choice: str) -> list[int]:
-        return [int(word) for word in choice.split()]
+    def encode_choices(self, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
+        return [[int(word) for word in choice.split()] for choice in choices]
 
     def decode(self, ids: list[int]) -> str:
         return _text(ids)

@@ -127,20 +127,23 @@ class Tokenizer:
             return self.encode(prompt)
         return self._backend.encode(self.render(prompt))
 
-    def encode_choice(self, prompt: Prompt, choice: str) -> list[int]:
-        """The ids that follow the prompt's own when prompt and choice are tokenized together.
+    def encode_choices(self, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
+        """For each choice the ids that follow the prompt's own when both are tokenized together.
 
-        Raises `UserError` when the choice changes how the prompt's end is tokenized.
+        Raises `UserError` when a choice changes how the prompt's end is tokenized.
         """
-        start = self.encode_prompt(prompt)
         text = prompt if isinstance(prompt, str) else self.render(prompt)
-        whole = self.encode(text + choice) if isinstance(prompt, str) else self._backend.encode(text + choice)
-        if whole[: len(start)] != start:
-            raise UserError(
-                f"the choice {choice!r} changes the tokens of the prompt that ends in {text[-20:]!r}: "
-                "end the prompt where a token ends, such as before a space"
-            )
-        return whole[len(start) :]
+        encode = self.encode if isinstance(prompt, str) else self._backend.encode
+        start, found = encode(text), []
+        for choice in choices:
+            whole = encode(text + choice)
+            if whole[: len(start)] != start:
+                raise UserError(
+                    f"the choice {choice!r} changes the tokens of the prompt that ends in {text[-20:]!r}: "
+                    "end the prompt where a token ends, such as before a space"
+                )
+            found.append(whole[len(start) :])
+        return found
 
     def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:
         """Ids of the conversation with its response and end of turn, and a mask that is 1 on the latter two.

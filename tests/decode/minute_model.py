@@ -62,11 +62,14 @@ class TableTokenizer:
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.encode(prompt)
 
-    def encode_choice(self, prompt: str, choice: str) -> list[int]:
-        alone, together = self.encode(prompt), self.encode(prompt + choice)
-        if together[: len(alone)] != alone:
-            raise UserError(f"the prompt's tokens change when {choice!r} follows")
-        return together[len(alone) :]
+    def encode_choices(self, prompt: str, choices: Sequence[str]) -> list[list[int]]:
+        alone, found = self.encode(prompt), []
+        for choice in choices:
+            together = self.encode(prompt + choice)
+            if together[: len(alone)] != alone:
+                raise UserError(f"the prompt's tokens change when {choice!r} follows")
+            found.append(together[len(alone) :])
+        return found
 
 
 @jax.jit

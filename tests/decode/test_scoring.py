@@ -18,7 +18,7 @@ CHOICES = {
 def expected_logprob(params, request: Request, choice: str) -> float:
     """The sum over the choice's tokens of the plain forward's log-softmax, in float64."""
     prompt = TableTokenizer().encode(request.prompt)
-    continuation = TableTokenizer().encode_choice(request.prompt, choice)
+    continuation = TableTokenizer().encode_choices(request.prompt, [choice])[0]
     scores = full_logits(params, [*prompt, *continuation]).astype(np.float64)
     logprobs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     return sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(continuation))
@@ -99,7 +99,7 @@ def test_likelihoods_of_texts_are_those_of_the_full_forward(params, head):
     engine = make_engine(params, context=128)
     found = {score.id: score for score in engine.likelihood(requests, texts)}
     for request, text in zip(requests, texts):
-        assert found[request.id].tokens == len(TableTokenizer().encode_choice(request.prompt, text))
+        assert found[request.id].tokens == len(TableTokenizer().encode_choices(request.prompt, [text])[0])
         assert found[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
 
 

@@ -101,15 +101,14 @@ def test_a_prompt_is_bare_text_with_a_beginning_or_the_rendered_conversation(tok
 
 
 def test_a_choice_is_the_tokens_that_follow_the_prompt(tokenizer):
-    prompt = tokenizer.encode("Quality (1-10):")
-    for choice in (" 1", " 10", " red cat"):
-        assert prompt + tokenizer.encode_choice("Quality (1-10):", choice) == tokenizer.encode(
-            "Quality (1-10):" + choice
-        )
-    assert len(tokenizer.encode_choice("Quality (1-10):", " 10")) == 1
-    assert tokenizer.encode_choice(QUESTION, " red") == tokenizer.encode(" red", bos=False)
+    prompt, choices = "Quality (1-10):", (" 1", " 10", " red cat")
+    found = tokenizer.encode_choices(prompt, choices)
+    assert [tokenizer.encode(prompt) + ids for ids in found] == [tokenizer.encode(prompt + c) for c in choices]
+    assert len(found[1]) == 1
+    assert tokenizer.encode_choices(QUESTION, [" red"]) == [tokenizer.encode(" red", bos=False)]
+    assert tokenizer.encode_choices(prompt, ()) == []
     with pytest.raises(UserError, match="changes the tokens of the prompt"):
-        tokenizer.encode_choice("a r", "eddish")
+        tokenizer.encode_choices("a r", ["eddish"])
 
 
 def test_the_mask_is_one_on_the_response_and_its_end_of_turn(tokenizer):

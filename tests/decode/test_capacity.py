@@ -1,0 +1,91 @@
+import copy
+import dataclasses
+
+import pytest
+from minute_model import ARCHITECTURE, make_engine, mesh_of, ragged
+
+from isheep_jax.decode import capacity
+from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.errors import UserError
+
+GREEDY = Sampling(temperature=0.0, max_tokens=12)
+# Of a slot of 128 tokens: keys and values in float32, and the logits while a token is drawn.
+ROW = 2 * 4 * ARCHITECTURE.layers * ARCHITECTURE.kv_heads * ARCHITECTURE.head_dim * 128 + 16 * ARCHITECTURE.vocab_size
+
+
+@pytest.fixture
+def shape(params):
+    return dataclasses.replace(make_engine(params).chunk_shape, context=128)
+
+
+def memory_for(monkeypatch, shape, slots: int) -> None:
+    """A device with room for the weights and so many slots."""
+    weights = capacity._bytes(capacity.abstract_weights(shape.architecture, shape.weights, shape.compute_dtype))
+    monkeypatch.setattr(capacity, "local_memory", lambda device: (weights + slots * ROW + 1) / capacity._CPU_SHARE)
+
+
+@pytest.mark.parametrize(("room", "slots"), [(1, 1), (5, 5), (39, 32), (100, 96), (255, 224), (10_000, 256)])
+def test_slots_are_as_many_as_fit_beside_the_weights_in_four_sizes_for_each_power_of_two(
+    monkeypatch, shape, room, slots
+):
+    memory_for(monkeypatch, shape, room)
+    assert capacity.free_slots(shape, useful=10_000) == slots
+
+
+def test_an_int8_cache_gives_more_slots(monkeypatch, shape):
+    memory_for(monkeypatch, shape, 32)
+    more = capacity.free_slots(dataclasses.replace(shape, cache="int8"), useful=10_000)
+    assert more > capacity.free_slots(shape, useful=10_000) == 32
+
+
+def test_no_more_slots_than_can_be_busy_but_always_some_tens(monkeypatch, shape):
+    memory_for(monkeypatch, shape, 200)
+    assert [capacity.free_slots(shape, useful) for useful in (1, 32, 50, 1000)] == [32, 32, 48, 192]
+
+
+def test_every_data_shard_has_its_own_slots(monkeypatch, shape):
+    memory_for(monkeypatch, shape, 40)
+    assert capacity.free_slots(dataclasses.replace(shape, mesh=mesh_of(2, 1)), useful=10_000) == 80
+
+
+def test_no_room_for_one_sequence_names_the_setting(monkeypatch, shape):
+    memory_for(monkeypatch, shape, 0)
+    with pytest.raises(UserError, match=r"decode\.context: .* one sequence of 128 tokens"):
+        capacity.free_slots(shape, useful=1)
+
+
+def test_tokens_are_the_same_with_slots_and_context_left_to_the_memory(params):
+    requests = [r for r in ragged(40) if len(r.prompt) < 30]
+    found = [
+        {c.id: c for c in make_engine(params, **settings).generate(requests, GREEDY)}
+        for settings in ({"slots": 32, "context": 48}, {"slots": 0, "context": 0})
+    ]
+    assert found[0] == found[1]
+
+
+def test_what_is_counted_is_what_was_done(params):
+    requests = [dataclasses.replace(r, max_tokens=3 + i % 4) for i, r in enumerate(ragged(9))]
+    engine = make_engine(params, slots=4, chunk=2)
+    list(engine.generate(requests[:4], GREEDY))
+    before = copy.copy(engine.statistics)
+    completions = list(engine.generate(requests, GREEDY))
+    done = engine.statistics - before
+    # End tokens are drawn, too.
+    drawn = sum(len(c.tokens) + (c.finish == "stop") for c in completions)
+    assert (done.slots, done.drawn, done.slot_steps) == (4, drawn, 4 * done.steps)
+    assert done.prompt_tokens == sum(len(engine.tokenizer.encode(r.prompt)) for r in requests)
+    assert done.prompt_tokens < done.prompt_room
+    assert done.occupancy == drawn / done.slot_steps <= 1
+    assert -(-done.steps // 2) <= done.chunks <= done.steps
+    assert done.idle_seconds > 0
+
+
+def test_those_that_may_take_longest_come_first(params):
+    # One long completion among short ones: begun last, it would go on alone.
+    lengths = [4] * 11 + [40]
+    requests = [Request(f"r{i}", "a", max_tokens=n) for i, n in enumerate(lengths)]
+    engine = make_engine(params, slots=4, chunk=4)
+    engine.end_ids = ()
+    completions = list(engine.generate(requests, Sampling(temperature=1.0)))
+    assert sorted(len(c.tokens) for c in completions) == lengths
+    assert engine.statistics.steps == 40
