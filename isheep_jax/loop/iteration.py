@@ -203,6 +203,10 @@ class _Loop:
 
         guided = self._guided(number)
         records, fresh = once(self.directory.stage(number, "instructions", Instruction), work)
+        about, share = sum(r.hint is not None for r in kept(records)), wanted(self.config)
+        if fresh and about < share:
+            seeds = "the others come from seeds (reasons are in topics/ and instructions/)"
+            self.reporter.warn(f"iteration {number}: {about} of {share} instructions are about topics; {seeds}")
         self.answers.guard("least_novelty", guards.novelty(records), number, fresh)
         return records
 

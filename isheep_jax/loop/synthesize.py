@@ -124,7 +124,7 @@ def synthesize(
         stage.write_part(writer.waves, part)
         writer.count(part)
         progress.advance(len(kept(part)), dropped=len(writer.all) - writer.accepted)
-    about = {"from topics": sum(r.hint is not None for r in kept(writer.all))} if guided else {}
+    about = {"from topics": sum(r.hint is not None for r in kept(writer.all))} if guided is not None else {}
     stage.finish({"prompts": writer.prompts, **counts(writer.all), **about})
     return writer.all
 

@@ -201,6 +201,25 @@ def test_the_engraved_model_writes_the_thorough_answers_and_the_last_one_goes_on
     }
 
 
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_model_that_lists_no_topics_is_seen(tmp_path, monkeypatch, lists):
+    complete = ScriptedModel.complete
+
+    def silent(model, request):
+        return Completion(request.id, "nothing here") if "/topics/" in request.id else complete(model, request)
+
+    if not lists:
+        monkeypatch.setattr(ScriptedModel, "complete", silent)
+    reporter = SilentReporter()
+    run(self_aligned(tmp_path, iterations=1), ScriptedBackend(), {"fake": evaluator}, frozenset(), reporter)
+    found = [line for line in reporter.lines if "instructions are about topics" in line]
+    assert [line.partition(";")[0] for line in found] == (
+        [] if lists else ["iteration 1: 0 of 12 instructions are about topics"]
+    )
+    manifest = json.loads((tmp_path / "iteration_1" / "instructions" / "DONE").read_text())
+    assert manifest["counts"]["from topics"] == (12 if lists else 0)
+
+
 def test_the_card_of_an_export_says_what_was_trained_on(tmp_path):
     go(self_aligned(tmp_path, iterations=1))
     settings = json.loads((tmp_path / "config.json").read_text())
