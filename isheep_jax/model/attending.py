@@ -19,6 +19,7 @@ from isheep_jax.sharding import ActivationSharding
 # multiples of PACKED_KEYS, the sums over a segment's keys are the same wherever in a row it lies.
 PACKED_KEYS = 32
 _PACKED_QUERIES = 128
+_SHARED_KEYS = 512
 _CACHED_KEYS = {"cpu": 64}
 _CACHED_KEYS_ELSEWHERE = 512
 # Rows of a cache that a CPU reads as far as the longest of them goes, in the order of their lengths: where 64 rows have
@@ -170,18 +171,24 @@ def _with_contexts(own, q, kind, scores, positions, contexts, activations) -> Pa
 
 
 def _in_blocks(q, k, v, mask, scores) -> Partial:
-    """`Partial.add` of all keys, `PACKED_KEYS` at a time."""
-    S = k.shape[-3]
-    if S % PACKED_KEYS:
-        missing = PACKED_KEYS - S % PACKED_KEYS
+    """`Partial.add` of all keys, some at a time.
+
+    Keys of a row's own lie in rows of any length, of which their sums must not depend. Keys that all rows share are the
+    same for every call with them: of these more at a time take half as long.
+    """
+    S, size = k.shape[-3], PACKED_KEYS
+    if k.ndim == 3:
+        size = min(_SHARED_KEYS, -(-S // PACKED_KEYS) * PACKED_KEYS)
+    if S % size:
+        missing = size - S % size
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, missing)))
         k, v = (jnp.pad(x, ((0, 0),) * (x.ndim - 3) + ((0, missing), (0, 0), (0, 0))) for x in (k, v))
 
     def add(i, partial):
-        piece = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * PACKED_KEYS, slice_size=PACKED_KEYS)
+        piece = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size)
         return partial.add(q, piece(k, axis=-3), piece(v, axis=-3), piece(mask, axis=2), **scores.shape)
 
-    return jax.lax.fori_loop(0, -(-S // PACKED_KEYS), add, Partial.none(q, k.shape[-2]))
+    return jax.lax.fori_loop(0, -(-S // size), add, Partial.none(q, k.shape[-2]))
 
 
 def _kernels(q, k, v, kind, scores, segment_ids, activations, partial: bool) -> jax.Array | Partial:
