@@ -3,7 +3,7 @@
 Command:  python -m isheep_jax.train --config=tiny_domain
 Hardware: two CPU cores, 2 GB of memory.
 Time:     about one minute on two cores, measured.
-Result:   accuracy on development prompts of the domain from .03 to .82 and 1.00 in two iterations, measured once.
+Result:   accuracy on development prompts of the domain from .03 to .82 and .98 or more in two iterations, measured.
 """
 
 import dataclasses
