@@ -299,6 +299,11 @@ STUDIES: dict[str, Study] = {
                 "trained on the samples alone",
                 {"sft.seeds": "alone", "iterations": 1},
             ),
+            Row(
+                "samples_alone_20",
+                "the same, 20 epochs",
+                {"sft.seeds": "alone", "iterations": 1, "sft.epochs": 20},
+            ),
             Row("direct_3", "3 x the questions at once", _times(3, iterations=1), column=3),
         ),
         "ISARA (arXiv 2401.06785) is another paper's.",
