@@ -1,6 +1,7 @@
 """Every test sees eight virtual CPU devices, so that one process can compare a mesh of one with a mesh of eight."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -24,6 +25,25 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+# Linux lets a process have 65,530 memory maps, and every compiled program takes several: behind the last one XLA crashes.
+MANY_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_let_go():
+    """Programs of earlier test files are dropped when there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        import jax
+
+        from isheep_jax.decode.programs import compile_decode_chunk
+
+        compile_decode_chunk.cache_clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
