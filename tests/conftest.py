@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 )
 
 
-# Linux lets a process have 65,530 memory maps, and every compiled program takes several: behind the last one XLA crashes.
+# A process may have 65,530 memory maps on Linux, and a compiled program takes several: behind the last XLA crashes.
 MANY_MAPS = 30_000
 
 
