@@ -37,14 +37,11 @@ def main(arguments: Sequence[str]) -> None:
     """Measures. Raises `UserError` for bad input."""
     if any(a in ("-h", "--help") for a in arguments):
         print(USAGE)
-    else:
-        options, rest = _own_options(arguments)
-        if rest[:1] != ["decode"]:
-            raise UserError("say what to measure: python -m isheep_jax.benchmark decode --config=NAME")
-        config = parse_config(rest[1:], MODULE)
-        _decode(config, options)
-        return
-    parse_config(arguments, MODULE)
+        parse_config(["--help"], MODULE)  # and exits
+    options, rest = _own_options(arguments)
+    if rest[:1] != ["decode"]:
+        raise UserError("say what to measure: python -m isheep_jax.benchmark decode --config=NAME")
+    _decode(parse_config(rest[1:], MODULE), options)
 
 
 def _decode(config: Config, options: "_Options") -> None:
@@ -133,9 +130,8 @@ class _Model:
         from isheep_jax.loop.templates import load
 
         templates = load(self.config.prompts, ("synthesize",))
-        builtin = self.config.synthesize.seeds == "builtin"
-        path = templates.seeds if builtin else Path(self.config.synthesize.seeds)
-        prompts = [seed.instruction + "\n" for seed in read_seeds(path, 1)]
+        seeds = read_seeds(templates.seeds_file(self.config.synthesize.seeds), 1)
+        prompts = [seed.instruction + "\n" for seed in seeds]
         return measure_quality(
             params,
             self.architecture,

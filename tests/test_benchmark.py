@@ -1,3 +1,5 @@
+"""The benchmark counts what it says, its least times are those by hand, and bad input is one line."""
+
 import json
 
 import jax
@@ -6,11 +8,12 @@ import pytest
 from isheep_jax import benchmark
 from isheep_jax.benchmarks import decoding
 from isheep_jax.benchmarks.ceilings import Ceilings, measure_ceilings
-from isheep_jax.config import DecodeConfig, MeshConfig
+from isheep_jax.config import DecodeConfig, MeshConfig, named_config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.workloads import IdTokenizer, Workload
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, init_parameters
+from isheep_jax.presets import replace_settings
 from isheep_jax.sharding import decode_mesh, make_mesh
 
 MINUTE = Architecture(
@@ -86,6 +89,14 @@ def test_ceilings_are_of_all_devices_together(monkeypatch):
     # Seven products of a second each.
     assert found.flops == pytest.approx(2 * mesh.size * 8 * LAYER / 7)
     assert found.bandwidth > 0
+
+
+def test_seeds_that_come_with_the_prompts_are_found_by_name():
+    config = replace_settings(named_config("tiny_domain"), {"decode.weights": "int8", "decode.context": 64})
+    model = benchmark._Model(config, random=False)
+    mesh = decode_mesh(make_mesh(config.mesh), 1)
+    quality = model.quality(model.parameters(mesh, jax.numpy.dtype("float32")), mesh, jax.numpy.dtype("float32"))
+    assert quality.agreement > 0.9
 
 
 def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What this machine can do: the fastest copy, and the fastest products at a model's own shapes."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,10 +56,7 @@ def measure_ceilings(architecture: Architecture, mesh: Mesh, dtype: jnp.dtype) -
 
 def _sides(shape: tuple[int, ...], width: int) -> tuple[int, int]:
     """A matrix's two sides, of which one is the model's width."""
-    size = 1
-    for side in shape:
-        size *= side
-    return width, size // width
+    return width, math.prod(shape) // width
 
 
 def _best(work: Callable, *arguments: jax.Array) -> float:

@@ -3,7 +3,6 @@
 import os
 
 import jax
-from jax.sharding import Mesh
 
 from isheep_jax.decode.cache import cache_length, data_shards
 from isheep_jax.decode.programs import ChunkShape
@@ -34,7 +33,7 @@ def free_slots(shape: ChunkShape, useful: int) -> int:
     devices = [jax.local_devices()[0]] if shape.mesh is None else list(shape.mesh.local_devices)
     on_cpu = devices[0].platform == "cpu"
     memory = (_CPU_SHARE if on_cpu else _SHARE) * local_memory(devices[0])
-    tensor = _shards(shape.mesh, "kv_heads")
+    tensor = 1 if shape.mesh is None else shape.mesh.shape[DECODE_RULES["kv_heads"]]
     weights = abstract_weights(shape.architecture, shape.weights, shape.compute_dtype)
     left = memory - _bytes(weights) / tensor
     row = jax.eval_shape(lambda: init_cache(shape.architecture, 1, cache_length(shape.context), shape.cache_dtype))
@@ -62,10 +61,6 @@ def local_memory(device: jax.Device) -> float:
 
 def _bytes(tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _shards(mesh: Mesh | None, axis: str) -> int:
-    return 1 if mesh is None or DECODE_RULES[axis] is None else mesh.shape[DECODE_RULES[axis]]
 
 
 def _round_down(count: int) -> int:

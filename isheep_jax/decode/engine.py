@@ -53,7 +53,7 @@ class Engine:
         seed: int,
         compute_dtype: str | jnp.dtype = "bfloat16",
     ):
-        if config.context not in (0, *range(2, architecture.context_length + 1)):
+        if config.context != 0 and not 1 < config.context <= architecture.context_length:
             raise UserError(
                 f"decode.context={config.context} does not fit the model, whose context is 2 to "
                 f"{architecture.context_length} tokens (0: all of it)"

@@ -1,3 +1,5 @@
+"""Slots and caches by memory, what comes first, and what is counted."""
+
 import copy
 import dataclasses
 
