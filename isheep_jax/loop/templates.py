@@ -56,7 +56,6 @@ class Templates:
 
     def __init__(self, directory: Path, names: Sequence[str] = STANDARD):
         self.directory = directory
-        self.seeds = directory / "seeds.jsonl"
         self._files = (*(f"{name}.jinja" for name in names), *(_BESIDE[name] for name in names if name in _BESIDE))
         needed = (*self._files, "seeds.jsonl")
         for name in needed:

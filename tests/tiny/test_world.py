@@ -102,7 +102,7 @@ def test_grades_tell_good_from_bad_on_average():
 
 
 def test_seed_tasks_are_right_and_not_held_out():
-    lines = load("tiny").seeds.read_text().splitlines()
+    lines = load("tiny").seeds_file("builtin").read_text().splitlines()
     for line in lines:
         seed = json.loads(line)
         item = world.parse_instruction(seed["instruction"])
