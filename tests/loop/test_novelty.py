@@ -130,7 +130,7 @@ def test_random_token_sequences_fall_as_by_the_definition(limit, letters, segmen
 @pytest.fixture(scope="module")
 def two_thousand():
     """Instructions made from the built-in seeds, with their verdicts by the definition."""
-    seeds = read_seeds(templates.load("standard").seeds, 1)
+    seeds = read_seeds(templates.load("standard").seeds_file("builtin"), 1)
     items = [(text, "") for text in varied([s.instruction for s in seeds], 2000, "instructions")]
     return items, verdicts_by_definition(items, 0.7)
 
@@ -166,7 +166,7 @@ def test_more_tokens_than_code_points_change_nothing(monkeypatch):
 
 
 def test_one_block_is_the_same_as_one_after_the_other():
-    seeds = [s.instruction for s in read_seeds(templates.load("standard").seeds, 1)]
+    seeds = [s.instruction for s in read_seeds(templates.load("standard").seeds_file("builtin"), 1)]
     items = [(text, "") for text in varied(seeds[:40], 200, "blocks")]
     assert verdicts_of_pool(items, 0.7, blocks=(200,)) == verdicts_of_pool(items, 0.7, blocks=(1,))
 

@@ -133,7 +133,7 @@ def test_rules_for_english_leave_out_other_languages_and_keep_the_ids(tmp_path):
 @pytest.fixture(scope="module")
 def builtin():
     """The lines of the built-in file, as they stand there."""
-    return [json.loads(line) for line in templates.load("standard").seeds.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in templates.load("standard").seeds_file("builtin").read_text("utf-8").splitlines()]
 
 
 def task(builtin, name):
@@ -156,7 +156,7 @@ def test_builtin_seeds_have_the_fields_of_self_instruct(builtin):
 
 
 def test_builtin_seeds_are_varied(builtin):
-    seeds = read_seeds(templates.load("standard").seeds, 5)
+    seeds = read_seeds(templates.load("standard").seeds_file("builtin"), 5)
     new = Pool(0.7).admit([s.id for s in seeds], [s.instruction for s in seeds], [s.input for s in seeds])
     assert new == [None] * len(seeds)
     first_words = Counter(tokenize(s.instruction)[0] for s in seeds)
@@ -170,12 +170,12 @@ def test_builtin_seeds_are_varied(builtin):
 
 
 def test_builtin_seeds_in_english_pass_the_rules_of_the_paper():
-    seeds = read_seeds(templates.load("standard").seeds, 5, "paper")
+    seeds = read_seeds(templates.load("standard").seeds_file("builtin"), 5, "paper")
     assert len(seeds) >= 180
     for s in seeds:
         assert instruction_reason("paper", s.instruction, s.input) is None, s
         assert response_reason("paper", s.instruction, s.input, clean_response("paper", s.output)) is None, s
-    for s in read_seeds(templates.load("standard").seeds, 5):
+    for s in read_seeds(templates.load("standard").seeds_file("builtin"), 5):
         assert instruction_reason("basic", s.instruction, s.input) is None, s
 
 
