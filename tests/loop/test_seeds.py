@@ -133,7 +133,8 @@ def test_rules_for_english_leave_out_other_languages_and_keep_the_ids(tmp_path):
 @pytest.fixture(scope="module")
 def builtin():
     """The lines of the built-in file, as they stand there."""
-    return [json.loads(line) for line in templates.load("standard").seeds_file("builtin").read_text("utf-8").splitlines()]
+    file = templates.load("standard").seeds_file("builtin")
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def task(builtin, name):
