@@ -58,6 +58,9 @@ class Generation:
         self.engine = engine
         self.statistics = engine.statistics
         self.sampling = sampling
+        # Decoded text does not show these.
+        specials = (engine.tokenizer.special_id(string) for string in sampling.stop)
+        self.stop_ids = frozenset(token for token in specials if token is not None)
         # Those that may take longest first, so that short ones fill the end.
         self.waiting = deque(sorted(prompts, key=lambda prompt: (-self._room(prompt), -len(prompt.own), prompt.id)))
         self.prefix = engine.prefix(self.waiting[0].shared)
@@ -290,6 +293,10 @@ class Generation:
             return None
         name = self.owner[slot].id
         tokens = self.written[slot, : self.count[slot] - ended].tolist()
+        for place in range(searched, len(tokens)):
+            if tokens[place] in self.stop_ids:
+                tokens, ended, finished = tokens[:place], True, True
+                break
         if self.sampling.stop and tokens:
             cut = cut_at_stop(decode, tokens, self.sampling.stop, int(searched))
             if cut is not None:

@@ -121,6 +121,12 @@ class Tokenizer:
         """The text of ids, with special tokens as they are written."""
         return self._backend.decode([int(i) for i in ids], special=True)
 
+    def special_id(self, text: str) -> int | None:
+        """The special token that is written so, which `decode` leaves out; None where the text is none."""
+        token = self._backend.token_id(text)
+        special = token is not None and not self.decode([token]) and self.spell([token]) == text
+        return token if special else None
+
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of bare text, or of a conversation up to the header of the assistant's turn."""
         if isinstance(prompt, str):

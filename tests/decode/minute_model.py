@@ -1,6 +1,6 @@
 """A minute random model and a tokenizer made of a table, shared by the decode tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +37,17 @@ ARCHITECTURE = Architecture(
 class TableTokenizer:
     """Token i is the i-th piece; text is encoded by the longest piece that matches.
 
-    Begins every prompt with token 0 (beginning of text). Token 1 ends a turn. Both are special and decode to nothing.
+    Begins every prompt with token 0 (beginning of text). Token 1 ends a turn. Both are special and decode to nothing,
+    and so are `specials`, texts by token.
     """
 
-    def __init__(self):
+    def __init__(self, specials: Mapping[int, str] | None = None):
+        self.specials = specials or {}
         letters = "abcdefghijklmnopqrstuvwxyz0123456789 .|"
         pairs = ["ab", "bc", "ca", "de", "ed", "||", "10", "st", "op", "xy", "yz", "zx", " a", " b", " c", " d"]
         pieces = ["", "", *letters, *pairs]
         self.pieces = pieces + [f"<{i}>" for i in range(len(pieces), ARCHITECTURE.vocab_size)]
+        self.pieces = ["" if i in self.specials else piece for i, piece in enumerate(self.pieces)]
         self.bos_id, self.eos_ids, self.pad_id = 0, (1,), 1
         self.vocab_size = ARCHITECTURE.vocab_size
 
@@ -58,6 +61,9 @@ class TableTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces[i] for i in ids)
+
+    def special_id(self, text: str) -> int | None:
+        return next((token for token, special in self.specials.items() if special == text), None)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.encode(prompt)
@@ -79,9 +85,10 @@ def random_parameters(seed: int) -> dict:
     return jax.tree.map(lambda leaf: leaf * jnp.where(leaf.std() > 0, 0.4 / leaf.std(), 1.0), params)
 
 
-def make_engine(params: dict, *, seed: int = 0, mesh=None, **settings) -> Engine:
+def make_engine(params: dict, *, seed: int = 0, mesh=None, specials: Mapping[int, str] | None = None, **settings):
     config = DecodeConfig(**{"slots": 4, "chunk": 5, "context": 48, **settings})
-    return Engine(params, ARCHITECTURE, TableTokenizer(), config, mesh=mesh, seed=seed, compute_dtype="float32")
+    tokenizer = TableTokenizer(specials)
+    return Engine(params, ARCHITECTURE, tokenizer, config, mesh=mesh, seed=seed, compute_dtype="float32")
 
 
 def mesh_of(data: int, tensor: int) -> Mesh:

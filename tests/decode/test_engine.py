@@ -119,6 +119,27 @@ def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk)
     assert stopped > 1
 
 
+@pytest.mark.parametrize("chunk", [2, 5])
+def test_a_stop_string_that_is_a_special_token_ends_the_completion_though_no_text_shows_it(params, chunk):
+    requests, sampling = ragged(12), Sampling(temperature=1.0, max_tokens=30)
+    marker = TableTokenizer().pieces.index("e")
+    free = by_id(make_engine(params, specials={marker: "<|user|>"}).generate(requests, sampling))
+    stopping = dataclasses.replace(sampling, stop=("ab", "<|user|>"))
+    stopped = 0
+    for completion in make_engine(params, specials={marker: "<|user|>"}, chunk=chunk).generate(requests, stopping):
+        whole = free[completion.id]
+        before = whole.tokens[: whole.tokens.index(marker)] if marker in whole.tokens else whole.tokens
+        text = TableTokenizer().decode(before)
+        if "ab" in text:
+            assert completion.text == text[: text.index("ab")]
+        elif marker in whole.tokens:
+            stopped += 1
+            assert (completion.text, completion.tokens, completion.finish) == (text, before, "stop")
+        else:
+            assert completion == whole
+    assert stopped > 1
+
+
 def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, caplog):
     def stage(engine, sampling):
         list(engine.generate(ragged(9), sampling))

@@ -63,6 +63,12 @@ def test_text_comes_back_without_special_tokens(tokenizer):
     assert tokenizer.decode([*tokenizer.encode_prompt(QUESTION), *tokenizer.eos_ids]) == " Copy red cat."
 
 
+def test_special_tokens_are_found_by_how_they_are_written(tokenizer, export):
+    for each in (tokenizer, Tokenizer.load(export)):
+        assert [each.special_id(text) for text in ("<|end|>", "</s>")] == list(reversed(sorted(each.eos_ids)))
+        assert [each.special_id(text) for text in ("\u2581red", "red", "\u2581", " ", "<|none|>", "")] == [None] * 6
+
+
 def test_an_export_gives_the_same_ids_here_and_in_transformers(tokenizer, export):
     from transformers import AutoTokenizer
 
