@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attending import PACKED_KEYS
+from isheep_jax.model.attending import PACKED_KEYS, cached_keys
 from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 
@@ -90,4 +90,16 @@ def decode_activations(mesh: Mesh | None) -> ActivationSharding:
 
 def allocate(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None) -> KVCache:
     """An empty cache of `slots` rows for `context` tokens, each device making only its own part."""
-    return init_cache(architecture, slots, cache_length(context), dtype, cache_sharding(mesh))
+    return init_cache(architecture, slots, cache_length(context), dtype, cache_sharding(mesh), _tile(mesh))
+
+
+def abstract_cache(
+    architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None
+) -> KVCache:
+    """What `allocate` makes, without making it: shapes and dtypes."""
+    return jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(context), dtype, tile=_tile(mesh)))
+
+
+def _tile(mesh: Mesh | None) -> int:
+    platform = decode_activations(mesh).platform
+    return cached_keys(platform) if platform == "cpu" else 0

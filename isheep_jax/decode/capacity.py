@@ -4,10 +4,9 @@ import os
 
 import jax
 
-from isheep_jax.decode.cache import cache_length, data_shards
+from isheep_jax.decode.cache import abstract_cache, data_shards
 from isheep_jax.decode.programs import ChunkShape
 from isheep_jax.errors import UserError
-from isheep_jax.model.kv_cache import init_cache
 from isheep_jax.model.quantized import abstract_weights
 from isheep_jax.sharding import DECODE_RULES
 
@@ -36,7 +35,7 @@ def free_slots(shape: ChunkShape, useful: int) -> int:
     tensor = 1 if shape.mesh is None else shape.mesh.shape[DECODE_RULES["kv_heads"]]
     weights = abstract_weights(shape.architecture, shape.weights, shape.compute_dtype)
     left = memory - _bytes(weights) / tensor
-    row = jax.eval_shape(lambda: init_cache(shape.architecture, 1, cache_length(shape.context), shape.cache_dtype))
+    row = abstract_cache(shape.architecture, 1, shape.context, shape.cache_dtype, shape.mesh)
     each = _bytes(row) / tensor + 4 * _LOGITS * shape.architecture.vocab_size / tensor
     here = int(left // each)
     if here < 1:

@@ -17,8 +17,8 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from isheep_jax.decode.cache import (
+    abstract_cache,
     allocate,
-    cache_length,
     cache_sharding,
     constrain_cache,
     constrain_rows,
@@ -183,7 +183,8 @@ def copy_slots(cache: KVCache, pairs: np.ndarray, *, length: int, mesh: Mesh | N
     def copy(x, pairs):
         rows = x.shape[1]
         source, target = pairs[:, 0] % rows, jnp.where(pairs[:, 1] < 0, rows, pairs[:, 1] % rows)
-        return x.at[:, target, :length].set(x[:, source, :length], mode="drop")
+        size = -(-length * x.shape[2] // cache.length)
+        return x.at[:, target, :size].set(x[:, source, :size], mode="drop")
 
     if mesh is not None:
         split = cache_sharding(mesh).spec
@@ -330,7 +331,7 @@ def lower_decode_chunk(shape: ChunkShape, settled: ChunkShape) -> jax.stages.Low
             weights = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), weights)
     split = cache_sharding(mesh)
     count = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    cache = jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(shape.context), shape.cache_dtype))
+    cache = abstract_cache(architecture, slots, shape.context, shape.cache_dtype, mesh)
     state = Slots(
         cache,
         count((slots, CONTROL_COLUMNS)),

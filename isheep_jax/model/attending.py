@@ -19,7 +19,7 @@ from isheep_jax.sharding import ActivationSharding
 # multiples of PACKED_KEYS, the sums over a segment's keys are the same wherever in a row it lies.
 PACKED_KEYS = 32
 _SHARED_KEYS = 512
-_CACHED_KEYS = {"cpu": 64}
+_CACHED_KEYS = {"cpu": 128}
 _CACHED_KEYS_ELSEWHERE = 512
 # Rows of a cache that a CPU reads as far as the longest of them goes, in the order of their lengths: where 64 rows have
 # 160 keys on average and the longest 380, this takes three fifths of the time.
@@ -115,28 +115,31 @@ def attend_cached(
     by block, as far as the longest row goes; blocks behind a row's end change nothing of it.
     """
     H, length = q.shape[-1], cache.length
-    block = math.gcd(length, cached_keys(activations.platform))
+    block = cache.tile or math.gcd(length, cached_keys(activations.platform))
     rows = cache.k.shape[1]
     window = scores.window(kind)
+
+    def take(x, row, rows, i):
+        """Block i of some rows of one of the cache's arrays, [rows, ...]."""
+        size = x.shape[2] * block // length
+        start = layer, row, i * size, *(0,) * (x.ndim - 3)
+        return jax.lax.dynamic_slice(x, start, (1, rows, size, *x.shape[3:]))[0]
 
     def see(q, at, read):
         """What read(x, i) gives of block i of the cache's arrays [rows, block, ...], as far as the rows go."""
 
         def add(i, partial):
             found = jax.tree.map(lambda x: read(x, i), cache)
-            k, v = (split_heads(x, H).astype(q.dtype) for x in (found.k, found.v))
-            shape = {"k_scale": found.k_scale, "v_scale": found.v_scale, **scores.shape}
-            return partial.add(q, k, v, cached_mask(at, i * block + jnp.arange(block), window), **shape)
+            k, v = (x[:, 0] if cache.tile else split_heads(x, H) for x in (found.k, found.v))
+            shape = {"k_scale": found.k_scale, "v_scale": found.v_scale, "by_head": bool(cache.tile), **scores.shape}
+            mask = cached_mask(at, i * block + jnp.arange(block), window)
+            return partial.add(q, k.astype(q.dtype), v.astype(q.dtype), mask, **shape)
 
-        none = Partial.none(q, cache.k.shape[3] // H)
+        none = Partial.none(q, cache.k.shape[3] // (1 if cache.tile else H))
         return add(0, none) if block == length else jax.lax.fori_loop(0, jnp.max(at) // block + 1, add, none)
 
     def see_some(some):
-        def read(x, i):
-            size = 1, 1, block, x.shape[3]
-            return jax.vmap(lambda r: jax.lax.dynamic_slice(x, (layer, r, i * block, 0), size)[0, 0])(some)
-
-        return see(q[some], at[some], read)
+        return see(q[some], at[some], lambda x, i: jax.vmap(lambda row: take(x, row, 1, i)[0])(some))
 
     one_device = activations.mesh is None or activations.mesh.size == 1
     if activations.platform == "cpu" and one_device and rows % _CACHED_ROWS == 0 and rows > _CACHED_ROWS:
@@ -144,11 +147,7 @@ def attend_cached(
         found = jax.lax.map(see_some, order.reshape(-1, _CACHED_ROWS))
         own = Partial(*(jnp.zeros((rows, *x.shape[2:])).at[order].set(x.reshape(rows, *x.shape[2:])) for x in found))
     else:
-
-        def read_all(x, i):
-            return jax.lax.dynamic_slice(x, (layer, 0, i * block, 0), (1, rows, block, x.shape[3]))[0]
-
-        own = see(q, at, read_all)
+        own = see(q, at, lambda x, i: take(x, 0, rows, i))
     return _with_contexts(own, q, kind, scores, positions, contexts, activations).result(q.dtype)
 
 
@@ -173,21 +172,30 @@ def _in_blocks(q, k, v, mask, scores) -> Partial:
     """`Partial.add` of all keys, some at a time.
 
     Keys of a row's own lie in rows of any length, of which their sums must not depend. Keys that all rows share are the
-    same for every call with them: of these more at a time take half as long.
+    same for every call with them: of these more are taken at a time, and for the queries of all rows together.
     """
-    S, size = k.shape[-3], PACKED_KEYS
-    if k.ndim == 3:
-        size = min(_SHARED_KEYS, -(-S // PACKED_KEYS) * PACKED_KEYS)
-    if S % size:
-        missing = size - S % size
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, missing)))
-        k, v = (jnp.pad(x, ((0, 0),) * (x.ndim - 3) + ((0, missing), (0, 0), (0, 0))) for x in (k, v))
+    B, T = q.shape[:2]
+    shared, size = k.ndim == 3, PACKED_KEYS
+    if shared:
+        size = min(_SHARED_KEYS, -(-len(k) // PACKED_KEYS) * PACKED_KEYS)
+        q, k, v = q.reshape(1, B * T, *q.shape[2:]), k[None], v[None]
+        if mask.shape[:2] != (1, 1):
+            mask = jnp.broadcast_to(mask, (B, T, mask.shape[2])).reshape(1, B * T, -1)
+    missing = -k.shape[1] % size
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, missing)))
+    k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (k, v))
+    # Blocks [blocks, B, K, H, size] and [blocks, B, K, size, H].
+    k, v = (x.reshape(len(x), -1, size, *x.shape[2:]) for x in (k, v))
+    keys, values = jnp.transpose(k, (1, 0, 3, 4, 2)), jnp.transpose(v, (1, 0, 3, 2, 4))
 
     def add(i, partial):
-        piece = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size)
-        return partial.add(q, piece(k, axis=-3), piece(v, axis=-3), piece(mask, axis=2), **scores.shape)
+        piece = jax.lax.dynamic_slice_in_dim(mask, i * size, size, axis=2)
+        return partial.add(q, keys[i], values[i], piece, by_head=True, **scores.shape)
 
-    return jax.lax.fori_loop(0, -(-S // size), add, Partial.none(q, k.shape[-2]))
+    found = jax.lax.fori_loop(0, len(keys), add, Partial.none(q, keys.shape[2]))
+    if shared:
+        found = Partial(*(jnp.moveaxis(x.reshape(*x.shape[1:3], B, T, *x.shape[4:]), 2, 0) for x in found))
+    return found
 
 
 def _kernels(q, k, v, kind, scores, segment_ids, activations, partial: bool) -> jax.Array | Partial:

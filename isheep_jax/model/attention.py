@@ -61,19 +61,22 @@ class Partial(NamedTuple):
         softcap: float | None = None,
         k_scale: jax.Array | None = None,
         v_scale: jax.Array | None = None,
+        by_head: bool = False,
     ) -> "Partial":
         """Attention to these keys as well; arguments as in `attention`, or k, v [S, K, H] that all rows share.
+
+        by_head: k is [B, K, H, S] and v is [B, K, S, H].
 
         k_scale, v_scale: [B, S, K], of k and v [B, S, K, H] that are to be multiplied with them. Keys that a query may
         not see change nothing of it, not even by rounding.
         """
-        scores = _scores(q, k, mask, scale, softcap, k_scale)
+        keys, values = ("bkhs", "bksh") if by_head else ("bskh", "bskh") if k.ndim == 4 else ("skh", "skh")
+        scores = _scores(q, k, mask, scale, softcap, k_scale, keys)
         top = jnp.maximum(self.top, scores.max(axis=-1))
         # A query that has seen nothing keeps a mass of 0, whatever exp(MASKED - MASKED) is.
         weights = jnp.where(mask[:, None, None], jnp.exp(scores - top[..., None]), 0.0)
-        letters = "bkgts,bskh->bkgth" if v.ndim == 4 else "bkgts,skh->bkgth"
         scaled = weights if v_scale is None else weights * _of_keys(v_scale)
-        new = jnp.einsum(letters, scaled.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        new = jnp.einsum(f"bkgts,{values}->bkgth", scaled.astype(v.dtype), v, preferred_element_type=jnp.float32)
         old = jnp.exp(self.top - top)
         return Partial(top, old * self.mass + weights.sum(axis=-1), old[..., None] * self.values + new)
 
@@ -112,12 +115,12 @@ def _of_keys(scale: jax.Array) -> jax.Array:
     return jnp.moveaxis(scale, 1, 2)[:, :, None, None]
 
 
-def _scores(q, k, mask, scale, softcap, k_scale=None) -> jax.Array:
-    """[B, K, G, T, S] in float32."""
+def _scores(q, k, mask, scale, softcap, k_scale=None, keys="bskh") -> jax.Array:
+    """[B, K, G, T, S] in float32. keys: the axes of k."""
     B, T, _, H = q.shape
-    grouped = q.reshape(B, T, k.shape[-2], -1, H)
-    letters = "btkgh,bskh->bkgts" if k.ndim == 4 else "btkgh,skh->bkgts"
-    scores = jnp.einsum(letters, grouped, k, preferred_element_type=jnp.float32)
+    # Axes in the order of the result's: XLA then multiplies with the keys as they lie.
+    grouped = jnp.moveaxis(q.reshape(B, T, k.shape[keys.index("k")], -1, H), 1, 3)
+    scores = jnp.einsum(f"bkgth,{keys}->bkgts", grouped, k, preferred_element_type=jnp.float32)
     scores *= 1 / math.sqrt(H) if scale is None else scale
     if k_scale is not None:
         scores *= _of_keys(k_scale)

@@ -1,7 +1,9 @@
 """Keys and values of earlier tokens: how they lie in memory, and how new ones are written.
 
-Letters: L layers, B rows, S cache slots, T new tokens, K key heads, H head dim.
+Letters: L layers, B rows, S cache slots, C slots of a tile, T new tokens, K key heads, H head dim.
 """
+
+import functools
 
 import flax.struct
 import jax
@@ -20,8 +22,8 @@ class KVCache:
     Heads and their width share an axis: XLA pads an axis of heads of its own to what a TPU likes, and copies the whole
     cache where a chip's heads are no power of 2 (27 GiB per chip for 20 heads on 4 chips of a v5e; planned).
 
-    k: [L, B, S, K * H], after RoPE.
-    v: [L, B, S, K * H].
+    k: [L, B, S, K * H], after RoPE; in tiles [L, B, S / C, K, H, C].
+    v: [L, B, S, K * H]; in tiles [L, B, S / C, K, C, H].
     k_scale, v_scale: [L, B, S, K] float32, of int8 keys and values, one for each token and head (see `quantized`); None
     where these are floats.
     """
@@ -33,20 +35,37 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        return self.k.shape[2]
+        return self.k.shape[2] * max(self.tile, 1)
+
+    @property
+    def tile(self) -> int:
+        """Slots of a tile; 0: there are none."""
+        return self.k.shape[5] if self.k.ndim == 6 else 0
 
 
 def init_cache(
-    architecture: Architecture, batch: int, length: int, dtype: jnp.dtype, sharding: Sharding | None = None
+    architecture: Architecture,
+    batch: int,
+    length: int,
+    dtype: jnp.dtype,
+    sharding: Sharding | None = None,
+    tile: int = 0,
 ) -> KVCache:
-    """An empty cache for `batch` rows of `length` positions. dtype: int8 has scales."""
+    """An empty cache for `batch` rows of `length` positions. dtype: int8 has scales. tile: divides length; 0: none.
+
+    In tiles what a CPU reads at a time lies together, as its products take it.
+    """
     shape = (architecture.layers, batch, length)
-    width = architecture.kv_heads * architecture.head_dim
-    numbers = [jnp.zeros((*shape, width), dtype, device=sharding) for _ in "kv"]
+    K, H = architecture.kv_heads, architecture.head_dim
+    k = v = (*shape, K * H)
+    if tile:
+        tiles = (architecture.layers, batch, length // tile, K)
+        k, v = (*tiles, H, tile), (*tiles, tile, H)
+    cache = KVCache(*(jnp.zeros(numbers, dtype, device=sharding) for numbers in (k, v)))
     if dtype != jnp.int8:
-        return KVCache(*numbers)
-    scales = [jnp.zeros((*shape, architecture.kv_heads), jnp.float32, device=sharding) for _ in "kv"]
-    return KVCache(*numbers, *scales)
+        return cache
+    scales = [jnp.zeros((*shape, K), jnp.float32, device=sharding) for _ in "kv"]
+    return KVCache(cache.k, cache.v, *scales)
 
 
 def cache_spec(rules: Rules) -> PartitionSpec:
@@ -75,24 +94,38 @@ def write_tokens(
     rows = jnp.arange(at.shape[0])[:, None] if rows is None else rows
     rows = jnp.broadcast_to(rows % (cache.k.shape[1] // shards), at.shape)
 
-    def write(cache, new, at, rows, layer):
-        return cache.at[layer, rows, at].set(new.astype(cache.dtype).reshape(*at.shape, -1), mode="drop")
+    def write(old, new, at, rows, layer, place):
+        """place: axis of a tile's slots."""
+        index = (layer, rows, at)
+        if old.ndim == 6:
+            index = (layer, rows, at // cache.tile, *(slice(None),) * (place - 3), at % cache.tile)
+        else:
+            new = new.reshape(*at.shape, -1)
+        return old.at[index].set(new.astype(old.dtype), mode="drop")
 
-    if activations.mesh is not None:
-        rules = activations.rules
-        batch = PartitionSpec(rules["batch"])
-        new = PartitionSpec(rules["batch"], None, rules["kv_heads"])
-        write = jax.shard_map(
-            write,
-            mesh=activations.mesh,
-            in_specs=(cache_spec(rules), new, batch, batch, PartitionSpec()),
-            out_specs=cache_spec(rules),
-        )
-    new = KVCache(k, v)
-    if cache.k_scale is not None:
-        k, v = quantize(k, (3,)), quantize(v, (3,))
-        new = KVCache(k.values, v.values, k.scale, v.scale)
-    return jax.tree.map(lambda old, new: write(old, new, at, rows, layer), cache, new)
+    def write_split(old, new, place=0):
+        put = functools.partial(write, place=place)
+        if activations.mesh is not None:
+            rules = activations.rules
+            batch = PartitionSpec(rules["batch"])
+            heads = PartitionSpec(rules["batch"], None, rules["kv_heads"])
+            put = jax.shard_map(
+                put,
+                mesh=activations.mesh,
+                in_specs=(cache_spec(rules), heads, batch, batch, PartitionSpec()),
+                out_specs=cache_spec(rules),
+            )
+        return put(old, new, at, rows, layer)
+
+    if cache.k_scale is None:
+        return KVCache(write_split(cache.k, k, 5), write_split(cache.v, v, 4))
+    k, v = quantize(k, (3,)), quantize(v, (3,))
+    return KVCache(
+        write_split(cache.k, k.values, 5),
+        write_split(cache.v, v.values, 4),
+        write_split(cache.k_scale, k.scale),
+        write_split(cache.v_scale, v.scale),
+    )
 
 
 def split_heads(x: jax.Array, head_dim: int) -> jax.Array:

@@ -13,7 +13,14 @@ from jax.sharding import Mesh
 from isheep_jax.config import Config
 from isheep_jax.decode import programs as decoding
 from isheep_jax.decode import scoring
-from isheep_jax.decode.cache import alignment, allocate, bucket_of, cache_sharding, check_rows, data_shards
+from isheep_jax.decode.cache import (
+    abstract_cache,
+    alignment,
+    bucket_of,
+    cache_sharding,
+    check_rows,
+    data_shards,
+)
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
@@ -108,7 +115,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         at, targets = np.zeros((rows, SCORED), np.int32), np.zeros((rows, SCORED, CHOICES), np.int32)
         lower = lambda: scoring._score_rows.lower(params(), packed, at, targets, None, collect=True, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, 0.0, rows * SCORED, tokens)
-    cache = jax.eval_shape(lambda: allocate(architecture, decode.slots, decode.context, chunk.cache_dtype, None))
+    cache = abstract_cache(architecture, decode.slots, decode.context, chunk.cache_dtype, mesh)
     split = cache_sharding(mesh)
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
     cache_bytes = bytes_per_device(cache)

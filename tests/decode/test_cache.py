@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from minute_model import ARCHITECTURE, mesh_of
+from tiles import flat, in_tiles
 
 from isheep_jax.decode.cache import allocate, bucket_of, cache_length, cache_sharding
 from isheep_jax.decode.packing import ROW, empty_rows, fill, pack
@@ -29,9 +30,9 @@ def test_buckets_are_few_and_waste_little():
 
 def test_a_cache_holds_the_context_in_whole_blocks():
     cache = allocate(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), None)
-    assert cache.k.shape == (2, 3, 256, 16)
-    assert cache_length(130) == 256
-    assert cache.v.shape == cache.k.shape
+    assert cache_length(130) == cache.length == 256
+    assert cache.k.shape == (2, 3, 2, 2, 8, 128)  # two tiles of 128 slots; of each head its keys together
+    assert cache.v.shape == (2, 3, 2, 2, 128, 8)
 
 
 def test_rows_hold_every_prompt_once_and_apart():
@@ -86,7 +87,7 @@ def test_prefill_writes_each_prompt_to_its_slot_and_nothing_else(params, shards)
     expected = np.zeros((2, 8, 128, 16), np.float32)
     for (_, _, _, slot), prompt in zip(places, tokens):
         expected[:, slot, : len(prompt)] = keys_of(params, prompt)
-    np.testing.assert_allclose(cache.k, expected, atol=1e-4)
+    np.testing.assert_allclose(flat(cache)[0], expected, atol=1e-4)
 
 
 def test_a_prompts_keys_are_the_same_to_the_bit_wherever_it_is_packed(params):
@@ -97,7 +98,7 @@ def test_a_prompts_keys_are_the_same_to_the_bit_wherever_it_is_packed(params):
         for segment, (begin, tokens, slot) in enumerate(places, start=1):
             fill(packed[0], begin, segment, tokens, slot)
         cache = allocate(ARCHITECTURE, 2, 384, jnp.dtype("float32"), None)
-        return np.asarray(prefill(params, cache, packed, None, mesh=None, **STATIC).k[:, 0, :45])
+        return np.asarray(flat(prefill(params, cache, packed, None, mesh=None, **STATIC))[0][:, 0, :45])
 
     alone = keys(256, (0, prompt, 0))
     np.testing.assert_array_equal(keys(512, (0, long, 1), (320, prompt, 0), (384, short, -1)), alone)
@@ -112,12 +113,13 @@ def test_a_prompt_behind_a_prefix_has_the_keys_of_the_whole(params):
     packed = empty_rows(1, 64)
     fill(packed[0], 32, 1, own, 0)
     cache = allocate(ARCHITECTURE, 1, 128, jnp.dtype("float32"), None)
-    found = prefill(params, cache, packed, shared, mesh=None, **STATIC).k[:, 0, :30]
+    found = flat(prefill(params, cache, packed, shared, mesh=None, **STATIC))[0][:, 0, :30]
     np.testing.assert_allclose(found, keys_of(params, np.concatenate([prefix, own]))[:, 70:], atol=1e-4)
 
 
+@pytest.mark.parametrize("tile", [0, 32, 64])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_slots_are_copied_within_their_shard(shards):
+def test_slots_are_copied_within_their_shard(shards, tile):
     mesh = None if shards == 1 else mesh_of(2, 1)
     content = np.random.default_rng(0).normal(size=(2, 8, 128, 16)).astype(np.float32)
     pairs = [(1, 2), (1, 3), (-1, -1), (-1, -1), (7, 4), (5, 6), (-1, -1), (-1, -1)]
@@ -125,8 +127,10 @@ def test_slots_are_copied_within_their_shard(shards):
     for source, target in pairs:
         if target >= 0:
             expected[:, target, :64] = content[:, source, :64]
-    cache = jax.device_put(KVCache(jnp.asarray(content), -jnp.asarray(content)), cache_sharding(mesh))
+    cache = in_tiles(KVCache(jnp.asarray(content), -jnp.asarray(content)), tile, 8)
+    cache = jax.device_put(cache, cache_sharding(mesh))
     copied = copy_slots(cache, np.asarray(pairs, np.int32), length=64, mesh=mesh)
-    np.testing.assert_array_equal(copied.k, expected)
-    np.testing.assert_array_equal(copied.v, -expected)
+    keys, values = flat(copied)
+    np.testing.assert_array_equal(keys, expected)
+    np.testing.assert_array_equal(values, -expected)
     assert jax.tree.leaves(cache)[0].is_deleted()

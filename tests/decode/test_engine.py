@@ -122,7 +122,7 @@ def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk)
 @pytest.mark.parametrize("chunk", [2, 5])
 def test_a_stop_string_that_is_a_special_token_ends_the_completion_though_no_text_shows_it(params, chunk):
     requests, sampling = ragged(12), Sampling(temperature=1.0, max_tokens=30)
-    marker = TableTokenizer().pieces.index("e")
+    marker = TableTokenizer().pieces.index("de")
     free = by_id(make_engine(params, specials={marker: "<|user|>"}).generate(requests, sampling))
     stopping = dataclasses.replace(sampling, stop=("ab", "<|user|>"))
     stopped = 0

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiles import in_tiles
 
 from isheep_jax.model import attending
 from isheep_jax.model.attending import PACKED_KEYS, Context, Scores, attend_cached, attend_packed
@@ -89,12 +90,13 @@ def test_contexts_are_seen_beside_the_row(shared, kind):
     np.testing.assert_allclose(found[:, :40], expected[:, :40], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("tile", [0, 128])
 @pytest.mark.parametrize("kind", [0, 1])
-def test_a_cache_is_read_as_far_as_each_row_goes(kind):
+def test_a_cache_is_read_as_far_as_each_row_goes(kind, tile):
     B, S, windows = 4, 384, (None, 30)
     at = jnp.asarray([[0], [383], [127], [-1]])
     q, k, v = arrays((B, 1, N, H), (B, S, K, H), (B, S, K, H))
-    cache = KVCache(*(jnp.stack([x, -x]).reshape(2, B, S, K * H) for x in (k, v)))
+    cache = in_tiles(KVCache(*(jnp.stack([x, -x]).reshape(2, B, S, K * H) for x in (k, v))), tile, H)
     found = attend_cached(
         q,
         cache,
@@ -111,11 +113,12 @@ def test_a_cache_is_read_as_far_as_each_row_goes(kind):
     np.testing.assert_array_equal(found[3], 0)  # an idle row sees nothing
 
 
+@pytest.mark.parametrize("tile", [0, 128])
 @pytest.mark.parametrize("rows", [16, 24, 12])
-def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows):
+def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows, tile):
     at = jax.random.permutation(jax.random.key(7), jnp.linspace(0, 383, rows).astype(jnp.int32))[:, None]
     q, k, v = arrays((rows, 1, N, H), (rows, 384, K, H), (rows, 384, K, H))
-    cache = KVCache(*(x.reshape(1, rows, 384, K * H) for x in (k, v)))
+    cache = in_tiles(KVCache(*(x.reshape(1, rows, 384, K * H) for x in (k, v))), tile, H)
     found = attend_cached(
         q,
         cache,
@@ -131,10 +134,11 @@ def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_blocks_behind_the_end_of_a_row_change_no_bit():
+@pytest.mark.parametrize("tile", [0, 128])
+def test_blocks_behind_the_end_of_a_row_change_no_bit(tile):
     B, S = 2, 512
     q, k, v = arrays((B, 1, N, H), (B, S, K, H), (B, S, K, H))
-    cache = KVCache(*(x.reshape(1, B, S, K * H) for x in (k, v)))
+    cache = in_tiles(KVCache(*(x.reshape(1, B, S, K * H) for x in (k, v))), tile, H)
     run = jax.jit(
         lambda at: attend_cached(
             q,
@@ -148,7 +152,7 @@ def test_blocks_behind_the_end_of_a_row_change_no_bit():
             activations=ANYWHERE,
         )
     )
-    assert attending._CACHED_KEYS["cpu"] < 100
+    assert attending._CACHED_KEYS["cpu"] < 256
     np.testing.assert_array_equal(run(jnp.asarray([[100], [100]]))[0], run(jnp.asarray([[100], [511]]))[0])
 
 

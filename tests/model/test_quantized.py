@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiles import flat, in_tiles
 
 from isheep_jax.model.architecture import Architecture, init_parameters, leaves, parameter_table
 from isheep_jax.model.attending import Scores, attend_cached
@@ -139,9 +140,13 @@ def integer_cache(rows, length, kv_heads=2, width=8):
     return KVCache(flat(k), flat(v), k.scale, v.scale), dequantize(k, (4,))[0], dequantize(v, (4,))[0]
 
 
-@pytest.mark.parametrize(("rows", "window", "softcap"), [(3, None, None), (16, 30, None), (16, None, 2.0)])
-def test_attention_to_a_cache_of_integers_is_attention_to_its_floats(rows, window, softcap):
+@pytest.mark.parametrize(
+    ("rows", "window", "softcap", "tile"),
+    [(3, None, None, 0), (16, 30, None, 0), (16, None, 2.0, 0), (16, 30, 2.0, 64)],
+)
+def test_attention_to_a_cache_of_integers_is_attention_to_its_floats(rows, window, softcap, tile):
     cache, k, v = integer_cache(rows, 192)
+    cache = in_tiles(cache, tile, 8)
     q = normal(rows, 1, 6, 8)
     at = jnp.linspace(0, 191, rows).astype(jnp.int32)[:, None]
     found = attend_cached(
@@ -159,12 +164,13 @@ def test_attention_to_a_cache_of_integers_is_attention_to_its_floats(rows, windo
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_new_keys_are_rounded_by_token_and_head_and_nothing_else_is_touched():
-    cache = init_cache(ARCHITECTURE, 3, 16, jnp.dtype(jnp.int8))
+@pytest.mark.parametrize("tile", [0, 8])
+def test_new_keys_are_rounded_by_token_and_head_and_nothing_else_is_touched(tile):
+    cache = init_cache(ARCHITECTURE, 3, 16, jnp.dtype(jnp.int8), tile=tile)
     k, v = normal(3, 2, 2, 8), normal(3, 2, 2, 8, seed=1) * 100
     at = jnp.asarray([[4, 5], [0, -1], [15, 16]])
     found = write_tokens(cache, jnp.asarray(1), k, v, at)
-    for values, scale, x in ((found.k, found.k_scale, k), (found.v, found.v_scale, v)):
+    for values, scale, x in zip(flat(found), (found.k_scale, found.v_scale), (k, v)):
         expected = quantize(x, (3,))
         for row, place, token in ((0, 4, 0), (0, 5, 1), (1, 0, 0), (2, 15, 0)):
             np.testing.assert_array_equal(values[1, row, place], expected.values[row, token].reshape(-1))
