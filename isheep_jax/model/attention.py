@@ -65,10 +65,8 @@ class Partial(NamedTuple):
     ) -> "Partial":
         """Attention to these keys as well; arguments as in `attention`, or k, v [S, K, H] that all rows share.
 
-        by_head: k is [B, K, H, S] and v is [B, K, S, H].
-
-        k_scale, v_scale: [B, S, K], of k and v [B, S, K, H] that are to be multiplied with them. Keys that a query may
-        not see change nothing of it, not even by rounding.
+        k_scale, v_scale: [B, S, K], of keys and values of each row that are to be multiplied with them. by_head: k is
+        [B, K, H, S] and v is [B, K, S, H]. Keys that a query may not see change nothing of it, not even by rounding.
         """
         keys, values = ("bkhs", "bksh") if by_head else ("bskh", "bskh") if k.ndim == 4 else ("skh", "skh")
         scores = _scores(q, k, mask, scale, softcap, k_scale, keys)
