@@ -11,7 +11,7 @@ from isheep_jax.model.attending import PACKED_KEYS, cached_keys
 from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 
-# Caches are read in blocks, which their lengths are multiples of.
+# Caches are read in blocks, which their lengths are multiples of; a multiple of the tiles that a CPU reads.
 _BLOCK = 128
 # The unit of TPU kernels along a row.
 _LANES = 128

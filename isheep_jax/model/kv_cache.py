@@ -20,7 +20,8 @@ class KVCache:
     """Keys and values of earlier tokens. The slot of a token is its position.
 
     Heads and their width share an axis: XLA pads an axis of heads of its own to what a TPU likes, and copies the whole
-    cache where a chip's heads are no power of 2 (27 GiB per chip for 20 heads on 4 chips of a v5e; planned).
+    cache where a chip's heads are no power of 2 (27 GiB per chip for 20 heads on 4 chips of a v5e; planned). On a CPU a
+    cache may lie in tiles: what is read at a time lies together, as its products take it.
 
     k: [L, B, S, K * H], after RoPE; in tiles [L, B, S / C, K, H, C].
     v: [L, B, S, K * H]; in tiles [L, B, S / C, K, C, H].
@@ -51,10 +52,7 @@ def init_cache(
     sharding: Sharding | None = None,
     tile: int = 0,
 ) -> KVCache:
-    """An empty cache for `batch` rows of `length` positions. dtype: int8 has scales. tile: divides length; 0: none.
-
-    In tiles what a CPU reads at a time lies together, as its products take it.
-    """
+    """An empty cache for `batch` rows of `length` positions. dtype: int8 has scales. tile: divides length; 0: none."""
     shape = (architecture.layers, batch, length)
     K, H = architecture.kv_heads, architecture.head_dim
     k = v = (*shape, K * H)

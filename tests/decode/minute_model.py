@@ -85,7 +85,9 @@ def random_parameters(seed: int) -> dict:
     return jax.tree.map(lambda leaf: leaf * jnp.where(leaf.std() > 0, 0.4 / leaf.std(), 1.0), params)
 
 
-def make_engine(params: dict, *, seed: int = 0, mesh=None, specials: Mapping[int, str] | None = None, **settings):
+def make_engine(
+    params: dict, *, seed: int = 0, mesh=None, specials: Mapping[int, str] | None = None, **settings
+) -> Engine:
     config = DecodeConfig(**{"slots": 4, "chunk": 5, "context": 48, **settings})
     tokenizer = TableTokenizer(specials)
     return Engine(params, ARCHITECTURE, tokenizer, config, mesh=mesh, seed=seed, compute_dtype="float32")

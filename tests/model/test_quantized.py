@@ -136,8 +136,8 @@ def integer_cache(rows, length, kv_heads=2, width=8):
         )
         for seed in (1, 2)
     )
-    flat = lambda x: x.values.reshape(1, rows, length, -1)  # noqa: E731
-    return KVCache(flat(k), flat(v), k.scale, v.scale), dequantize(k, (4,))[0], dequantize(v, (4,))[0]
+    numbers = (x.values.reshape(1, rows, length, -1) for x in (k, v))
+    return KVCache(*numbers, k.scale, v.scale), dequantize(k, (4,))[0], dequantize(v, (4,))[0]
 
 
 @pytest.mark.parametrize(
