@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from isheep_jax.command import parse_config, run_command
+from isheep_jax.cli.arguments import parse_config, run_command
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _decode(config: Config, options: "_Options") -> None:
-    from isheep_jax.decode.workloads import WORKLOADS
+    from isheep_jax.speed.workloads import WORKLOADS
 
     for name in options.workloads or ():
         if name not in WORKLOADS:
@@ -56,12 +56,12 @@ def _decode(config: Config, options: "_Options") -> None:
     import jax
     import jax.numpy as jnp
 
-    from isheep_jax.benchmarks import decoding, report
-    from isheep_jax.benchmarks.ceilings import measure_ceilings
     from isheep_jax.decode.engine import Engine
-    from isheep_jax.decode.workloads import IdTokenizer
-    from isheep_jax.runtime import describe_devices, use_compilation_cache
+    from isheep_jax.runtime.backend import describe_devices, use_compilation_cache
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
+    from isheep_jax.speed import decoding, report
+    from isheep_jax.speed.ceilings import measure_ceilings
+    from isheep_jax.speed.workloads import IdTokenizer
 
     use_compilation_cache()
     mesh = decode_mesh(make_mesh(config.mesh), config.mesh.decode_tensor)
@@ -92,10 +92,10 @@ class _Model:
     """The config's model, from its files or with random weights."""
 
     def __init__(self, config: Config, random: bool):
-        from isheep_jax.decode.workloads import LLAMA_100M
-        from isheep_jax.locate import locate_model
-        from isheep_jax.model.pretrained import open_model
+        from isheep_jax.checkpoint.pretrained import open_model
         from isheep_jax.planning.models import planned_architecture
+        from isheep_jax.runtime.locate import locate_model
+        from isheep_jax.speed.workloads import LLAMA_100M
 
         self.config, self.pretrained = config, None
         if config.model.path == "llama_100m":
@@ -125,9 +125,9 @@ class _Model:
         """What int8 changes on the model's continuations of the seed tasks; None for random weights."""
         if self.pretrained is None:
             return None
-        from isheep_jax.decode.quality import measure_quality
-        from isheep_jax.loop.seeds import read_seeds
-        from isheep_jax.loop.templates import load
+        from isheep_jax.loop.prompting.seeds import read_seeds
+        from isheep_jax.loop.prompting.templates import load
+        from isheep_jax.speed.quantization_error import measure_quality
 
         templates = load(self.config.prompts, ("synthesize",))
         seeds = read_seeds(templates.seeds_file(self.config.synthesize.seeds), 1)

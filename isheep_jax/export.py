@@ -15,11 +15,11 @@ from typing import Any
 
 from etils import epath
 
-from isheep_jax.command import parse_settings, run_command
+from isheep_jax.cli.arguments import parse_settings, run_command
 from isheep_jax.config import check_range
 from isheep_jax.errors import UserError
 from isheep_jax.loop.card import Step, lineage_card
-from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.text.tokenizer import Tokenizer
 
 MODULE = "isheep_jax.export"
 DESCRIPTION = (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from isheep_jax import processes
+from isheep_jax import distributed
 
 
 def on_object_store(path: epath.PathLike) -> bool:
@@ -16,7 +16,7 @@ def on_object_store(path: epath.PathLike) -> bool:
 
 def write_whole(path: epath.PathLike, data: bytes) -> None:
     """Writes a file of process 0 so that it is never seen half-written. Raises OSError, and leaves nothing then."""
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     path = epath.Path(path)
     if on_object_store(path):
@@ -45,10 +45,10 @@ def whole_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
     """
     directory = epath.Path(directory)
     staging = directory if on_object_store(directory) else directory.with_name(directory.name + ".partial")
-    if processes.is_first():
+    if distributed.is_first():
         for stale in {staging, directory}:
             stale.rmtree(missing_ok=True)
         staging.mkdir(parents=True)
     yield staging
-    if processes.is_first() and staging != directory:
+    if distributed.is_first() and staging != directory:
         staging.rename(directory)

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Literal
 
 from etils import epath
 
-from isheep_jax.command import parse_settings, run_command
+from isheep_jax.cli.arguments import parse_settings, run_command
 from isheep_jax.config import DecodeConfig, MeshConfig, check_range
 from isheep_jax.errors import UserError
-from isheep_jax.locate import locate_model
 from isheep_jax.loop.run_directory import write_atomically
+from isheep_jax.runtime.locate import locate_model
 
 if TYPE_CHECKING:
+    from isheep_jax.checkpoint.pretrained import Pretrained
     from isheep_jax.decode.engine import Engine
     from isheep_jax.decode.requests import Completion, Sampling
-    from isheep_jax.model.pretrained import Pretrained
 
 MODULE = "isheep_jax.generate"
 DESCRIPTION = (
@@ -136,9 +136,9 @@ def main(arguments: Sequence[str]) -> None:
 def complete(config: GenerateConfig, directory: epath.Path, prompts: Sequence[str]) -> "list[Completion]":
     """A `Completion` for each prompt, in the order of the prompts."""
     # Imported here, as below, so that --help and mistakes in the settings answer at once.
+    from isheep_jax.checkpoint.pretrained import open_model
     from isheep_jax.decode.requests import Request
-    from isheep_jax.model.conversation import Message
-    from isheep_jax.model.pretrained import open_model
+    from isheep_jax.text.conversation import Message
 
     model = open_model(directory, config.chat_template)
     engine = make_engine(config, model, slots=min(config.slots, len(prompts)))
@@ -151,8 +151,8 @@ def complete(config: GenerateConfig, directory: epath.Path, prompts: Sequence[st
 
 def converse(config: GenerateConfig, directory: epath.Path) -> None:
     """A conversation on standard input and output. Raises `UserError` for a model without a chat template."""
-    from isheep_jax.chat import chat
-    from isheep_jax.model.pretrained import open_model
+    from isheep_jax.checkpoint.pretrained import open_model
+    from isheep_jax.cli.chat import chat
 
     model = open_model(directory, config.chat_template)
     if not model.tokenizer.has_chat_template:
@@ -186,7 +186,7 @@ def make_engine(config: GenerateConfig, model: "Pretrained", *, slots: int, **de
 
     from isheep_jax.decode.cache import data_shards
     from isheep_jax.decode.engine import Engine
-    from isheep_jax.runtime import use_compilation_cache
+    from isheep_jax.runtime.backend import use_compilation_cache
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
 
     use_compilation_cache()

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from isheep_jax.command import parse_config, run_command
+from isheep_jax.cli.arguments import parse_config, run_command
 from isheep_jax.errors import UserError
 
 MODULE = "isheep_jax.plan"

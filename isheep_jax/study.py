@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn
 
-from isheep_jax.command import parse_config, run_command
+from isheep_jax.cli.arguments import parse_config, run_command
 from isheep_jax.config import Config, config_names, named_config
 from isheep_jax.errors import UserError
 from isheep_jax.studies.definitions import STUDIES, Row, Study, chosen_rows, named_study
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     settings = [row.settings(config) for row in rows]
 
     # Here, so that --help and misspelt settings answer at once: these bring in jax.
-    from isheep_jax.locate import locate_judge
-    from isheep_jax.loop.iteration import read_inputs
+    from isheep_jax.loop.algorithm import read_inputs
+    from isheep_jax.runtime.locate import locate_judge
     from isheep_jax.studies import figure, report
 
     for option in ("results", "figure"):
@@ -154,7 +154,7 @@ class _Quiet:
 
 
 def _workshop():
-    from isheep_jax.runtime import JaxBackend, evaluators, held_out_instructions
+    from isheep_jax.runtime.backend import JaxBackend, evaluators, held_out_instructions
     from isheep_jax.studies.runs import Workshop
 
     return Workshop(JaxBackend, evaluators, held_out_instructions, _Quiet)

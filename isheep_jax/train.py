@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from isheep_jax.command import command_line, disk_is_full, parse_config, run_command, tell
+from isheep_jax.cli.arguments import command_line, disk_is_full, parse_config, run_command, tell
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
 
@@ -28,11 +28,11 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_config(arguments, MODULE)
 
     # Imported here so that --help and misspelt settings answer at once: these bring in jax.
-    from isheep_jax import processes
+    from isheep_jax import distributed
 
-    with processes.joined(lambda error: tell(error, MODULE, arguments)):
-        if processes.several():
-            processes.check_agreement(_facts(config))
+    with distributed.joined(lambda error: tell(error, MODULE, arguments)):
+        if distributed.several():
+            distributed.check_agreement(_facts(config))
         try:
             _run(config)
         except Exception as error:
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(config: Config) -> None:
-    from isheep_jax.console import Console
-    from isheep_jax.loop.iteration import run
-    from isheep_jax.runtime import JaxBackend, evaluators, held_out_instructions
+    from isheep_jax.cli.console import Console
+    from isheep_jax.loop.algorithm import run
+    from isheep_jax.runtime.backend import JaxBackend, evaluators, held_out_instructions
 
     backend = JaxBackend(config)
     with Console(config.directory) as console:
@@ -55,9 +55,9 @@ def _run(config: Config) -> None:
 
 def _facts(config: Config) -> dict[str, Any]:
     """What must be the same on every host, by the name that a person knows it by."""
-    from isheep_jax import processes
-    from isheep_jax.locate import locate_judge
-    from isheep_jax.loop.iteration import environment, read_inputs
+    from isheep_jax import distributed
+    from isheep_jax.loop.algorithm import environment, read_inputs
+    from isheep_jax.runtime.locate import locate_judge
 
     _, _, inputs = read_inputs(config, locate_judge(config))
     versions = environment()
@@ -65,7 +65,7 @@ def _facts(config: Config) -> dict[str, Any]:
         # The paths of one directory may differ; that it is one is found out when it is opened.
         **{f"--{name}": value for name, value in flatten(config).items() if name != "workdir"},
         **{_INPUTS.get(name, f"the file {name}"): value for name, value in inputs.items()},
-        "the source files of isheep_jax": processes.code_digest(),
+        "the source files of isheep_jax": distributed.code_digest(),
         "the version of python": versions["python"],
         **{f"the version of {package}": version for package, version in versions["packages"].items()},
     }

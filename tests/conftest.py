@@ -52,9 +52,9 @@ def small_checkpoint(tmp_path_factory) -> Path:
     import jax
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+    from isheep_jax.checkpoint.hf_weights import save_checkpoint
     from isheep_jax.model.architecture import Architecture, init_parameters
-    from isheep_jax.model.tokenizer import Tokenizer as ModelTokenizer
-    from isheep_jax.model.weights import save_checkpoint
+    from isheep_jax.text.tokenizer import Tokenizer as ModelTokenizer
 
     directory = tmp_path_factory.mktemp("small")
     special = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from isheep_jax import config as config_module
-from isheep_jax.command import parse_config, parse_settings
+from isheep_jax.cli.arguments import parse_config, parse_settings
 from isheep_jax.config import RANGES, Config, check_values, config_description, config_names, flatten, named_config
 from isheep_jax.errors import UserError
 

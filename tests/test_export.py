@@ -14,10 +14,10 @@ import yaml
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from isheep_jax.command import run_command
+from isheep_jax.cli.arguments import run_command
 from isheep_jax.errors import UserError
 from isheep_jax.export import MODULE, main
-from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
 ROOT = Path(__file__).parent.parent

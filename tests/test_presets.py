@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isheep_jax.command import parse_config
+from isheep_jax.cli.arguments import parse_config
 from isheep_jax.config import Config, ModelConfig, check_values, config_names, flatten, named_config
 from isheep_jax.errors import UserError
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings

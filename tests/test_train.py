@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from isheep_jax.command import command_line, disk_is_full, run_command
+from isheep_jax.cli.arguments import command_line, disk_is_full, run_command
 from isheep_jax.errors import UserError
 from isheep_jax.train import main
 

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attending import PACKED_KEYS, cached_keys
+from isheep_jax.model.attention import PACKED_KEYS, cached_keys
 from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 

@@ -7,7 +7,7 @@ import jax
 from isheep_jax.decode.cache import abstract_cache, data_shards
 from isheep_jax.decode.programs import ChunkShape
 from isheep_jax.errors import UserError
-from isheep_jax.model.quantized import abstract_weights
+from isheep_jax.model.quantization import abstract_weights
 from isheep_jax.sharding import DECODE_RULES
 
 # Share of a device's memory that weights and cache may take; the rest is for activations.

@@ -17,17 +17,17 @@ from isheep_jax.config import DecodeConfig
 from isheep_jax.decode import scoring
 from isheep_jax.decode.cache import alignment, bucket_of, check_rows, data_shards
 from isheep_jax.decode.capacity import free_slots
-from isheep_jax.decode.generation import Generation
 from isheep_jax.decode.programs import ChunkShape, Prefix, make_prefix, weight_places
-from isheep_jax.decode.prompts import Tokenized, TooLong, tokenize
 from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
+from isheep_jax.decode.scheduler import Generation
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.stops import lone_byte, settled_text
+from isheep_jax.decode.tokenization import Tokenized, TooLong, tokenize
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
-from isheep_jax.model.quantized import check_storage, place_leaf
-from isheep_jax.model.tokenizer import Tokenizer
+from isheep_jax.model.quantization import check_storage, place_leaf
 from isheep_jax.sharding import DECODE_RULES, check_divisible
+from isheep_jax.text.tokenizer import Tokenizer
 
 # Slots of the program that chooses where weights lie, where the settings leave them to each call.
 _NOMINAL_SLOTS = 64

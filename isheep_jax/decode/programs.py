@@ -29,9 +29,9 @@ from isheep_jax.decode.cache import (
 from isheep_jax.decode.packing import AT, SEGMENT, SLOT, TOKEN
 from isheep_jax.decode.sampling import GENERATED, PROMPT, SamplingSettings, logprobs_of, sample
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attending import Context
+from isheep_jax.model.attention import Context
 from isheep_jax.model.kv_cache import KVCache, init_cache
-from isheep_jax.model.quantized import Storage, abstract_weights, weight_table
+from isheep_jax.model.quantization import Storage, abstract_weights, weight_table
 from isheep_jax.model.transformer import forward, logits
 from isheep_jax.sharding import DECODE_RULES, param_shardings
 

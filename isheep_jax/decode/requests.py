@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from isheep_jax.model.conversation import Prompt
+from isheep_jax.text.conversation import Prompt
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ from isheep_jax.decode.cache import (
 )
 from isheep_jax.decode.packing import AT, SEGMENT, TOKEN, Row, empty_rows, fill, pack
 from isheep_jax.decode.programs import Prefix, prefix_contexts, prefix_length
-from isheep_jax.decode.prompts import TooLong
 from isheep_jax.decode.requests import ChoiceScores, Embedding, Request, TextScore
+from isheep_jax.decode.tokenization import TooLong
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attending import Context
+from isheep_jax.model.attention import Context
 from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.model.transformer import forward, logits
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isheep_jax.config import Config, is_server
-from isheep_jax.loop.assess import SINGLE
-from isheep_jax.loop.judge import OWN
-from isheep_jax.loop.select import effective_rule
+from isheep_jax.loop.judging.judges import OWN
+from isheep_jax.loop.selection.select import effective_rule
+from isheep_jax.loop.stages.assess import SINGLE
 
 _ORIGIN = """\
 Made by isheep_jax, iterative self-alignment: a language model learned from its own instructions and responses, chosen

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from etils import epath
 
-from isheep_jax import processes
+from isheep_jax import distributed
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
 from isheep_jax.loop.records import Selected
@@ -28,7 +28,7 @@ def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> Non
     The same records give the same bytes. Features: id, instruction, input, response (text), quality and following
     (float32, NaN where there is no score).
     """
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     # Here, not above: it takes most of a second, and not every import of the loop writes a dataset.
     import numpy as np

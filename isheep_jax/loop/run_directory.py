@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from etils import epath
 
-from isheep_jax import processes
+from isheep_jax import distributed
 from isheep_jax.config import Config, flatten, to_json
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store, write_whole
@@ -79,7 +79,7 @@ def read_json(path: epath.PathLike) -> Any:
 
 def result(path: epath.Path) -> Any:
     """What the JSON file of a finished step holds; None when it is not there."""
-    return processes.from_first(lambda: read_json(path) if path.exists() else None)
+    return distributed.from_first(lambda: read_json(path) if path.exists() else None)
 
 
 def digest(values: Any) -> str:
@@ -113,7 +113,7 @@ class Stage(Generic[T]):
         manifest = self.done()
         return [
             self._parse(self._path(index), text)
-            for index, text in enumerate(processes.from_first(lambda: self._texts(manifest)))
+            for index, text in enumerate(distributed.from_first(lambda: self._texts(manifest)))
         ]
 
     def _texts(self, manifest: dict | None) -> list[str]:
@@ -148,7 +148,7 @@ class Stage(Generic[T]):
 
     def finish(self, counts: dict[str, Any]) -> None:
         """Puts DONE in place. Its seconds are those since this process took up the stage: all else is reproducible."""
-        if not processes.is_first():
+        if not distributed.is_first():
             return
         parts = {
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(self.directory.glob("part-*.jsonl"))
@@ -210,9 +210,9 @@ class RunDirectory:
         other settings or inputs; the message names them.
         """
         path = config.directory
-        processes.from_first(lambda: _check(path, config, inputs))
-        processes.check_shared(path)
-        processes.from_first(lambda: _write(path, config, inputs, environment))
+        distributed.from_first(lambda: _check(path, config, inputs))
+        distributed.check_shared(path)
+        distributed.from_first(lambda: _write(path, config, inputs, environment))
         return cls(path, config)
 
     def iteration(self, number: int) -> epath.Path:

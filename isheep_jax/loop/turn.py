@@ -8,21 +8,23 @@ from etils import epath
 
 from isheep_jax.config import Config, is_server
 from isheep_jax.decode.requests import TextScore
-from isheep_jax.loop import guards, judge, measures
-from isheep_jax.loop.assess import assess, median_mass
+from isheep_jax.loop import guards
 from isheep_jax.loop.dataset import write_dataset
-from isheep_jax.loop.endpoint import Endpoint
-from isheep_jax.loop.principles import Principles
+from isheep_jax.loop.judging import judges
+from isheep_jax.loop.judging.endpoint import Endpoint
+from isheep_jax.loop.prompting.principles import Principles
+from isheep_jax.loop.prompting.similar import Examples, Neighbours, choose_examples
+from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Backend, Model, Reporter, StageReporter
 from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, Shown, Vector, kept
-from isheep_jax.loop.respond import is_bare, prompt_for, respond
-from isheep_jax.loop.retrieval import Examples, Neighbours, choose_examples
 from isheep_jax.loop.run_directory import RunDirectory, Stage
-from isheep_jax.loop.second_turn import as_assessed, conversation
-from isheep_jax.loop.select import Measures, needs_clusters, needs_perplexities, select
-from isheep_jax.loop.synthesize import counts
-from isheep_jax.loop.templates import Templates
-from isheep_jax.model.conversation import Prompt
+from isheep_jax.loop.selection.select import Measures, needs_clusters, needs_perplexities, select
+from isheep_jax.loop.stages import measure
+from isheep_jax.loop.stages.assess import assess, median_mass
+from isheep_jax.loop.stages.follow_up import as_assessed, conversation
+from isheep_jax.loop.stages.respond import is_bare, prompt_for, respond
+from isheep_jax.loop.stages.synthesize import counts
+from isheep_jax.text.conversation import Prompt
 
 T = TypeVar("T")
 
@@ -92,19 +94,19 @@ class Answers:
 
     def agreement(self, number: int, scores: Sequence[Scores], pairs: Sequence[Selected]) -> dict | None:
         """How far the judge and a second one agree on some of the pairs; None where they are the same model."""
-        first, second = self._config.assess.judge, judge.second_judge(self._config)
-        own = [judge.own_model(self._directory, name, number) for name in (first, second) if name in judge.OWN]
+        first, second = self._config.assess.judge, judges.second_judge(self._config)
+        own = [judges.own_model(self._directory, name, number) for name in (first, second) if name in judges.OWN]
         if len(own) == 2 and own[0] == own[1]:
             return None
         scored = {s.id for s in scores}
-        drawn = judge.sample(self._config, number, [p for p in pairs if p.id in scored])
+        drawn = judges.sample(self._config, number, [p for p in pairs if p.id in scored])
 
         def work(stage: Stage[Scores]) -> list[Scores]:
             with self._reporter.stage(number, f"assess by {second}", len(drawn), "pairs") as progress:
                 return self._scores(number, second, drawn, stage, progress)
 
         others, _ = once(self._directory.stage(number, "agreement", Scores), work)
-        return judge.agreement(scores, others, self._config.select.threshold)
+        return judges.agreement(scores, others, self._config.select.threshold)
 
     def guard(self, name: str, value: float | None, number: int, fresh: bool) -> None:
         guards.check(self._config.guard, name, value, number, fresh, self._reporter)
@@ -119,8 +121,8 @@ class Answers:
         if is_server(name):
             at_once = settings.judge_requests
             return Endpoint(name, settings.judge_model, settings.judge_key, at_once, self._config.seed)
-        if name in judge.OWN:
-            return self._models.get(judge.own_model(self._directory, name, number))
+        if name in judges.OWN:
+            return self._models.get(judges.own_model(self._directory, name, number))
         return self._models.other_judge()
 
     def _respond(
@@ -170,25 +172,25 @@ class Answers:
         """What the rule of selection needs of the (kept) pairs beside their scores."""
         perplexities: dict[str, float | None] = {}
         clusters: dict[str, int | None] = {}
-        texts = measures.instruction_texts(pairs)
+        texts = measure.instruction_texts(pairs)
 
         def read(stage: Stage[TextScore]) -> list[TextScore]:
             with self._progress(number, "likelihood", turn, len(pairs), "pairs") as progress:
                 model = self._judge(number, self._config.assess.judge)
-                return measures.likelihoods(model, pairs, prompts, stage, number, progress)
+                return measure.likelihoods(model, pairs, prompts, stage, number, progress)
 
         def embed(stage: Stage[Vector]) -> list[Vector]:
             with self._progress(number, "embed", turn, len(texts), "instructions") as progress:
                 model = self._judge(number, self._config.assess.judge)
-                return measures.vectors(model, texts, stage, number, progress)
+                return measure.vectors(model, texts, stage, number, progress)
 
         if needs_perplexities(self._config):
             scores, _ = once(self._directory.stage(number, "likelihoods", TextScore, turn), read)
-            perplexities = {s.id: measures.perplexity(s) for s in scores}
+            perplexities = {s.id: measure.perplexity(s) for s in scores}
         if needs_clusters(self._config):
             vectors, _ = once(self._directory.stage(number, "vectors", Vector, turn), embed)
             purpose = f"{self._config.seed}/{number}/clusters/{turn}"
-            clusters = measures.cluster(vectors, self._config.select.clusters, purpose)
+            clusters = measure.cluster(vectors, self._config.select.clusters, purpose)
         return Measures(perplexities, clusters)
 
     def _select(

@@ -1,127 +1,245 @@
-"""Attention: the reference, and attention that is put together from parts of the keys.
+"""What tokens attend to: the earlier ones of a packed row, or of a cache, and keys that are given beside them.
 
-Letters: B rows, T queries, S keys, N query heads, K key heads, G = N / K, H head dim.
+By platform: Pallas kernels on TPUs, loops over blocks on CPUs, the reference on GPUs. Letters as in `attention`.
 """
 
+import functools
 import math
-from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row without any allowed key (padding) gives numbers and not NaN.
-MASKED = -1e30
+from isheep_jax.model.attention_reference import Partial, attention, cached_mask, packed_mask
+from isheep_jax.model.kv_cache import KVCache, split_heads
+from isheep_jax.sharding import ActivationSharding
+
+# Keys of a block, and in packed rows also its queries. On a CPU a block and its scores stay in the cores' own caches:
+# 512 packed tokens then take a quarter of the time. Where segments start at multiples of PACKED_KEYS, the sums over a
+# segment's keys are the same wherever in a row it lies. A CPU's cache lies in tiles of as many keys as it reads at a
+# time (see `KVCache`): flat, 64 rows of 160 or of 650 keys take twice as long.
+PACKED_KEYS = 32
+_SHARED_KEYS = 512
+_CACHED_KEYS = {"cpu": 128}
+_CACHED_KEYS_ELSEWHERE = 512
+# Rows of a cache that a CPU reads as far as the longest of them goes, in the order of their lengths: where 64 rows have
+# 160 keys on average and the longest 380, this takes three fifths of the time.
+_CACHED_ROWS = 8
+
+# Of a layer that sees all earlier tokens: longer than any context.
+_NO_WINDOW = 2**30
 
 
-def attention(
+def cached_keys(platform: str) -> int:
+    """Keys of a cache that are read at a time, where its length is a multiple of this."""
+    return _CACHED_KEYS.get(platform, _CACHED_KEYS_ELSEWHERE)
+
+
+@flax.struct.dataclass
+class Context:
+    """Keys and values that tokens [B, T] see beside those of their own row or slot.
+
+    cache: [L, B, S, K * H], or of one row for all. mask: [B or 1, T or 1, S]. positions: [B or 1, S], in the sequence.
+    """
+
+    cache: KVCache
+    mask: jax.Array
+    positions: jax.Array
+
+
+@flax.struct.dataclass
+class Scores:
+    """How a layer scores keys. scale, softcap: as in `attention`. windows: of each kind of layer, None: no window."""
+
+    scale: float = flax.struct.field(pytree_node=False)
+    softcap: float | None = flax.struct.field(pytree_node=False)
+    windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> dict[str, float | None]:
+        return {"scale": self.scale, "softcap": self.softcap}
+
+    def window(self, kind: jax.Array) -> jax.Array | int | None:
+        """Of a layer's kind, a traced index into the windows; it is not looked at when there is only one."""
+        if len(self.windows) == 1:
+            return self.windows[0]
+        return jnp.asarray([_NO_WINDOW if window is None else window for window in self.windows])[kind]
+
+
+def attend_packed(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: jax.Array,
+    kind: jax.Array,
+    scores: Scores,
     *,
-    scale: float | None = None,
-    softcap: float | None = None,
+    positions: jax.Array,
+    segment_ids: jax.Array | None,
+    contexts: list[tuple[Context, jax.Array, jax.Array]],
+    differentiable: bool,
+    activations: ActivationSharding,
 ) -> jax.Array:
-    """Grouped-query attention with a float32 softmax (XLA; the reference for all others).
+    """Attention to the earlier tokens of the row, of the same segment, and to contexts. Returns [B, T, N, H].
 
-    q: [B, T, N, H]. k, v: [B, S, K, H] with N a multiple of K; query head n uses key head n // (N // K).
-    mask: [B or 1, T, S], true where a query may see a key. scale: of the scores (None: 1 / sqrt(H)). softcap: bound c
-    of the scores, as c tanh(score / c) (Gemma 2 report, section 2). Returns [B, T, N, H] in q's dtype.
+    q: [B, T, N, H]. k, v: [B, T, K, H]. kind: of the layer. segment_ids, positions: [B, T]. contexts: each with the
+    layer's keys and values [B or 1, S, K, H]. differentiable: leaves out what has no gradient.
     """
-    weights = jax.nn.softmax(_scores(q, k, mask, scale, softcap), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+    if activations.platform == "tpu":
+        own = _kernels(q, k, v, kind, scores, segment_ids, activations, partial=bool(contexts))
+        if not contexts:
+            return own
+    elif activations.platform == "cpu" and not differentiable:
+        own = _blocks(q, k, v, scores.window(kind), scores, segment_ids)
+    else:
+        mask = packed_mask(q.shape[1], segment_ids, scores.window(kind))
+        if not contexts:
+            return attention(q, k, v, mask, **scores.shape)
+        own = Partial.none(q, k.shape[2]).add(q, k, v, mask, **scores.shape)
+    return _with_contexts(own, q, kind, scores, positions, contexts, activations).result(q.dtype)
 
 
-class Partial(NamedTuple):
-    """Attention to some of the keys, in float32, to which others can be added (Milakov and Gimelshein 2018).
+def attend_cached(
+    q: jax.Array,
+    cache: KVCache,
+    layer: jax.Array,
+    kind: jax.Array,
+    scores: Scores,
+    *,
+    positions: jax.Array,
+    at: jax.Array,
+    contexts: list[tuple[Context, jax.Array, jax.Array]],
+    activations: ActivationSharding,
+) -> jax.Array:
+    """Attention of each row's tokens to the slots 0..at of its row of the cache, and to contexts. Returns [B, T, N, H].
 
-    top: the highest score [B, K, G, T]. mass: sum of exp(score - top) [B, K, G, T]. values: sum of exp(score - top) v
-    [B, K, G, T, H].
+    q: [B, T, N, H]. at, positions: [B, T], the tokens' slots and their places in the sequence. The cache is read block
+    by block, as far as the longest row goes; blocks behind a row's end change nothing of it.
     """
+    H, length = q.shape[-1], cache.length
+    block = cache.tile or math.gcd(length, cached_keys(activations.platform))
+    rows = cache.k.shape[1]
+    window = scores.window(kind)
 
-    top: jax.Array
-    mass: jax.Array
-    values: jax.Array
+    def take(x, row, rows, i):
+        """Block i of some rows of one of the cache's arrays, [rows, ...]."""
+        size = x.shape[2] * block // length
+        start = layer, row, i * size, *(0,) * (x.ndim - 3)
+        return jax.lax.dynamic_slice(x, start, (1, rows, size, *x.shape[3:]))[0]
 
-    @classmethod
-    def none(cls, q: jax.Array, key_heads: int) -> "Partial":
-        """Of queries [B, T, N, H] that have seen no key."""
-        B, T, N, H = q.shape
-        shape = (B, key_heads, N // key_heads, T)
-        return cls(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, H)))
+    def see(q, at, read):
+        """What read(x, i) gives of block i of the cache's arrays [rows, block, ...], as far as the rows go."""
 
-    def add(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        mask: jax.Array,
-        *,
-        scale: float | None = None,
-        softcap: float | None = None,
-        k_scale: jax.Array | None = None,
-        v_scale: jax.Array | None = None,
-        by_head: bool = False,
-    ) -> "Partial":
-        """Attention to these keys as well; arguments as in `attention`, or k, v [S, K, H] that all rows share.
+        def add(i, partial):
+            found = jax.tree.map(lambda x: read(x, i), cache)
+            k, v = (x[:, 0] if cache.tile else split_heads(x, H) for x in (found.k, found.v))
+            shape = {"k_scale": found.k_scale, "v_scale": found.v_scale, "by_head": bool(cache.tile), **scores.shape}
+            mask = cached_mask(at, i * block + jnp.arange(block), window)
+            return partial.add(q, k.astype(q.dtype), v.astype(q.dtype), mask, **shape)
 
-        k_scale, v_scale: [B, S, K], of keys and values of each row that are to be multiplied with them. by_head: k is
-        [B, K, H, S] and v is [B, K, S, H]. Keys that a query may not see change nothing of it, not even by rounding.
-        """
-        keys, values = ("bkhs", "bksh") if by_head else ("bskh", "bskh") if k.ndim == 4 else ("skh", "skh")
-        scores = _scores(q, k, mask, scale, softcap, k_scale, keys)
-        top = jnp.maximum(self.top, scores.max(axis=-1))
-        # A query that has seen nothing keeps a mass of 0, whatever exp(MASKED - MASKED) is.
-        weights = jnp.where(mask[:, None, None], jnp.exp(scores - top[..., None]), 0.0)
-        scaled = weights if v_scale is None else weights * _of_keys(v_scale)
-        new = jnp.einsum(f"bkgts,{values}->bkgth", scaled.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        old = jnp.exp(self.top - top)
-        return Partial(top, old * self.mass + weights.sum(axis=-1), old[..., None] * self.values + new)
+        none = Partial.none(q, cache.k.shape[3] // (1 if cache.tile else H))
+        return add(0, none) if block == length else jax.lax.fori_loop(0, jnp.max(at) // block + 1, add, none)
 
-    def merge(self, other: "Partial") -> "Partial":
-        """Attention to the keys of both."""
-        top = jnp.maximum(self.top, other.top)
-        a, b = jnp.exp(self.top - top), jnp.exp(other.top - top)
-        return Partial(top, a * self.mass + b * other.mass, a[..., None] * self.values + b[..., None] * other.values)
+    def see_some(some):
+        return see(q[some], at[some], lambda x, i: jax.vmap(lambda row: take(x, row, 1, i)[0])(some))
 
-    def result(self, dtype: jnp.dtype) -> jax.Array:
-        """[B, T, N, H]; 0 where a query has seen no key."""
-        B, K, G, T, H = self.values.shape
-        out = self.values / jnp.maximum(self.mass, jnp.finfo(jnp.float32).tiny)[..., None]
-        return jnp.moveaxis(out, 3, 1).reshape(B, T, K * G, H).astype(dtype)
+    one_device = activations.mesh is None or activations.mesh.size == 1
+    if activations.platform == "cpu" and one_device and rows % _CACHED_ROWS == 0 and rows > _CACHED_ROWS:
+        order = jnp.argsort(jnp.max(at, axis=1))
+        found = jax.lax.map(see_some, order.reshape(-1, _CACHED_ROWS))
+        own = Partial(*(jnp.zeros((rows, *x.shape[2:])).at[order].set(x.reshape(rows, *x.shape[2:])) for x in found))
+    else:
+        own = see(q, at, lambda x, i: take(x, 0, rows, i))
+    return _with_contexts(own, q, kind, scores, positions, contexts, activations).result(q.dtype)
 
 
-def packed_mask(length: int, segment_ids: jax.Array | None, window: int | jax.Array | None = None) -> jax.Array:
-    """[B, T, T], B = 1 without segment_ids: causal within a row; with segment_ids [B, T] also within a segment.
+def _with_contexts(own, q, kind, scores, positions, contexts, activations) -> Partial:
+    window = scores.window(kind)
+    for context, k, v in contexts:
+        mask = context.mask
+        if window is not None:
+            mask = mask & (positions[:, :, None] - context.positions[:, None, :] < window)
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
+        if k.shape[0] == 1:
+            k, v = k[0], v[0]
+        own = own.merge(
+            _in_blocks(q, k, v, mask, scores)
+            if activations.platform == "cpu"
+            else Partial.none(q, k.shape[-2]).add(q, k, v, mask, **scores.shape)
+        )
+    return own
 
-    The order of a row decides what is earlier, so positions may restart with each segment. length: T. window: tokens
-    that a token sees, itself included.
+
+def _in_blocks(q, k, v, mask, scores) -> Partial:
+    """`Partial.add` of all keys, some at a time.
+
+    Keys of a row's own lie in rows of any length, of which their sums must not depend. Keys that all rows share are the
+    same for every call with them: of these more are taken at a time, and for the queries of all rows together.
     """
-    distance = jnp.arange(length)[:, None] - jnp.arange(length)
-    causal = (distance >= 0)[None] if window is None else ((distance >= 0) & (distance < window))[None]
-    return causal if segment_ids is None else causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    B, T = q.shape[:2]
+    shared, size = k.ndim == 3, PACKED_KEYS
+    if shared:
+        size = min(_SHARED_KEYS, -(-len(k) // PACKED_KEYS) * PACKED_KEYS)
+        q, k, v = q.reshape(1, B * T, *q.shape[2:]), k[None], v[None]
+        if mask.shape[:2] != (1, 1):
+            mask = jnp.broadcast_to(mask, (B, T, mask.shape[2])).reshape(1, B * T, -1)
+    missing = -k.shape[1] % size
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, missing)))
+    k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (k, v))
+    # Blocks [blocks, B, K, H, size] and [blocks, B, K, size, H].
+    k, v = (x.reshape(len(x), -1, size, *x.shape[2:]) for x in (k, v))
+    keys, values = jnp.transpose(k, (1, 0, 3, 4, 2)), jnp.transpose(v, (1, 0, 3, 2, 4))
+
+    def add(i, partial):
+        piece = jax.lax.dynamic_slice_in_dim(mask, i * size, size, axis=2)
+        return partial.add(q, keys[i], values[i], piece, by_head=True, **scores.shape)
+
+    found = jax.lax.fori_loop(0, len(keys), add, Partial.none(q, keys.shape[2]))
+    if shared:
+        found = Partial(*(jnp.moveaxis(x.reshape(*x.shape[1:3], B, T, *x.shape[4:]), 2, 0) for x in found))
+    return found
 
 
-def cached_mask(positions: jax.Array, slots: jax.Array, window: int | jax.Array | None = None) -> jax.Array:
-    """[B, T, S]: a query at position p [B, T] sees the slots [S] up to p, the last `window` of them."""
-    last = positions[:, :, None]
-    return slots <= last if window is None else (slots <= last) & (slots > last - window)
+def _kernels(q, k, v, kind, scores, segment_ids, activations, partial: bool) -> jax.Array | Partial:
+    from isheep_jax.model.attention_splash import splash_attention  # Pallas takes a while to import
+
+    settings = {"segment_ids": segment_ids, "mesh": activations.mesh, "rules": activations.rules, **scores.shape}
+    kernels = [
+        functools.partial(splash_attention, window=window, partial=partial, **settings) for window in scores.windows
+    ]
+    return kernels[0](q, k, v) if len(kernels) == 1 else jax.lax.switch(kind, kernels, q, k, v)
 
 
-def _of_keys(scale: jax.Array) -> jax.Array:
-    """Scales of keys [B, S, K] as those of scores [B, K, 1, 1, S]."""
-    return jnp.moveaxis(scale, 1, 2)[:, :, None, None]
+def _blocks(q, k, v, window, scores: Scores, segment_ids: jax.Array | None) -> Partial:
+    """Blocks of queries, and for each the blocks of keys from the beginning of its first segment to its own."""
+    B, T = q.shape[:2]
+    size = PACKED_KEYS
+    blocks = -(-T // size)
+    padded = blocks * size
+    segments = jnp.zeros((B, T), jnp.int32) if segment_ids is None else segment_ids
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padded - T), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = jnp.pad(segments, ((0, 0), (0, padded - T)), mode="edge")
+    new = jnp.concatenate([jnp.ones((B, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    begins = jax.lax.cummax(jnp.where(new, jnp.arange(padded), 0), axis=1)
+    within = jnp.arange(size)[:, None] - jnp.arange(size)
 
+    def block(x, i):
+        return jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1)
 
-def _scores(q, k, mask, scale, softcap, k_scale=None, keys="bskh") -> jax.Array:
-    """[B, K, G, T, S] in float32. keys: the axes of k."""
-    B, T, _, H = q.shape
-    # Axes in the order of the result's: XLA then multiplies with the keys as they lie.
-    grouped = jnp.moveaxis(q.reshape(B, T, k.shape[keys.index("k")], -1, H), 1, 3)
-    scores = jnp.einsum(f"bkgth,{keys}->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores *= 1 / math.sqrt(H) if scale is None else scale
-    if k_scale is not None:
-        scores *= _of_keys(k_scale)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    return jnp.where(mask[:, None, None], scores, MASKED)
+    def of_queries(i):
+        queries, mine = block(q, i), block(segments, i)[:, :, None]
+
+        def add(j, partial):
+            distance = (i - j) * size + within
+            mask = (distance >= 0) & (True if window is None else distance < window)
+            mask = mask & (mine == block(segments, j)[:, None, :])
+            return partial.add(queries, block(k, j), block(v, j), mask, **scores.shape)
+
+        first = jnp.min(block(begins, i)) // size
+        return jax.lax.fori_loop(first, i + 1, add, Partial.none(queries, k.shape[2]))
+
+    if blocks == 1:
+        found = of_queries(0)
+    else:
+        found = jax.lax.map(of_queries, jnp.arange(blocks))  # [blocks, B, K, G, size, ...]
+        found = Partial(*(jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], padded, *x.shape[5:]) for x in found))
+    return Partial(*(x[:, :, :, :T] for x in found))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec, Sharding
 
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.quantized import quantize
+from isheep_jax.model.quantization import quantize
 from isheep_jax.sharding import ANYWHERE, ActivationSharding, Rules
 
 

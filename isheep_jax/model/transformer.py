@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
-from isheep_jax.model.attending import Context, Scores, attend_cached, attend_packed
+from isheep_jax.model.attention import Context, Scores, attend_cached, attend_packed
 from isheep_jax.model.kv_cache import KVCache, split_heads, write_tokens
-from isheep_jax.model.quantized import Quantized, look_up, product
+from isheep_jax.model.quantization import Quantized, look_up, product
 from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
 # For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.

@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 
 from isheep_jax.config import Config, is_server
-from isheep_jax.loop.assess import asked
-from isheep_jax.loop.judge import second_judge
-from isheep_jax.loop.select import needs_clusters, needs_perplexities
+from isheep_jax.loop.judging.judges import second_judge
+from isheep_jax.loop.selection.select import needs_clusters, needs_perplexities
+from isheep_jax.loop.stages.assess import asked
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.programs import Program

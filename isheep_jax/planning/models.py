@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.config_json import read_architecture
 from isheep_jax.tiny import CHECKPOINT
 
 # The fields of each model's config.json that the mathematics needs, by the model's id with "--" for "/".

@@ -24,7 +24,7 @@ from isheep_jax.decode.cache import (
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
-from isheep_jax.model.quantized import abstract_weights, weight_table
+from isheep_jax.model.quantization import abstract_weights, weight_table
 from isheep_jax.sft import data, train_step, trainer
 from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings
 

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from isheep_jax import processes
+from isheep_jax import distributed
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
 
@@ -58,7 +58,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, *_):
-        if kind is not None and processes.several():
+        if kind is not None and distributed.several():
             return  # the others may never come to where Orbax waits for them
         with _full_disk_named(self.directory):
             self._checkpointer.close()

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from grain.experimental import FirstFitPackIterDataset
 
-from isheep_jax.model.conversation import Conversation
 from isheep_jax.sft.examples import Example
+from isheep_jax.text.conversation import Conversation
 
 TOKEN, TARGET, TRAINED = range(3)  # columns of a tokenised example
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from isheep_jax.model.conversation import Conversation
+from isheep_jax.text.conversation import Conversation
 
 
 @dataclass(frozen=True)

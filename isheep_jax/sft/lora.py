@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from isheep_jax import processes
+from isheep_jax import distributed
+from isheep_jax.checkpoint.hf_weights import write_tensors
 from isheep_jax.config import SFTConfig
 from isheep_jax.files import whole_directory
 from isheep_jax.model.architecture import Architecture, ParameterSpec, parameter_table
-from isheep_jax.model.weights import write_tensors
 
 Tree = Any
 
@@ -104,5 +104,5 @@ def save_adapter(
     }
     with whole_directory(directory) as place:
         write_tensors(place, lora, table, jnp.float32, stem="adapter_model", single_file=True)  # PEFT reads no index
-        if processes.is_first():
+        if distributed.is_first():
             (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import Collapse
 from isheep_jax.loop import stopping
-from isheep_jax.loop.iteration import environment, read_inputs, run
+from isheep_jax.loop.algorithm import environment, read_inputs, run
 from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
 from isheep_jax.loop.run_directory import RunDirectory, read_json, write_json
 from isheep_jax.studies.sharing import Run, share

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import sentencepiece
 from etils import epath
 
+from isheep_jax.checkpoint.hf_config import read_architecture
+from isheep_jax.checkpoint.hf_weights import load_parameters, save_checkpoint
 from isheep_jax.config import MeshConfig
-from isheep_jax.model.config_json import read_architecture
-from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.model.weights import load_parameters, save_checkpoint
 from isheep_jax.sharding import TRAIN_RULES, make_mesh
+from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT, corpus, pretrain, world
 from isheep_jax.tiny.world import Item
 

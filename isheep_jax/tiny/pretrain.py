@@ -21,10 +21,10 @@ import numpy as np
 import optax
 import sentencepiece
 
+from isheep_jax.checkpoint.hf_weights import save_checkpoint
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
-from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.model.transformer import forward, logits
-from isheep_jax.model.weights import save_checkpoint
+from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import corpus, vocabulary
 
 LAYERS, HIDDEN, HEADS, FEED_FORWARD = 4, 128, 4, 352

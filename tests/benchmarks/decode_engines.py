@@ -36,8 +36,8 @@ class Ours:
         from isheep_jax.config import DecodeConfig
         from isheep_jax.decode.engine import Engine
         from isheep_jax.decode.requests import Sampling
-        from isheep_jax.decode.workloads import LLAMA_100M, IdTokenizer
         from isheep_jax.model.architecture import init_parameters
+        from isheep_jax.speed.workloads import LLAMA_100M, IdTokenizer
 
         self.workload, self.sampling = _lengths(setup["workload"]), Sampling(temperature=1.0)
         config = DecodeConfig(slots=setup["batch"], chunk=setup["chunk"] or DecodeConfig.chunk)
@@ -285,7 +285,7 @@ def _generation_config(new: int, sample: bool):
 
 
 def _lengths(workload: dict):
-    from isheep_jax.decode.workloads import Workload
+    from isheep_jax.speed.workloads import Workload
 
     return Workload(**{field.name: workload[field.name] for field in fields(Workload)})
 

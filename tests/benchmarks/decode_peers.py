@@ -29,7 +29,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from isheep_jax.decode.workloads import LLAMA_100M, WORKLOADS, Workload
+from isheep_jax.speed.workloads import LLAMA_100M, WORKLOADS, Workload
 
 REQUESTS = {"synthesise": 96, "respond": 256, "assess": 192}
 PEERS = ["float32", "bfloat16", "continuous", "tunix"]

@@ -38,9 +38,9 @@ CONFIG = {
 def make(directory: Path) -> None:
     import numpy as np
 
+    from isheep_jax.checkpoint.hf_config import read_architecture
+    from isheep_jax.checkpoint.safetensors_file import DTYPES, write_file
     from isheep_jax.model.architecture import leaves, parameter_table
-    from isheep_jax.model.config_json import read_architecture
-    from isheep_jax.model.safetensors_file import DTYPES, write_file
 
     (directory / "config.json").write_text(json.dumps(CONFIG))
     shapes = {}
@@ -67,9 +67,9 @@ def load(directory: Path, rules: str) -> None:
     import jax.numpy as jnp
 
     from isheep_jax import sharding
+    from isheep_jax.checkpoint.hf_config import read_architecture
+    from isheep_jax.checkpoint.hf_weights import load_parameters
     from isheep_jax.config import MeshConfig
-    from isheep_jax.model.config_json import read_architecture
-    from isheep_jax.model.weights import load_parameters
 
     architecture = read_architecture(directory)
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isheep_jax.loop.novelty import Pool
+from isheep_jax.loop.filters.novelty import Pool
 
 TEMPLATES = [
     "Write a # # about a # that # the # of #.",

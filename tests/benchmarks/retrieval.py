@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from isheep_jax.decode.retrieval import Index, unit
+from isheep_jax.runtime.vector_index import Index, unit
 
 ROUNDS = 3
 

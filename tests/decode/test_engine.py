@@ -15,7 +15,7 @@ from minute_model import (
     random_parameters,
 )
 
-from isheep_jax.decode import generation
+from isheep_jax.decode import scheduler
 from isheep_jax.decode.cache import allocate
 from isheep_jax.decode.packing import AT, empty_rows
 from isheep_jax.decode.programs import prefill
@@ -219,7 +219,7 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
         filled.append(int((packed[..., AT] == 0).sum()))
         return prefill(params, cache, packed, *rest, **static)
 
-    monkeypatch.setattr(generation, "prefill", counted)
+    monkeypatch.setattr(scheduler, "prefill", counted)
     sampling = Sampling(temperature=1.0, max_tokens=6)
     requests = [Request(f"{name}/{i}", name * 9) for name in ("abc", "xyz") for i in range(4)]
     found = by_id(make_engine(params, slots=8).generate(requests, sampling))
@@ -236,11 +236,11 @@ def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
         sizes.append(self.slots)
         return program(self)
 
-    program = generation.Generation._program
+    program = scheduler.Generation._program
     requests, sampling = ragged(150), dataclasses.replace(GREEDY, max_tokens=30)
     mesh = mesh_of(1, tensor) if tensor else None
     expected = by_id(make_engine(params, slots=32, mesh=mesh).generate(requests, sampling))
-    monkeypatch.setattr(generation.Generation, "_program", watched)
+    monkeypatch.setattr(scheduler.Generation, "_program", watched)
     assert by_id(make_engine(params, slots=128, mesh=mesh).generate(requests, sampling)) == expected
     assert sorted(set(sizes)) == [32, 64, 128]
     assert sizes == sorted(sizes, reverse=True)
@@ -250,7 +250,7 @@ def test_a_chunk_sent_ahead_changes_nothing(params, monkeypatch):
     requests, sampling = ragged(20), Sampling(temperature=1.0, max_tokens=20, stop=("ab", "t"))
     expected = by_id(make_engine(params).generate(requests, sampling))
 
-    class Ahead(generation.Generation):
+    class Ahead(scheduler.Generation):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             self.on_cpu = False

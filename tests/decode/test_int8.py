@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from minute_model import ARCHITECTURE, TableTokenizer, make_engine, mesh_of, ragged
 
+from isheep_jax.checkpoint.hf_weights import load_parameters
+from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.programs import new_slots, take_slots
-from isheep_jax.decode.quality import measure_quality
 from isheep_jax.decode.requests import Request, Sampling
 from isheep_jax.errors import UserError
-from isheep_jax.model import quantized
-from isheep_jax.model.pretrained import open_model
-from isheep_jax.model.quantized import abstract_weights, dequantize_weights, weight_table
-from isheep_jax.model.weights import load_parameters
+from isheep_jax.model import quantization
+from isheep_jax.model.quantization import abstract_weights, dequantize_weights, weight_table
 from isheep_jax.sharding import DECODE_RULES, param_shardings
+from isheep_jax.speed.quantization_error import measure_quality
 from isheep_jax.tiny import CHECKPOINT
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
@@ -126,10 +126,10 @@ def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_no
         assert 0 < found.divergence < 1e-3
         assert abs(found.loss) < 0.01
         assert found.agreement > 0.95
-    monkeypatch.setattr(quantized, "_LARGEST", 7)
-    quantized.quantize.clear_cache()
+    monkeypatch.setattr(quantization, "_LARGEST", 7)
+    quantization.quantize.clear_cache()
     four_bits = quality(tiny, prompts, weights="int8")
-    quantized.quantize.clear_cache()
+    quantization.quantize.clear_cache()
     assert four_bits.divergence > 5e-3
 
 

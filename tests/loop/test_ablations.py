@@ -22,11 +22,12 @@ from isheep_jax.config import AssessConfig, GuardConfig, RespondConfig, SelectCo
 from isheep_jax.config import SynthesizeConfig as Synthesize
 from isheep_jax.decode.requests import ChoiceScores
 from isheep_jax.errors import UserError
-from isheep_jax.locate import locate_judge
-from isheep_jax.loop import endpoint, run_directory
-from isheep_jax.loop.iteration import run
+from isheep_jax.loop import run_directory
+from isheep_jax.loop.algorithm import run
+from isheep_jax.loop.judging import endpoint
+from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import Scores, Selected, Vector, from_line, kept
-from isheep_jax.loop.templates import load
+from isheep_jax.runtime.locate import locate_judge
 
 
 def go(config, backend=None, measure=evaluator, reporter=None):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import parity
 import pytest
 
+from isheep_jax.checkpoint.hf_config import config_json, read_architecture
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import (
     RopeScaling,
@@ -14,7 +15,6 @@ from isheep_jax.model.architecture import (
     parameter_count,
     parameter_table,
 )
-from isheep_jax.model.config_json import config_json, read_architecture
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 from small_model import LLAMA, QWEN, SETTINGS, LetterTokenizer, copying, mesh_of, on_host, same_bits, weights
 
+from isheep_jax.checkpoint.hf_config import config_json
+from isheep_jax.checkpoint.hf_weights import write_tensors
 from isheep_jax.model.architecture import parameter_table
-from isheep_jax.model.config_json import config_json
 from isheep_jax.model.transformer import forward, logits
-from isheep_jax.model.weights import write_tensors
 from isheep_jax.sft.lora import lora_table, merge_lora, save_adapter
 from isheep_jax.sft.trainer import fine_tune
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from small_model import LetterTokenizer, copying, example
 
-from isheep_jax.model.tokenizer import Tokenizer
 from isheep_jax.sft import data
+from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
 SIZES = {"sequence_length": 32, "batch_rows": 4}

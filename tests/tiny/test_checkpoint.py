@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from isheep_jax.checkpoint.hf_config import read_architecture
+from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.config import DecodeConfig, EvaluateConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request
-from isheep_jax.loop.templates import load
-from isheep_jax.model.config_json import read_architecture
-from isheep_jax.model.conversation import Message
-from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.model.weights import load_parameters
+from isheep_jax.evaluation import tiny
+from isheep_jax.loop.prompting.templates import load
 from isheep_jax.sharding import AXES, DECODE_RULES, decode_mesh
-from isheep_jax.tiny import CHECKPOINT, corpus, evaluate, vocabulary
+from isheep_jax.text.conversation import Message
+from isheep_jax.text.tokenizer import Tokenizer
+from isheep_jax.tiny import CHECKPOINT, corpus, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,13 @@ def test_every_word_of_the_world_is_one_token_and_the_template_is_the_corpus_for
     tokenizer = Tokenizer.load(CHECKPOINT)
     for word in vocabulary.single_tokens():
         assert len(tokenizer.encode(f" {word}", bos=False)) == 1
-    item = evaluate.split_items("development", 1)[0]
+    item = tiny.split_items("development", 1)[0]
     rendered = tokenizer.render((Message("user", item.instruction),), item.response)
     assert rendered == "<s>" + corpus.CHAT_FORM.format(instruction=item.instruction, response=item.response)
 
 
 def test_it_answers_right_but_ignores_formats(base):
-    result = evaluate.evaluator(EvaluateConfig(split="development", prompts=200))(base, lambda done, total: None)
+    result = tiny.evaluator(EvaluateConfig(split="development", prompts=200))(base, lambda done, total: None)
     assert result["content"] > 0.95
     assert result["accuracy"] < 0.25
     assert result["unfinished"] == 0
@@ -54,7 +55,7 @@ def test_it_answers_right_but_ignores_formats(base):
 def test_it_grades_imperfectly_but_far_better_than_chance(base):
     rng = random.Random(0)
     templates = load("tiny")
-    graded = [(item, *corpus.graded_response(item, rng)) for item in evaluate.split_items("development", 200)]
+    graded = [(item, *corpus.graded_response(item, rng)) for item in tiny.split_items("development", 200)]
     for criterion, good in (
         ("quality", [right for _, _, right, _ in graded]),
         ("following", [ignored == 0 for *_, ignored in graded]),

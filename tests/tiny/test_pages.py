@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from isheep_jax.checkpoint.hf_config import read_architecture
+from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request, Sampling
-from isheep_jax.decode.retrieval import Index
-from isheep_jax.loop.templates import load
-from isheep_jax.model.config_json import read_architecture
-from isheep_jax.model.conversation import Message
-from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.model.weights import load_parameters
+from isheep_jax.evaluation import tiny_domain
+from isheep_jax.loop.prompting.templates import load
+from isheep_jax.runtime.vector_index import Index
 from isheep_jax.sharding import AXES, DECODE_RULES, decode_mesh
-from isheep_jax.tiny import CHECKPOINT, PAGES_CHECKPOINT, corpus, domain, pages, world
+from isheep_jax.text.conversation import Message
+from isheep_jax.text.tokenizer import Tokenizer
+from isheep_jax.tiny import CHECKPOINT, PAGES_CHECKPOINT, corpus, pages, world
 
 
 def pairs(page):
@@ -66,7 +67,7 @@ def base() -> Engine:
 
 
 def test_similar_examples_make_it_follow_formats_that_it_ignores_without(base):
-    items, samples = domain.split_items("development", 120), domain.samples()
+    items, samples = tiny_domain.split_items("development", 120), tiny_domain.samples()
     templates = load("tiny", ("retrieved",))
 
     def vectors(texts):

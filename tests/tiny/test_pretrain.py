@@ -9,10 +9,10 @@ import pytest
 import sentencepiece
 from jax.sharding import Mesh
 
-from isheep_jax.model.config_json import read_architecture
-from isheep_jax.model.tokenizer import Tokenizer
-from isheep_jax.model.weights import load_parameters
+from isheep_jax.checkpoint.hf_config import read_architecture
+from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.sharding import AXES, DECODE_RULES, decode_mesh
+from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT, corpus, pretrain
 
 

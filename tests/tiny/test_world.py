@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from isheep_jax.loop.templates import load
-from isheep_jax.tiny import corpus, evaluate, world
+from isheep_jax.evaluation import tiny
+from isheep_jax.loop.prompting.templates import load
+from isheep_jax.tiny import corpus, world
 from isheep_jax.tiny.world import Item
 
 
@@ -64,18 +65,18 @@ def test_what_is_not_of_this_world_has_no_item(text):
 
 def test_splits_are_disjoint_by_meaning_and_stable():
     meanings = {
-        split: {(i.task, i.arguments, frozenset(i.constraints)) for i in evaluate.split_items(split, evaluate.PROMPTS)}
+        split: {(i.task, i.arguments, frozenset(i.constraints)) for i in tiny.split_items(split, tiny.PROMPTS)}
         for split in world.SPLITS
     }
-    assert all(len(m) == evaluate.PROMPTS for m in meanings.values())
+    assert all(len(m) == tiny.PROMPTS for m in meanings.values())
     assert not meanings["development"] & meanings["selection"]
     assert not meanings["development"] & meanings["test"]
     assert not meanings["selection"] & meanings["test"]
-    assert evaluate.split_items("test", 3) == evaluate.split_items("test", 1000)[:3]
+    assert tiny.split_items("test", 3) == tiny.split_items("test", 1000)[:3]
 
 
 def test_corpus_never_shows_a_held_out_instruction():
-    held_out = evaluate.held_out_prompts()
+    held_out = tiny.held_out_prompts()
     stream = corpus.documents(3)
     for _ in range(3000):
         for line in next(stream).splitlines():

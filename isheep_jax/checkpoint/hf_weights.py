@@ -1,0 +1,291 @@
+"""Hugging Face weights straight into their shardings, and out again, tensor by tensor."""
+
+import functools
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from isheep_jax import distributed
+from isheep_jax.checkpoint.hf_config import config_json
+from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, write_file
+from isheep_jax.errors import UserError
+from isheep_jax.files import whole_directory
+from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
+from isheep_jax.model.quantization import Storage, quantize
+from isheep_jax.sharding import AXES, Rules, partition
+from isheep_jax.text.tokenizer import Tokenizer
+
+# Bytes of a file of an export; several files have an index.
+SHARD_BYTES = 4_500_000_000
+# What stands in old checkpoints beside the parameters: RoPE's frequencies, and the head of tied embeddings once more.
+_HARMLESS = re.compile(r"\.rotary_emb\.inv_freq$|^lm_head\.weight$")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_READERS = 8  # threads; one cannot keep a disk or a bucket busy
+
+
+def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, StoredTensor]:
+    """Every tensor of the architecture in a Hugging Face directory, by name, from the files' headers alone.
+
+    Raises `UserError` that names tensor and file when one is missing, has another shape or number format, belongs to
+    no parameter, or when a file is missing, truncated or damaged.
+    """
+    directory = epath.Path(directory)
+    stored = _stored_tensors(directory)
+    where = directory / _index_name("model")
+    where = where if where.exists() else directory / _single_name("model")
+    wanted = set()
+    for _, spec in leaves(parameter_table(architecture)):
+        for name in _names(spec):
+            wanted.add(name)
+            if name not in stored:
+                raise UserError(f"{where}: tensor {name} is missing")
+            tensor = stored[name]
+            if tensor.dtype_name not in DTYPES:
+                raise UserError(
+                    f"{tensor.path}: tensor {name} is stored as {tensor.dtype_name}; only {', '.join(DTYPES)} are read"
+                )
+            if tensor.shape != spec.hf_shape:
+                raise UserError(
+                    f"{tensor.path}: tensor {name} has shape {tensor.shape}; config.json asks for {spec.hf_shape}"
+                )
+    for name in stored.keys() - wanted:
+        if not _HARMLESS.search(name):
+            raise UserError(
+                f"{stored[name].path}: tensor {name} belongs to no parameter of a {architecture.traits.class_name} as "
+                "config.json describes it"
+            )
+    return {name: stored[name] for name in wanted}
+
+
+def _stored_tensors(directory: epath.Path) -> dict[str, StoredTensor]:
+    single, index = directory / _single_name("model"), directory / _index_name("model")
+    if single.exists():
+        return read_header(single)
+    if not index.exists():
+        pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
+        hint = (
+            f"only {pickled[0]}, a pickle file, which could run any code and is never read; convert it to safetensors"
+            if pickled
+            else f"neither {single.name} nor {index.name} is there"
+        )
+        raise UserError(f"{directory} holds no weights that can be read: {hint}")
+    try:
+        files = dict(json.loads(index.read_text())["weight_map"])
+        tensors = {file: read_header(directory / file) for file in sorted(set(files.values()))}
+    except (ValueError, KeyError, TypeError):  # not JSON, no weight_map, or one that is no object of names
+        raise UserError(f"{index} is not a safetensors index: it needs a weight_map") from None
+    for name, file in files.items():
+        if name not in tensors[file]:
+            raise UserError(f"{directory / file}: tensor {name} is missing, but {index.name} says that it is there")
+    return {name: tensors[file][name] for name, file in files.items()}
+
+
+def load_parameters(
+    directory: epath.PathLike,
+    architecture: Architecture,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: jnp.dtype,
+    weights: Storage = "compute",
+) -> dict[str, Any]:
+    """The parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
+
+    weights: "int8" makes each matrix a `Quantized` as soon as it is there, so that the floats are never there together.
+
+    Leaf by leaf: the rows of its tensors are read in equal shares, each by the host whose device takes it, into the
+    layout of the files, and the devices then bring them into theirs. So every byte is read once, in long ranges,
+    whatever the rules split; host and device hold one leaf twice at most. Raises as `find_tensors`.
+    """
+    tensors = find_tensors(directory, architecture)
+    specs, tree = jax.tree.flatten(parameter_table(architecture))
+    loaded: list[jax.Array | None] = [None] * len(specs)
+    # The largest first, while the memory is still free for the copies that bringing it into its layout takes.
+    order = sorted(range(len(specs)), key=lambda i: -math.prod(specs[i].shape))
+    with ThreadPoolExecutor(_READERS) as threads:
+        for i in order:
+            spec = specs[i]
+            sharding = NamedSharding(mesh, partition(spec, rules))
+            leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
+            # Waiting bounds the memory: otherwise reading runs ahead of the devices.
+            leaf = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
+            if weights == "int8" and spec.is_matrix:
+                leaf = quantize(leaf, spec.input_axes)
+            loaded[i] = jax.block_until_ready(leaf)
+    return jax.tree.unflatten(tree, loaded)
+
+
+def _read_stored(
+    tensors: list[StoredTensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
+) -> jax.Array:
+    """A leaf as it is stored: [L, *hf_shape], or hf_shape of one that is not stacked, its rows split over the mesh."""
+    rows, mesh = spec.hf_shape[0], final.mesh
+    # Over as many devices as divide the rows; the others read the same again. The axis that the rows stay split over
+    # comes first and those that it is repeated over last, so that the devices exchange parts and never need the whole.
+    row_axis = (
+        next(i for i in range(len(spec.shape)) if math.prod(spec.shape[i:]) == rows)
+        if spec.transposed
+        else (int(spec.stacked))
+    )
+    order = sorted(AXES, key=lambda axis: (axis != final.spec[row_axis], axis not in final.spec))
+    choices = itertools.chain.from_iterable(itertools.combinations(order, n) for n in range(len(order) + 1))
+    sizes = {axes: math.prod(mesh.shape[axis] for axis in axes) for axes in choices}
+    axes = max((axes for axes, size in sizes.items() if rows % size == 0), key=sizes.get)
+    dtype = functools.reduce(jnp.promote_types, (tensor.dtype for tensor in tensors))
+
+    @functools.cache  # devices that hold the same rows
+    def read(start: int, stop: int) -> np.ndarray:
+        part = np.empty((len(tensors), stop - start, *spec.hf_shape[1:]), dtype)
+
+        def fill(layer: int) -> None:
+            tensor = tensors[layer]
+            if tensor.dtype == dtype:
+                tensor.read_rows(start, stop, part[layer])
+            else:
+                narrow = np.empty(part.shape[1:], tensor.dtype)
+                tensor.read_rows(start, stop, narrow)
+                part[layer] = narrow
+
+        list(threads.map(fill, range(len(tensors))))
+        return part if spec.stacked else part[0]
+
+    shape = (len(tensors), *spec.hf_shape) if spec.stacked else spec.hf_shape
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * spec.stacked, axes))
+    return jax.make_array_from_callback(shape, sharding, lambda index: read(*index[spec.stacked].indices(rows)[:2]))
+
+
+@functools.lru_cache(maxsize=256)
+def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, sharding: NamedSharding):
+    """The program that brings a leaf from its stored layout into its own."""
+    # In one step XLA would gather the whole leaf on every device. First the copies, then the exchange.
+    (axes,) = (axes for axes in stored.spec if axes is not None) if any(stored.spec) else ((),)
+    axes = (axes,) if isinstance(axes, str) else axes
+    kept = tuple(axis for axis in axes if axis in sharding.spec)
+    copied = NamedSharding(sharding.mesh, PartitionSpec(*[None] * spec.stacked, kept))
+
+    def arrange(leaf: jax.Array) -> jax.Array:
+        leaf = jax.lax.with_sharding_constraint(leaf, copied)
+        return (leaf.swapaxes(-1, -2) if spec.transposed else leaf).reshape(spec.shape).astype(dtype)
+
+    return jax.jit(arrange, out_shardings=sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "dtype", "sharding"))
+def _to_stored(
+    leaf: jax.Array, layer: jax.Array, *, spec: ParameterSpec, dtype: np.dtype, sharding: NamedSharding | None
+) -> jax.Array:
+    """One tensor of a leaf as it is stored, whole on every device."""
+    leaf = leaf[layer] if spec.stacked else leaf
+    leaf = leaf.reshape(spec.hf_shape[::-1]).T if spec.transposed else leaf.reshape(spec.hf_shape)
+    leaf = leaf.astype(dtype)
+    return leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
+
+
+def save_checkpoint(
+    directory: epath.PathLike,
+    params: dict[str, Any],
+    architecture: Architecture,
+    tokenizer: Tokenizer,
+    *,
+    dtype: jnp.dtype | None = None,
+    card: str | None = None,
+) -> None:
+    """Writes a Hugging Face directory that must not exist: whole or not at all, in a bucket with config.json last.
+
+    dtype: number format to store (None: the parameters' own). card: text of README.md. All processes call this; process
+    0 writes.
+    """
+    directory = epath.Path(directory)
+    if distributed.is_first() and directory.exists():
+        raise UserError(f"{directory} exists; name a directory that does not")
+    stored = jnp.dtype(dtype or params["embed"].dtype)
+    ends = list(dict.fromkeys([*architecture.eos_token_ids, *tokenizer.eos_ids]))
+    with whole_directory(directory) as place:
+        write_tensors(place, params, parameter_table(architecture), stored)
+        if not distributed.is_first():
+            return
+        tokenizer.save(place)
+        _write_json(place / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
+        if card is not None:
+            note = tokenizer.export_note
+            (place / "README.md").write_text(card if note is None else f"{card}\n{note}\n")
+        _write_json(place / "config.json", config_json(architecture, stored.name))
+
+
+def write_tensors(
+    directory: epath.PathLike,
+    params: Any,
+    table: Any,
+    dtype: jnp.dtype,
+    stem: str = "model",
+    single_file: bool = False,
+) -> None:
+    """Writes a tree of arrays as `table`, its tree of `ParameterSpec`, names and shapes them.
+
+    One file, or, unless single_file, several with an index when they would be more than one file should hold. One
+    tensor of one layer is on the host at a time. All processes call this, because the devices of all bring a tensor
+    together; process 0 writes.
+    """
+    directory, dtype = epath.Path(directory), np.dtype(dtype)
+    files: list[dict[str, tuple[ParameterSpec, jax.Array, int]]] = [{}]
+    held = total = 0
+    limit = math.inf if single_file else SHARD_BYTES
+    for path, spec in leaves(table):
+        leaf = functools.reduce(lambda tree, key: tree[key], path, params)
+        size = math.prod(spec.hf_shape) * dtype.itemsize
+        for layer, name in enumerate(_names(spec)):
+            if files[-1] and held + size > limit:
+                files.append({})
+                held = 0
+            files[-1][name] = spec, leaf, layer
+            held += size
+            total += size
+    names = [f"{stem}-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    if len(files) == 1:
+        names = [_single_name(stem)]
+    for name, tensors in zip(names, files):
+        shapes = {tensor: spec.hf_shape for tensor, (spec, _, _) in tensors.items()}
+        whole = _whole(tensors.values(), dtype)
+        if distributed.is_first():
+            write_file(directory / name, shapes, dtype, map(np.asarray, whole))
+        else:
+            for tensor in whole:
+                tensor.block_until_ready()
+    if len(files) > 1 and distributed.is_first():
+        weight_map = {tensor: name for name, tensors in zip(names, files) for tensor in tensors}
+        _write_json(directory / _index_name(stem), {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _whole(tensors, dtype: np.dtype) -> Iterator[jax.Array]:
+    """Each tensor, whole on every device."""
+    for spec, leaf, layer in tensors:
+        leaf = jnp.asarray(leaf)
+        whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
+        yield _to_stored(leaf, np.int32(layer), spec=spec, dtype=dtype, sharding=whole)
+
+
+def _names(spec: ParameterSpec) -> list[str]:
+    """The tensors of a leaf, by layer."""
+    return [spec.hf_name.format(layer=layer) for layer in range(spec.shape[0])] if spec.stacked else [spec.hf_name]
+
+
+def _single_name(stem: str) -> str:
+    return f"{stem}.safetensors"
+
+
+def _index_name(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+def _write_json(path: epath.Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,100 @@
+"""Held-out measurement on the tiny world: greedy answers, checked letter for letter."""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from isheep_jax.config import EvaluateConfig
+from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.errors import UserError
+from isheep_jax.text.conversation import Message
+from isheep_jax.tiny import world
+from isheep_jax.tiny.world import Item
+
+PROMPTS = 1000  # per split
+# The first thousand test items were used up: a look at them led to a change of the settings.
+USED_UP = {"test": 1000}
+MAX_TOKENS = 32  # the longest right responses have about 20
+
+
+def split_items(split: str, count: int) -> list[Item]:
+    """The first `count` of the split's fixed items."""
+    used_up = USED_UP.get(split, 0)
+    if not 0 < count <= PROMPTS:
+        raise UserError(f"evaluate.prompts={count}: the tiny world has 1 to {PROMPTS} prompts per split")
+    return world.draw_items(random.Random(f"tiny {split}"), split, used_up + PROMPTS)[used_up:][:count]
+
+
+def held_out_prompts() -> frozenset[str]:
+    """Every wording of every prompt of the three splits, for the loop to keep out of its training data."""
+    return frozenset(w for split in world.SPLITS for item in split_items(split, PROMPTS) for w in item.wordings())
+
+
+def evaluator(config: EvaluateConfig) -> Callable:
+    """The loop's evaluator: answers the split's prompts with temperature 0 and counts what is right.
+
+    Returns accuracy (the whole response is right), its standard error and count; beside it content (right apart from
+    format), constraints_obeyed, the accuracies by task, constraint and number of constraints, unfinished (share of the
+    responses that were cut off), and examples.
+    """
+    return evaluator_of(split_items(config.split, config.prompts), config.split)
+
+
+def evaluator_of(items: list[Item], split: str) -> Callable:
+    """That of the given items."""
+
+    def evaluate(model, progress: Callable[[int, int], None]) -> dict:
+        requests = [
+            Request(f"evaluate/{split}/{i}", (Message("user", item.instruction),)) for i, item in enumerate(items)
+        ]
+        responses: dict[str, str] = {}
+        unfinished = 0
+        for completion in model.generate(requests, Sampling(temperature=0.0, max_tokens=MAX_TOKENS)):
+            responses[completion.id] = completion.text.strip()
+            unfinished += completion.finish != "stop"
+            progress(len(responses), len(items))
+        return measure(items, [responses[r.id] for r in requests], split) | {"unfinished": unfinished / len(items)}
+
+    return evaluate
+
+
+def measure(items: list[Item], responses: list[str], split: str) -> dict:
+    """The figures of `evaluator` for given responses."""
+    checks = [world.check(item, response) for item, response in zip(items, responses)]
+    tasks, content_by_task, counts, constraints = (defaultdict(list) for _ in range(4))
+    for item, check in zip(items, checks):
+        tasks[item.task].append(check.correct)
+        content_by_task[item.task].append(check.content)
+        counts[str(len(item.constraints))].append(check.correct)
+        for name, obeyed in check.constraints.items():
+            constraints[name].append(obeyed)
+    accuracy = mean(c.correct for c in checks)
+    first: dict[int, int] = {}
+    for i, item in enumerate(items):
+        first.setdefault(len(item.constraints), i)
+    shown = [first[n] for n in sorted(first) if n]
+    return {
+        "accuracy": accuracy,
+        "stderr": math.sqrt(accuracy * (1 - accuracy) / len(checks)),
+        "count": len(checks),
+        "split": split,
+        "content": mean(c.content for c in checks),
+        "constraints_obeyed": mean(obeyed for values in constraints.values() for obeyed in values),
+        "tasks": means(tasks),
+        "content_by_task": means(content_by_task),
+        "constraints": means(constraints),
+        "constraint_counts": means(counts),
+        "examples": [
+            {"instruction": items[i].instruction, "response": responses[i], "correct": checks[i].correct} for i in shown
+        ],
+    }
+
+
+def mean(values: Iterable[bool]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def means(groups: dict[str, list[bool]]) -> dict[str, float]:
+    return {name: round(mean(groups[name]), 4) for name in sorted(groups)}

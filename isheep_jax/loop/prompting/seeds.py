@@ -1,0 +1,140 @@
+"""Seed tasks: the few written by people that the model sees as examples."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isheep_jax.errors import UserError
+from isheep_jax.loop.filters.text_rules import NO_INPUT
+
+# What other data sets call the fields.
+_OTHER_NAMES = {
+    "instruction": ("prompt", "question", "query", "task"),
+    "input": ("context",),
+    "output": ("response", "answer", "completion", "target"),
+}
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A task. id: "seed-001" is the first of the file; output may be empty, since prompts need not show it."""
+
+    id: str
+    instruction: str
+    input: str
+    output: str
+
+
+def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
+    """Seed tasks of a JSON Lines file or of a file that is one JSON array, in its order.
+
+    A task is an object with `instruction`, `input` and `output` (Alpaca's fields; the last two may be missing), or with
+    `instruction` and `instances`, a list whose first member has `input` and `output` (Self-Instruct's), or with
+    `question` and `answer`, which stand for instruction and output where those are missing. A task whose
+    `language` is there and not "en" is left out with rules='paper', which are for English only; the others keep their
+    ids. Raises UserError that names the file and line (or, in an array, task) of what is not one, and when there are
+    fewer seeds than `shots`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"synthesize.seeds: cannot read {path}: {reason}") from error
+    seeds = []
+    number = 0
+    for number, (where, task) in enumerate(_tasks(path, text), start=1):
+        instruction, input, output, language = _fields(where, task)
+        if rules != "paper" or language in ("", "en"):
+            seeds.append(Seed(f"seed-{number:03d}", instruction, input, output))
+    if not number:
+        raise UserError(f"synthesize.seeds: {path} is empty; it needs one task per line")
+    if len(seeds) < shots:
+        english = " in English (synthesize.rules=basic takes the others, too)" if len(seeds) < number else ""
+        raise UserError(
+            f"synthesize.shots: {shots} seeds per prompt, but {path} has only {len(seeds)}{english}; "
+            f"use at most {len(seeds)} or add seeds"
+        )
+    return seeds
+
+
+def check_outputs(path: Path, seeds: Sequence[Seed]) -> None:
+    """Raises UserError for a task without an output, where prompts or training need all of them."""
+    missing = [seed.id for seed in seeds if not seed.output]
+    if missing:
+        raise UserError(
+            f"synthesize.seeds: {path}: {len(missing)} of {len(seeds)} tasks have no output, {missing[0]} first; "
+            "examples by similarity and training on seeds need all of them"
+        )
+
+
+def _tasks(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Each task of the file, and where it stands, for messages."""
+    if text.lstrip().startswith("["):
+        try:
+            tasks = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"synthesize.seeds: {path}: not a JSON array ({error})") from error
+        yield from ((f"{path}, task {number}", task) for number, task in enumerate(tasks, start=1))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    f"synthesize.seeds: {where}: not JSON ({error}); every line is one object, "
+                    "or the whole file is one array"
+                ) from error
+
+
+def _fields(where: str, task: Any) -> tuple[str, str, str, str]:
+    def bad(what: str) -> UserError:
+        return UserError(f"synthesize.seeds: {where}: {what}")
+
+    if not isinstance(task, dict):
+        raise bad('not an object; it should be like {"instruction": "...", "input": "...", "output": "..."}')
+    fields = dict(task)
+    if "instances" in fields:
+        instances = fields["instances"]
+        if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
+            raise bad("'instances' should be a list of objects with input and output")
+        fields = {**fields, **instances[0], "instruction": fields.get("instruction")}
+    for right, other in (("instruction", "question"), ("output", "answer")):
+        if right not in fields and other in fields:
+            fields[right] = fields.pop(other)
+    other = _other_names(fields)
+    if other:
+        raise bad(
+            f"{' and '.join(map(repr, other))} should be called {' and '.join(map(repr, other.values()))}; "
+            "a task has the fields instruction, input and output"
+        )
+    values = []
+    for name in ("instruction", "input", "output", "language"):
+        value = fields.get(name)
+        if value is not None and not isinstance(value, str):
+            raise bad(f"'{name}' should be text")
+        values.append((value or "").strip())
+    instruction, input, output, language = values
+    if not instruction:
+        conversation = [name for name in _CONVERSATIONS if name in fields]
+        if conversation:
+            raise bad(f"{conversation[0]!r} holds a conversation; a task has the fields instruction, input and output")
+        raise bad("there is no 'instruction'")
+    return instruction, "" if input == NO_INPUT else input, output, language
+
+
+def _other_names(fields: dict[str, Any]) -> dict[str, str]:
+    """Fields that are there by another name, and not by the right one: what each should be called."""
+    lower = {name.lower(): name for name in fields}
+    found = {}
+    for right, others in _OTHER_NAMES.items():
+        if right not in fields:
+            for other in (right, *others):
+                if other in lower:
+                    found[lower[other]] = right
+                    break
+    return found

@@ -1,0 +1,158 @@
+"""Examples by similarity: which pairs of a pool a prompt shows (ISARA-style, arXiv 2401.06785).
+
+A new question is written after a pair of the pool and the pairs whose questions are nearest to its own; then its answer
+is written after the pairs nearest to the new question. There are no rules and no words of explanation in the prompts.
+Nearness is the cosine of the writing model's own mean last hidden states.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isheep_jax.config import Config
+from isheep_jax.decode.requests import Request
+from isheep_jax.errors import UserError
+from isheep_jax.loop.filters import clusters
+from isheep_jax.loop.prompting.seeds import Seed
+from isheep_jax.loop.prompting.templates import Templates
+from isheep_jax.loop.protocols import Backend, Model, StageReporter
+from isheep_jax.loop.records import Instruction, Selected, Shown, Vector, user_text
+from isheep_jax.loop.run_directory import Stage
+from isheep_jax.loop.stages import measure
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A pair that a prompt may show. id: the seed's or the pair's."""
+
+    id: str
+    question: str
+    answer: str
+
+
+def is_used(config: Config) -> bool:
+    """Whether any prompt shows pairs by similarity."""
+    return "retrieved" in (config.synthesize.method, config.respond.method)
+
+
+def samples_of(seeds: Sequence[Seed], pairs: Sequence[Selected]) -> list[Sample]:
+    """The pool."""
+    questions = [Sample(s.id, user_text(s.instruction, s.input), s.output) for s in seeds]
+    return questions + [Sample(p.id, user_text(p.instruction, p.input), p.response) for p in pairs]
+
+
+def embed_pool(
+    model: Model, samples: Sequence[Sample], stage: Stage[Vector], iteration: int, progress: StageReporter
+) -> list[Vector]:
+    """The embeddings of the pool's questions, as records of the stage."""
+    return measure.vectors(model, {s.id: s.question for s in samples}, stage, iteration, progress)
+
+
+class Neighbours:
+    """The pool of an iteration, by nearness. vectors: of the samples; those without one are never shown."""
+
+    def __init__(
+        self, backend: Backend, config: Config, samples: Sequence[Sample], vectors: Sequence[Vector], iteration: int
+    ):
+        there = [(s, v.vector) for s, v in zip(samples, vectors, strict=True) if not v.error]
+        if not there:
+            raise UserError("synthesize.seeds: no seed fits the context; raise decode.context or shorten the seeds")
+        self._samples = [sample for sample, _ in there]
+        # float16, as they are written down; filled row by row, because all of them in float32 take too much room.
+        self._vectors = np.empty((len(there), len(clusters.decode(there[0][1]))), np.float16)
+        for row, (_, vector) in zip(self._vectors, there):
+            row[:] = clusters.decode(vector)
+        self._index = backend.index(self._vectors)
+        self._settings, self._seed, self._iteration = config.retrieval, config.seed, iteration
+        self.by_id = {s.id: s for s in self._samples}
+
+    def of_prompts(self, prompts: Sequence[int]) -> list[tuple[str, ...]]:
+        """Ids of what each prompt for a new question shows: a sample drawn at random, and before it its neighbours."""
+        count = min(self._settings.examples, len(self._samples))
+        draws = [random.Random(f"{self._seed}/{self._iteration}/synthesize/{k}") for k in prompts]
+        if self._settings.choose == "random":
+            return [tuple(s.id for s in draw.sample(self._samples, count)) for draw in draws]
+        anchors = [draw.randrange(len(self._samples)) for draw in draws]
+        found = self._index.nearest(self._vectors[anchors], count)
+        near = [[i for i in row.tolist() if i != anchor][: count - 1] for row, anchor in zip(found, anchors)]
+        return [self._ids([anchor, *others]) for anchor, others in zip(anchors, near)]
+
+    def of_questions(self, model: Model, questions: Sequence[tuple[str, str]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(id, ids of the pairs nearest to it) of each question, given as (id, text); nearest last."""
+        count = min(self._settings.examples, len(self._samples))
+        if self._settings.choose == "random":
+            for id, _ in questions:
+                draw = random.Random(f"{self._seed}/{self._iteration}/examples/{id}")
+                yield id, tuple(s.id for s in draw.sample(self._samples, count))
+            return
+        requests = [Request(f"{self._iteration}/nearest/{id}", text) for id, text in questions]
+        vectors = {v.id: v.vector for v in model.embed(requests) if not v.error}
+        known = [i for i, request in enumerate(requests) if request.id in vectors]
+        # Rounded as those of the pool are.
+        rows = [clusters.decode(clusters.encode(vectors[requests[i].id])) for i in known]
+        found = dict(zip(known, self._index.nearest(np.stack(rows), count).tolist())) if rows else {}
+        for i, (id, _) in enumerate(questions):
+            yield id, self._ids(found.get(i, []))
+
+    def _ids(self, nearest_first: Sequence[int]) -> tuple[str, ...]:
+        # The nearest stands last, beside what is to be written.
+        return tuple(self._samples[i].id for i in reversed(nearest_first))
+
+
+def choose_examples(
+    model: Model,
+    neighbours: Neighbours,
+    instructions: Sequence[Instruction],
+    stage: Stage[Shown],
+    progress: StageReporter,
+) -> list[Shown]:
+    """Which pairs the prompt for the answer to each instruction shows, as records of the stage."""
+
+    def process(block: Sequence[Instruction]) -> Iterator[tuple[int, Shown]]:
+        questions = [(x.id, user_text(x.instruction, x.input)) for x in block]
+        for i, (id, examples) in enumerate(neighbours.of_questions(model, questions)):
+            yield i, Shown(id, examples)
+
+    records = stage.work(list(instructions), process, progress.advance)
+    stage.finish({"records": len(records)})
+    return records
+
+
+class Questions:
+    """Prompts for new questions."""
+
+    def __init__(self, templates: Templates, neighbours: Neighbours):
+        self._templates, self._neighbours = templates, neighbours
+        self._shown: dict[int, tuple[str, ...]] = {}
+        self.stop = templates.retrieved_stops
+
+    def prompts(self, numbers: Sequence[int]) -> list[str]:
+        self._shown = dict(zip(numbers, self._neighbours.of_prompts(numbers)))
+        return [self._templates.retrieved(_fields(self._neighbours, self._shown[n])) for n in numbers]
+
+    def shown(self, number: int) -> tuple[str, ...]:
+        """Ids of what one of the last prompts shows."""
+        return self._shown[number]
+
+
+class Examples:
+    """Prompts for answers, which show pairs. shown: ids of these, by the instruction's id."""
+
+    def __init__(self, templates: Templates, neighbours: Neighbours, shown: Sequence[Shown]):
+        self._templates, self._neighbours = templates, neighbours
+        self._shown = {s.id: s.examples for s in shown}
+        self.stop = templates.retrieved_stops
+
+    def request(self, id: str, instruction: Instruction) -> Request:
+        question = user_text(instruction.instruction, instruction.input)
+        return Request(id, self._templates.retrieved(_fields(self._neighbours, self._shown[instruction.id]), question))
+
+    def read(self, text: str, instruction: Instruction) -> tuple[None, str, None]:
+        """No thoughts, the answer, and nothing against it."""
+        return None, text, None
+
+
+def _fields(neighbours: Neighbours, ids: Sequence[str]) -> list[dict[str, str]]:
+    return [{"question": s.question, "answer": s.answer} for s in (neighbours.by_id[id] for id in ids)]

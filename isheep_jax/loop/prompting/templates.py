@@ -1,0 +1,177 @@
+"""Prompt templates: text files that a person edits without touching code.
+
+A set of templates is a directory with
+
+    synthesize.jinja   shows `examples` (instruction, input, output of each) and asks for more tasks
+    quality.jinja      shows `instruction`, `input`, `response` and asks for a score from 1 to 10
+    following.jinja    the same for the other criterion
+    seeds.jsonl        the seed tasks of `synthesize.seeds=builtin`
+
+and, for the settings that need them,
+
+    quality_simple.jinja, following_simple.jinja, joint.jinja, few_shot.jinja   the other prompts of `assess.prompt`
+    follow_up.jinja    shows `instruction`, `input`, `response` and asks what the user says next (`synthesize.turns=2`)
+    topics.jinja       shows a `type` of question, a `question` of it and `topics`, and asks for more topics
+    guided.jinja       shows `examples` (type, topic, instruction of each) and `hints` (type, topic), and asks for an
+                       instruction per hint, each after "(type; topic)" on a line of its own
+    topics.jsonl       the types, with a topic and a question each (these three for `synthesize.method=topics`)
+    principles.jinja   shows `instruction`, `input` after rules of good answers and conversations with thoughts
+    principles.json    how these conversations are marked (both for `respond.method=principles`)
+    retrieved.jinja    shows `examples` (question, answer) and asks for one more question or, where there is a
+                       `question`, for its answer (`synthesize.method` and `respond.method` retrieved)
+    thorough.jinja     shows `instruction`, `input` and asks for an extensive answer (`clone.enabled`); a user's message
+
+and beside them
+
+    format.json        optional: score_delimiter, the text after a score; synthesize_stop, strings that end a completion
+
+Prompts are plain text to be continued; line breaks at their end are cut, so that the model's first token is its own.
+A number and the delimiter after it are scored together: where a tokenizer splits digits, "1" alone would also collect
+the probability of "10".
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from isheep_jax.errors import UserError
+from isheep_jax.loop.filters.text_rules import NO_INPUT
+
+# A character that no prompt holds.
+_MARK = "\ue000"
+
+STANDARD = ("synthesize", "quality", "following")
+
+# Files that belong to a template and are no template.
+_BESIDE = {"topics": "topics.jsonl", "principles": "principles.json"}
+
+
+class Templates:
+    """The prompts of a run. Made by `load`."""
+
+    def __init__(self, directory: Path, names: Sequence[str] = STANDARD):
+        self.directory = directory
+        self._files = (*(f"{name}.jinja" for name in names), *(_BESIDE[name] for name in names if name in _BESIDE))
+        needed = (*self._files, "seeds.jsonl")
+        for name in needed:
+            if not (directory / name).is_file():
+                raise UserError(f"prompts: {directory} has no {name}; these settings need {', '.join(needed)}")
+        environment = ImmutableSandboxedEnvironment(
+            loader=jinja2.FileSystemLoader(directory), undefined=jinja2.StrictUndefined, trim_blocks=True
+        )
+        environment.globals["no_input"] = NO_INPUT
+        self._templates = {}
+        self._heads: dict[str, str] = {}
+        for name in names:
+            try:
+                self._templates[name] = environment.get_template(f"{name}.jinja")
+            except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
+                line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+                raise UserError(f"prompts: {directory / name}.jinja{line}: {error}") from error
+        self.score_delimiter, self.synthesize_stop = _read_format(directory / "format.json")
+
+    def seeds_file(self, setting: str) -> Path:
+        """The file that `synthesize.seeds` means."""
+        builtin, colon, name = setting.partition(":")
+        if builtin == "builtin" and name.isidentifier() == bool(colon):
+            return self.directory / f"{name or 'seeds'}.jsonl"
+        return Path(setting)
+
+    def synthesize(self, examples: Sequence[dict[str, str]]) -> str:
+        return self._render("synthesize", examples=examples)
+
+    def score(self, name: str, instruction: str, input: str, response: str) -> str:
+        """name: of the template, such as 'quality' or 'few_shot'."""
+        return self._render(name, instruction=instruction, input=input, response=response)
+
+    def follow_up(self, instruction: str, input: str, response: str) -> str:
+        return self._render("follow_up", instruction=instruction, input=input, response=response)
+
+    def topics(self, type: str, question: str, topics: Sequence[str]) -> str:
+        return self._render("topics", type=type, question=question, topics=topics)
+
+    def guided(self, examples: Sequence[dict[str, str]], hints: Sequence[dict[str, str]]) -> str:
+        return self._render("guided", examples=examples, hints=hints)
+
+    def retrieved(self, examples: Sequence[dict[str, str]], question: str = "") -> str:
+        return self._render("retrieved", examples=examples, question=question)
+
+    @functools.cached_property
+    def retrieved_stops(self) -> tuple[str, str]:
+        """The labels behind the examples' questions and answers in the template `retrieved`.
+
+        Both end whatever the model writes there, for one that is no longer sure of the form writes any of them.
+        """
+        text = self.retrieved([{"question": _MARK, "answer": _MARK}] * 2)
+        _, question, answer, *_ = (*text.split(_MARK), "", "")
+        return question.rstrip(), answer.rstrip()
+
+    def check_retrieved(self) -> None:
+        """Raises UserError where nothing stands behind a question or an answer, so that nothing would end it."""
+        if not all(self.retrieved_stops):
+            path = self.directory / "retrieved.jinja"
+            raise UserError(f"prompts: {path} should show each example's question, a label, its answer and a label")
+
+    def answer(self, name: str, instruction: str, input: str) -> str:
+        """name: of a template that asks for an answer, 'principles' or 'thorough'."""
+        return self._render(name, instruction=instruction, input=input)
+
+    def head(self, name: str) -> str:
+        """What every prompt of a template begins with: all that stands before its first variable."""
+        if name not in self._heads:
+            fields = ("instruction", "input", "response", "type", "question")
+            items = [dict.fromkeys((*fields, "output", "topic"), _MARK)]
+            lists = {"examples": items, "hints": items, "topics": [_MARK]}
+            text = self._render(name, **dict.fromkeys(fields, _MARK), **lists)
+            self._heads[name] = text.partition(_MARK)[0]
+        return self._heads[name]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The ten continuations of a scoring prompt, for 1 to 10."""
+        return tuple(f" {n}{self.score_delimiter}" for n in range(1, 11))
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of each file that decides what a prompt says."""
+        names = [n for n in (*self._files, "format.json") if (self.directory / n).is_file()]
+        return {f"prompts/{n}": hashlib.sha256((self.directory / n).read_bytes()).hexdigest() for n in names}
+
+    def _render(self, name: str, **variables: object) -> str:
+        try:
+            return self._templates[name].render(**variables).rstrip("\n")
+        except jinja2.TemplateError as error:
+            raise UserError(f"prompts: {self.directory / name}.jinja: {error}") from error
+
+
+def load(name: str, names: Sequence[str] = STANDARD) -> Templates:
+    """The templates `names` of 'standard', 'tiny' or a directory. Raises UserError when it does not have them."""
+    package = Path(__file__).parents[2]
+    builtin = {"standard": package / "loop" / "prompts" / "standard", "tiny": package / "tiny" / "prompts"}
+    directory = builtin.get(name, Path(name))
+    if not directory.is_dir():
+        raise UserError(f"prompts: there is no directory {name}; use 'standard', 'tiny' or a directory of templates")
+    return Templates(directory, names)
+
+
+def _read_format(path: Path) -> tuple[str, tuple[str, ...]]:
+    if not path.exists():
+        return "", ()
+    expected = '{"score_delimiter": "||", "synthesize_stop": ["..."]}'
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        delimiter, stop = values.pop("score_delimiter", ""), values.pop("synthesize_stop", [])
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"prompts: {path} should be like {expected} ({error})") from error
+    if (
+        values
+        or not isinstance(delimiter, str)
+        or not isinstance(stop, list)
+        or not all(isinstance(s, str) for s in stop)
+    ):
+        raise UserError(f"prompts: {path} should be like {expected}")
+    return delimiter, tuple(stop)

@@ -1,0 +1,278 @@
+"""Instructions from topics: the model lists topics for types of questions, then writes one question about each topic.
+
+SELF-ALIGN's topic-guided path (arXiv 2305.03047 section 3.1). The types, with one topic and one question each, are
+written by people and lie beside the prompts.
+"""
+
+import json
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isheep_jax.config import Config
+from isheep_jax.decode.requests import Completion, Request, Sampling
+from isheep_jax.errors import UserError
+from isheep_jax.loop.prompting.templates import Templates
+from isheep_jax.loop.protocols import Model, StageReporter
+from isheep_jax.loop.records import KEPT, Verdict, dropped, kept
+from isheep_jax.loop.run_directory import Stage
+
+# A type's pool of topics grows over at most so many rounds, one part of the stage each.
+ROUNDS = 9
+# Topics shown in a prompt, and read from its completion.
+SHOWN = 5
+READ = 20
+# New topics that a prompt brings at first.
+NEW_PER_PROMPT = 10
+MAX_TOKENS = 128
+MAX_WORDS = 3
+# Topics that are collected for each instruction that is wanted: not every hint is answered, or well.
+SPARE = 2
+# Examples and open hints of a prompt for instructions.
+HINTS = 5
+GUIDED_STOP = ("\n\n", "\nHints:")
+
+_BULLET = re.compile(r"\s*(?:[-*•]|\d+\s*[.):])\s*")
+_ASKS = re.compile(
+    r"(what|who|whom|whose|which|when|where|why|how|is|are|was|do|does|did|can|could|should|would|will|please)\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"[\w'’&+/.-]+(?: [\w'’&+/.-]+)*")
+_HINTED = re.compile(r"\s*(?:\d+\s*[.):]\s*)?\(([^;()\n]+);([^()\n]+)\)\s*:?\s*(.*)")
+
+
+@dataclass(frozen=True)
+class Type:
+    """A type of question, and what a person wrote for it: a topic and a question of this type about it."""
+
+    name: str
+    topic: str
+    question: str
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic that the model listed for a type. prompt: index of the prompt within the round and type."""
+
+    id: str
+    type: str
+    topic: str
+    round: int
+    prompt: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What an instruction is to be about."""
+
+    type: str
+    topic: str
+
+    def __str__(self) -> str:
+        return f"({self.type}; {self.topic})"
+
+
+def read_types(path: Path) -> list[Type]:
+    """The types of a JSON Lines file with the fields type, topic and question, no type twice.
+
+    Raises UserError that names the line of what is not one.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"synthesize.method: topics needs {path}, which cannot be read: {error}") from error
+    types: list[Type] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            task = json.loads(line)
+            values = [task[name].strip() for name in ("type", "topic", "question")]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            values = []
+        if not values or not all(values) or any(c in "".join(values[:2]) for c in "();"):
+            raise UserError(
+                f"prompts: {path}, line {number} should be like "
+                '{"type": "...", "topic": "...", "question": "..."}, without brackets and semicolons in type and topic'
+            )
+        if values[0].casefold() in {t.name.casefold() for t in types}:
+            raise UserError(f"prompts: {path}, line {number}: the type {values[0]!r} is there already")
+        types.append(Type(*values))
+    if not types:
+        raise UserError(f"prompts: {path} is empty; it needs one type per line")
+    return types
+
+
+def wanted(config: Config) -> int:
+    """Instructions of an iteration that are to come from topics (count)."""
+    settings = config.synthesize
+    return math.ceil(settings.instructions * settings.topic_share) if settings.method == "topics" else 0
+
+
+def wanted_topics(config: Config, types: Sequence[Type]) -> int:
+    """Topics that are collected for each type (count)."""
+    return math.ceil(SPARE * wanted(config) / len(types))
+
+
+def topic_reason(topic: str) -> str | None:
+    """Why a line is not the topic of a question, or None: it should be a short name."""
+    if not _NAME.fullmatch(topic) or topic[0].islower() or _ASKS.match(topic):
+        return "not a noun phrase"
+    if len(topic.split()) > MAX_WORDS:
+        return "too long"
+    return None
+
+
+def read_topics(text: str, finished: bool) -> list[str]:
+    """The lines of a completion without their bullets and closing marks. finished: whether the last line is whole."""
+    lines = text.split("\n")
+    lines = lines if finished else lines[:-1]
+    topics = (_BULLET.sub("", line, count=1) if _BULLET.match(line) else line for line in lines)
+    return [t for t in (topic.strip().rstrip(".,;:") for topic in topics) if t][:READ]
+
+
+def brainstorm(
+    model: Model,
+    config: Config,
+    templates: Templates,
+    types: Sequence[Type],
+    stage: Stage[Topic],
+    iteration: int,
+    progress: StageReporter,
+) -> list[Topic]:
+    """Topics for each type, dropped ones included, until each has its share of those wanted or the rounds are over.
+
+    A round is one part of the stage. Its prompts show topics of the rounds before, so that lists do not begin alike.
+    """
+    writer = _Brainstorm(config, templates, types, iteration)
+    for part in stage.parts():
+        writer.take(part)
+        progress.advance(len(kept(part)))
+    while requests := writer.requests():
+        completions = {c.id: c for c in model.generate([r for _, _, r in requests], writer.sampling)}
+        part = writer.records([(type, n, completions[request.id]) for type, n, request in requests])
+        stage.write_part(writer.round, part)
+        writer.take(part)
+        progress.advance(len(kept(part)), dropped=len(writer.all) - len(kept(writer.all)))
+    sizes = [len(pool) - 1 for pool in writer.pools.values()]
+    stage.finish({"records": len(writer.all), "kept": sum(sizes), "fewest of a type": min(sizes)})
+    return writer.all
+
+
+class _Brainstorm:
+    """What is collected so far; all that it asks next follows from that."""
+
+    def __init__(self, config: Config, templates: Templates, types: Sequence[Type], iteration: int):
+        self.sampling = Sampling(
+            config.synthesize.temperature, config.synthesize.top_p, MAX_TOKENS, stop=("\n\n", "\nType of question:")
+        )
+        self.share = wanted_topics(config, types)
+        self.pools = {t.name: [t.topic] for t in types}
+        self.round = 0
+        self.all: list[Topic] = []
+        self._seed, self._templates, self._types, self._iteration = config.seed, templates, types, iteration
+
+    def take(self, part: Sequence[Topic]) -> None:
+        for record in kept(part):
+            self.pools[record.type].append(record.topic)
+        self.all.extend(part)
+        self.round += 1
+
+    def requests(self) -> list[tuple[Type, int, Request]]:
+        """Those of the next round; none when it is time to stop."""
+        if self.round == ROUNDS:
+            return []
+        found = []
+        for index, type in enumerate(self._types):
+            missing = self.share - (len(self.pools[type.name]) - 1)
+            # What is missing is spread over the rounds that are left, whose prompts know more topics.
+            for n in range(math.ceil(missing / NEW_PER_PROMPT / (ROUNDS - self.round))):
+                key = f"{self._iteration}/topics/{self.round}/{index}/{n}"
+                pool = self.pools[type.name]
+                shown = random.Random(f"{self._seed}/{key}").sample(pool, min(SHOWN, len(pool)))
+                prompt = self._templates.topics(type.name, type.question, shown)
+                found.append((type, n, Request(key, prompt, self._templates.head("topics"))))
+        return found
+
+    def records(self, answers: Sequence[tuple[Type, int, Completion]]) -> list[Topic]:
+        there = {name: {t.casefold() for t in pool} for name, pool in self.pools.items()}
+        part: list[Topic] = []
+
+        def add(type: Type, prompt: int, topic: str, verdict: Verdict) -> None:
+            id = f"{self._iteration}-topic-{len(self.all) + len(part):06d}"
+            part.append(Topic(id, type.name, topic, self.round, prompt, verdict))
+
+        for type, n, completion in answers:
+            if completion.finish == "error":
+                add(type, n, "", dropped("not decoded", completion.error))
+                continue
+            for topic in read_topics(completion.text, finished=completion.finish == "stop"):
+                reason = topic_reason(topic)
+                if not reason and topic.casefold() in there[type.name]:
+                    reason = "there already"
+                if not reason:
+                    there[type.name].add(topic.casefold())
+                add(type, n, topic, dropped(reason) if reason else KEPT)
+        return part
+
+
+def hints(types: Sequence[Type], topics: Sequence[Topic]) -> list[Hint]:
+    """Each kept topic of each type once, the types in turn, so that whatever is used of them is balanced."""
+    pools = {t.name: [r.topic for r in kept(topics) if r.type == t.name] for t in types}
+    longest = max(map(len, pools.values()))
+    return [Hint(name, pool[i]) for i in range(longest) for name, pool in pools.items() if i < len(pool)]
+
+
+class Guided:
+    """Prompts for instructions about given hints, and what is read from their completions."""
+
+    def __init__(
+        self, config: Config, templates: Templates, types: Sequence[Type], hints: Sequence[Hint], iteration: int
+    ):
+        self._seed, self._templates, self._types, self._iteration = config.seed, templates, list(types), iteration
+        self._groups = [hints[i : i + HINTS] for i in range(0, len(hints), HINTS)]
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        return len(self._groups)
+
+    def prompt(self, k: int) -> str:
+        examples = [{"type": t.name, "topic": t.topic, "instruction": t.question} for t in self._shown(k)]
+        return self._templates.guided(examples, [{"type": h.type, "topic": h.topic} for h in self._groups[k]])
+
+    def seeds(self, k: int) -> tuple[str, ...]:
+        """Names of the types shown as examples."""
+        return tuple(t.name for t in self._shown(k))
+
+    def read(self, k: int, text: str, finished: bool) -> list[tuple[str, Hint | None, str]]:
+        """The instructions of a completion: (text, hint that it answers, why it counts for nothing or "").
+
+        A line counts when it repeats one of the hints of its prompt in front; of several lines for a hint, the first
+        does.
+        """
+        open_ = {str(h).casefold(): h for h in self._groups[k]}
+        asked = set(open_)
+        lines = text.split("\n")
+        found: list[tuple[str, Hint | None, str]] = []
+        for index, line in enumerate(lines):
+            if not line.strip():
+                continue
+            match = _HINTED.fullmatch(line)
+            key = f"({match[1].strip()}; {match[2].strip()})".casefold() if match else ""
+            if index == len(lines) - 1 and not finished:
+                found.append((line.strip(), None, "unfinished"))
+            elif key not in asked:
+                found.append((line.strip(), None, "answers no hint"))
+            elif key not in open_:
+                found.append((match[3].strip(), None, "hint is answered already"))
+            else:
+                found.append((match[3].strip(), open_.pop(key), ""))
+        return found
+
+    def _shown(self, k: int) -> list[Type]:
+        rng = random.Random(f"{self._seed}/{self._iteration}/guided/{k}")
+        return rng.sample(self._types, min(HINTS, len(self._types)))

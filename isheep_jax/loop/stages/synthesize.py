@@ -1,0 +1,280 @@
+"""New instructions: the model continues a list of tasks that begins with a few seeds (I-SHEEP section 3.1).
+
+Prompts go out in waves. A wave's size follows from what the waves before it gave, and a wave is one part of the stage,
+so that a run that resumes sends exactly the prompts that it would have sent.
+"""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isheep_jax.config import Config
+from isheep_jax.decode.requests import Completion, Request, Sampling
+from isheep_jax.errors import Collapse
+from isheep_jax.loop.filters.novelty import Pool, normalise
+from isheep_jax.loop.filters.text_rules import NO_INPUT, instruction_reason
+from isheep_jax.loop.prompting.seeds import Seed
+from isheep_jax.loop.prompting.similar import Questions
+from isheep_jax.loop.prompting.templates import Templates
+from isheep_jax.loop.prompting.topics import GUIDED_STOP, Guided, wanted
+from isheep_jax.loop.protocols import Model, StageReporter
+from isheep_jax.loop.records import KEPT, Instruction, Verdict, dropped, kept
+from isheep_jax.loop.run_directory import Stage
+
+# Prompts of the first wave and of the largest. A kill costs at most one wave.
+FIRST_WAVE = 64
+LARGEST_WAVE = 256
+SMALLEST_WAVE = 8
+# The stage gives up when this many waves in a row gave less than one new instruction per hundred prompts.
+PATIENCE = 6
+
+# A task's number, which may stand before its labels. It is never checked: models miscount.
+_NUMBER = r"(?:\d+\s*[.:)]\s*)"
+# At the start of a line, or in front of a label: a task may be about "###".
+_SEPARATOR = re.compile(rf"(?:^|\n)[ \t]*#{{3,}}|#{{3,}}(?=\s*{_NUMBER}?Instruction\s*:)", re.IGNORECASE)
+_INSTRUCTION = re.compile(rf"\s*{_NUMBER}?Instruction\s*:", re.IGNORECASE)
+_INPUT = re.compile(rf"\n\s*{_NUMBER}?Input\s*:", re.IGNORECASE)
+# A label that no separator or line begins with.
+_STRAY_LABEL = re.compile(rf"(?:\n\s*{_NUMBER}?|{_NUMBER})(?:Instruction|Input)\s*:", re.IGNORECASE)
+_ONLY_NUMBER = re.compile(rf"\s*{_NUMBER}?")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One task as it stands in a completion. reason: why it is none ("not in the form", "unfinished"), or "".
+
+    hint: what it was asked for by, where it was.
+    """
+
+    instruction: str
+    input: str
+    reason: str = ""
+    hint: str | None = None
+
+
+def parse(text: str, finished: bool) -> list[Segment]:
+    """The tasks of a completion: segments between "###", each an instruction and perhaps an input.
+
+    finished: whether the completion ended by itself; otherwise its last segment may be cut off and does not count. The
+    first segment needs no label, since the prompt may end with it. A segment with more than one task in it, or with a
+    label in the wrong place, is none: nobody can tell what belongs together.
+    """
+    pieces = _SEPARATOR.split(text.replace("\r\n", "\n"))
+    segments = []
+    for index, piece in enumerate(pieces):
+        labelled = _INSTRUCTION.match(piece)
+        body = piece[labelled.end() :] if labelled else piece
+        last = index == len(pieces) - 1
+        if not piece.strip() or ((index == 0 or last) and _ONLY_NUMBER.fullmatch(piece)):
+            continue
+        if last and not finished:
+            segments.append(Segment(piece.strip(), "", "unfinished"))
+            continue
+        # In front of the first line, so that an input label there counts as one.
+        fields = _INPUT.split("\n" + body)
+        stray = len(fields) > 2 or any(map(_STRAY_LABEL.search, fields))
+        if stray or (not labelled and index > 0):
+            segments.append(Segment(piece.strip(), "", "not in the form"))
+            continue
+        instruction, input = fields[0].strip(), fields[1].strip() if len(fields) == 2 else ""
+        segments.append(Segment(instruction, "" if input.lower() == NO_INPUT else input))
+    return segments
+
+
+def shown_seeds(seeds: Sequence[Seed], shots: int, seed: int, iteration: int, prompt: int) -> list[Seed]:
+    """The seeds of one prompt: drawn without replacement, by the run's seed, the iteration and the prompt's index."""
+    return random.Random(f"{seed}/{iteration}/synthesize/{prompt}").sample(list(seeds), shots)
+
+
+def synthesize(
+    model: Model,
+    config: Config,
+    templates: Templates,
+    seeds: Sequence[Seed],
+    pool: Pool,
+    held_out: frozenset[str],
+    stage: Stage[Instruction],
+    iteration: int,
+    progress: StageReporter,
+    guided: Guided | None = None,
+    questions: Questions | None = None,
+) -> list[Instruction]:
+    """Writes instructions until `synthesize.instructions` are kept; returns all of them, dropped ones too.
+
+    pool: seeds and what earlier iterations kept; what is kept here joins it. held_out: normalised instructions of
+    evaluation sets, which must not be learned from. guided: prompts about topics, which come first, until their share
+    is there or all have been asked. questions: prompts that show similar pairs, in the place of seeds. Raises Collapse
+    when the model has stopped writing new ones.
+    """
+    writer = _Writer(config, templates, seeds, pool, held_out, iteration, guided, questions)
+    for part in stage.parts():
+        writer.replay(part)
+        progress.advance(len(kept(part)))
+    while writer.needed:
+        writer.check_progress()
+        requests = writer.requests()
+        completions = {}
+        for completion in model.generate(requests, writer.sampling()):
+            completions[completion.id] = completion
+            progress.advance(0, prompts=f"{writer.prompts + len(completions)}")
+        part = writer.records([completions[r.id] for r in requests])
+        stage.write_part(writer.waves, part)
+        writer.count(part)
+        progress.advance(len(kept(part)), dropped=len(writer.all) - writer.accepted)
+    about = {"from topics": sum(r.hint is not None for r in kept(writer.all))} if guided is not None else {}
+    stage.finish({"prompts": writer.prompts, **counts(writer.all), **about})
+    return writer.all
+
+
+def counts(records: Sequence) -> dict:
+    """How many records, how many kept, and how many dropped for each reason."""
+    reasons = Counter(r.verdict.reason for r in records if not r.verdict.kept)
+    return {"records": len(records), "kept": len(kept(records)), "dropped": dict(sorted(reasons.items()))}
+
+
+class _Writer:
+    """State of the stage between two waves; all of it follows from the records of the waves before."""
+
+    def __init__(self, config, templates, seeds, pool, held_out, iteration, guided, questions):
+        self.settings = config.synthesize
+        self.all: list[Instruction] = []
+        self.accepted = self.prompts = self.waves = 0
+        self._seed, self._templates, self._seeds, self._pool = config.seed, templates, seeds, pool
+        self._held_out, self._iteration = held_out, iteration
+        self._recent: list[tuple[int, int]] = []
+        self._guided, self._share, self._questions = guided, wanted(config), questions
+        # Prompts and kept instructions since the last change from topics to seeds: they tell the yield.
+        self._tried = self._gained = 0
+
+    @property
+    def needed(self) -> int:
+        """Instructions that are still missing, of topics' share as long as these are asked about."""
+        return (self._share if self.about_topics else self.settings.instructions) - self.accepted
+
+    @property
+    def about_topics(self) -> bool:
+        """Whether the next wave asks about topics."""
+        return self._guided is not None and self.accepted < self._share and self.prompts < len(self._guided)
+
+    @property
+    def wave(self) -> int:
+        """Prompts of the next wave: what is still needed at the yield so far."""
+        if not self._gained:
+            wave = min(FIRST_WAVE, max(self.needed, SMALLEST_WAVE))
+        else:
+            wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, math.ceil(self.needed * self._tried / self._gained)))
+        return min(wave, len(self._guided) - self.prompts) if self.about_topics else wave
+
+    def replay(self, part: Sequence[Instruction]) -> None:
+        for record in kept(part):
+            self._pool.add(record.id, record.instruction, record.input)
+        self.count(part)
+
+    def count(self, part: Sequence[Instruction]) -> None:
+        new, wave, about_topics = len(kept(part)), self.wave, self.about_topics
+        self._recent = [*self._recent[-PATIENCE + 1 :], (wave, new)]
+        self.prompts += wave
+        self._tried += wave
+        self.waves += 1
+        self.accepted += new
+        self._gained += new
+        if about_topics != self.about_topics:
+            self._tried = self._gained = 0
+            self._recent = []
+        self.all.extend(part)
+
+    def check_progress(self) -> None:
+        asked, new = (sum(column) for column in zip(*self._recent)) if self._recent else (0, 0)
+        if len(self._recent) == PATIENCE and new * 100 < asked:
+            reasons = Counter(r.verdict.reason for r in self.all if not r.verdict.kept)
+            most = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(3)) or "completions held no task"
+            raise Collapse(
+                f"synthesize: the last {asked} prompts gave {new} new instructions, {self.accepted} of "
+                f"{self.settings.instructions} are there (dropped so far: {most}); in a new run lower "
+                "synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
+                + (" or method=few_shot" if self._guided else "")
+            )
+
+    def sampling(self) -> Sampling:
+        """That of the next wave."""
+        s = self.settings
+        stop = GUIDED_STOP if self.about_topics else self._templates.synthesize_stop
+        stop = self._questions.stop if self._questions else stop
+        return Sampling(s.temperature, s.top_p, s.max_tokens, stop)
+
+    def requests(self) -> list[Request]:
+        def request(k: int) -> Request:
+            id = f"{self._iteration}/synthesize/{k}"
+            if self.about_topics:
+                return Request(id, self._guided.prompt(k), self._templates.head("guided"))
+            examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in self._shown(k)]
+            prompt = self._templates.synthesize(examples)
+            return Request(id, prompt, self._templates.head("synthesize"))
+
+        numbers = range(self.prompts, self.prompts + self.wave)
+        if self._questions:
+            prompts = self._questions.prompts(numbers)
+            return [Request(f"{self._iteration}/synthesize/{k}", prompt) for k, prompt in zip(numbers, prompts)]
+        return [request(k) for k in numbers]
+
+    def records(self, completions: Sequence[Completion]) -> list[Instruction]:
+        """All tasks of a wave, in order, with their verdicts."""
+        found: list[tuple[int, Segment, Verdict | None]] = []
+        for k, completion in enumerate(completions, start=self.prompts):
+            if completion.finish == "error":
+                found.append((k, Segment("", ""), dropped("not decoded", completion.error)))
+                continue
+            for segment in self._parse(k, completion):
+                reason = segment.reason or instruction_reason(self.settings.rules, segment.instruction, segment.input)
+                if not reason and self._is_held_out(segment):
+                    reason = "in an evaluation set"
+                found.append((k, segment, dropped(reason) if reason else None))
+        ids = [f"{self._iteration}-{len(self.all) + i:06d}" for i in range(len(found))]
+        verdicts = self._novel(ids, found)
+        return [
+            Instruction(id, s.instruction, s.input, k, self._seed_ids(k), v, s.hint)
+            for id, (k, s, _), v in zip(ids, found, verdicts)
+        ]
+
+    def _novel(self, ids: list[str], found: list[tuple[int, Segment, Verdict | None]]) -> list[Verdict]:
+        """Verdicts of a wave; once enough are kept, the pool is not touched any more."""
+        verdicts = [verdict for _, _, verdict in found]
+        open_ = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        while open_:
+            # No more than are needed at a time: an instruction beyond the last must not join the pool.
+            missing = self.needed - sum(v is not None and v.kept for v in verdicts)
+            block, open_ = open_[:missing], open_[missing:]
+            if not block:
+                break
+            neighbours = self._pool.admit(
+                [ids[i] for i in block], [found[i][1].instruction for i in block], [found[i][1].input for i in block]
+            )
+            for i, near in zip(block, neighbours):
+                verdicts[i] = dropped("not new", f"{near.similarity:.3f} to {near.id}") if near else KEPT
+        return [verdict or dropped("more than needed") for verdict in verdicts]
+
+    def _is_held_out(self, segment: Segment) -> bool:
+        both = f"{segment.instruction}\n{segment.input}"
+        return normalise(segment.instruction) in self._held_out or normalise(both) in self._held_out
+
+    def _parse(self, prompt: int, completion: Completion) -> list[Segment]:
+        finished = completion.finish == "stop"
+        if self._questions:
+            return [Segment(completion.text.strip(), "", "" if finished else "unfinished")]
+        if not self.about_topics:
+            return parse(completion.text, finished)
+        return [
+            Segment(text, "", reason, str(hint) if hint else None)
+            for text, hint, reason in self._guided.read(prompt, completion.text, finished)
+        ]
+
+    def _seed_ids(self, prompt: int) -> tuple[str, ...]:
+        if self._questions:
+            return self._questions.shown(prompt)
+        return self._guided.seeds(prompt) if self.about_topics else tuple(x.id for x in self._shown(prompt))
+
+    def _shown(self, prompt: int) -> list[Seed]:
+        return shown_seeds(self._seeds, self.settings.shots, self._seed, self._iteration, prompt)

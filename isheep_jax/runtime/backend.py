@@ -1,0 +1,224 @@
+"""The loop's backend on JAX: models that decode and score, and new models by fine-tuning."""
+
+import dataclasses
+import gc
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from isheep_jax import distributed
+from isheep_jax.checkpoint.hf_weights import load_parameters, save_checkpoint
+from isheep_jax.checkpoint.pretrained import Pretrained, open_model
+from isheep_jax.config import Config
+from isheep_jax.decode.engine import Engine
+from isheep_jax.errors import UserError
+from isheep_jax.files import on_object_store
+from isheep_jax.loop.protocols import Evaluator
+from isheep_jax.model.architecture import parameter_count
+from isheep_jax.runtime.locate import locate_judge, locate_model
+from isheep_jax.runtime.vector_index import Index
+from isheep_jax.sft.examples import Example
+from isheep_jax.sft.lora import save_adapter
+from isheep_jax.sft.trainer import check_settings, fine_tune
+from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
+
+# Programs that compile faster than this are not worth a file in the compilation cache (seconds).
+SHORTEST_CACHED_COMPILATION = 0.3
+
+# Of the trainer's metrics of an update, those that a person sees beside the progress.
+SHOWN = ("loss", "validation_loss")
+
+
+class JaxBackend:
+    """The `Backend` of the loop. Holds the weights of one model at a time.
+
+    Raises `UserError` when the model directory is not one or the mesh does not fit the devices or the model.
+    """
+
+    def __init__(self, config: Config):
+        use_compilation_cache()
+        self._config = config
+        self._base = locate_model(config.model.path, "--model.path")
+        model = open_model(self._base, config.model.chat_template)
+        model.check_chat()
+        self._architecture, self._tokenizer = model.architecture, model.tokenizer
+        self._dtype = jnp.dtype(config.model.compute_dtype)
+        self._train_mesh = make_mesh(config.mesh)
+        self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
+        check_settings(config.sft, self._architecture, self._train_mesh)
+        check_divisible(self._architecture, self._decode_mesh, DECODE_RULES)
+        # A model of another make than the run's, with its own tokenizer.
+        self.judge = locate_judge(config)
+        self._judge = self._open_judge(self.judge)
+        self._engine: tuple[epath.Path, Engine] | None = None
+        if distributed.several():
+            judge = {"the files of --assess.judge": self._judge.digest()} if self._judge else {}
+            distributed.check_agreement({"the files of --model.path": model.digest(), **judge})
+        if distributed.from_first(lambda: not (config.directory / "config.json").exists()):
+            # A new run reads the weights now, so that a damaged file or settings that do not fit the model are known
+            # before anything is written; one that resumes may need other weights first.
+            self.load(None)
+
+    def description(self) -> str:
+        """The model and the devices, in one line for a person."""
+        mesh = " x ".join(f"{size} {axis}" for axis, size in self._train_mesh.shape.items())
+        return (
+            f"{self._config.model.path} ({self._architecture.family}, "
+            f"{_short(parameter_count(self._architecture))} parameters, {self._dtype.name}) on "
+            f"{describe_devices(list(self._train_mesh.devices.flat))}, mesh {mesh}"
+        )
+
+    def load(self, directory: epath.Path | None) -> Engine:
+        directory = directory or self._base
+        if self._engine is None or self._engine[0] != directory:
+            self._let_go()
+            judge = self._judge
+            foreign = judge is not None and directory == judge.directory
+            architecture = judge.architecture if foreign else self._architecture
+            # Weights always come from the files, also just after training, so that a resumed run has the same ones.
+            params = load_parameters(
+                directory,
+                architecture,
+                mesh=self._decode_mesh,
+                rules=DECODE_RULES,
+                dtype=self._dtype,
+                weights=self._config.decode.weights,
+            )
+            engine = Engine(
+                params,
+                architecture,
+                judge.tokenizer if foreign else self._tokenizer,
+                self._config.decode,
+                mesh=self._decode_mesh,
+                seed=self._config.seed,
+                compute_dtype=self._dtype,
+            )
+            self._engine = (directory, engine)
+        return self._engine[1]
+
+    def index(self, vectors: np.ndarray) -> Index:
+        return Index(vectors, self._decode_mesh)
+
+    def fine_tune(
+        self,
+        start: epath.Path | None,
+        examples: Sequence[Example],
+        *,
+        iteration: int,
+        checkpoints: epath.Path,
+        output: epath.Path,
+        adapter: epath.Path,
+        card: str,
+        on_step: Callable[[int, int, dict], None],
+    ) -> dict:
+        self._let_go()
+        params = load_parameters(
+            start or self._base,
+            self._architecture,
+            mesh=self._train_mesh,
+            rules=TRAIN_RULES,
+            # Adapters carry the precision in LoRA; full fine-tuning needs it in the weights.
+            dtype=jnp.float32 if self._config.sft.method == "full" else self._dtype,
+        )
+        params, adapters, result = fine_tune(
+            params,
+            self._architecture,
+            self._tokenizer,
+            examples,
+            self._config.sft,
+            mesh=self._train_mesh,
+            directory=checkpoints,
+            seed=seed_of(self._config.seed, f"{iteration}/fine-tune"),
+            compute_dtype=self._dtype,
+            on_step=lambda step, total, metrics: on_step(step, total, {k: metrics[k] for k in SHOWN if k in metrics}),
+        )
+        if adapters is not None:
+            base = whole_path(start) if start else adapter_base(self._config.model.path, self._base)
+            save_adapter(adapter, adapters, self._architecture, self._config.sft, base)
+        save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
+        return dataclasses.asdict(result)
+
+    def _open_judge(self, directory: epath.Path | None) -> Pretrained | None:
+        if directory is None or directory == self._base:
+            return None
+        judge = open_model(directory)
+        context, longest = self._config.decode.context, judge.architecture.context_length
+        if context > longest:
+            raise UserError(f"--decode.context: {context} tokens are more than the {longest} of --assess.judge")
+        check_divisible(judge.architecture, self._decode_mesh, DECODE_RULES)
+        return judge
+
+    def _let_go(self) -> None:
+        # An engine may be part of reference cycles; two sets of weights would not fit side by side.
+        self._engine = None
+        gc.collect()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR names another one."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "isheep_jax" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
+
+
+def adapter_base(path: str, directory: epath.Path) -> str:
+    """The base model `path`, which lies in `directory`, as other tools find it: by its whole path, or on a hub."""
+    is_local = path in ("tiny", "tiny_pages") or epath.Path(path).expanduser().is_dir()
+    return whole_path(directory) if is_local else path
+
+
+def whole_path(directory: epath.Path) -> str:
+    """The path from the root of the file system, or of the bucket."""
+    return str(directory if on_object_store(directory) else directory.resolve())
+
+
+def evaluators(config: Config) -> dict[str, Evaluator]:
+    """The measurements of `config.evaluate`, by the names of their tasks."""
+    measurements: dict[str, Evaluator] = {}
+    if "tiny" in config.evaluate.tasks:
+        from isheep_jax.evaluation.tiny import evaluator
+
+        measurements["tiny"] = evaluator(config.evaluate)
+    if "tiny_domain" in config.evaluate.tasks:
+        from isheep_jax.evaluation import tiny_domain
+
+        measurements["tiny_domain"] = tiny_domain.evaluator(config.evaluate)
+    return measurements
+
+
+def held_out_instructions(config: Config) -> frozenset[str]:
+    """Instructions that the loop must not train on, because a measurement uses them."""
+    held_out: set[str] = set()
+    if "tiny" in config.evaluate.tasks:
+        from isheep_jax.evaluation.tiny import held_out_prompts
+
+        held_out |= held_out_prompts()
+    if "tiny_domain" in config.evaluate.tasks:
+        from isheep_jax.evaluation import tiny_domain
+
+        held_out |= tiny_domain.held_out_prompts()
+    return frozenset(held_out)
+
+
+def seed_of(seed: int, purpose: str) -> int:
+    """A 31-bit seed for one purpose of the run: the same on every machine and in every process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "big") >> 1
+
+
+def describe_devices(devices: Sequence[jax.Device]) -> str:
+    """Such as "8 TPU v4 devices" or "1 cpu device"."""
+    return f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
+
+
+def _short(count: int) -> str:
+    for unit, size in (("billion", 10**9), ("million", 10**6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"

@@ -1,0 +1,108 @@
+"""What a person means by a model: the embedded base, a run, a directory, a bucket or a name on the Hugging Face hub."""
+
+import difflib
+import re
+from pathlib import Path
+
+from etils import epath
+
+from isheep_jax.config import Config, is_server
+from isheep_jax.errors import UserError
+from isheep_jax.loop.judging.judges import OWN
+
+# Of a repository on the hub: no weights in other formats, no training leftovers.
+_FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
+_HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def locate_model(path: str, setting: str = "--model") -> epath.Path:
+    """The directory in Hugging Face format that `path` means.
+
+    path: 'tiny' (the embedded base), 'tiny_pages' (the one that reads examples), a run's directory (its newest finished
+    model), a directory, one in a bucket (gs://...), or a hub id (org/name or org/name@revision, which is downloaded).
+    setting: for messages.
+    Raises `UserError` when it is none of them, or cannot be reached.
+    """
+    if path in ("tiny", "tiny_pages"):
+        from isheep_jax.tiny import CHECKPOINT, PAGES_CHECKPOINT
+
+        return epath.Path(CHECKPOINT if path == "tiny" else PAGES_CHECKPOINT)
+    directory = epath.Path(path).expanduser()
+    try:
+        if not directory.is_dir():
+            # A hub id, unless its first part is a directory here: then a name in it is misspelt.
+            match = _HUB_ID.fullmatch(path)
+            if match and not Path(path).parent.is_dir():
+                return epath.Path(_download(path, match["repository"], match["revision"], setting))
+            raise UserError(
+                f"{setting}: {path} is no directory; give a model directory in Hugging Face format, a run's directory, "
+                "a hub id (org/name) or tiny"
+            )
+        if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
+            return _newest_model(directory, setting)
+        if not (directory / "config.json").exists():
+            raise UserError(
+                f"{setting}: {path} is neither a model directory in Hugging Face format (it has no config.json) nor a "
+                "run's directory"
+            )
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{setting}: {path} needs a package that is not installed: {error}") from None
+    except Exception as error:
+        # Each kind of bucket has errors of its own.
+        raise UserError(f"{setting}: {path} cannot be reached: {type(error).__name__}: {error}") from error
+    return directory
+
+
+def locate_judge(config: Config) -> epath.Path | None:
+    """The directory of `assess.judge`; None where that is one of the run's own models or a server.
+
+    Raises `UserError` when there is no such model.
+    """
+    judge = config.assess.judge
+    if judge in OWN or is_server(judge):
+        return None
+    near = difflib.get_close_matches(judge, OWN, n=1)
+    if near and not epath.Path(judge).expanduser().is_dir():
+        raise UserError(f"--assess.judge: there is no judge '{judge}'; did you mean '{near[0]}'?")
+    return locate_model(judge, "--assess.judge")
+
+
+def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:
+    """The models of a run's finished iterations, by the iteration's number."""
+    models = {}
+    for iteration in epath.Path(run).iterdir():
+        match = re.fullmatch(r"iteration_(\d+)", iteration.name)
+        if match and (iteration / "model" / "config.json").exists():
+            models[int(match[1])] = iteration / "model"
+    return models
+
+
+def _newest_model(run: epath.Path, setting: str) -> epath.Path:
+    models = finished_models(run)
+    if not models:
+        raise UserError(f"{setting}: the run {run} has no finished model yet; run its command again to go on")
+    return models[max(models)]
+
+
+def _download(path: str, repository: str, revision: str | None, setting: str) -> str:
+    """The local copy of a repository on the hub; what is not there yet is downloaded, with a progress bar."""
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(_FILES))
+    except GatedRepoError:
+        raise UserError(
+            f"{setting}: {path} is gated: accept its terms at https://huggingface.co/{repository} and log in with "
+            "`hf auth login`, or set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{setting}: {path} is neither a directory here nor a model on the Hugging Face hub") from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{setting}: {path} is no directory here, and the Hugging Face hub cannot be reached to download it"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"{setting}: {path} cannot be downloaded: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,294 @@
+"""Tokenizer and chat template of a model directory: one renderer for synthesis, judging, training and evaluation."""
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from isheep_jax.errors import UserError
+from isheep_jax.text.chat_template import (
+    CHAT_TEMPLATES,
+    check_syntax,
+    named_template,
+    render_template,
+    without_thinking,
+)
+from isheep_jax.text.conversation import Conversation, Message, Prompt
+from isheep_jax.text.tokenizer_backends import (
+    Backend,
+    FastBackend,
+    SentencePieceBackend,
+    read_json_object,
+    read_text_file,
+)
+
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+class Tokenizer:
+    """Text and conversations to token ids and back.
+
+    vocab_size: ids that the tokenizer knows. bos_id: put before every text, or None. eos_ids: end of text and end of
+    turn; each of them ends a completion. pad_id: an id for places that nothing looks at.
+    """
+
+    def __init__(self, directory: epath.Path, backend: Backend, config: dict[str, Any]):
+        self.directory = directory
+        self._backend = backend
+        self._special = _special_tokens(directory, backend, config)
+        self._template = _own_template(directory, config)
+        self.vocab_size = backend.size
+        self._prefix = list(backend.prefix)
+        if isinstance(backend, SentencePieceBackend) and config.get("add_bos_token") is False:
+            self._prefix = []
+        self.bos_id = self._prefix[0] if self._prefix else None
+        self.eos_ids = self._end_ids()
+        # Where these are known by their ids alone, templates that write them need their names, too.
+        for name, known in (("bos_token", self._prefix), ("eos_token", self.eos_ids)):
+            self._special[name] = self._special[name] or self._name(known)
+        self.pad_id = self.eos_ids[0] if self.eos_ids else 0
+
+    @classmethod
+    def load(cls, directory: os.PathLike | str, chat_template: str = "auto") -> "Tokenizer":
+        """Reads tokenizer.json, or tokenizer.model where there is no tokenizer.json.
+
+        What is put before a text is up to tokenizer.json; with tokenizer.model, it is the beginning-of-text token
+        unless add_bos_token in tokenizer_config.json is false. transformers 5 ignores add_bos_token beside
+        tokenizer.json, too.
+
+        chat_template: "auto" (the directory's own, if any) or a name of `CHAT_TEMPLATES`. Raises `UserError`, naming
+        the file, when the directory holds no tokenizer or a damaged one.
+        """
+        directory = epath.Path(directory)
+        if (directory / "tokenizer.json").exists():
+            backend: Backend = FastBackend(directory / "tokenizer.json")
+        elif (directory / "tokenizer.model").exists():
+            backend = SentencePieceBackend(directory / "tokenizer.model")
+        else:
+            raise UserError(f"{directory} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
+        path = directory / "tokenizer_config.json"
+        tokenizer = cls(directory, backend, read_json_object(path) if path.exists() else {})
+        return tokenizer if chat_template == "auto" else tokenizer.with_template(chat_template)
+
+    def with_template(self, name: str) -> "Tokenizer":
+        """The same tokenizer with one of `CHAT_TEMPLATES`."""
+        other = copy.copy(self)
+        other._template = named_template(name, begins=self.bos_id is not None)
+        return other
+
+    def _name(self, ids: Sequence[int]) -> str | None:
+        """The first id as it is written, if there is one and it is read back from that."""
+        text = self.spell(ids[:1]) if ids and ids[0] < self.vocab_size else ""
+        return text if text and self._backend.token_id(text) == ids[0] else None
+
+    def _end_ids(self) -> tuple[int, ...]:
+        tokens = [self._special["eos_token"], *_END_OF_TURN]
+        ids = [self._backend.token_id(t) for t in tokens if t]
+        for name in ("generation_config.json", "config.json"):
+            path = self.directory / name
+            value = read_json_object(path).get("eos_token_id") if path.exists() else None
+            values = value if isinstance(value, list) else [value]
+            if not all(v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 0) for v in values):
+                raise UserError(f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids")
+            ids += values
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        """Ids of a text, with the beginning-of-text token that the model expects unless bos is False."""
+        return [*(self._prefix if bos else []), *self._backend.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens are left out."""
+        return self._backend.decode([int(i) for i in ids])
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of ids, with special tokens as they are written."""
+        return self._backend.decode([int(i) for i in ids], special=True)
+
+    def special_id(self, text: str) -> int | None:
+        """The special token that is written so, which `decode` leaves out; None where the text is none."""
+        token = self._backend.token_id(text)
+        special = token is not None and not self.decode([token]) and self.spell([token]) == text
+        return token if special else None
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of bare text, or of a conversation up to the header of the assistant's turn."""
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        return self._backend.encode(self.render(prompt))
+
+    def encode_choices(self, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
+        """For each choice the ids that follow the prompt's own when both are tokenized together.
+
+        Raises `UserError` when a choice changes how the prompt's end is tokenized.
+        """
+        text = prompt if isinstance(prompt, str) else self.render(prompt)
+        encode = self.encode if isinstance(prompt, str) else self._backend.encode
+        start, found = encode(text), []
+        for choice in choices:
+            whole = encode(text + choice)
+            if whole[: len(start)] != start:
+                raise UserError(
+                    f"the choice {choice!r} changes the tokens of the prompt that ends in {text[-20:]!r}: "
+                    "end the prompt where a token ends, such as before a space"
+                )
+            found.append(whole[len(start) :])
+        return found
+
+    def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:
+        """Ids of the conversation with its response and end of turn, and a mask that is 1 on the latter two.
+
+        Raises `UserError` when the template changes the conversation's text once the response is appended.
+        """
+        prompt, whole = self.render(conversation), self.render(conversation, response)
+        if not whole.startswith(prompt):
+            raise UserError(
+                "the chat template is not stable when the answer is appended, so a model trained with it would not see "
+                f"the prompt that it answers; it renders {prompt!r} and then {whole!r}"
+            )
+        start, ids = self._backend.encode(prompt), self._backend.encode(whole)
+        if ids[: len(start)] != start:
+            # The response's first letters merge with the prompt's last. While decoding the prompt's tokens are fixed.
+            ids = start + self._encode_inner(whole[len(prompt) :])
+        # A completion ends at the first of them, whatever a template writes after it.
+        end = next((i for i in range(len(start), len(ids)) if ids[i] in self.eos_ids), None)
+        ids = ids[: end + 1] if end is not None else [*ids, *self.eos_ids[:1]]
+        return ids, [0] * len(start) + [1] * (len(ids) - len(start))
+
+    def _encode_inner(self, text: str) -> list[int]:
+        """Ids of a text that follows another one, so that no space is put before it."""
+        line, whole = self._backend.encode("\n"), self._backend.encode("\n" + text)
+        return whole[len(line) :] if whole[: len(line)] == line else self._backend.encode(text)
+
+    def render(self, conversation: Conversation, response: str | None = None) -> str:
+        """The conversation as text: up to the assistant's header, or with a response and what ends its turn."""
+        if self._template is None:
+            raise UserError(
+                f"{self.directory} has no chat template; set model.chat_template to one of: "
+                + ", ".join(sorted(CHAT_TEMPLATES))
+            )
+        turns = conversation if response is None else (*conversation, Message("assistant", response))
+        return render_template(
+            self._template,
+            messages=[{"role": turn.role, "content": turn.content} for turn in turns],
+            add_generation_prompt=response is None,
+            bos_token=self._special["bos_token"] or "",
+            eos_token=self._special["eos_token"] or "",
+        )
+
+    def save(self, directory: os.PathLike | str) -> None:
+        """Writes the tokenizer's files and the chat template in use, for this library and for transformers."""
+        directory = epath.Path(directory)
+        for name in _FILES:
+            if (self.directory / name).exists():
+                (directory / name).write_bytes((self.directory / name).read_bytes())
+        path = directory / "tokenizer_config.json"
+        config = read_json_object(path) if path.exists() else {}
+        config.pop("chat_template", None)
+        text = self._converted()
+        if text is not None:
+            (directory / "tokenizer.json").write_text(text)
+        if text is not None or isinstance(self._backend, FastBackend):
+            # Any other class would put its own steps in the place of the file's.
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        else:
+            config["add_bos_token"] = self.bos_id is not None
+        if "add_bos_token" in config:
+            config["add_bos_token"] = self.bos_id is not None
+        config |= {name: token for name, token in self._special.items() if token}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        if self._template is not None:
+            (directory / "chat_template.jinja").write_text(without_thinking(self._template))
+
+    @property
+    def export_note(self) -> str | None:
+        """What whoever loads an export must know of its tokenizer, as one line, or None."""
+        if isinstance(self._backend, FastBackend) or self._converted() is not None:
+            return None
+        return (
+            "The tokenizer is a SentencePiece model that tokenizer.json cannot express. Load tokenizer.model with the "
+            "sentencepiece library: transformers' AutoTokenizer converts it by itself and may give other ids."
+        )
+
+    def _converted(self) -> str | None:
+        """tokenizer.model as tokenizer.json, where that can be said."""
+        return self._backend.tokenizer_json(self.bos_id) if isinstance(self._backend, SentencePieceBackend) else None
+
+
+def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, Any]) -> dict[str, str | None]:
+    """bos_token and eos_token as text, or None. Raises `UserError` for a token that the vocabulary does not have.
+
+    transformers would give such a token a new id, for which the model has no embedding.
+    """
+    path = directory / "tokenizer_config.json"
+    old = directory / "special_tokens_map.json"
+    sources = [(path, config), *([(old, read_json_object(old))] if old.exists() else [])]
+    tokens: dict[str, str | None] = {}
+    for name in ("bos_token", "eos_token"):
+        for source, values in sources:
+            token = values.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is None:
+                continue
+            if not isinstance(token, str) or backend.token_id(token) is None:
+                raise UserError(f"{source}: {name} is {token!r}, which is not in the tokenizer's vocabulary")
+            tokens[name] = token
+            break
+        else:
+            i = getattr(backend.model, name[:3] + "_id")() if isinstance(backend, SentencePieceBackend) else -1
+            tokens[name] = backend.model.id_to_piece(i) if i >= 0 else None
+    _check_added(path, backend, _added_tokens(path, config))
+    if (added := directory / "added_tokens.json").exists():
+        _check_added(added, backend, read_json_object(added))
+    return tokens
+
+
+def _added_tokens(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
+    added = config.get("added_tokens_decoder", {})
+    try:
+        return {token["content"]: int(i) for i, token in added.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: added_tokens_decoder is not an object from ids to tokens") from None
+
+
+def _check_added(path: epath.Path, backend: Backend, added: dict[str, Any]) -> None:
+    for token, i in added.items():
+        known = backend.token_id(token)
+        if known != i:
+            has = "is not there" if known is None else f"has the id {known}"
+            raise UserError(
+                f"{path}: token {token!r} has the id {i!r}, but in the tokenizer's vocabulary it {has}; "
+                "save the tokenizer anew with transformers, so that tokenizer.json holds every token"
+            )
+
+
+def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        template, source = read_text_file(path), f"{path}"
+    else:
+        template, source = config.get("chat_template"), f"{directory / 'tokenizer_config.json'}: chat_template"
+    if isinstance(template, list):  # several, by name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{source} is neither a text nor a list of named texts")
+    if template is not None:
+        check_syntax(template, source)
+    return template

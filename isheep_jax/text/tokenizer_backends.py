@@ -1,0 +1,138 @@
+"""tokenizer.json and tokenizer.model: text to ids and back, by the libraries that their formats come from."""
+
+import json
+import re
+from typing import Any, Protocol
+
+import sentencepiece
+from etils import epath
+
+from isheep_jax.errors import UserError
+from isheep_jax.text.sentencepiece_json import is_marker, tokenizer_json
+
+
+class Backend(Protocol):
+    """Text to ids and back. `encode` takes special tokens written in the text as those tokens, and adds none."""
+
+    size: int
+    prefix: list[int]  # what the tokenizer puts before a text of its own accord
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int], special: bool = False) -> str: ...
+    def token_id(self, token: str) -> int | None: ...
+
+
+class FastBackend:
+    """tokenizer.json, by the tokenizers library that transformers' fast tokenizers wrap."""
+
+    def __init__(self, path: epath.Path):
+        from tokenizers import Tokenizer as Fast
+
+        try:
+            self._fast = Fast.from_str(read_text_file(path))
+        except UserError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path} is not a readable tokenizer: {_one_line(error)}") from None
+        # A file may ask for both, which transformers does only when its caller does.
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        # Added tokens may leave gaps behind the vocabulary.
+        self.size = max(self._fast.get_vocab_size(), *(i + 1 for i in self._fast.get_added_tokens_decoder()), 0)
+        self.prefix = self._leading_ids()
+
+    def _leading_ids(self) -> list[int]:
+        plain = self._fast.encode("a", add_special_tokens=False).ids
+        whole = self._fast.encode("a", add_special_tokens=True).ids
+        return whole[: max(0, _find(whole, plain))]
+
+    def encode(self, text: str) -> list[int]:
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        return self._fast.decode(ids, skip_special_tokens=not special)
+
+    def token_id(self, token: str) -> int | None:
+        return self._fast.token_to_id(token)
+
+
+class SentencePieceBackend:
+    """tokenizer.model, by the sentencepiece library itself: transformers' conversion of it may give other ids."""
+
+    def __init__(self, path: epath.Path):
+        data = path.read_bytes()
+        if not data:  # which the library takes as no model at all, and says nothing
+            raise UserError(f"{path} is not a readable SentencePiece model: it is empty")
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (OSError, RuntimeError):  # whose text names the library's own sources
+            raise UserError(
+                f"{path} is not a readable SentencePiece model: it is damaged, cut short ({len(data)} bytes are "
+                "there) or of another kind"
+            ) from None
+        self.size = len(self.model)
+        self.prefix = [self.model.bos_id()] if self.model.bos_id() >= 0 else []
+        pieces = [self.model.id_to_piece(i) for i in range(self.size)]
+        self._control = {piece: i for i, piece in enumerate(pieces) if self.model.is_control(i)}
+        self._split = re.compile("(" + "|".join(map(re.escape, self._control)) + ")") if self._control else None
+        self._special = {i for i, piece in enumerate(pieces) if piece in self._control or is_marker(piece)}
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._split.split(text) if self._split else [text]:
+            if part in self._control:
+                ids.append(self._control[part])
+            elif part:
+                ids.extend(self.model.encode(part))
+        return ids
+
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        if not special:
+            return self.model.decode([i for i in ids if i not in self._special])
+        # The library leaves control symbols out, so that the text between them is decoded on its own.
+        controls = {i: piece for piece, i in self._control.items()}
+        text, part = "", []
+        for i in ids:
+            if i in controls:
+                text, part = text + self.model.decode(part) + controls[i], []
+            else:
+                part.append(i)
+        return text + self.model.decode(part)
+
+    def token_id(self, token: str) -> int | None:
+        i = self.model.piece_to_id(token)
+        return None if i == self.model.unk_id() and token != self.model.id_to_piece(i) else i
+
+    def tokenizer_json(self, begin: int | None) -> str | None:
+        """The text of a tokenizer.json that gives the same ids, or None where there is none.
+
+        begin: the id that it puts before every text, if one.
+        """
+        return tokenizer_json(self.model, begin)
+
+
+def _find(whole: list[int], part: list[int]) -> int:
+    return next((i for i in range(len(whole)) if whole[i : i + len(part)] == part), -1)
+
+
+def read_text_file(path: epath.Path) -> str:
+    """Raises `UserError` for what is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+
+
+def read_json_object(path: epath.Path) -> dict[str, Any]:
+    """Raises `UserError` for what is not a JSON object."""
+    try:
+        value = json.loads(read_text_file(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,245 @@
+"""Damaged and unsuitable model directories: each is told in one line, with exit code 2, and nothing is written."""
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from isheep_jax import generate, train
+from isheep_jax.cli.arguments import run_command
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ENDS = {"eos_token_id": None}
+
+
+def change_json(name, **fields):
+    def damage(model):
+        path = model / name
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in (values | fields).items() if v != "DELETE"}))
+
+    return damage
+
+
+def change_tensors(change):
+    def damage(model):
+        tensors = load_file(model / WEIGHTS)
+        change(tensors)
+        save_file(tensors, model / WEIGHTS)
+
+    return damage
+
+
+def write(name, content):
+    def damage(model):
+        (model / name).write_bytes(content)
+
+    return damage
+
+
+def remove(*names):
+    def damage(model):
+        for name in names:
+            (model / name).unlink()
+
+    return damage
+
+
+def truncate(name, missing):
+    def damage(model):
+        path = model / name
+        path.write_bytes(path.read_bytes()[:-missing])
+
+    return damage
+
+
+def all_of(*steps):
+    def damage(model):
+        for step in steps:
+            step(model)
+
+    return damage
+
+
+def move_weights(name):
+    def damage(model):
+        (model / WEIGHTS).rename(model / name)
+
+    return damage
+
+
+def index_of(file, missing=(), extra=()):
+    """An index that says that `file` holds the tensors."""
+
+    def damage(model):
+        stored = model / WEIGHTS if (model / WEIGHTS).exists() else model / file
+        names = [n for n in load_file(stored) if n not in missing] + list(extra)
+        (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, file)}))
+
+    return damage
+
+
+def change_header(change):
+    """Writes the header of the weights anew; the tensors' bytes stay."""
+
+    def damage(model):
+        content = (model / WEIGHTS).read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        (model / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+    return damage
+
+
+def drop_end_tokens(model):
+    for name in ("config.json", "generation_config.json"):
+        change_json(name, **ENDS)(model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    # The small tokenizer's end-of-turn token is known by its name.
+    text = (model / "tokenizer.json").read_text().replace("<|end|>", "<|close|>")
+    (model / "tokenizer.json").write_text(text)
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|end|>", "<|close|>"))
+
+
+PART = "model-00001-of-00002.safetensors"
+UP = "model.layers.1.mlp.up_proj.weight"
+NORM = "model.norm.weight"
+
+CASES = {
+    "no config.json": (remove("config.json"), ["config.json"]),
+    "config.json is not JSON": (write("config.json", b"{"), ["config.json", "not valid JSON"]),
+    "config.json is a list": (write("config.json", b"[]"), ["config.json", "not a JSON object"]),
+    "unknown architecture": (
+        change_json("config.json", architectures=["MixtralForCausalLM"]),
+        ["MixtralForCausalLM", "LlamaForCausalLM", "Olmo2ForCausalLM"],
+    ),
+    "unknown RoPE": (
+        change_json("config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+        ["config.json", "'yarn'", "llama3"],
+    ),
+    "a field that is not implemented": (change_json("config.json", mlp_bias=True), ["mlp_bias=True"]),
+    "quantized": (change_json("config.json", quantization_config={"bits": 4}), ["quantization_config"]),
+    "a missing field": (change_json("config.json", hidden_size="DELETE"), ["hidden_size"]),
+    "a field of the wrong type": (change_json("config.json", vocab_size="big"), ["vocab_size='big'"]),
+    "another width": (change_json("config.json", hidden_size=40), ["(128, 32)", "(128, 40)", WEIGHTS]),
+    "more layers than tensors": (change_json("config.json", num_hidden_layers=3), [WEIGHTS, "model.layers.2."]),
+    "fewer layers than tensors": (change_json("config.json", num_hidden_layers=1), [WEIGHTS, "model.layers.1."]),
+    "untied, without a head": (change_json("config.json", tie_word_embeddings=False), ["lm_head.weight", "missing"]),
+    "no weights": (remove(WEIGHTS), ["no weights"]),
+    "a pickle file only": (move_weights("pytorch_model.bin"), ["pytorch_model.bin", "pickle", "safetensors"]),
+    "weights cut short": (truncate(WEIGHTS, 100), [WEIGHTS, "truncated", "model."]),
+    "weights cut within the header": (write(WEIGHTS, b"\x40\0\0\0\0\0\0\0{"), [WEIGHTS, "truncated"]),
+    "weights are empty": (write(WEIGHTS, b""), [WEIGHTS, "truncated"]),
+    "weights are something else": (write(WEIGHTS, b"\x08\0\0\0\0\0\0\0PK\3\4abcd"), [WEIGHTS, "not a safetensors"]),
+    "a pointer of Git LFS": (write(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), [WEIGHTS]),
+    "header entry without a shape": (change_header(lambda h: h[NORM].pop("shape")), [WEIGHTS, NORM, "malformed"]),
+    "header entry of another size": (
+        change_header(lambda h: h[NORM].update(shape=[31])),
+        [WEIGHTS, NORM, "bytes"],
+    ),
+    "a missing tensor": (change_tensors(lambda t: t.pop(UP)), [WEIGHTS, UP, "missing"]),
+    "a misnamed tensor": (change_tensors(lambda t: t.update({UP + "s": t.pop(UP)})), [WEIGHTS, UP, "missing"]),
+    "an extra tensor": (
+        change_tensors(lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)})),
+        [WEIGHTS, "model.layers.0.self_attn.q_proj.bias", "LlamaForCausalLM"],
+    ),
+    "a tensor of another shape": (change_tensors(lambda t: t.update({NORM: t[NORM][:5]})), [NORM, "(5,)", "(32,)"]),
+    "a tensor of integers": (
+        change_tensors(lambda t: t.update({NORM: t[NORM].astype(np.int8)})),
+        [NORM, "I8", "BF16"],
+    ),
+    "a tensor of float64": (change_tensors(lambda t: t.update({NORM: t[NORM].astype(np.float64)})), [NORM, "F64"]),
+    "an index naming a missing file": (all_of(index_of(PART), remove(WEIGHTS)), [PART, "missing"]),
+    "an index without weight_map": (all_of(write(INDEX, b"{}"), remove(WEIGHTS)), [INDEX, "weight_map"]),
+    "an index that leaves a tensor out": (
+        all_of(index_of(PART, missing=[NORM]), move_weights(PART)),
+        [INDEX, NORM, "missing"],
+    ),
+    "an index naming a tensor that the file lacks": (
+        all_of(change_tensors(lambda t: t.pop(NORM)), index_of(PART, extra=[NORM]), move_weights(PART)),
+        [PART, NORM, "missing"],
+    ),
+    "no tokenizer": (remove("tokenizer.json"), ["tokenizer.json", "tokenizer.model"]),
+    "a damaged tokenizer": (truncate("tokenizer.json", 50), ["tokenizer.json"]),
+    "a damaged tokenizer_config.json": (write("tokenizer_config.json", b"[1]"), ["tokenizer_config.json"]),
+    "vocabulary smaller than the tokenizer": (
+        all_of(
+            change_json("config.json", vocab_size=90),
+            change_tensors(lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:90]})),
+        ),
+        ["vocab_size=90", "tokenizer has"],
+    ),
+    "an end token outside the vocabulary": (change_json("config.json", eos_token_id=500), ["500", "128"]),
+    "no end-of-sequence token": (drop_end_tokens, ["no end-of-sequence token"]),
+    "a chat template with an error": (
+        write("chat_template.jinja", b"{% for m in messages %}"),
+        ["chat_template.jinja", "Jinja"],
+    ),
+    "a chat template that rewrites the prompt": (
+        write(
+            "chat_template.jinja",
+            b"{% if add_generation_prompt %}ask: {% endif %}{{ messages[0]['content'] }}<|assistant|>"
+            b"{% if messages[1:] %}{{ messages[-1]['content'] }}<|end|>{% endif %}",
+        ),
+        ["chat template", "ask: "],
+    ),
+}
+
+
+def call(main, module, *arguments, monkeypatch, capsys):
+    """The command in this process: (exit code, what it printed, its error line)."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    code = run_command(main, module)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_bad_checkpoint_is_one_line_and_leaves_nothing(kind, small_checkpoint, tmp_path, monkeypatch, capsys):
+    damage, words = CASES[kind]
+    model = shutil.copytree(small_checkpoint, tmp_path / "model")
+    damage(model)
+    before = sorted(os.walk(tmp_path))
+    settings = [f"--workdir={tmp_path}/run", f"--model.path={model}"]
+    code, out, err = call(
+        train.main, "isheep_jax.train", "--config=tiny", *settings, monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert code == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    assert sorted(os.walk(tmp_path)) == before
+
+
+@pytest.mark.parametrize("kind", ["a missing tensor", "weights cut short", "no end-of-sequence token"])
+def test_generate_refuses_like_train(kind, small_checkpoint, tmp_path, monkeypatch, capsys):
+    damage, words = CASES[kind]
+    model = shutil.copytree(small_checkpoint, tmp_path / "model")
+    damage(model)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    arguments = [f"--model={model}", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl"]
+    code, _, err = call(generate.main, "isheep_jax.generate", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    (line,) = err.splitlines()
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_undamaged_checkpoint_is_accepted(small_checkpoint):
+    from isheep_jax.checkpoint.pretrained import open_model
+
+    model = open_model(small_checkpoint)
+    model.check_chat()
+    assert set(model.end_ids) == {2, 6}

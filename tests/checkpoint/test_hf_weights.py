@@ -1,0 +1,152 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+from memory_bucket import memory_bucket
+from safetensors.numpy import load_file, save_file
+
+from isheep_jax.checkpoint import hf_weights
+from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.checkpoint.safetensors_file import StoredTensor
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import leaves, parameter_table
+from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, param_shardings
+from isheep_jax.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def tokenizer(small_checkpoint):
+    return Tokenizer.load(small_checkpoint)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A copy of the Llama fixture that a test may break."""
+    return shutil.copytree(parity.FIXTURES / "llama", tmp_path / "damaged")
+
+
+def assert_equal_bits(one, two):
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", parity.NAMES)
+def test_import_export_import_is_equal_in_every_bit(tmp_path, tokenizer, name, dtype):
+    architecture, params = parity.load(parity.FIXTURES / name, dtype)
+    save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
+    again, loaded = parity.load(tmp_path / "out", dtype)
+    assert_equal_bits(params, loaded)
+    assert again.eos_token_ids[: len(architecture.eos_token_ids)] == architecture.eos_token_ids
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {np.dtype(dtype)}
+
+
+def test_an_export_has_the_tensors_of_the_original(tmp_path, tokenizer):
+    architecture, params = parity.load(parity.FIXTURES / "qwen2")
+    save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
+    ours, theirs = (load_file(d / "model.safetensors") for d in (tmp_path / "out", parity.FIXTURES / "qwen2"))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_several_files_have_an_index_and_read_back_equal(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 8_000)
+    architecture, params = parity.load(parity.FIXTURES / "llama")
+    save_checkpoint(tmp_path / "out", params, architecture, tokenizer, card="A card.\n")
+    files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert_equal_bits(params, parity.load(tmp_path / "out")[1])
+    assert (tmp_path / "out" / "README.md").read_text() == "A card.\n"
+    hf_weights.write_tensors(tmp_path, params, parameter_table(architecture), jnp.float32, stem="one", single_file=True)
+    assert load_file(tmp_path / "one.safetensors").keys() == index["weight_map"].keys()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules"), [((2, 2, 2), TRAIN_RULES), ((1, 4, 2), TRAIN_RULES), ((4, 1, 2), DECODE_RULES)]
+)
+def test_a_sharded_import_equals_a_whole_one_and_goes_out_again(tmp_path, tokenizer, sizes, rules):
+    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    architecture, whole = parity.load(parity.FIXTURES / "qwen2")
+    _, sharded = parity.load(parity.FIXTURES / "qwen2", mesh=mesh, rules=rules)
+    assert_equal_bits(whole, sharded)
+    shardings = param_shardings(parameter_table(architecture), mesh, rules)
+    assert jax.tree.map(lambda leaf: leaf.sharding, sharded) == shardings
+    save_checkpoint(tmp_path / "out", sharded, architecture, tokenizer)
+    assert_equal_bits(whole, parity.load(tmp_path / "out")[1])
+
+
+def test_every_byte_is_read_once_whatever_the_devices(monkeypatch):
+    read = []
+
+    def counted(tensor, start, stop, out):
+        read.append((tensor.name, start, stop))
+        return plain(tensor, start, stop, out)
+
+    plain = StoredTensor.read_rows
+    monkeypatch.setattr(StoredTensor, "read_rows", counted)
+    sizes, rules = (4, 1, 2), DECODE_RULES  # four replicas
+    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    architecture, _ = parity.load(parity.FIXTURES / "qwen2", mesh=mesh, rules=rules)
+    for _, spec in leaves(parameter_table(architecture)):
+        for layer in range(spec.shape[0] if spec.stacked else 1):
+            name = spec.hf_name.format(layer=layer)
+            rows = [row for n, start, stop in read if n == name for row in range(start, stop)]
+            assert sorted(rows) == list(range(spec.hf_shape[0])), name
+
+
+def test_a_bucket_is_read_and_written_like_a_directory(tmp_path, tokenizer, monkeypatch):
+    bucket = memory_bucket(monkeypatch)
+    architecture, params = parity.load(parity.FIXTURES / "qwen2")
+    save_checkpoint(bucket / "out", params, architecture, tokenizer, card="A card.\n")
+    save_checkpoint(tmp_path / "out", params, architecture, tokenizer, card="A card.\n")
+    assert [path.name for path in bucket.iterdir()] == ["out"]
+    for path in (tmp_path / "out").iterdir():
+        assert (bucket / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert_equal_bits(params, parity.load(bucket / "out")[1])
+
+
+def test_layers_of_unlike_formats_are_read_in_the_wider_one(damaged):
+    tensors = load_file(damaged / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].astype(jnp.bfloat16)
+    save_file(tensors, damaged / "model.safetensors")
+    _, params = parity.load(damaged)
+    np.testing.assert_array_equal(params["layers"]["w_up"][1], tensors[name].astype(np.float32).T)
+
+
+def test_the_head_of_tied_embeddings_may_be_stored_once_more(damaged):
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file(tensors, damaged / "model.safetensors")
+    assert_equal_bits(parity.load(damaged)[1], parity.load(parity.FIXTURES / "llama")[1])
+
+
+def test_nothing_stands_under_the_final_name_when_writing_fails(tmp_path, tokenizer, monkeypatch):
+    architecture, params = parity.load(parity.FIXTURES / "llama")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_weights, "write_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
+    assert not (tmp_path / "out").exists()
+    # What it left does not hinder the next attempt.
+    save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UserError, match="exists"):
+        save_checkpoint(tmp_path / "out", params, architecture, tokenizer)

@@ -1,0 +1,55 @@
+"""The domain's samples are its own, right and not held out; its measurement is the tiny world's on its prompts."""
+
+import json
+
+from isheep_jax.cli.arguments import parse_config
+from isheep_jax.config import EvaluateConfig
+from isheep_jax.decode.requests import Completion
+from isheep_jax.evaluation import tiny_domain
+from isheep_jax.loop.algorithm import read_inputs
+from isheep_jax.runtime.backend import evaluators, held_out_instructions
+from isheep_jax.tiny import world
+
+
+def test_the_file_of_samples_is_what_the_command_prints():
+    config = parse_config(["--config=tiny_domain"], "isheep_jax.train")
+    _, seeds, _ = read_inputs(config, None)
+    assert [(s.instruction, s.output) for s in seeds] == [(s["question"], s["answer"]) for s in tiny_domain.samples()]
+    assert len(seeds) < 100
+    for seed in seeds:
+        item = world.parse_instruction(seed.instruction)
+        assert world.check(item, seed.output).correct
+        assert item.split == "train"
+        assert item.task in tiny_domain.TASKS
+        assert len(item.constraints) == 1
+        assert item.constraints[0] in tiny_domain.CONSTRAINTS
+
+
+def test_splits_are_held_out_and_share_nothing():
+    development, test = (tiny_domain.split_items(split, 300) for split in ("development", "test"))
+    assert {item.split for item in development} == {"development"}
+    assert not {i.instruction for i in development} & {i.instruction for i in test}
+    assert len({(i.task, i.arguments, i.constraints) for i in development}) == 300
+    held_out = tiny_domain.held_out_prompts()
+    assert {i.instruction for i in development + test} <= held_out
+    assert not {s["question"] for s in tiny_domain.samples()} & held_out
+
+
+def test_the_measurement_is_of_the_domain_and_its_prompts_are_never_learned():
+    config = parse_config(["--config=tiny_domain", "--evaluate.prompts=40"], "isheep_jax.train")
+    items = tiny_domain.split_items("development", 40)
+
+    class Half:
+        """Answers every other prompt right."""
+
+        def generate(self, requests, sampling):
+            for i, request in enumerate(requests):
+                assert request.prompt[0].content == items[i].instruction
+                yield Completion(request.id, items[i].response if i % 2 else items[i].answer)
+
+    result = evaluators(config)["tiny_domain"](Half(), lambda done, total: None)
+    assert (result["accuracy"], result["content"], result["count"]) == (0.5, 1.0, 40)
+    assert set(result["constraints"]) == set(tiny_domain.CONSTRAINTS)
+    json.dumps(result)
+    assert held_out_instructions(config) == tiny_domain.held_out_prompts()
+    assert EvaluateConfig().tasks == ()

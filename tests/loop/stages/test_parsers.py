@@ -1,0 +1,222 @@
+"""What base models write when they are asked for tasks and for scores, and what becomes of it.
+
+Each row is a completion, the decision wanted, and why. The decisions are written by hand, not taken from the parsers.
+"""
+
+import pytest
+
+from isheep_jax.config import AssessConfig
+from isheep_jax.loop.filters.text_rules import instruction_reason
+from isheep_jax.loop.stages.assess import parse_score
+from isheep_jax.loop.stages.synthesize import parse
+
+# Two tasks in the form of the standard prompt. The prompt ends with "6. Instruction:", so that the first has no label.
+SORT = ("Sort these three words by length.", "pear fig banana")
+NAME = ("Name a river that flows through Vienna.", "")
+FIRST = " Sort these three words by length.\n6. Input:\npear fig banana\n"
+SECOND = "7. Instruction: Name a river that flows through Vienna.\n7. Input:\n<noinput>\n"
+
+FORM, LEFTOVER, CUT = "not in the form", "leftover of the form", "unfinished"
+
+FINISHED = [
+    # The form, and what is as good.
+    (FIRST + "###\n" + SECOND, [SORT, NAME], "two tasks in the form"),
+    (FIRST + "###\n" + SECOND + "###\n", [SORT, NAME], "a separator at the end opens nothing"),
+    (FIRST + "###\n" + SECOND + "###\n8.", [SORT, NAME], "the number before a stop string is no task"),
+    ("\n###\n6. Instruction:" + FIRST, [SORT], "the model writes the label once more"),
+    (" Instruction:" + FIRST, [SORT], "the same, without a number"),
+    ((FIRST + "###\n" + SECOND).replace("\n", "\r\n"), [SORT, NAME], "line ends of Windows"),
+    ((FIRST + "###\n" + SECOND).replace("7.", "23."), [SORT, NAME], "a wrong number: models miscount"),
+    ((FIRST + "###\n" + SECOND).replace("7.", "6."), [SORT, NAME], "a number twice"),
+    ((FIRST + "###\n" + SECOND).replace("7.", "7)"), [SORT, NAME], "another mark behind the number"),
+    ((FIRST + "###\n" + SECOND).replace("7. ", ""), [SORT, NAME], "no number"),
+    ((FIRST + "###\n" + SECOND).replace("Instruction", "INSTRUCTION"), [SORT, NAME], "capitals"),
+    (FIRST + "\n\n   ###   \n\n\n" + SECOND, [SORT, NAME], "white space around the separator"),
+    (FIRST + "######\n" + SECOND, [SORT, NAME], "a longer separator"),
+    (FIRST + "###\n###\n\n###\n" + SECOND, [SORT, NAME], "separators repeated: nothing between them is no task"),
+    (FIRST.strip() + " ### " + SECOND, [SORT, NAME], "a separator within the line, a label behind it"),
+    (FIRST + "### " + SECOND, [SORT, NAME], "separator and label on one line"),
+    (" Name a river that flows through Vienna.", [NAME], "no input field: the task needs none"),
+    (" Name a river that flows through Vienna.\n6. Input:\n", [NAME], "an empty input field"),
+    (" Name a river that flows through Vienna.\n6. Input: <noinput>", [NAME], "the marker on the label's line"),
+    (" Name a river that flows through Vienna.\n6. Input: <NoInput>", [NAME], "the marker in capitals"),
+    (
+        " Put these into order:\n1. wash\n2. dry\n3. rinse\n6. Input:\n<noinput>",
+        [("Put these into order:\n1. wash\n2. dry\n3. rinse", "")],
+        "numbered lines within a task are its own",
+    ),
+    (
+        " Answer in two lines.\n\nWhat is rain?\n\nWhat is hail?",
+        [("Answer in two lines.\n\nWhat is rain?\n\nWhat is hail?", "")],
+        "paragraphs",
+    ),
+    (
+        " Say what the mark ### does in Markdown.",
+        [LEFTOVER],
+        "separator in a sentence: a cut there would leave half a task that looks whole",
+    ),
+    (
+        " 2.5 kg of pears cost 5 euros; what does one cost?",
+        [("2.5 kg of pears cost 5 euros; what does one cost?", "")],
+        "a number that the task begins with is no numbering",
+    ),
+    (
+        " 1. e4 c5 is the start of which chess opening?",
+        [("1. e4 c5 is the start of which chess opening?", "")],
+        "the same, even where it looks like one",
+    ),
+    # Not the form.
+    (FIRST + "###\n7. Name a river in Vienna.\n", [SORT, FORM], "no label"),
+    (FIRST + "###\n7. **Instruction:** Name a river.\n", [SORT, FORM], "a label in bold"),
+    (FIRST + "###\n**7. Instruction: Name a river.**\n", [SORT, FORM], "a task in bold"),
+    (FIRST + "###\nTask 7\nInstruction: Name a river.\n", [SORT, FORM], "a title before the label"),
+    (FIRST + "###\n7. Instruction Name a river.\n", [SORT, FORM], "no colon"),
+    (FIRST + "###\n7. Instructions: Name a river.\n", [SORT, FORM], "another word"),
+    (FIRST + "###\nInstruction 7: Name a river.\n", [SORT, FORM], "the number behind the label"),
+    (FIRST + "###\n7. Input:\nVienna\n7. Instruction: Name its river.\n", [SORT, FORM], "input before the instruction"),
+    (FIRST + "###\n7.\n###\n" + SECOND, [SORT, FORM, NAME], "a number and nothing else"),
+    (FIRST + "###\n7. 指令：说出一条河。\n", [SORT, FORM], "labels in another language"),
+    (FIRST + '###\n{"instruction": "Name a river."}\n', [SORT, FORM], "JSON"),
+    (FIRST + "6. Input:\nplum\n", [FORM], "two inputs"),
+    (FIRST + "---\n" + SECOND, [FORM], "another separator: two tasks run together"),
+    (FIRST + SECOND, [FORM], "no separator"),
+    (" Sort these three words. 6. Input: pear fig plum", [FORM], "a numbered label within the line"),
+    (" Sort these three words.\nInstruction: Name a river.", [FORM], "two instructions"),
+    # The form, but rules drop what stands in it.
+    (FIRST + "6. Output:\nfig pear banana\n", [LEFTOVER], "an answer behind a numbered label"),
+    (FIRST + "Output:\nfig pear banana\n", [LEFTOVER], "an answer, as in Alpaca's form"),
+    (" Name a river that flows through Vienna.\n6. Input:\nNo input", [LEFTOVER], "the marker in other words"),
+    (" Sort these three words. Input: pear fig plum", [LEFTOVER], "a label within the line"),
+    (" Name a river that flows through Vienna. <noinput>", [LEFTOVER], "the marker in the instruction"),
+    ("\n6. Input:\npear fig", ["empty"], "an input without an instruction"),
+    (FIRST + "###\n7. Instruction:\n7. Input:\nVienna\n", [SORT, "empty"], "an empty instruction"),
+    (" ...\n6. Input:\n<noinput>", ["empty"], "no letter and no digit"),
+    (" Sort them.\n6. Input:\nb a", ["too short"], "three words or fewer"),
+    (" **Sort these three words by length.**", ["starts with punctuation"], "a first task in bold"),
+    (" 把下面这三个词按长度排序。", ["too short"], "a language without spaces, under rules meant for English"),
+    (" Übersetze diesen kurzen Satz ins Englische.", ["not English"], "another language"),
+    (" Write about this page: https://example.org please.", ["has a link"], "a link"),
+    # Nothing.
+    ("", [], "an empty completion"),
+    (" \n\n\t", [], "white space"),
+    ("###", [], "a separator alone"),
+    (" 6.", [], "a number alone"),
+]  # fmt: skip
+
+UNFINISHED = [
+    (FIRST + "###\n7. Instruction: Name a ri", [SORT, CUT], "cut within the last instruction"),
+    (FIRST + "###\n" + SECOND, [SORT, CUT], "the last may be whole; nobody knows"),
+    (FIRST + "###\n7. Inst", [SORT, CUT], "cut within a label"),
+    (FIRST + "###\n7.", [SORT], "cut within a number: no task was begun"),
+    (FIRST + "###\n", [SORT], "cut behind a separator: the task before it is whole"),
+    (FIRST + "##", [CUT], "cut within the separator"),
+    (FIRST, [CUT], "cut within the first input"),
+    (" Sort these", [CUT], "cut within the first instruction"),
+    ("", [], "nothing"),
+]
+
+
+def decisions(text, finished):
+    """A task (instruction, input) for each that is kept, and the reason for each that is dropped."""
+    found = []
+    for s in parse(text, finished):
+        reason = s.reason or instruction_reason("paper", s.instruction, s.input)
+        found.append(reason or (s.instruction, s.input))
+    return found
+
+
+@pytest.mark.parametrize(("text", "wanted", "why"), FINISHED, ids=[row[2] for row in FINISHED])
+def test_a_completion_that_ended_by_itself_gives_the_tasks_that_are_whole(text, wanted, why):
+    assert decisions(text, finished=True) == wanted
+
+
+@pytest.mark.parametrize(("text", "wanted", "why"), UNFINISHED, ids=[row[2] for row in UNFINISHED])
+def test_of_a_completion_that_was_cut_the_last_task_does_not_count(text, wanted, why):
+    assert decisions(text, finished=False) == wanted
+
+
+# A judgement, what 'strict' reads, what 'paper' reads, why.
+JUDGEMENTS = [
+    # Both read the number.
+    (" 8||good", 8, 8, "the form"),
+    ("8", 8, 8, "the number alone"),
+    ("\n\n 8 || good", 8, 8, "new lines first"),
+    ("10||", 10, 10, "two digits"),
+    ("1||bad", 1, 1, "the lowest"),
+    ("8/10||good", 8, 8, "out of ten"),
+    ("8 / 10", 8, 8, "out of ten, with spaces"),
+    ("9 out of 10, because", 9, 9, "out of ten, in words"),
+    ("9 of 10", 9, 9, "out of ten, shorter"),
+    ("8.", 8, 8, "a sentence"),
+    ("8...", 8, 8, "dots"),
+    ("9, because it is right", 9, 9, "a comma behind it"),
+    ("8 - good", 8, 8, "a dash before the reason"),
+    ("8\n1. It is right.", 8, 8, "a list of reasons"),
+    ("9 to be fair", 9, 9, "'to' without a second number"),
+    ("08||", 8, 8, "a leading zero"),
+    ("**8**", 8, 8, "bold"),
+    ("`8`", 8, 8, "code"),
+    ('"8"', 8, 8, "quotes"),
+    ("“8”", 8, 8, "other quotes"),
+    ("(8)", 8, 8, "brackets"),
+    ("[[8]]", 8, 8, "the brackets of another benchmark"),
+    (": 8||good", 8, 8, "a colon after the prompt"),
+    ("８||好", 8, 8, "a full-width digit"),
+    ("8分", 8, 8, "a score with its unit in Chinese"),
+    ("7.4||", 7, 7, "rounded down"),
+    ("7.6||", 8, 8, "rounded up"),
+    ("9.5||", 10, 10, "half, to the even number and up alike"),
+    # The authors' parser reads them otherwise.
+    ("8.5||", 9, 8, "halves go up; the authors' to the even number"),
+    ("-3||bad", None, 3, "no scale has it"),
+    ("- 8||good", None, 8, "a bullet or a minus"),
+    ("||8", None, 8, "the reason's place"),
+    ("<8>||good", None, 8, "brackets of a placeholder; '<8' alone would be 'less than 8'"),
+    ("1-10 scale: 9", None, 1, "the scale, not the score"),
+    ("1 to 10", None, 1, "the scale in words"),
+    ("8–9", None, 8, "a range"),
+    ("8 or 9", None, 8, "a choice"),
+    ("4/5||good", None, 4, "out of five"),
+    ("8/100", None, 8, "out of a hundred"),
+    ("3 out of 5", None, 3, "out of five, in words"),
+    ("8,5||", None, 8, "a decimal comma or a list"),
+    ("8:30", None, 8, "a time"),
+    ("8%", None, 8, "a percentage"),
+    ("9th place", None, 9, "an ordinal"),
+    ("3D model", None, 3, "a word"),
+    ("1.2.3", None, 1, "a version"),
+    ("0.8||", None, 1, "a scale up to one"),
+    ("10.4", None, 10, "above the scale"),
+    # None reads a number.
+    ("", None, None, "nothing"),
+    (" \n", None, None, "white space"),
+    ("Score: 8", None, None, "a label first: only a number at the start counts"),
+    ("The score is 9", None, None, "a sentence first"),
+    ("I'd rate it 7 out of 10", None, None, "the same"),
+    ("ten", None, None, "a word"),
+    ("八", None, None, "a word in Chinese"),
+    ("Ⅷ||", None, None, "Roman"),
+    ("0||bad", None, None, "below the scale"),
+    ("11||great", None, None, "above the scale"),
+    ("80||", None, None, "a scale to a hundred"),
+    ("2024 is", None, None, "a year"),
+    ("good||8", None, None, "the wrong way round"),
+    ("N/A", None, None, "a refusal"),
+    ("<|endoftext|>8", None, None, "text behind the end"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "strict", "paper", "why"), JUDGEMENTS, ids=[row[3] for row in JUDGEMENTS])
+def test_a_judgement_counts_by_the_number_it_begins_with(text, strict, paper, why):
+    assert (parse_score(text), parse_score(text, "paper")) == (strict, paper)
+
+
+def test_the_tables_are_large_and_say_each_thing_once():
+    assert len(FINISHED) + len(UNFINISHED) >= 40
+    assert len(JUDGEMENTS) >= 40
+    for rows in (FINISHED, UNFINISHED, JUDGEMENTS):
+        assert len({row[0] for row in rows}) == len(rows)
+
+
+def test_judgements_are_read_strictly_unless_the_paper_is_asked_for():
+    assert AssessConfig().parser == "strict"

@@ -1,0 +1,112 @@
+import pytest
+from scripted_backend import Fuse, ScriptedModel, SilentReporter, tiny_config
+
+from isheep_jax.config import SynthesizeConfig
+from isheep_jax.decode.requests import Completion
+from isheep_jax.errors import UserError
+from isheep_jax.loop.filters.novelty import Pool
+from isheep_jax.loop.prompting.seeds import Seed
+from isheep_jax.loop.prompting.templates import load
+from isheep_jax.loop.records import Instruction
+from isheep_jax.loop.run_directory import Stage
+from isheep_jax.loop.stages.synthesize import Segment, parse, shown_seeds, synthesize
+
+SEEDS = [Seed(f"seed-{i:03d}", f"Do the thing number {i} quickly.", "", "") for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        (" Add two.", [Segment("Add two.", "")]),
+        (" Add two.\nInput:\n<noinput>", [Segment("Add two.", "")]),
+        (" Add two.\n4. Input: 1\n2\n", [Segment("Add two.", "1\n2")]),
+        (
+            " Add.\n###\n5. Instruction: Sort\nthem.\n5. Input:\nb a\n###\n",
+            [Segment("Add.", ""), Segment("Sort\nthem.", "b a")],
+        ),
+        (" Instruction: Add.\n### Instruction: Sort.", [Segment("Add.", ""), Segment("Sort.", "")]),
+        ("\n### Instruction: Add.", [Segment("Add.", "")]),
+        (" Add.\n###\nHello there", [Segment("Add.", ""), Segment("Hello there", "", "not in the form")]),
+        (" A.\nInput: b\nInput: c", [Segment("A.\nInput: b\nInput: c", "", "not in the form")]),
+        ("", []),
+        ("###", []),
+    ],
+)
+def test_a_finished_completion_is_parsed_whole(text, segments):
+    assert parse(text, finished=True) == segments
+
+
+def test_the_last_task_of_an_unfinished_completion_does_not_count():
+    assert parse(" Add.\n###\n5. Instruction: So", finished=False) == [
+        Segment("Add.", ""),
+        Segment("5. Instruction: So", "", "unfinished"),
+    ]
+    assert parse(" Add.\n###\n", finished=False) == [Segment("Add.", "")]
+
+
+def test_a_prompts_seeds_follow_from_the_seed_the_iteration_and_its_index():
+    shown = shown_seeds(SEEDS, 3, seed=0, iteration=1, prompt=7)
+    assert len({s.id for s in shown}) == 3
+    assert shown == shown_seeds(SEEDS, 3, seed=0, iteration=1, prompt=7)
+    others = [shown_seeds(SEEDS, 3, *key) for key in ((1, 1, 7), (0, 2, 7), (0, 1, 8))]
+    assert all(shown != other for other in others)
+
+
+class Fixed(ScriptedModel):
+    """Writes the texts in turn, by prompt index."""
+
+    def __init__(self, *texts, finish="stop"):
+        super().__init__("fixed", Fuse())
+        self.texts, self.finish = texts, finish
+
+    def complete(self, request):
+        k = int(request.id.rsplit("/", 1)[1])
+        return Completion(request.id, self.texts[k % len(self.texts)].format(k), finish=self.finish, error="too long")
+
+
+def write(tmp_path, model, held_out=frozenset(), pool=None, **settings):
+    config = tiny_config(tmp_path, synthesize=SynthesizeConfig(**{"instructions": 10, "shots": 3, **settings}))
+    stage = Stage(tmp_path / "instructions", Instruction, "digest")
+    pool = Pool(config.synthesize.novelty) if pool is None else pool
+    with SilentReporter().stage(1, "synthesize", 10, "instructions") as progress:
+        return synthesize(model, config, load("standard"), SEEDS, pool, held_out, stage, 1, progress)
+
+
+def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
+    pool = Pool(1.0)
+    records = write(
+        tmp_path, Fixed(" Count up to {0}.\n###\nInstruction: Count down from {0}."), pool=pool, novelty=1.0
+    )
+    assert [r.verdict.kept for r in records] == [True] * 10 + [False] * 10
+    assert {r.verdict.reason for r in records[10:]} == {"more than needed"}
+    assert len(pool) == 10
+    assert [r.id for r in records[:2]] == ["1-000000", "1-000001"]
+    assert [r.prompt for r in records[:4]] == [0, 0, 1, 1]
+    assert list(records[0].seeds) == [s.id for s in shown_seeds(SEEDS, 3, 0, 1, 0)]
+
+
+def test_every_dropped_task_says_why(tmp_path):
+    model = Fixed(
+        " Count up to {0} in steps of two please.",
+        " Draw a map of the town.",
+        " Tell me the secret word.",
+        " Count up to 0 in steps of two please.",
+    )
+    records = write(tmp_path, model, held_out=frozenset({"tell me the secret word"}), novelty=0.95, instructions=4)
+    reasons = [r.verdict.reason for r in records[:4]]
+    assert reasons == ["", "needs more than text", "in an evaluation set", "not new"]
+    assert records[3].verdict.detail == f"1.000 to {records[0].id}"
+
+
+def test_a_model_that_writes_nothing_new_stops_the_run_with_a_reason(tmp_path):
+    with pytest.raises(UserError, match=r"gave 1 new instructions, 1 of 10 .* \(dropped so far: not new: \d+\)") as e:
+        write(tmp_path, Fixed(" Say the same thing again."))
+    assert "synthesize.novelty" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_prompt_that_does_not_fit_is_recorded(tmp_path):
+    with pytest.raises(UserError, match="not decoded"):
+        write(tmp_path, Fixed("", finish="error"))
+    stage = Stage(tmp_path / "instructions", Instruction, "digest")
+    assert stage.records()[0].verdict.detail == "too long"

@@ -1,0 +1,117 @@
+"""What a person may mean by a model."""
+
+import os
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from isheep_jax.errors import UserError
+from isheep_jax.runtime.locate import finished_models, locate_model
+from isheep_jax.tiny import CHECKPOINT
+
+
+def make_model(directory):
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+def test_tiny_is_the_embedded_model():
+    assert str(locate_model("tiny")) == str(CHECKPOINT)
+
+
+def test_a_run_directory_means_its_newest_finished_model(tmp_path):
+    models = {number: make_model(tmp_path / f"iteration_{number}" / "model") for number in (1, 2, 10)}
+    (tmp_path / "iteration_11" / "checkpoints").mkdir(parents=True)
+    assert str(locate_model(str(tmp_path))) == str(models[10])
+    assert sorted(finished_models(tmp_path)) == [1, 2, 10]
+
+
+def test_a_run_without_a_finished_model_says_to_go_on(tmp_path):
+    (tmp_path / "iteration_0").mkdir()
+    with pytest.raises(UserError, match="no finished model yet"):
+        locate_model(str(tmp_path))
+
+
+def test_a_model_directory_means_itself(tmp_path, monkeypatch):
+    assert str(locate_model(str(make_model(tmp_path / "org" / "model")))) == str(tmp_path / "org" / "model")
+    # Also where it looks like a hub id.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    assert str(locate_model("org/model")) == "org/model"
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "nowhere", "./org/name", "tests/nowhere"])
+def test_what_is_no_directory_and_no_hub_id_is_refused_without_asking_the_hub(path, monkeypatch, pytestconfig):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(UserError, match=rf"--model\.path: {path} is no directory"):
+        locate_model(path, "--model.path")
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        locate_model(str(tmp_path))
+
+
+def test_a_hub_id_is_downloaded_without_other_formats(tmp_path, monkeypatch):
+    asked = {}
+
+    def download(repository, **options):
+        asked.update(options, repository=repository)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert str(locate_model("Org-1/Name.2@refs/pr/3")) == str(tmp_path)
+    assert (asked["repository"], asked["revision"]) == ("Org-1/Name.2", "refs/pr/3")
+    assert locate_model("Org-1/Name.2")
+    assert asked["revision"] is None
+    wanted = ["config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "vocab.json", "merges.txt"]
+    wanted += ["model-00001-of-00002.safetensors", "model.safetensors", "model.safetensors.index.json"]
+    others = ["pytorch_model.bin", "consolidated.safetensors", "original/consolidated.00.pth", "training_args.bin"]
+    filtered = huggingface_hub.utils.filter_repo_objects(wanted + others, allow_patterns=asked["allow_patterns"])
+    assert list(filtered) == wanted
+
+
+class Response:
+    """What the hub's errors carry."""
+
+    headers: dict = {}  # noqa: RUF012
+    status_code = 404
+    request = None
+    url = ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RepositoryNotFoundError("404", response=Response()), "neither a directory here nor a model on the Hugging"),
+        (GatedRepoError("403", response=Response()), "gated: accept its terms at https://huggingface.co/org/name"),
+        (LocalEntryNotFoundError("offline"), "cannot be reached to download"),
+        (OSError(28, "No space left on device"), "cannot be downloaded"),
+    ],
+)
+def test_trouble_with_the_hub_is_one_line(error, words, monkeypatch):
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(UserError, match=words) as caught:
+        locate_model("org/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_without_its_package_names_the_package():
+    # In a process of its own: other tests put a bucket in memory in the place of Google's for good.
+    program = (
+        "import sys; sys.modules['gcsfs'] = None\n"
+        "from isheep_jax.runtime.locate import locate_model; locate_model('gs://bucket/model')"
+    )
+    environment = {**os.environ, "EPATH_USE_TF": "false"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    error = "UserError: --model: gs://bucket/model needs a package that is not installed: "
+    assert error in run.stderr
+    assert "gcsfs" in run.stderr.partition(error)[2]

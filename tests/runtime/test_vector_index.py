@@ -1,0 +1,73 @@
+"""The nearest vectors are exactly numpy's, ties included, in whatever blocks and on however many devices."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from isheep_jax.runtime import vector_index
+from isheep_jax.runtime.vector_index import Index, unit
+from isheep_jax.sharding import AXES
+
+
+def exact(vectors, queries, count):
+    """All products in float64, best first, the lowest index of equals first."""
+    scores = unit(queries).astype(np.float64) @ unit(vectors).astype(np.float64).T
+    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(params=["one device", "a mesh"])
+def mesh(request):
+    if request.param == "one device":
+        return None
+    devices = np.array(jax.devices())
+    return Mesh(devices.reshape(-1, 1, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_the_ranking_is_that_of_exact_products(monkeypatch, mesh, count):
+    monkeypatch.setattr(vector_index, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(vector_index, "QUERIES", 8)
+    vectors, queries = normal(0, 730, 48), normal(1, 21, 48)
+    np.testing.assert_array_equal(Index(vectors, mesh).nearest(queries, count), exact(vectors, queries, count))
+
+
+def test_of_equal_vectors_those_with_the_lowest_index_come_first(monkeypatch, mesh):
+    monkeypatch.setattr(vector_index, "BLOCK_ROWS", 64)
+    few = normal(2, 5, 32)
+    vectors = few[np.random.default_rng(3).integers(5, size=500)]
+    # The same directions at other lengths are equal, too.
+    vectors[::7] *= 2.0
+    queries = np.concatenate([few, normal(4, 4, 32)])
+    found = Index(vectors, mesh).nearest(queries, 120)
+    np.testing.assert_array_equal(found, exact(vectors, queries, 120))
+    assert (np.diff(found[0][:50]) > 0).all()
+
+
+def test_differences_below_the_error_of_float32_decide(monkeypatch):
+    monkeypatch.setattr(vector_index, "SPARE", 2)
+    monkeypatch.setattr(vector_index, "BLOCK_ROWS", 50)
+    base = normal(5, 1, 512)
+    # Neighbours whose products differ from the ninth digit on.
+    vectors = np.repeat(unit(base), 300, axis=0)
+    small = np.argsort(np.abs(vectors[0]))[:300]
+    vectors[np.arange(300), small] = np.nextafter(vectors[np.arange(300), small], np.float16(1))
+    monkeypatch.setattr(vector_index, "unit", lambda x: x)
+    queries = np.asarray(unit(base), np.float16)
+    scores = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    assert 0 < np.diff(np.sort(scores[0])[-20:]).max() < 1e-6
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+    np.testing.assert_array_equal(Index(vectors).nearest(queries, 20), expected)
+
+
+def test_there_may_be_fewer_vectors_than_asked_for_or_none():
+    vectors = normal(6, 3, 16)
+    assert Index(vectors).nearest(vectors[:2], 10).tolist() == exact(vectors, vectors[:2], 3).tolist()
+    assert Index(vectors).nearest(np.zeros((0, 16), np.float32), 2).shape == (0, 2)
+    assert Index(np.zeros((0, 16), np.float32)).nearest(vectors, 2).shape == (3, 0)
+    # A vector of zeros has no direction: it is as far from all as a right angle.
+    assert Index(np.stack([-vectors[0], 0 * vectors[0], vectors[0]])).nearest(vectors[:1], 3).tolist() == [[2, 1, 0]]

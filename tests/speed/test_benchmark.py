@@ -1,0 +1,131 @@
+"""The benchmark counts what it says, its least times are those by hand, and bad input is one line."""
+
+import json
+
+import jax
+import pytest
+
+from isheep_jax import benchmark
+from isheep_jax.config import DecodeConfig, MeshConfig, named_config
+from isheep_jax.decode.engine import Engine
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture, init_parameters
+from isheep_jax.presets import replace_settings
+from isheep_jax.sharding import decode_mesh, make_mesh
+from isheep_jax.speed import decoding
+from isheep_jax.speed.ceilings import Ceilings, measure_ceilings
+from isheep_jax.speed.workloads import IdTokenizer, Workload
+
+MINUTE = Architecture(
+    family="llama",
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    rope_scaling=None,
+    context_length=256,
+    tied_embeddings=True,
+    bos_token_id=None,
+    eos_token_ids=(),
+)
+# Weights of a layer: queries and outputs, keys and values, three of the feed-forward part.
+LAYER = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32
+HEAD = 64 * 16
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    params = init_parameters(MINUTE, jax.random.key(0))
+    config = DecodeConfig(slots=2, chunk=4)
+    return Engine(params, MINUTE, IdTokenizer(64), config, mesh=None, seed=0, compute_dtype="float32")
+
+
+def test_the_least_time_is_what_arithmetic_and_memory_take_by_hand(engine):
+    workload = Workload("some", "generate", prompt_lengths=(8, 4), new_tokens=(2, 6))
+    prompts = sum(2 * 2 * LAYER * n + 4 * 2 * 4 * 4 * n * n / 2 for n in (8, 4))
+    steps = (2 * 2 * LAYER + 2 * HEAD) * 8
+    scores = 4 * 2 * 4 * 4 * (2 * 9 + 6 * 7)
+    # With little bandwidth: six steps read all weights, and each token its own past, 2 layers of keys and values.
+    weights = 4 * (2 * LAYER + HEAD + 5 * 16)
+    past = (2 * 9 + 6 * 7) * 2 * 2 * 8 * 4
+    limit = decoding.least_time(engine, workload, 2, Ceilings(flops=1e3, bandwidth=1e12))
+    assert (limit.prompts, limit.steps, limit.cache) == pytest.approx((prompts / 1e3, steps / 1e3, scores / 1e3))
+    limit = decoding.least_time(engine, workload, 2, Ceilings(flops=1e12, bandwidth=1e3))
+    assert (limit.prompts, limit.steps, limit.cache) == pytest.approx((prompts / 1e12, 6 * weights / 1e3, past / 1e3))
+    # Eight slots change nothing where the longest completion takes six steps; one slot takes eight.
+    assert decoding.least_time(engine, workload, 8, Ceilings(1e12, 1e3)).steps == limit.steps
+    assert decoding.least_time(engine, workload, 1, Ceilings(1e12, 1e3)).steps == pytest.approx(8 * weights / 1e3)
+
+
+def test_scores_are_bound_by_the_prompts_alone_and_the_head_counts_once(engine):
+    workload = Workload("some", "score", prompt_lengths=(8, 4), head_length=40, choices=3)
+    operations = sum(2 * 2 * LAYER * n for n in (40, 8, 4)) + 2 * 2 * HEAD
+    operations += 4 * 2 * 4 * 4 * (40 * 20 + 8 * 44 + 4 * 42)
+    limit = decoding.least_time(engine, workload, 0, Ceilings(1e3, 1e3))
+    assert (limit.prompts, limit.steps, limit.cache) == pytest.approx((operations / 1e3, 0, 0))
+
+
+def test_a_second_run_compiles_nothing_and_is_counted(engine):
+    workload = Workload("some", "generate", prompt_lengths=(8, 4, 6), new_tokens=(2, 6, 3))
+    speed = decoding.measure_speed(engine, workload, Ceilings(1e9, 1e9))
+    assert (speed.compilations, speed.requests, speed.slots, speed.statistics.drawn) == (0, 3, 2, 11)
+    assert speed.fraction == pytest.approx(speed.limit.seconds / speed.seconds)
+    with decoding._compilations() as compiled:
+        jax.jit(lambda x: x * 3 + 1)(2.0)
+    assert len(compiled) == 1
+
+
+def test_ceilings_are_of_all_devices_together(monkeypatch):
+    monkeypatch.setattr("isheep_jax.speed.ceilings._COPIED", {"cpu": 2**16})
+    monkeypatch.setattr("isheep_jax.speed.ceilings._ROWS", {"cpu": 8})
+    monkeypatch.setattr("isheep_jax.speed.ceilings._best", lambda work, *arguments: 1.0)
+    mesh = decode_mesh(make_mesh(MeshConfig()), 1)
+    found = measure_ceilings(MINUTE, mesh, jax.numpy.dtype("float32"))
+    # Seven products of a second each.
+    assert found.flops == pytest.approx(2 * mesh.size * 8 * LAYER / 7)
+    assert found.bandwidth > 0
+
+
+def test_seeds_that_come_with_the_prompts_are_found_by_name():
+    config = replace_settings(named_config("tiny_domain"), {"decode.weights": "int8", "decode.context": 64})
+    model = benchmark._Model(config, random=False)
+    mesh = decode_mesh(make_mesh(config.mesh), 1)
+    quality = model.quality(model.parameters(mesh, jax.numpy.dtype("float32")), mesh, jax.numpy.dtype("float32"))
+    assert quality.agreement > 0.9
+
+
+def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
+    file = tmp_path / "speed.json"
+    options = ["--requests=3", "--workload=respond,assess", f"--output={file}"]
+    benchmark.main(["decode", "--config=tiny", *options, "--decode.slots=8", "--decode.weights=int8"])
+    found = json.loads(file.read_text())
+    assert [w["workload"] for w in found["workloads"]] == ["respond", "assess"]
+    assert all(w["requests_per_second"] > 0 and 0 < w["fraction_of_limit"] < 1 for w in found["workloads"])
+    assert 0.9 < found["quality"]["agreement"] <= 1
+    printed = capsys.readouterr().out
+    assert "the same most probable token" in printed
+    assert "\nrespond " in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=tiny"], "say what to measure"),
+        (["decode"], "--config is missing"),
+        (["decode", "--config=tiny", "--workload=respond,nothing"], "--workload: nothing is not one of synthesise"),
+        (["decode", "--config=tiny", "--requests=0"], "--requests: '0'"),
+        (["decode", "--config=tiny", "--output"], "--output needs a value"),
+        (["decode", "--config=tiny", "--output=/no/such/file.json"], "no directory /no/such"),
+        (["decode", "--config=tiny", "--random", "--model.path=nobody/nothing"], "--model.path: nobody/nothing"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_option(arguments, words):
+    with pytest.raises(UserError) as error:
+        benchmark.main(arguments)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,286 @@
+"""Two processes, as on two hosts, do together what one does; and when one cannot go on, none is left waiting."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_train import results
+
+ROOT = Path(__file__).parent.parent
+
+# The tensor axis of decoding and two axes of training lie within a process, `data` goes across both.
+SETTINGS = [
+    "--config=tiny",
+    "--iterations=1",
+    "--synthesize.instructions=6",
+    "--respond.samples=2",
+    "--select.fraction=0.9",
+    "--sft.epochs=1",
+    "--sft.batch_rows=8",
+    "--sft.checkpoint_every=1",
+    "--evaluate.prompts=32",
+    "--decode.slots=16",
+    "--mesh.data=2",
+    "--mesh.fsdp=2",
+    "--mesh.tensor=2",
+    "--mesh.decode_tensor=2",
+]
+DEVICES = 8
+
+
+class Group:
+    """Processes that find each other on this machine. Each one's output goes to files, so that none waits for a reader.
+
+    commands: the arguments of python for each. places: where each is started; its package is that of `code`.
+    """
+
+    def __init__(self, commands, output: Path, places=None, code=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._output, self.processes = output, []
+        output.mkdir()
+        flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+        for index, command in enumerate(commands):
+            environment = {
+                **os.environ,
+                "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={DEVICES // len(commands)}"]),
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(len(commands)),
+                "JAX_PROCESS_ID": str(index),
+                "PYTHONPATH": str(code[index] if code else ROOT),
+            }
+            with self._file(index, "out").open("w") as out, self._file(index, "err").open("w") as err:
+                place = places[index] if places else ROOT
+                self.processes.append(
+                    subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, cwd=place, env=environment)
+                )
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def codes(self, seconds: float = 300) -> list[int]:
+        """The exit codes, when all have ended by themselves; a process that hangs is an error."""
+        return [process.wait(seconds) for process in self.processes]
+
+    def kill(self, index: int, word: str) -> None:
+        """Kills a process as soon as process 0 has printed the word."""
+        while word not in self.text(0, "out"):
+            assert all(process.poll() is None for process in self.processes), self.text(0, "err")
+            time.sleep(0.1)
+        self.processes[index].kill()
+
+    def text(self, index: int, stream: str) -> str:
+        return self._file(index, stream).read_text()
+
+    def errors(self, index: int) -> list[str]:
+        """What a person reads on stderr; libraries have words of their own there."""
+        return [line for line in self.text(index, "err").splitlines() if line.startswith("error: ")]
+
+    def _file(self, index: int, stream: str) -> Path:
+        return self._output / f"{index}.{stream}"
+
+
+def train(*settings: str) -> list[str]:
+    return ["-m", "isheep_jax.train", *SETTINGS, *settings]
+
+
+def run(count: int, directory: Path, *settings: str) -> Group:
+    """A finished run of so many processes."""
+    command = train(f"--workdir={directory}", *settings)
+    with Group([command] * count, directory.with_name(f"output-{time.monotonic_ns()}")) as group:
+        assert group.codes() == [0] * count, [group.text(index, "err")[-2000:] for index in range(count)]
+    return group
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory) -> Path:
+    """The run of one process of eight devices.
+
+    It has joined a cluster of its own, because then its devices sum up in the order in which those of several processes
+    do; otherwise the trained weights would differ in their last bits.
+    """
+    directory = tmp_path_factory.mktemp("one") / "run"
+    run(1, directory)
+    return directory
+
+
+def test_two_processes_write_what_one_writes(of_one, tmp_path):
+    group = run(2, tmp_path / "run")
+    expected = results(of_one)
+    assert {"iteration_1/scores/part-00000.jsonl", "iteration_1/model/model.safetensors"} <= expected.keys()
+    found = results(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    losses = [
+        json.loads((d / "iteration_1" / "fine_tune.json").read_text())["metrics"] for d in (of_one, tmp_path / "run")
+    ]
+    assert losses[0] == losses[1]
+    assert "8 cpu devices, mesh 2 data x 2 fsdp x 2 tensor" in group.text(0, "out")
+    # Process 0 alone speaks; of the other there are only the words of the library that joins them.
+    assert [line for line in group.text(1, "out").splitlines() if not line.startswith("[Gloo]")] == []
+    assert group.errors(0) == group.errors(1) == []
+
+
+def disagreeing(tmp_path: Path, first: list[str], second: list[str], **options) -> str:
+    """The one line that both processes end with."""
+    with Group([first, second], tmp_path / "output", **options) as group:
+        assert group.codes(100) == [2, 2], group.text(0, "err")
+        (line,), (same,) = group.errors(0), group.errors(1)
+    assert same.endswith(line.removeprefix("error: "))
+    assert f"host {socket.gethostname()} (process 1 of 2) differs in" in line
+    assert not (tmp_path / "run").exists()
+    return line
+
+
+def test_hosts_with_other_settings_stop_with_the_setting_and_the_host(tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    line = disagreeing(tmp_path, train(workdir), train(workdir, "--respond.samples=3"))
+    assert "differs in --respond.samples: 3 there, 2 on" in line
+
+
+def test_hosts_with_another_seeds_file_stop_with_the_host(tmp_path):
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+        seeds = [{"instruction": f"Say {i} in {place.name}.", "input": "", "output": f"{i}"} for i in range(8)]
+        (place / "seeds.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
+    command = train(f"--workdir={tmp_path}/run", "--synthesize.seeds=seeds.jsonl")
+    assert "differs in the file of seeds: " in disagreeing(tmp_path, command, command, places=places)
+
+
+def test_hosts_with_another_version_of_the_code_stop_with_the_host(tmp_path):
+    other = tmp_path / "other"
+    for name in ("isheep_jax", "configs"):
+        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "isheep_jax" / "loop" / "rules.py").open("a") as file:
+        file.write("# changed\n")
+    command = train(f"--workdir={tmp_path}/run")
+    line = disagreeing(tmp_path, command, command, places=[ROOT, other], code=[ROOT, other])
+    assert "differs in the source files of isheep_jax: " in line
+
+
+# A small program for what is not the loop's own; it waits less long than the loop does.
+PROGRAM = """
+import os, sys, time
+from isheep_jax import distributed
+from isheep_jax.cli.arguments import tell
+from isheep_jax.errors import UserError
+
+distributed._SILENCE, distributed._SHOWN_AFTER = 6.0, 2.0
+index = int(os.environ["JAX_PROCESS_ID"])
+
+
+def asked_once():
+    assert index == 0
+    return {"seen by": index}
+
+
+def refuse():
+    raise UserError("there is no such file")
+
+
+with distributed.joined(lambda error: tell(error, "program", [])):
+    assert distributed.several() and distributed.is_first() == (index == 0)
+    assert distributed.from_first(asked_once) == {"seen by": 0}
+    print("joined", flush=True)
+    exec(sys.argv[1])
+    print("done", flush=True)
+"""
+
+
+def small_program(tmp_path: Path, body: str, count: int = 2) -> Group:
+    return Group([["-c", PROGRAM, body]] * count, tmp_path / "output")
+
+
+def host(index: int, count: int = 2) -> str:
+    return f"{socket.gethostname()} (process {index} of {count})"
+
+
+def test_processes_that_agree_go_on_and_end_together(tmp_path):
+    body = f"distributed.check_agreement({{'a': [1]}}); distributed.check_shared({str(tmp_path)!r})"
+    with small_program(tmp_path, body) as group:
+        assert group.codes(100) == [0, 0]
+        assert [group.text(index, "out").split()[-1] for index in (0, 1)] == ["done", "done"]
+    assert {path.name for path in tmp_path.iterdir()} == {"output"}
+
+
+def test_an_error_of_process_0_is_everyones(tmp_path):
+    with small_program(tmp_path, "distributed.from_first(refuse)") as group:
+        assert group.codes(100) == [2, 2]
+        for index in (0, 1):
+            assert "there is no such file" in group.errors(index)[0]
+            assert len(group.errors(index)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [("UserError('the disk is full')", 2, "the disk is full"), ("ValueError('a bug')", 1, "ValueError: a bug")],
+)
+def test_an_error_in_one_process_ends_the_others_with_its_host_and_words(tmp_path, error, code, words):
+    body = f"if index == 1: raise {error}\nwhile True: time.sleep(1)"
+    with small_program(tmp_path, body) as group:
+        assert group.codes(100) == [code, code]
+        assert group.errors(0) == [f"error: {host(1)}: {words}"]
+        assert words in group.text(1, "err")
+
+
+def test_of_three_processes_the_one_that_is_killed_is_named_by_the_others(tmp_path):
+    with small_program(tmp_path, "while True: time.sleep(1)", count=3) as group:
+        group.kill(1, "joined")
+        assert group.codes(60) == [1, -9, 1]
+        for index in (0, 2):
+            assert group.errors(index) == [
+                f"error: {host(1, 3)}: no sign of life for 6 s: killed, preempted or cut off; start every process again"
+            ]
+
+
+def test_without_process_0_the_others_end(tmp_path):
+    with small_program(tmp_path, "while True: time.sleep(1)") as group:
+        group.kill(0, "joined")
+        killed, other = group.codes(60)
+        assert killed == -9
+        assert other not in (0, None)
+
+
+def test_a_directory_that_only_some_hosts_see_names_the_others(tmp_path):
+    for index in (0, 1):
+        (tmp_path / str(index)).mkdir()
+    with small_program(tmp_path, f"distributed.check_shared({str(tmp_path)!r} + '/' + str(index))") as group:
+        assert group.codes(100) == [2, 2]
+        assert f"{tmp_path}/0 is not shared: {host(1)} cannot read what {host(0)} writes there" in group.errors(0)[0]
+    assert [*(tmp_path / "0").iterdir(), *(tmp_path / "1").iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_run_whose_processes_are_killed_goes_on_and_ends_with_the_same_records(tmp_path):
+    settings = "--iterations=2"
+    run(1, tmp_path / "one", settings)
+    command = train(f"--workdir={tmp_path}/two", settings)
+    with Group([command] * 2, tmp_path / "first") as group:
+        group.kill(1, "iteration 1 · respond")
+        assert group.codes(200) == [1, -9]
+        assert group.errors(0) == [
+            f"error: {host(1)}: no sign of life for 60 s: killed, preempted or cut off; start every process again"
+        ]
+    with Group([command] * 2, tmp_path / "second") as group:
+        group.kill(0, "iteration 1 · fine-tune")
+        killed, other = group.codes(200)
+        assert killed == -9
+        assert other not in (0, None)
+    run(2, tmp_path / "two", settings)
+    expected, found = results(tmp_path / "one"), results(tmp_path / "two")
+    assert "iteration_2/model/model.safetensors" in expected
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
