@@ -19,11 +19,11 @@ USAGE = """python -m isheep_jax.benchmark decode --config=NAME [--workload=LIST]
     [--random] [--section.field=value ...]
 
 Measures a copy and the products at the model's shapes, then the decode engine on lists of requests with the lengths of
-the loop's stages: synthesise, respond, assess. Prints requests and tokens per second, how full the slots were, how long
+the loop's stages: synthesize, respond, assess. Prints requests and tokens per second, how full the slots were, how long
 the devices waited for the host, and the share of the least time that the measured ceilings allow. Where decode.weights
 or decode.cache is int8, also what that changes in the model's predictions.
 
---workload=LIST  some of synthesise,respond,assess; with commas (default: all)
+--workload=LIST  some of synthesize,respond,assess; with commas (default: all)
 --requests=N     requests of each list (default: 256)
 --output=FILE    write the figures as JSON too
 --random         random weights: of a model that is not here, only its shapes count.
@@ -175,7 +175,7 @@ def _own_options(arguments: Sequence[str]) -> tuple[_Options, list[str]]:
         elif name == "--output":
             options.output = Path(value)
         elif not value.isdigit() or int(value) < 1:
-            raise UserError(f"--requests: {value!r} is not a number of requests from 1 upwards")
+            raise UserError(f"--requests: {value!r} is not a number of requests from 1 upward")
         else:
             options.requests = int(value)
     return options, rest

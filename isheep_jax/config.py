@@ -145,18 +145,18 @@ class AssessConfig:
     """Requests to the server at the same time (count)."""
     read: Literal["expected", "sampled"] = "expected"
     """'expected': the mean of the score under the model's distribution over 1..10, by prefill alone. 'sampled': the
-    first number of a sampled judgement; a judgement without one drops the pair."""
+    first number of a sampled judgment; a judgment without one drops the pair."""
     samples: int = 1
-    """Judgements per score of 'sampled' (count); the score is the mean of those with a number."""
+    """Judgments per score of 'sampled' (count); the score is the mean of those with a number."""
     parser: Literal["strict", "paper"] = "strict"
-    """How 'sampled' reads the number that a judgement begins with. 'strict': halves go up; a number below zero and the
+    """How 'sampled' reads the number that a judgment begins with. 'strict': halves go up; a number below zero and the
     end of a range are none. 'paper': the authors' way; halves go to the even number, "-3" is 3 and "1-10" is 1."""
     temperature: float = 1.0
     """Sampling temperature of 'sampled'."""
     top_p: float = 0.95
     """Nucleus of 'sampled' (0 to 1)."""
     max_tokens: int = 16
-    """New tokens per sampled judgement (count); only a number at the start counts."""
+    """New tokens per sampled judgment (count); only a number at the start counts."""
     agreement: int = 0
     """Pairs per iteration (count, drawn at random) that a second judge scores, too: the base model, or the current one
     where the base model is the judge. How far the two agree goes into summary.json."""
@@ -343,7 +343,7 @@ class Config:
     workdir: str = ""
     """Directory of the run, local or gs://bucket/path. The same command on the same directory resumes."""
     iterations: int = 3
-    """Rounds of synthesise, respond, assess, select and fine-tune (count)."""
+    """Rounds of synthesize, respond, assess, select and fine-tune (count)."""
     seed: int = 0
     """Seed of every random number of the run."""
     prompts: str = "standard"
@@ -504,7 +504,7 @@ def check_together(config: Config) -> None:
     vectors = select.rule in ("density", "density_perplexity") or select.buckets == "clusters"
     if is_server(assess.judge):
         if assess.read != "sampled":
-            raise UserError("--assess.read: a server as the judge gives only sampled judgements; it must be sampled")
+            raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")
         if not assess.judge_model:
             raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
         if vectors or select.rule == "perplexity":
@@ -513,7 +513,7 @@ def check_together(config: Config) -> None:
                 f"--select.{name}: {getattr(select, name)} needs the judge's weights, but --assess.judge is a server"
             )
     if assess.samples > 1 and assess.read != "sampled":
-        raise UserError("--assess.samples: several judgements per score need --assess.read=sampled")
+        raise UserError("--assess.samples: several judgments per score need --assess.read=sampled")
     if select.ranking == "probability" and (assess.read != "expected" or assess.level == "none"):
         raise UserError("--select.ranking: probability needs scores with --assess.read=expected")
     if select.bucket_share < 1 and select.buckets == "none":

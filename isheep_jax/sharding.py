@@ -99,7 +99,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def count_slices(devices: Iterable[jax.Device]) -> int:
-    """How many TPU slices the devices are of, which only the data centre's network joins; 1 for what has no slices.
+    """How many TPU slices the devices are of, which only the data center's network joins; 1 for what has no slices.
 
     The hosts of a GPU cluster call themselves slices, too, but there is no harm in spreading fsdp over those.
     """

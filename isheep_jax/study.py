@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--base: two bases have the same name; rename the directory of one")
     settings = [row.settings(config) for row in rows]
 
-    # Here, so that --help and misspelt settings answer at once: these bring in jax.
+    # Here, so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax.loop.algorithm import read_inputs
     from isheep_jax.runtime.locate import locate_judge
     from isheep_jax.studies import figure, report

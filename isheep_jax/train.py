@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     config = parse_config(arguments, MODULE)
 
-    # Imported here so that --help and misspelt settings answer at once: these bring in jax.
+    # Imported here so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax import distributed
 
     with distributed.joined(lambda error: tell(error, MODULE, arguments)):

@@ -12,7 +12,7 @@ import pytest
 
 # Before the first import of jax, which reads them once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The programs of the tests are small, so that compiling them takes most of the time: half of it without optimisation.
+# The programs of the tests are small, so that compiling them takes most of the time: half of it without optimization.
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

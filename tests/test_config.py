@@ -1,4 +1,4 @@
-"""Settings: named configs, overrides, and what a misspelt or wrong one is answered with."""
+"""Settings: named configs, overrides, and what a misspelled or wrong one is answered with."""
 
 import dataclasses
 import inspect

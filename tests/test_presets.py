@@ -140,7 +140,7 @@ def test_the_named_configs_of_the_papers_models_are_faithful(name):
     config = named_config(name)
     published = flatten(apply_preset("i_sheep", config))
     differs = {n for n, value in flatten(config).items() if value != published[n]}
-    # What follows a judgement's number is never read, and a guard that only warns changes nothing.
+    # What follows a judgment's number is never read, and a guard that only warns changes nothing.
     assert differs <= {"assess.max_tokens", "guard.action"}
     billions = float(re.search(r"(?:llama|qwen3|qwen1_5)_([\d_]+)b", name)[1].replace("_", "."))
     # Llama 3 70B had three iterations (table 5), Qwen1.5 three, four or six by size (table 1).

@@ -130,7 +130,7 @@ def test_only_data_goes_across_slices(slices, sizes):
     assert set(mesh.devices.flat) == set(devices)
     for replica in mesh.devices:
         assert len(slices_of(replica)) == 1
-    # The slices are outermost, so that what neighbouring replicas exchange stays inside one as far as it can.
+    # The slices are outermost, so that what neighboring replicas exchange stays inside one as far as it can.
     order = [replica.flat[0].slice_index for replica in mesh.devices]
     assert order == sorted(order)
     for tensor in (1, 2, 4, 8):

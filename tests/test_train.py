@@ -36,11 +36,11 @@ def test_without_a_config_the_command_says_what_to_type():
     assert_one_line(run(), "--config", "python -m isheep_jax.train --config=tiny")
 
 
-def test_a_misspelt_config_is_answered_with_the_nearest():
+def test_a_misspelled_config_is_answered_with_the_nearest():
     assert_one_line(run("--config=tinny"), "did you mean 'tiny'")
 
 
-def test_a_misspelt_setting_is_answered_with_the_nearest():
+def test_a_misspelled_setting_is_answered_with_the_nearest():
     assert_one_line(run("--config=tiny", "--sft.learning_rat=1e-4"), "did you mean --sft.learning_rate")
 
 
@@ -75,7 +75,7 @@ def test_help_lists_the_configs():
         ValueError("RESOURCE_EXHAUSTED: write failed [OS error 28: ENOSPC No space left on device]"),
     ],
 )
-def test_a_full_disk_is_recognised_also_when_a_library_wraps_it(error):
+def test_a_full_disk_is_recognized_also_when_a_library_wraps_it(error):
     wrapped = RuntimeError("saving failed")
     wrapped.__cause__ = error
     assert disk_is_full(error)

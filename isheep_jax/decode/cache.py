@@ -23,7 +23,7 @@ def cache_length(context: int) -> int:
 
 
 def alignment(mesh: Mesh | None) -> int:
-    """Prompts begin at multiples of this in packed rows (tokens), so that neighbours change nothing of their sums."""
+    """Prompts begin at multiples of this in packed rows (tokens), so that neighbors change nothing of their sums."""
     return _LANES if decode_activations(mesh).platform == "tpu" else PACKED_KEYS
 
 

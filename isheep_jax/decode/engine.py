@@ -1,7 +1,7 @@
 """The decode engine: a known list of prompts in, completions and probabilities out.
 
 What a request's tokens are does not depend on the schedule: its random key comes from the run's seed and its id, and
-how its sums are formed from its own tokens, so that neighbours, the number of slots and a restart change nothing.
+how its sums are formed from its own tokens, so that neighbors, the number of slots and a restart change nothing.
 """
 
 import dataclasses
@@ -113,7 +113,7 @@ class Engine:
     def score(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
         """Log-probabilities of the choices after each prompt, by prefill alone.
 
-        A choice is tokenised together with its prompt. Raises ValueError for an id that occurs twice and for no choice.
+        A choice is tokenized together with its prompt. Raises ValueError for an id that occurs twice and for no choice.
         """
         _check_ids(requests)
         if not choices:
@@ -202,7 +202,7 @@ def _check_ids(requests: Sequence[Request]) -> None:
 
 def _check_sampling(sampling: Sampling) -> None:
     if not 0 <= sampling.temperature < float("inf"):
-        raise UserError(f"temperature={sampling.temperature} must be a number from 0 upwards")
+        raise UserError(f"temperature={sampling.temperature} must be a number from 0 upward")
     if not 0 < sampling.top_p <= 1:
         raise UserError(f"top_p={sampling.top_p} must be above 0 and at most 1")
     if sampling.top_k < 0:

@@ -3,7 +3,7 @@
 A token is drawn by two inversions of a cumulative distribution: a block of the vocabulary from the sums of all blocks,
 then a token of that block. Top-p and min-p reject: a drawn token is accepted if it is in the nucleus, for which the
 mass of all more probable tokens is summed. Else the next try draws from those more probable tokens only. Every try
-draws from a set that holds the nucleus, so that accepted tokens follow the renormalised nucleus exactly. A rejection
+draws from a set that holds the nucleus, so that accepted tokens follow the renormalized nucleus exactly. A rejection
 shrinks the mass outside the nucleus to a uniform fraction, so that there are at most 1 + log(1 / mass of the nucleus)
 tries on average, and the most probable token is always accepted. (Rejection with the rejected token as the next bound:
 as in FlashInfer, Ye et al. 2025, arXiv 2501.01005.)
@@ -52,7 +52,7 @@ def request_key(seed: int, request_id: str) -> np.ndarray:
     return np.frombuffer(digest[:8], dtype=np.uint32)
 
 
-def penalise(logits: jax.Array, settings: SamplingSettings, seen: jax.Array | None) -> jax.Array:
+def penalize(logits: jax.Array, settings: SamplingSettings, seen: jax.Array | None) -> jax.Array:
     """Logits [B, V] after the penalties. seen: as in `sample`.
 
     The repetition penalty divides positive logits and multiplies negative ones, of tokens of the prompt and of the
@@ -200,8 +200,8 @@ def sample(
     """
     return jax.lax.cond(
         settings.temperature > 0.0,
-        lambda: _from_distribution(penalise(logits, settings, seen), keys, positions, settings, mesh),
-        lambda: jnp.argmax(penalise(logits, settings, seen), axis=-1).astype(jnp.int32),
+        lambda: _from_distribution(penalize(logits, settings, seen), keys, positions, settings, mesh),
+        lambda: jnp.argmax(penalize(logits, settings, seen), axis=-1).astype(jnp.int32),
     )
 
 

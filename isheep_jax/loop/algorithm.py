@@ -17,7 +17,7 @@ from isheep_jax import distributed
 from isheep_jax.config import Config
 from isheep_jax.loop import guards, stopping
 from isheep_jax.loop.card import model_card
-from isheep_jax.loop.filters.novelty import Pool, RestartingPool, normalise
+from isheep_jax.loop.filters.novelty import Pool, RestartingPool, normalize
 from isheep_jax.loop.judging import judges
 from isheep_jax.loop.prompting import similar
 from isheep_jax.loop.prompting.seeds import Seed, check_outputs, read_seeds
@@ -130,11 +130,11 @@ class _Loop:
     ):
         self.config, self.backend, self.evaluators, self.reporter = config, backend, evaluators, reporter
         self.templates, self.seeds, self.directory = templates, seeds, directory
-        self.held_out = frozenset(normalise(text) for text in held_out)
+        self.held_out = frozenset(normalize(text) for text in held_out)
         self.models = Models(backend)
-        self.answers = Answers(config, directory, self.models, templates, reporter, self._neighbours)
+        self.answers = Answers(config, directory, self.models, templates, reporter, self._neighbors)
         # The pool of the iteration that was asked for last.
-        self._near: tuple[int, similar.Neighbours] | None = None
+        self._near: tuple[int, similar.Neighbors] | None = None
         self.types = read_types(templates.directory / "topics.jsonl") if wanted(config) else []
 
     def base(self) -> dict:
@@ -187,7 +187,7 @@ class _Loop:
         def work(stage: Stage[Instruction]) -> list[Instruction]:
             config = self.config
             by_similarity = config.synthesize.method == "retrieved"
-            questions = similar.Questions(self.templates, self._neighbours(number)) if by_similarity else None
+            questions = similar.Questions(self.templates, self._neighbors(number)) if by_similarity else None
             with self.reporter.stage(number, "synthesize", config.synthesize.instructions, "instructions") as progress:
                 return synthesize(
                     self._writer(number),
@@ -244,7 +244,7 @@ class _Loop:
         topics, _ = once(self.directory.stage(number, "topics", Topic), work)
         return Guided(self.config, self.templates, self.types, hints(self.types, topics), number)
 
-    def _neighbours(self, number: int) -> similar.Neighbours:
+    def _neighbors(self, number: int) -> similar.Neighbors:
         """The pool of pairs that prompts of this iteration show, embedded by its writer."""
         if self._near is None or self._near[0] != number:
             earlier = range(1, number) if self.config.retrieval.pool == "seeds_and_kept" else ()
@@ -256,7 +256,7 @@ class _Loop:
                     return similar.embed_pool(self._writer(number), samples, stage, number, progress)
 
             vectors, _ = once(self.directory.stage(number, "pool", Vector), work)
-            self._near = (number, similar.Neighbours(self.backend, self.config, samples, vectors, number))
+            self._near = (number, similar.Neighbors(self.backend, self.config, samples, vectors, number))
         return self._near[1]
 
     def _clone(self, number: int, instructions: Sequence[Instruction]) -> list[Pair]:

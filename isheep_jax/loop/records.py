@@ -73,8 +73,8 @@ class Score:
     """The model's opinion on one criterion, from 1 to 10.
 
     value: the score (the mean of `distribution`, or the sampled number); None when there is none. distribution:
-    probabilities of 1..10, normalised; mass: their sum before, so a low mass says that the model did not want to write
-    a score. argmax: the most probable score. text: the sampled judgement, or why there is no score.
+    probabilities of 1..10, normalized; mass: their sum before, so a low mass says that the model did not want to write
+    a score. argmax: the most probable score. text: the sampled judgment, or why there is no score.
     """
 
     value: float | None

@@ -1,4 +1,4 @@
-"""Where a run's artefacts live, how a stage commits and how a run resumes.
+"""Where a run's artifacts live, how a stage commits and how a run resumes.
 
 A file either is there, whole, or is not. A stage writes its records in numbered parts and is finished when its DONE
 manifest is in place; there are no appends, so that the directory may be in a bucket. A run that was killed at any

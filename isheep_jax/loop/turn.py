@@ -13,7 +13,7 @@ from isheep_jax.loop.dataset import write_dataset
 from isheep_jax.loop.judging import judges
 from isheep_jax.loop.judging.endpoint import Endpoint
 from isheep_jax.loop.prompting.principles import Principles
-from isheep_jax.loop.prompting.similar import Examples, Neighbours, choose_examples
+from isheep_jax.loop.prompting.similar import Examples, Neighbors, choose_examples
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Backend, Model, Reporter, StageReporter
 from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, Shown, Vector, kept
@@ -69,11 +69,11 @@ class Answers:
         models: Models,
         templates: Templates,
         reporter: Reporter,
-        neighbours: Callable[[int], Neighbours],
+        neighbors: Callable[[int], Neighbors],
     ):
-        """neighbours: gives the pool of an iteration, for responses by similar pairs."""
+        """neighbors: gives the pool of an iteration, for responses by similar pairs."""
         self._config, self._directory, self._models = config, directory, models
-        self._neighbours = neighbours
+        self._neighbors = neighbors
         self._templates, self._reporter = templates, reporter
         self._principles = Principles(templates) if config.respond.method == "principles" else None
 
@@ -141,15 +141,15 @@ class Answers:
         """Prompts that show the pairs nearest to each instruction; None where responses need none."""
         if self._config.respond.method != "retrieved":
             return None
-        neighbours = self._neighbours(number)
+        neighbors = self._neighbors(number)
 
         def work(stage: Stage[Shown]) -> list[Shown]:
             with self._reporter.stage(number, "examples", len(instructions), "instructions") as progress:
                 writer = self._models.get(self._directory.model(number - 1))
-                return choose_examples(writer, neighbours, instructions, stage, progress)
+                return choose_examples(writer, neighbors, instructions, stage, progress)
 
         shown, _ = once(self._directory.stage(number, "examples", Shown), work)
-        return Examples(self._templates, neighbours, shown)
+        return Examples(self._templates, neighbors, shown)
 
     def _assess(self, number: int, turn: int, pairs: Sequence[Pair]) -> list[Scores]:
         def work(stage: Stage[Scores]) -> list[Scores]:

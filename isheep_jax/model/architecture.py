@@ -238,7 +238,7 @@ def leaves(table: Any) -> Iterator[tuple[tuple[str, ...], ParameterSpec]]:
 
 
 def init_parameters(architecture: Architecture, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
-    """Random weights: matrices normal with standard deviation 0.02, norms that only normalise, biases zero."""
+    """Random weights: matrices normal with standard deviation 0.02, norms that only normalize, biases zero."""
     specs, tree = jax.tree.flatten(parameter_table(architecture))
     keys = jax.random.split(key, len(specs))
 

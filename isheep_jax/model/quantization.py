@@ -88,7 +88,7 @@ def weight_table(architecture: Architecture, weights: Storage) -> Tree:
 
 
 def abstract_weights(architecture: Architecture, weights: Storage, dtype: jnp.dtype) -> Tree:
-    """A `jax.ShapeDtypeStruct` for each array of the weights; dtype: of what is not quantised."""
+    """A `jax.ShapeDtypeStruct` for each array of the weights; dtype: of what is not quantized."""
 
     def shape(spec: ParameterSpec | Quantized) -> Any:
         if isinstance(spec, Quantized):
@@ -101,7 +101,7 @@ def abstract_weights(architecture: Architecture, weights: Storage, dtype: jnp.dt
 
 
 def dequantize_weights(params: Tree, architecture: Architecture) -> Tree:
-    """The weights as float32, where they are quantised."""
+    """The weights as float32, where they are quantized."""
 
     def plain(spec: ParameterSpec, leaf: jax.Array | Quantized) -> jax.Array:
         return dequantize(leaf, spec.input_axes) if isinstance(leaf, Quantized) else leaf
@@ -112,7 +112,7 @@ def dequantize_weights(params: Tree, architecture: Architecture) -> Tree:
 def place_leaf(
     spec: ParameterSpec, leaf: jax.Array | Quantized, place: Sharding | Format | Quantized, dtype: jnp.dtype
 ) -> jax.Array | Quantized:
-    """A leaf at its place; quantised where the place is a `Quantized` of two, else as `dtype`."""
+    """A leaf at its place; quantized where the place is a `Quantized` of two, else as `dtype`."""
     if not isinstance(place, Quantized):
         return jax.device_put(jnp.asarray(leaf, dtype), place)
     if not isinstance(leaf, Quantized):

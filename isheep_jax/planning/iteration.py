@@ -28,7 +28,7 @@ class Lengths:
     """An instruction with its input."""
     response: int = 250
     """A response."""
-    judgement_prompt: int = 250
+    judgment_prompt: int = 250
     """The judge's prompt without the pair."""
     follow_up_prompt: int = 80
     """The prompt for a second turn without the pair."""
@@ -75,7 +75,7 @@ def plan_iteration(
         return {**prefill(programs.PREFILL, prompts, prompt), programs.DECODE: steps}
 
     def judging(judge: str, pairs: float, before: int) -> dict[str, float]:
-        prompt = n.judgement_prompt + before + pair
+        prompt = n.judgment_prompt + before + pair
         if is_server(judge) or not criteria * pairs:
             return {}
         if assess.read == "expected":

@@ -30,7 +30,7 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
     directory = epath.Path(path).expanduser()
     try:
         if not directory.is_dir():
-            # A hub id, unless its first part is a directory here: then a name in it is misspelt.
+            # A hub id, unless its first part is a directory here: then a name in it is misspelled.
             match = _HUB_ID.fullmatch(path)
             if match and not Path(path).parent.is_dir():
                 return epath.Path(_download(path, match["repository"], match["revision"], setting))

@@ -1,4 +1,4 @@
-"""From examples to packed batches: tokenise, mask, cut, shuffle, pack. Plain numpy until `on_devices`."""
+"""From examples to packed batches: tokenize, mask, cut, shuffle, pack. Plain numpy until `on_devices`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from grain.experimental import FirstFitPackIterDataset
 from isheep_jax.sft.examples import Example
 from isheep_jax.text.conversation import Conversation
 
-TOKEN, TARGET, TRAINED = range(3)  # columns of a tokenised example
+TOKEN, TARGET, TRAINED = range(3)  # columns of a tokenized example
 
 
 class ExampleEncoder(Protocol):

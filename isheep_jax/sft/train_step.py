@@ -58,7 +58,7 @@ class Programs:
         base: the frozen parameters under adapters, {} when all are trained. metrics: float32 scalars loss, tokens
         (trained tokens of the batch) and gradient_norm (before clipping).
     validation_loss(weights, base, batch) -> (sum of -log p over the trained tokens, their count)
-    finish(base, weights) -> the parameters with what was learnt: adapters merged, in the number formats of `base`
+    finish(base, weights) -> the parameters with what was learned: adapters merged, in the number formats of `base`
     """
 
     start: Callable

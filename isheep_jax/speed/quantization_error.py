@@ -59,7 +59,7 @@ def measure_quality(
 ) -> Quality:
     """Lets the plain model complete the prompts at temperature 1, and compares what both predict along the way.
 
-    params: not quantised, as of `Engine`. config: weights and cache are compared with "compute" for both. max_tokens:
+    params: not quantized, as of `Engine`. config: weights and cache are compared with "compute" for both. max_tokens:
     new tokens of a completion. The comparison prefills prompts as the engine does and reads the completions through the
     cache, so every prediction is that of a decode step with the same past. Both sets of weights are in memory at the
     same time. Raises `UserError` when no prompt fits or no completion has a token.

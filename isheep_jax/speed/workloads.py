@@ -117,10 +117,10 @@ def _text(ids: list[int]) -> str:
     return " ".join(map(str, ids))
 
 
-def synthesise(count: int, seed: int = 0) -> Workload:
+def synthesize(count: int, seed: int = 0) -> Workload:
     """Few-shot prompts of 400 tokens, 64 to 512 new ones."""
     new = np.random.default_rng(seed).integers(64, 513, count)
-    return Workload("synthesise", "generate", (400,) * count, tuple(new.tolist()), seed=seed)
+    return Workload("synthesize", "generate", (400,) * count, tuple(new.tolist()), seed=seed)
 
 
 def respond(count: int, seed: int = 0) -> Workload:
@@ -137,4 +137,4 @@ def assess(count: int, seed: int = 0) -> Workload:
     return Workload("assess", "score", tuple(prompts.tolist()), head_length=300, choices=10, seed=seed)
 
 
-WORKLOADS = {"synthesise": synthesise, "respond": respond, "assess": assess}
+WORKLOADS = {"synthesize": synthesize, "respond": respond, "assess": assess}

@@ -7,7 +7,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.studies.definitions import Row, Study
 from isheep_jax.studies.report import Results, estimates
 
-# Told apart by people who do not see all colours, too (Okabe and Ito's palette); then by the marks.
+# Told apart by people who do not see all colors, too (Okabe and Ito's palette); then by the marks.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "os^Dv<>"
 # How far apart the marks of one iteration lie, in iterations.

@@ -8,7 +8,7 @@ long the share took, and how much of the whole workload it was. An engine that i
 
 Static batches are sorted by length, so that little is padding, and a part is a batch (or several) from the middle of
 each of `parts` stretches of that order. Such a share of the whole is counted in steps: a batch's decode steps are those
-of its longest completion. Where nothing but a judgement of 32 tokens is generated they are positions of the longest
+of its longest completion. Where nothing but a judgment of 32 tokens is generated they are positions of the longest
 prompt. Continuous batching gets requests of all lengths at once, and its share is counted in tokens.
 """
 
@@ -21,8 +21,8 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-# A peer cannot score by prefill: it generates a judgement.
-JUDGEMENT = 32
+# A peer cannot score by prefill: it generates a judgment.
+JUDGMENT = 32
 
 
 class Ours:
@@ -74,7 +74,7 @@ class Peer:
         workload = setup["workload"]
         self.setup, self.score = setup, workload["kind"] == "score"
         self.prompts = [workload["head"] + prompt for prompt in workload["prompts"]]
-        self.new = workload["new_tokens"] or [JUDGEMENT] * len(self.prompts)
+        self.new = workload["new_tokens"] or [JUDGMENT] * len(self.prompts)
         # By length; prompts in any order have like lengths where completions differ.
         self.order = sorted(range(len(self.prompts)), key=lambda i: (self.new[i], len(self.prompts[i])))
 

@@ -2,7 +2,7 @@
 
 python tests/benchmarks/decode_peers.py [--workloads respond assess] [--peers-python PATH] [--output FILE.json]
 
-The model is a Llama of 100 million parameters with random weights. Workloads, with lengths forced: synthesise (prompts
+The model is a Llama of 100 million parameters with random weights. Workloads, with lengths forced: synthesize (prompts
 of 400 tokens, 64 to 512 new ones), respond (prompts of 20 to 200, 1 to 400 new ones, log-normal around 55), assess (60
 to 300 tokens behind a shared rubric of 300: the engine scores ten choices by prefill, its peers generate 32 tokens).
 
@@ -31,11 +31,11 @@ from pathlib import Path
 
 from isheep_jax.speed.workloads import LLAMA_100M, WORKLOADS, Workload
 
-REQUESTS = {"synthesise": 96, "respond": 256, "assess": 192}
+REQUESTS = {"synthesize": 96, "respond": 256, "assess": 192}
 PEERS = ["float32", "bfloat16", "continuous", "tunix"]
 # How many times as fast as these peers the engine has to be.
 TARGETS = {
-    "synthesise": {"transformers float32": 5.0, "tunix float32": 5.0},
+    "synthesize": {"transformers float32": 5.0, "tunix float32": 5.0},
     "respond": {"transformers float32": 3.0, "tunix float32": 5.0},
     "assess": {"transformers float32": 2.5, "tunix float32": 5.0},
 }

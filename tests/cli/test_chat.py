@@ -77,7 +77,7 @@ def test_reset_begins_anew_also_with_the_random_numbers(converse):
     assert first == third != second
 
 
-def test_quit_ends_it_and_a_misspelt_command_is_not_sent(converse):
+def test_quit_ends_it_and_a_misspelled_command_is_not_sent(converse):
     engine = ScriptedEngine(["One."])
     told = converse(engine, "/restart", "/usr/bin is what?", "/quit", "never")
     assert "no command /restart" in told.err

@@ -50,7 +50,7 @@ def test_tokens_equal_a_teacher_forced_argmax_of_the_plain_forward(params):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=0.9, max_tokens=12)])
-def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbours(params, sampling):
+def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, sampling):
     requests = ragged(12)
     expected = by_id(make_engine(params).generate(requests, sampling))
     for settings in ({"slots": 1, "chunk": 3}, {"slots": 16, "chunk": 64}):

@@ -43,7 +43,7 @@ def test_int8_weights_decode_and_score_as_the_floats_that_they_stand_for(params)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
-def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbours(params, sampling):
+def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, sampling):
     # Two of each prompt, so that slots are copied.
     requests = [Request(f"{r.id}/{i}", r.prompt) for r in ragged(8) for i in range(2)]
     engine = make_engine(params, **INT8)
@@ -63,7 +63,7 @@ def test_a_mesh_gives_the_tokens_of_one_device_and_splits_scales_as_their_output
     same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), engine.params, wanted)
     assert all(jax.tree.leaves(same))
     assert engine.params["layers"]["wq"].scale.sharding.shard_shape((2, 4, 8)) == (2, 2, 8)
-    # Weights that are quantised already stay as they are.
+    # Weights that are quantized already stay as they are.
     again = make_engine(engine.params, slots=8, mesh=mesh, **INT8)
     jax.tree.map(np.testing.assert_array_equal, again.params, engine.params)
 
@@ -133,7 +133,7 @@ def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_no
     assert four_bits.divergence > 5e-3
 
 
-def test_weights_are_quantised_while_they_are_loaded(tiny):
+def test_weights_are_quantized_while_they_are_loaded(tiny):
     model, params = tiny
     mesh = mesh_of(1, 2)
     loaded = load_parameters(

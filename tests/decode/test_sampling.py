@@ -16,7 +16,7 @@ from isheep_jax.decode.sampling import (
     PROMPT,
     SamplingSettings,
     logprobs_of,
-    penalise,
+    penalize,
     request_key,
     sample,
     top_k_floor,
@@ -105,7 +105,7 @@ def test_draws_are_exact_over_many_blocks_and_a_vocabulary_that_they_do_not_divi
         tokens = np.concatenate([draws(logits, 4000, seed=s, **values) for s in range(2)])
         probability = exact_distribution(logits, **values)
         assert (probability[tokens] > 0).all()
-        # Neighbours and tokens of like probability, fifty cells of each sort.
+        # Neighbors and tokens of like probability, fifty cells of each sort.
         for order in (np.arange(vocabulary), np.argsort(probability)):
             cells = np.array_split(order, 50)
             counts = np.bincount(tokens, minlength=vocabulary)
@@ -159,7 +159,7 @@ def test_top_k_floor_parts_the_k_largest_from_the_rest(k):
 
 
 @pytest.mark.parametrize("values", FILTERS, ids=str)
-def test_a_row_does_not_depend_on_its_neighbours(values):
+def test_a_row_does_not_depend_on_its_neighbors(values):
     rng = np.random.default_rng(6)
     logits = rng.normal(0, 2, (32, 300)).astype(np.float32) * rng.choice([0.1, 1, 5], (32, 1)).astype(np.float32)
     keys, positions = keys_of(32), rng.integers(0, 1000, 32).astype(np.int32)
@@ -255,15 +255,15 @@ def test_penalties_fall_on_seen_tokens_only(repetition, presence):
     logits, seen = penalty_case()
     settings = settings_of(repetition_penalty=repetition, presence_penalty=presence)
     expected = reference_penalties(logits, seen, repetition, presence)
-    np.testing.assert_allclose(penalise(logits, settings, seen), expected, atol=1e-6)
+    np.testing.assert_allclose(penalize(logits, settings, seen), expected, atol=1e-6)
 
 
 def test_the_presence_penalty_spares_the_prompt_and_the_repetition_penalty_does_not():
     logits = np.array([[2.0, 2.0, 2.0, -2.0]], np.float32)
     seen = np.array([[0, PROMPT, GENERATED, PROMPT | GENERATED]], np.uint8)
-    presence = penalise(logits, settings_of(presence_penalty=0.5), seen)
+    presence = penalize(logits, settings_of(presence_penalty=0.5), seen)
     np.testing.assert_array_equal(presence, [[2.0, 2.0, 1.5, -2.5]])
-    repetition = penalise(logits, settings_of(repetition_penalty=2.0), seen)
+    repetition = penalize(logits, settings_of(repetition_penalty=2.0), seen)
     np.testing.assert_array_equal(repetition, [[2.0, 1.0, 1.0, -4.0]])
 
 
@@ -272,20 +272,20 @@ def test_temperature_zero_takes_the_most_probable_token_after_the_penalties():
     plain = run(logits, keys_of(16), np.arange(16, dtype=np.int32), settings_of(temperature=0.0, top_p=0.5))
     np.testing.assert_array_equal(plain, logits.argmax(-1))
     settings = settings_of(temperature=0.0, repetition_penalty=1.8, presence_penalty=1.5)
-    penalised = run(logits, keys_of(16), np.arange(16, dtype=np.int32), settings, seen)
+    penalized = run(logits, keys_of(16), np.arange(16, dtype=np.int32), settings, seen)
     expected = reference_penalties(logits, seen, 1.8, 1.5).argmax(-1)
     assert (expected != logits.argmax(-1)).any()
-    np.testing.assert_array_equal(penalised, expected)
+    np.testing.assert_array_equal(penalized, expected)
 
 
-def test_draws_with_penalties_follow_the_penalised_distribution():
+def test_draws_with_penalties_follow_the_penalized_distribution():
     logits, seen = (x[0] for x in penalty_case())
     rows = [np.broadcast_to(x, (20_000, 50)) for x in (logits, seen)]
     settings = settings_of(repetition_penalty=1.4, presence_penalty=0.6, top_p=0.9, temperature=1.2)
     tokens = run(rows[0], keys_of(20_000), np.zeros(20_000, np.int32), settings, rows[1])
-    penalised = reference_penalties(logits[None], seen[None], 1.4, 0.6)[0]
+    penalized = reference_penalties(logits[None], seen[None], 1.4, 0.6)[0]
     counts = np.bincount(tokens, minlength=50)
-    assert chi_square_fits(counts, exact_distribution(penalised, temperature=1.2, top_p=0.9))
+    assert chi_square_fits(counts, exact_distribution(penalized, temperature=1.2, top_p=0.9))
     assert not chi_square_fits(counts, exact_distribution(logits, temperature=1.2, top_p=0.9))
 
 

@@ -35,7 +35,7 @@ def test_scores_equal_the_log_softmax_of_the_full_forward(params, kind):
         np.testing.assert_allclose(found[request.id].logprobs, expected, atol=1e-4)
 
 
-def test_scores_do_not_depend_on_batch_or_neighbours(params):
+def test_scores_do_not_depend_on_batch_or_neighbors(params):
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
     choices = CHOICES["several"]
     expected = {scores.id: scores for scores in make_engine(params).score(requests, choices)}

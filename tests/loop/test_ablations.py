@@ -86,7 +86,7 @@ def test_only_what_the_level_and_the_prompt_ask_for_is_computed(tmp_path, level,
     assert len(kept(selected)) == (len(passed) if level == "none" else round(0.4 * len(passed)))
 
 
-def test_several_judgements_are_asked_for_and_their_mean_counts(tmp_path):
+def test_several_judgments_are_asked_for_and_their_mean_counts(tmp_path):
     config = tiny_config(tmp_path, iterations=1, assess=AssessConfig(read="sampled", samples=3, level="quality"))
     _, backend = go(config)
     scores = lines(tmp_path / "iteration_1" / "scores", Scores)

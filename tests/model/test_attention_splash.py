@@ -111,7 +111,7 @@ def test_rows_and_heads_are_split_over_devices():
     assert {shard.data.shape for shard in ours[0].addressable_shards} == {(1, 128, 2, 16)}
 
 
-def test_layers_choose_among_windows_inside_a_scan_with_rematerialisation():
+def test_layers_choose_among_windows_inside_a_scan_with_rematerialization():
     """As in a forward pass whose layers attend differently: branches of one program, by the layer's number."""
     q, k, v, gradient = inputs(1, 128, 2, 1, 8)
     windows, ids = (None, 20, 5), segments([(1, 100), (2, 28)])

@@ -92,21 +92,21 @@ def test_a_matrix_has_a_scale_for_each_output():
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_quantised_weights_give_what_their_floats_give(family, tied):
+def test_quantized_weights_give_what_their_floats_give(family, tied):
     architecture = dataclasses.replace(ARCHITECTURE, family=family, tied_embeddings=tied)
     params = jax.tree.map(lambda x: 5 * x, init_parameters(architecture, jax.random.key(0)))
     place = jax.tree.map(
         lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), weight_table(architecture, "int8")
     )
-    quantised = jax.tree.map(
+    quantized = jax.tree.map(
         lambda spec, leaf, where: place_leaf(spec, leaf, where, jnp.float32),
         parameter_table(architecture),
         params,
         place,
     )
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), quantised)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), quantized)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), abstract_weights(architecture, "int8", jnp.float32))
-    rounded = dequantize_weights(quantised, architecture)
+    rounded = dequantize_weights(quantized, architecture)
     for path, spec in leaves(parameter_table(architecture)):
         before, after = params, rounded
         for key in path:
@@ -123,7 +123,7 @@ def test_quantised_weights_give_what_their_floats_give(family, tied):
         hidden, _ = forward(params, architecture, tokens, jnp.arange(9)[None], compute_dtype=jnp.float32)
         return logits(params, architecture, hidden, jnp.float32)
 
-    found, expected, exact = run(quantised), run(rounded), run(params)
+    found, expected, exact = run(quantized), run(rounded), run(params)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert np.abs(found - exact).max() > 10 * np.abs(found - expected).max()  # rounding is what is left
 

@@ -69,8 +69,8 @@ def test_without_packing_an_update_takes_a_pair_per_row():
         ({"respond.samples": 2}, 2),
     ],
 )
-def test_only_the_judgements_that_are_asked_for_are_planned(settings, share):
-    # 256 judgements and more fill the slots, so that the steps are in proportion.
+def test_only_the_judgments_that_are_asked_for_are_planned(settings, share):
+    # 256 judgments and more fill the slots, so that the steps are in proportion.
     planned, whole = (stages(c)["assess"].seconds for c in (replace_settings(CONFIG, settings), CONFIG))
     assert planned == pytest.approx(share * whole)
 

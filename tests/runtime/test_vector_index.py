@@ -52,7 +52,7 @@ def test_differences_below_the_error_of_float32_decide(monkeypatch):
     monkeypatch.setattr(vector_index, "SPARE", 2)
     monkeypatch.setattr(vector_index, "BLOCK_ROWS", 50)
     base = normal(5, 1, 512)
-    # Neighbours whose products differ from the ninth digit on.
+    # Neighbors whose products differ from the ninth digit on.
     vectors = np.repeat(unit(base), 300, axis=0)
     small = np.argsort(np.abs(vectors[0]))[:300]
     vectors[np.arange(300), small] = np.nextafter(vectors[np.arange(300), small], np.float16(1))

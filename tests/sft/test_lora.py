@@ -70,7 +70,7 @@ def test_dropout_leaves_its_share_and_masks_are_unlike():
     count = masks.shape[1]
     standard_error = np.sqrt(rate * (1 - rate) / count)
     assert np.abs(masks.mean(1) - (1 - rate)).max() < 5 * standard_error
-    # Two masks, and one and its neighbours along each axis, agree as often as independent ones do.
+    # Two masks, and one and its neighbors along each axis, agree as often as independent ones do.
     correlation = np.corrcoef(masks)[np.triu_indices(len(masks), 1)]
     assert np.abs(correlation).max() < 5 / np.sqrt(count)
     for axis in range(3):

@@ -72,7 +72,7 @@ def test_training_learns_and_leaves_the_starting_weights_alone(tmp_path, method)
     assert same_bits(tuned["embed"], before["embed"]) == (method == "lora")
 
 
-def test_the_result_is_json_and_counts_what_was_learnt(tmp_path):
+def test_the_result_is_json_and_counts_what_was_learned(tmp_path):
     examples = [*copying(10), example("cut", "abc", "d" * 40), example("lost", "a" * 40, "b")]
     _, result = tune(tmp_path, examples, epochs=3)
     assert json.loads(json.dumps(dataclasses.asdict(result)))["steps"] == result.steps == len(result.losses)

@@ -117,7 +117,7 @@ def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, caps
     [
         (["--config=tiny"], "say what to measure"),
         (["decode"], "--config is missing"),
-        (["decode", "--config=tiny", "--workload=respond,nothing"], "--workload: nothing is not one of synthesise"),
+        (["decode", "--config=tiny", "--workload=respond,nothing"], "--workload: nothing is not one of synthesize"),
         (["decode", "--config=tiny", "--requests=0"], "--requests: '0'"),
         (["decode", "--config=tiny", "--output"], "--output needs a value"),
         (["decode", "--config=tiny", "--output=/no/such/file.json"], "no directory /no/such"),

@@ -8,7 +8,7 @@ from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Sampling
 from isheep_jax.model.architecture import parameter_count
-from isheep_jax.speed.workloads import LLAMA_100M, WORKLOADS, IdTokenizer, Workload, assess, respond, synthesise
+from isheep_jax.speed.workloads import LLAMA_100M, WORKLOADS, IdTokenizer, Workload, assess, respond, synthesize
 
 VOCABULARY = ARCHITECTURE.vocab_size
 
@@ -27,7 +27,7 @@ def test_a_workload_is_decided_by_count_and_seed(build):
 
 
 def test_lengths_are_those_of_the_stages():
-    few_shot, answers, pairs = synthesise(2000), respond(2000), assess(2000)
+    few_shot, answers, pairs = synthesize(2000), respond(2000), assess(2000)
     assert set(few_shot.prompt_lengths) == {400}
     assert (min(few_shot.new_tokens), max(few_shot.new_tokens)) == (64, 512)
     assert (min(answers.prompt_lengths), max(answers.prompt_lengths)) == (20, 200)

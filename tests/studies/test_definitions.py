@@ -76,7 +76,7 @@ def test_the_papers_headline_gain_is_that_of_its_numbers():
     assert {row.paper[1] for row in STUDIES["iterative_settings"].rows if 1 in row.paper} == {one.paper[1]}
 
 
-def test_a_misspelt_study_or_row_is_named_with_what_there_is():
+def test_a_misspelled_study_or_row_is_named_with_what_there_is():
     with pytest.raises(UserError, match=r"no study 'filter'; did you mean 'filters'\?"):
         named_study("filter")
     with pytest.raises(UserError, match="no row 'oracle' in this study; known: current, base, previous"):

@@ -37,7 +37,7 @@ NOUNS = [
     "letters",
     "planets",
     "bridges",
-    "colours",
+    "colors",
     "clocks",
     "songs",
     "islands",

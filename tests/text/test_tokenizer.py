@@ -132,7 +132,7 @@ def load_with_template(directory, tmp_path, template) -> Tokenizer:
     return Tokenizer.load(tmp_path / "copy")
 
 
-def test_what_follows_the_end_of_turn_is_not_learnt(sentencepiece_directory, tmp_path):
+def test_what_follows_the_end_of_turn_is_not_learned(sentencepiece_directory, tmp_path):
     tokenizer = load_with_template(sentencepiece_directory, tmp_path, TEMPLATE + "\n\n")
     ids, mask = tokenizer.encode_example(QUESTION, "red")
     assert ids[-1] in tokenizer.eos_ids

@@ -7,9 +7,9 @@ import numpy as np
 
 # Rounds after which k-means stops even where vectors still change their cluster.
 ROUNDS = 50
-# Passes over the vectors in which the first centres are drawn, about; of fewer centres each has a pass of its own.
+# Passes over the vectors in which the first centers are drawn, about; of fewer centers each has a pass of its own.
 DRAWS = 64
-# Vectors that are compared with all centres at a time: bounds the memory of the products.
+# Vectors that are compared with all centers at a time: bounds the memory of the products.
 _BLOCK = 4096
 
 
@@ -28,18 +28,18 @@ def decode(text: str) -> np.ndarray:
 def k_means(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """The cluster of each of the vectors [N, D], as int64 [N]; numbered 0, 1, ... in the order of first appearance.
 
-    Lloyd's algorithm from centres drawn by k-means++ (Arthur & Vassilvitskii 2007). There are fewer clusters than asked
+    Lloyd's algorithm from centers drawn by k-means++ (Arthur & Vassilvitskii 2007). There are fewer clusters than asked
     for where there are fewer different vectors.
     """
     vectors = np.asarray(vectors, np.float32)
-    centres = _first_centres(vectors, clusters, np.random.default_rng(seed))
-    nearest = _nearest(vectors, centres)
+    centers = _first_centers(vectors, clusters, np.random.default_rng(seed))
+    nearest = _nearest(vectors, centers)
     for _ in range(ROUNDS):
-        # A centre that lost all its vectors stays where it is.
+        # A center that lost all its vectors stays where it is.
         filled, starts, sizes = np.unique(np.sort(nearest), return_index=True, return_counts=True)
         sums = np.add.reduceat(vectors[np.argsort(nearest, kind="stable")], starts, axis=0, dtype=np.float64)
-        centres[filled] = (sums / sizes[:, None]).astype(np.float32)
-        before, nearest = nearest, _nearest(vectors, centres)
+        centers[filled] = (sums / sizes[:, None]).astype(np.float32)
+        before, nearest = nearest, _nearest(vectors, centers)
         if np.array_equal(before, nearest):
             break
     _, first, inverse = np.unique(nearest, return_index=True, return_inverse=True)
@@ -48,10 +48,10 @@ def k_means(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     return order[inverse.reshape(-1)]
 
 
-def _first_centres(vectors: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+def _first_centers(vectors: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
     """Vectors drawn with a probability that grows with the squared distance to those drawn before.
 
-    Many centres are drawn some at a time (the idea of k-means||, Bahmani et al. 2012): one pass over the vectors for
+    Many centers are drawn some at a time (the idea of k-means||, Bahmani et al. 2012): one pass over the vectors for
     each would take longer than all that follows.
     """
     at_a_time = max(1, clusters // DRAWS)
@@ -72,8 +72,8 @@ def _first_centres(vectors: np.ndarray, clusters: int, rng: np.random.Generator)
         last = np.unique(np.minimum(places, len(vectors) - 1))
 
 
-def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Index of the nearest centre by Euclidean distance; the first of equals."""
-    half = 0.5 * np.einsum("kd,kd->k", centres, centres)
-    blocks = [vectors[i : i + _BLOCK] @ centres.T - half for i in range(0, len(vectors), _BLOCK)]
+def _nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Index of the nearest center by Euclidean distance; the first of equals."""
+    half = 0.5 * np.einsum("kd,kd->k", centers, centers)
+    blocks = [vectors[i : i + _BLOCK] @ centers.T - half for i in range(0, len(vectors), _BLOCK)]
     return np.concatenate([np.argmax(block, axis=1) for block in blocks])

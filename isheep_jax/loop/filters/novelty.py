@@ -54,7 +54,7 @@ def tokenize(text: str) -> list[str]:
     return tokens
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The text as its tokens, one space between them: what "the same instruction" means in decontamination."""
     return " ".join(tokenize(text))
 
@@ -68,7 +68,7 @@ def rouge_l(lcs: int, m: int, n: int) -> float:
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """The pool's most similar member that is too similar."""
 
     id: str
@@ -101,14 +101,14 @@ class Pool:
         if len(self._waiting) == _BLOCK:
             self._index_waiting()
 
-    def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbour | None]:
+    def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbor | None]:
         """For each instruction in order: None when it is new (it then joins the pool), or what it repeats.
 
         The same as asking one after the other. ROUGE-L looks at the instruction alone; the exact comparison at
         instruction and input. Of several that it repeats, the most similar is told, and of these the earliest.
         """
         self._index_waiting()
-        verdicts: list[Neighbour | None] = []
+        verdicts: list[Neighbor | None] = []
         for start in range(0, len(ids), _BLOCK):
             block = slice(start, start + _BLOCK)
             verdicts += self._admit(ids[block], instructions[block], inputs[block])
@@ -117,7 +117,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def _admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbour | None]:
+    def _admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbor | None]:
         encoded = self._encode(instructions)
         verdicts = self._against_pool(encoded)
         within = self._within(encoded)
@@ -128,10 +128,10 @@ class Pool:
             if near:
                 similarity, j = max(near)
                 if verdicts[i] is None or similarity > verdicts[i].similarity:
-                    verdicts[i] = Neighbour(ids[-j], similarity)
+                    verdicts[i] = Neighbor(ids[-j], similarity)
             key = _exact_key(instructions[i], inputs[i])
             if verdicts[i] is None and key in self._exact:
-                verdicts[i] = Neighbour(self._exact[key], 1.0)
+                verdicts[i] = Neighbor(self._exact[key], 1.0)
             if verdicts[i] is None:
                 accepted.append(i)
                 is_accepted[i] = True
@@ -163,14 +163,14 @@ class Pool:
     def _indexed(self) -> int:
         return self._segments[-1].stop if self._segments else 0
 
-    def _against_pool(self, encoded: Texts) -> list[Neighbour | None]:
+    def _against_pool(self, encoded: Texts) -> list[Neighbor | None]:
         best: dict[int, tuple[float, int]] = {}
         for i, j, similarity in self._close(encoded, self._texts, self._candidates(encoded)):
             order = np.lexsort((j, -similarity, i))
             first = order[np.unique(i[order], return_index=True)[1]]
             for q, k, value in zip(i[first].tolist(), j[first].tolist(), similarity[first].tolist()):
                 best[q] = max(best.get(q, (0.0, 0)), (value, -k))
-        return [Neighbour(self._ids[-best[i][1]], best[i][0]) if i in best else None for i in range(len(encoded))]
+        return [Neighbor(self._ids[-best[i][1]], best[i][0]) if i in best else None for i in range(len(encoded))]
 
     def _candidates(self, encoded: Texts) -> Iterator[Pairs]:
         for segment in self._segments:
@@ -232,9 +232,9 @@ class RestartingPool:
         self._pool.add(id, instruction, input)
         self._count(1)
 
-    def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbour | None]:
+    def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbor | None]:
         """As `Pool.admit`, for instructions one after the other."""
-        verdicts: list[Neighbour | None] = []
+        verdicts: list[Neighbor | None] = []
         while len(verdicts) < len(ids):
             # No more than may be kept before it begins again.
             block = slice(len(verdicts), len(verdicts) + self._every - self._kept)

@@ -88,7 +88,7 @@ class Texts:
 
     def extend(self, strings: Sequence[str], elements: np.ndarray, lengths: np.ndarray) -> None:
         starts = len(self.elements) + np.cumsum(lengths) - lengths
-        # Fibonacci hashing: neighbours in the vocabulary get different bits.
+        # Fibonacci hashing: neighbors in the vocabulary get different bits.
         bit = (elements.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(56)
         word = np.repeat(np.arange(len(lengths)) * _WORDS, lengths) + (bit // 64).astype(np.int64)
         wide = np.zeros(len(lengths) * _WORDS, np.uint64)

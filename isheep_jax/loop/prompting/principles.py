@@ -12,7 +12,7 @@ from pathlib import Path
 
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
-from isheep_jax.loop.filters.novelty import normalise
+from isheep_jax.loop.filters.novelty import normalize
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.records import Instruction
 
@@ -123,7 +123,7 @@ def until_repeated(answer: str) -> str:
     said: set[str] = set()
     end = 0
     for sentence in _SENTENCE.finditer(answer):
-        for clause in map(normalise, _CLAUSE.split(sentence[0])):
+        for clause in map(normalize, _CLAUSE.split(sentence[0])):
             if len(clause.split()) >= REPEATED_WORDS:
                 if clause in said:
                     return answer[:end].strip()

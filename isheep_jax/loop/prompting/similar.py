@@ -50,7 +50,7 @@ def embed_pool(
     return measure.vectors(model, {s.id: s.question for s in samples}, stage, iteration, progress)
 
 
-class Neighbours:
+class Neighbors:
     """The pool of an iteration, by nearness. vectors: of the samples; those without one are never shown."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Neighbours:
         self.by_id = {s.id: s for s in self._samples}
 
     def of_prompts(self, prompts: Sequence[int]) -> list[tuple[str, ...]]:
-        """Ids of what each prompt for a new question shows: a sample drawn at random, and before it its neighbours."""
+        """Ids of what each prompt for a new question shows: a sample drawn at random, and before it its neighbors."""
         count = min(self._settings.examples, len(self._samples))
         draws = [random.Random(f"{self._seed}/{self._iteration}/synthesize/{k}") for k in prompts]
         if self._settings.choose == "random":
@@ -103,7 +103,7 @@ class Neighbours:
 
 def choose_examples(
     model: Model,
-    neighbours: Neighbours,
+    neighbors: Neighbors,
     instructions: Sequence[Instruction],
     stage: Stage[Shown],
     progress: StageReporter,
@@ -112,7 +112,7 @@ def choose_examples(
 
     def process(block: Sequence[Instruction]) -> Iterator[tuple[int, Shown]]:
         questions = [(x.id, user_text(x.instruction, x.input)) for x in block]
-        for i, (id, examples) in enumerate(neighbours.of_questions(model, questions)):
+        for i, (id, examples) in enumerate(neighbors.of_questions(model, questions)):
             yield i, Shown(id, examples)
 
     records = stage.work(list(instructions), process, progress.advance)
@@ -123,14 +123,14 @@ def choose_examples(
 class Questions:
     """Prompts for new questions."""
 
-    def __init__(self, templates: Templates, neighbours: Neighbours):
-        self._templates, self._neighbours = templates, neighbours
+    def __init__(self, templates: Templates, neighbors: Neighbors):
+        self._templates, self._neighbors = templates, neighbors
         self._shown: dict[int, tuple[str, ...]] = {}
         self.stop = templates.retrieved_stops
 
     def prompts(self, numbers: Sequence[int]) -> list[str]:
-        self._shown = dict(zip(numbers, self._neighbours.of_prompts(numbers)))
-        return [self._templates.retrieved(_fields(self._neighbours, self._shown[n])) for n in numbers]
+        self._shown = dict(zip(numbers, self._neighbors.of_prompts(numbers)))
+        return [self._templates.retrieved(_fields(self._neighbors, self._shown[n])) for n in numbers]
 
     def shown(self, number: int) -> tuple[str, ...]:
         """Ids of what one of the last prompts shows."""
@@ -140,19 +140,19 @@ class Questions:
 class Examples:
     """Prompts for answers, which show pairs. shown: ids of these, by the instruction's id."""
 
-    def __init__(self, templates: Templates, neighbours: Neighbours, shown: Sequence[Shown]):
-        self._templates, self._neighbours = templates, neighbours
+    def __init__(self, templates: Templates, neighbors: Neighbors, shown: Sequence[Shown]):
+        self._templates, self._neighbors = templates, neighbors
         self._shown = {s.id: s.examples for s in shown}
         self.stop = templates.retrieved_stops
 
     def request(self, id: str, instruction: Instruction) -> Request:
         question = user_text(instruction.instruction, instruction.input)
-        return Request(id, self._templates.retrieved(_fields(self._neighbours, self._shown[instruction.id]), question))
+        return Request(id, self._templates.retrieved(_fields(self._neighbors, self._shown[instruction.id]), question))
 
     def read(self, text: str, instruction: Instruction) -> tuple[None, str, None]:
         """No thoughts, the answer, and nothing against it."""
         return None, text, None
 
 
-def _fields(neighbours: Neighbours, ids: Sequence[str]) -> list[dict[str, str]]:
-    return [{"question": s.question, "answer": s.answer} for s in (neighbours.by_id[id] for id in ids)]
+def _fields(neighbors: Neighbors, ids: Sequence[str]) -> list[dict[str, str]]:
+    return [{"question": s.question, "answer": s.answer} for s in (neighbors.by_id[id] for id in ids)]

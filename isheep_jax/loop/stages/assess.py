@@ -1,8 +1,8 @@
 """The model's own scores of each pair: quality, and following the instruction, each from 1 to 10 (I-SHEEP section 3.2).
 
-Two ways to read a score. 'sampled' is the paper's: sample a judgement, take the number it begins with. 'expected' takes
-the mean under the model's own distribution over the ten numbers, by prefill alone: no judgement without a number, no
-sampling noise, and fewer ties (Wang, Zhang & Choi 2025, arXiv 2503.03064: the mean beats single judgements throughout).
+Two ways to read a score. 'sampled' is the paper's: sample a judgment, take the number it begins with. 'expected' takes
+the mean under the model's own distribution over the ten numbers, by prefill alone: no judgment without a number, no
+sampling noise, and fewer ties (Wang, Zhang & Choi 2025, arXiv 2503.03064: the mean beats single judgments throughout).
 `assess.level` and `assess.prompt` say which scores are asked for: no other is computed.
 """
 
@@ -48,7 +48,7 @@ def asked(settings: AssessConfig) -> dict[str, str]:
 
 
 def parse_score(text: str, parser: str = "strict") -> int | None:
-    """The number that a judgement begins with, rounded to a whole one; None when there is none from 1 to 10.
+    """The number that a judgment begins with, rounded to a whole one; None when there is none from 1 to 10.
 
     parser: of `assess.parser`. With either "8||good" is 8 and "10/10" is 10, and "Score: 9", "0" and "2024 is" are
     none. 'strict' rounds halves up ("8.5" is 9) and finds none in "-3" and "1-10 scale: 9". 'paper' rounds halves to
@@ -86,7 +86,7 @@ def expected_score(result: ChoiceScores) -> Score:
 
 
 def sampled_score(results: Sequence[Completion], parser: str = "strict") -> Score:
-    """The mean of the numbers of sampled judgements, and the number that most of them gave (of several the lowest)."""
+    """The mean of the numbers of sampled judgments, and the number that most of them gave (of several the lowest)."""
     numbers = Counter(n for r in results if (n := parse_score(r.text, parser)) is not None)
     text = "\n".join(r.error or r.text.strip() for r in results)
     if not numbers:

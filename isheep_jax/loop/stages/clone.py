@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Request, Sampling
 from isheep_jax.errors import Collapse
-from isheep_jax.loop.filters.novelty import normalise
+from isheep_jax.loop.filters.novelty import normalize
 from isheep_jax.loop.filters.text_rules import response_reason
 from isheep_jax.loop.prompting.principles import clean, until_repeated
 from isheep_jax.loop.prompting.templates import Templates
@@ -76,11 +76,11 @@ def thorough_answers(
 
 def echo_reason(instruction: Instruction, head: str, answer: str) -> str | None:
     """Why an answer is dropped that repeats what the model was shown, or None. head: the wish for a thorough answer."""
-    said = f" {normalise(answer)} "
-    asked = normalise(user_text(instruction.instruction, instruction.input))
+    said = f" {normalize(answer)} "
+    asked = normalize(user_text(instruction.instruction, instruction.input))
     if len(asked.split()) >= ECHO_WORDS and said.startswith(f" {asked} "):
         return "repeats the instruction"
-    for sentence in map(normalise, re.split(r"[.!?\n]+", head)):
+    for sentence in map(normalize, re.split(r"[.!?\n]+", head)):
         if len(sentence.split()) >= ECHO_WORDS and f" {sentence} " in said:
             return "repeats the prompt"
     return None

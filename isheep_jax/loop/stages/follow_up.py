@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Request, Sampling
-from isheep_jax.loop.filters.novelty import normalise
+from isheep_jax.loop.filters.novelty import normalize
 from isheep_jax.loop.filters.text_rules import instruction_reason
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Model, StageReporter
@@ -33,7 +33,7 @@ def follow_ups(
 ) -> list[Instruction]:
     """One instruction to follow each of the (kept) pairs, dropped ones included; its `seeds` name the pair.
 
-    held_out: normalised instructions of evaluation sets.
+    held_out: normalized instructions of evaluation sets.
     """
     settings = config.synthesize
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, STOP)
@@ -56,9 +56,9 @@ def follow_ups(
                 verdict = dropped("not decoded", completion.error)
             elif completion.finish == "length":
                 verdict = dropped("unfinished")
-            elif normalise(text) == normalise(pair.instruction):
+            elif normalize(text) == normalize(pair.instruction):
                 verdict = dropped("repeats the first turn")
-            elif normalise(text) in held_out:
+            elif normalize(text) in held_out:
                 verdict = dropped("in an evaluation set")
             else:
                 reason = instruction_reason(settings.rules, text, "")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Completion, Request, Sampling
 from isheep_jax.errors import Collapse
-from isheep_jax.loop.filters.novelty import Pool, normalise
+from isheep_jax.loop.filters.novelty import Pool, normalize
 from isheep_jax.loop.filters.text_rules import NO_INPUT, instruction_reason
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.similar import Questions
@@ -65,8 +65,8 @@ def parse(text: str, finished: bool) -> list[Segment]:
     pieces = _SEPARATOR.split(text.replace("\r\n", "\n"))
     segments = []
     for index, piece in enumerate(pieces):
-        labelled = _INSTRUCTION.match(piece)
-        body = piece[labelled.end() :] if labelled else piece
+        labeled = _INSTRUCTION.match(piece)
+        body = piece[labeled.end() :] if labeled else piece
         last = index == len(pieces) - 1
         if not piece.strip() or ((index == 0 or last) and _ONLY_NUMBER.fullmatch(piece)):
             continue
@@ -76,7 +76,7 @@ def parse(text: str, finished: bool) -> list[Segment]:
         # In front of the first line, so that an input label there counts as one.
         fields = _INPUT.split("\n" + body)
         stray = len(fields) > 2 or any(map(_STRAY_LABEL.search, fields))
-        if stray or (not labelled and index > 0):
+        if stray or (not labeled and index > 0):
             segments.append(Segment(piece.strip(), "", "not in the form"))
             continue
         instruction, input = fields[0].strip(), fields[1].strip() if len(fields) == 2 else ""
@@ -104,7 +104,7 @@ def synthesize(
 ) -> list[Instruction]:
     """Writes instructions until `synthesize.instructions` are kept; returns all of them, dropped ones too.
 
-    pool: seeds and what earlier iterations kept; what is kept here joins it. held_out: normalised instructions of
+    pool: seeds and what earlier iterations kept; what is kept here joins it. held_out: normalized instructions of
     evaluation sets, which must not be learned from. guided: prompts about topics, which come first, until their share
     is there or all have been asked. questions: prompts that show similar pairs, in the place of seeds. Raises Collapse
     when the model has stopped writing new ones.
@@ -249,16 +249,16 @@ class _Writer:
             block, open_ = open_[:missing], open_[missing:]
             if not block:
                 break
-            neighbours = self._pool.admit(
+            neighbors = self._pool.admit(
                 [ids[i] for i in block], [found[i][1].instruction for i in block], [found[i][1].input for i in block]
             )
-            for i, near in zip(block, neighbours):
+            for i, near in zip(block, neighbors):
                 verdicts[i] = dropped("not new", f"{near.similarity:.3f} to {near.id}") if near else KEPT
         return [verdict or dropped("more than needed") for verdict in verdicts]
 
     def _is_held_out(self, segment: Segment) -> bool:
         both = f"{segment.instruction}\n{segment.input}"
-        return normalise(segment.instruction) in self._held_out or normalise(both) in self._held_out
+        return normalize(segment.instruction) in self._held_out or normalize(both) in self._held_out
 
     def _parse(self, prompt: int, completion: Completion) -> list[Segment]:
         finished = completion.finish == "stop"

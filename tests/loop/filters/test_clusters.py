@@ -30,7 +30,7 @@ def test_every_vector_is_nearest_to_the_mean_of_its_own_cluster():
 
 
 def test_many_clusters_that_are_drawn_some_at_a_time_find_the_groups_too():
-    # 150 groups of four far apart: a draw that ignored the distances would leave a third of them without a centre.
+    # 150 groups of four far apart: a draw that ignored the distances would leave a third of them without a center.
     rng = np.random.default_rng(4)
     groups = np.arange(600) % 150
     vectors = (rng.normal(size=(150, 16))[groups] + rng.normal(0, 1e-3, (600, 16))).astype(np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isheep_jax.loop.filters import rouge
-from isheep_jax.loop.filters.novelty import Pool, RestartingPool, normalise, rouge_l, tokenize
+from isheep_jax.loop.filters.novelty import Pool, RestartingPool, normalize, rouge_l, tokenize
 from isheep_jax.loop.prompting import templates
 from isheep_jax.loop.prompting.seeds import read_seeds
 
@@ -187,7 +187,7 @@ def test_added_and_admitted_instructions_are_one_pool():
             assert verdict is not None
 
 
-def test_the_neighbour_is_the_most_similar_and_then_the_earliest():
+def test_the_neighbor_is_the_most_similar_and_then_the_earliest():
     pool = Pool(0.5)
     for id, text in (("a", "one two three x"), ("b", "one two three four five"), ("c", "one two three four six")):
         pool.add(id, text)
@@ -281,7 +281,7 @@ def test_tokens_are_words_of_any_script(text, tokens):
 
 
 def test_the_same_instruction_in_another_dress_is_the_same():
-    assert normalise("Count the WORDS: a, b!") == normalise("count the words a b")
+    assert normalize("Count the WORDS: a, b!") == normalize("count the words a b")
 
 
 def test_a_restarting_pool_forgets_after_so_many_were_kept():

@@ -129,7 +129,7 @@ def test_an_answer_is_written_after_the_pairs_nearest_to_its_question(finished, 
     assert agree >= 18
 
 
-def test_a_question_is_written_after_a_pair_drawn_at_random_and_its_neighbours(finished):
+def test_a_question_is_written_after_a_pair_drawn_at_random_and_its_neighbors(finished):
     path, _, backend = finished
     prompts, anchors = prompts_of(backend), set()
     ids = {f"seed-{n:03d}": (seed["question"], seed["answer"]) for n, seed in enumerate(SEEDS, start=1)}

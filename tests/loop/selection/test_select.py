@@ -241,7 +241,7 @@ def likely(*distributions):
 
 
 def test_the_probability_of_passing_ranks_otherwise_than_the_mean():
-    # The first is never above 8 and the second is in half of all judgements, though its mean is lower.
+    # The first is never above 8 and the second is in half of all judgments, though its mean is lower.
     pairs, scores = likely({8: 1.0}, {5: 0.5, 9: 0.5})
     settings = {"rule": "top_fraction", "fraction": 0.5}
     assert decided(SelectConfig(**settings), pairs, scores)[0] == ["1-000000-0"]

@@ -33,7 +33,7 @@ def test_no_answer_is_no_score():
     assert probability_above(Score(9.0, 9), 8) is None
 
 
-def test_several_judgements_are_their_mean_over_those_with_a_number():
+def test_several_judgments_are_their_mean_over_those_with_a_number():
     texts = [" 8||a", "none", "9||b", " 8"]
     assert sampled_score([Completion("x", t) for t in texts]) == Score(8.3333, 8, text="8||a\nnone\n9||b\n8")
     assert sampled_score([Completion("x", t) for t in ("9", "7", "7", "9")]).argmax == 7

@@ -1,4 +1,4 @@
-"""Expected scores against enumeration by hand, and against 100,000 sampled judgements of the same scripted judge."""
+"""Expected scores against enumeration by hand, and against 100,000 sampled judgments of the same scripted judge."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ SAMPLES = 100_000
 # Five standard errors: a right implementation fails once in 1.7 million seeds.
 ERRORS = 5
 
-# What a judge writes: probabilities of the scores 1 to 10. What is missing to 1 is judgements without a number.
+# What a judge writes: probabilities of the scores 1 to 10. What is missing to 1 is judgments without a number.
 JUDGES = {
     "decided": (0, 0, 0, 0, 0, 0, 0.02, 0.08, 0.7, 0.2),
     "undecided": (0.1,) * 10,
@@ -31,8 +31,8 @@ def read(probabilities):
     return expected_score(ChoiceScores("x", tuple(math.log(p) if p else -math.inf for p in probabilities)))
 
 
-def judgements(name, count, seed):
-    """Texts of a judge's sampled judgements; without a number as often as its probabilities leave it."""
+def judgments(name, count, seed):
+    """Texts of a judge's sampled judgments; without a number as often as its probabilities leave it."""
     texts = [f" {n}||because" for n in range(1, 11)] + ["It is good."]
     weights = [*JUDGES[name], max(0.0, 1 - sum(JUDGES[name]))]
     return random.Random(f"{seed}/{name}").choices(texts, weights, k=count)
@@ -40,8 +40,8 @@ def judgements(name, count, seed):
 
 @functools.cache
 def sampled(name, seed=0):
-    """The scores (or None) of a judge's 100,000 judgements, as the loop parses them."""
-    return [parse_score(text) for text in judgements(name, SAMPLES, seed)]
+    """The scores (or None) of a judge's 100,000 judgments, as the loop parses them."""
+    return [parse_score(text) for text in judgments(name, SAMPLES, seed)]
 
 
 def within(mean, spread, count, value):
@@ -62,7 +62,7 @@ def moments(values):
         (JUDGES["decided"], 9.08, 1.0, 0.9),
         # (1 + 2 + ... + 10) / 10
         (JUDGES["undecided"], 5.5, 1.0, 0.2),
-        # (1 + 10) / 2; two of ten judgements have no number
+        # (1 + 10) / 2; two of ten judgments have no number
         (JUDGES["two minds"], 5.5, 0.9, 0.5),
         # symmetric about 6: 0.02 + 0.06 + 0.12 + 0.2 + 0.3 + 0.28 + 0.24 + 0.18 + 0.1 = 1.5 of 0.25
         (JUDGES["mostly silent"], 6.0, 0.25, 0.12),
@@ -78,17 +78,17 @@ def test_the_expected_score_is_what_enumeration_by_hand_gives(probabilities, val
 
 
 @pytest.mark.parametrize("name", JUDGES)
-def test_the_mean_of_sampled_judgements_comes_to_the_expected_score(name):
+def test_the_mean_of_sampled_judgments_comes_to_the_expected_score(name):
     numbers = [n for n in sampled(name) if n is not None]
     mean, spread = moments(numbers)
     assert within(mean, spread, len(numbers), read(JUDGES[name]).value)
     # The loop's own mean of them is the same number.
-    score = sampled_score([Completion("x", text) for text in judgements(name, SAMPLES, 0)])
+    score = sampled_score([Completion("x", text) for text in judgments(name, SAMPLES, 0)])
     assert score.value == pytest.approx(mean, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", JUDGES)
-def test_the_mass_is_the_share_of_judgements_that_have_a_score(name):
+def test_the_mass_is_the_share_of_judgments_that_have_a_score(name):
     share = sum(n is not None for n in sampled(name)) / SAMPLES
     mass = read(JUDGES[name]).mass
     assert within(share, math.sqrt(mass * (1 - mass)), SAMPLES, mass)
@@ -136,13 +136,13 @@ def test_the_probability_of_passing_is_how_often_the_papers_rule_keeps_the_pair(
 
 
 def test_the_rule_itself_keeps_as_many_sampled_pairs_as_their_probabilities_add_up_to():
-    # One sampled judgement per criterion, through the loop's own reading and selection, for 2,000 pairs.
+    # One sampled judgment per criterion, through the loop's own reading and selection, for 2,000 pairs.
     count, both = 2000, list(itertools.product(JUDGES, JUDGES))
     chances, scores = [], []
     streams = [{name: iter([n for n in sampled(name, which) if n]) for name in JUDGES} for which in ("first", "second")]
     for i, pair in enumerate(pairs(count)):
         names = both[i % len(both)]
-        # The next judgement that has a number: what the probability is conditional on.
+        # The next judgment that has a number: what the probability is conditional on.
         found = [sampled_score([Completion("x", f"{next(streams[k][n])}||")]) for k, n in enumerate(names)]
         chances.append(math.prod(probability_above(read(JUDGES[name]), 8) for name in names))
         scores.append(Scores(pair.id, *found, KEPT))

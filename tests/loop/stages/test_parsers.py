@@ -135,8 +135,8 @@ def test_of_a_completion_that_was_cut_the_last_task_does_not_count(text, wanted,
     assert decisions(text, finished=False) == wanted
 
 
-# A judgement, what 'strict' reads, what 'paper' reads, why.
-JUDGEMENTS = [
+# A judgment, what 'strict' reads, what 'paper' reads, why.
+JUDGMENTS = [
     # Both read the number.
     (" 8||good", 8, 8, "the form"),
     ("8", 8, 8, "the number alone"),
@@ -206,17 +206,17 @@ JUDGEMENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "strict", "paper", "why"), JUDGEMENTS, ids=[row[3] for row in JUDGEMENTS])
-def test_a_judgement_counts_by_the_number_it_begins_with(text, strict, paper, why):
+@pytest.mark.parametrize(("text", "strict", "paper", "why"), JUDGMENTS, ids=[row[3] for row in JUDGMENTS])
+def test_a_judgment_counts_by_the_number_it_begins_with(text, strict, paper, why):
     assert (parse_score(text), parse_score(text, "paper")) == (strict, paper)
 
 
 def test_the_tables_are_large_and_say_each_thing_once():
     assert len(FINISHED) + len(UNFINISHED) >= 40
-    assert len(JUDGEMENTS) >= 40
-    for rows in (FINISHED, UNFINISHED, JUDGEMENTS):
+    assert len(JUDGMENTS) >= 40
+    for rows in (FINISHED, UNFINISHED, JUDGMENTS):
         assert len({row[0] for row in rows}) == len(rows)
 
 
-def test_judgements_are_read_strictly_unless_the_paper_is_asked_for():
+def test_judgments_are_read_strictly_unless_the_paper_is_asked_for():
     assert AssessConfig().parser == "strict"
