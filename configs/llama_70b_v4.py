@@ -31,7 +31,7 @@ def config() -> Config:
         mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=8, topology="v4-256"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(judge="base", read="sampled", parser="paper"),
-        select=SelectConfig(at_most_order="first"),
-        sft=SFTConfig(batch_rows=16, packing=False),
-        decode=DecodeConfig(slots=2304, context=2048),
+        select=SelectConfig(max_pairs_order="first"),
+        sft=SFTConfig(batch_size=16, packing=False),
+        decode=DecodeConfig(slots=2304, max_length=2048),
     )

@@ -27,7 +27,7 @@ def config() -> Config:
         mesh=MeshConfig(fsdp=16, decode_tensor=8, topology="v4-32"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(judge="base", read="sampled", parser="paper"),
-        select=SelectConfig(at_most_order="first"),
-        sft=SFTConfig(batch_rows=16, packing=False),
-        decode=DecodeConfig(slots=256, context=2048),
+        select=SelectConfig(max_pairs_order="first"),
+        sft=SFTConfig(batch_size=16, packing=False),
+        decode=DecodeConfig(slots=256, max_length=2048),
     )

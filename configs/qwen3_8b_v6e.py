@@ -27,7 +27,7 @@ def config() -> Config:
         mesh=MeshConfig(fsdp=8, decode_tensor=4, topology="v6e-8"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(judge="base", read="sampled", parser="paper"),
-        select=SelectConfig(at_most_order="first"),
-        sft=SFTConfig(batch_rows=16, packing=False),
-        decode=DecodeConfig(slots=704, context=2048),
+        select=SelectConfig(max_pairs_order="first"),
+        sft=SFTConfig(batch_size=16, packing=False),
+        decode=DecodeConfig(slots=704, max_length=2048),
     )

@@ -41,10 +41,10 @@ def config() -> Config:
             warmup_steps=2,
             epochs=5,
             sequence_length=128,
-            batch_rows=4,
+            batch_size=4,
             validation_fraction=0.0,
             remat="none",
         ),
-        decode=DecodeConfig(slots=128, chunk=16, context=128),
+        decode=DecodeConfig(slots=128, steps_per_call=16, max_length=128),
         evaluate=EvaluateConfig(tasks=("tiny",), prompts=512),
     )

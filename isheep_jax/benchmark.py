@@ -20,8 +20,8 @@ USAGE = """python -m isheep_jax.benchmark decode --config=NAME [--workload=LIST]
 
 Measures a copy and the products at the model's shapes, then the decode engine on lists of requests with the lengths of
 the loop's stages: synthesize, respond, assess. Prints requests and tokens per second, how full the slots were, how long
-the devices waited for the host, and the share of the least time that the measured ceilings allow. Where decode.weights
-or decode.cache is int8, also what that changes in the model's predictions.
+the devices waited for the host, and the share of the least time that the measured ceilings allow. Where
+decode.weights_dtype or decode.kv_cache_dtype is int8, also what that changes in the model's predictions.
 
 --workload=LIST  some of synthesize,respond,assess; with commas (default: all)
 --requests=N     requests of each list (default: 256)
@@ -70,7 +70,7 @@ def _decode(config: Config, options: "_Options") -> None:
     dtype = jnp.dtype(config.model.compute_dtype)
     params = model.parameters(mesh, dtype)
     quality = None
-    if "int8" in (config.decode.weights, config.decode.cache):
+    if "int8" in (config.decode.weights_dtype, config.decode.kv_cache_dtype):
         quality = model.quality(params, mesh, dtype)
     ceilings = measure_ceilings(model.architecture, mesh, dtype)
     # No token ends a completion, so that lengths are as asked for.
@@ -81,7 +81,7 @@ def _decode(config: Config, options: "_Options") -> None:
     found = report.Report(describe_devices(jax.devices()), config.model.path, dtype.name, ceilings, quality)
     print("\n".join(found.opening()), flush=True)
     for name in options.workloads or WORKLOADS:
-        workload = WORKLOADS[name](options.requests, config.seed).within(engine.config.context)
+        workload = WORKLOADS[name](options.requests, config.seed).within(engine.config.max_length)
         found.speeds.append(decoding.measure_speed(engine, workload, ceilings))
         print("\n".join(found.lines(found.speeds[-1])), flush=True)
     if options.output:

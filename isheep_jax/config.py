@@ -206,14 +206,14 @@ class SelectConfig:
     topic takes over."""
     following_ceiling: float = 10.0
     """A following score above this counts as this (1 to 10), so that quality decides among pairs that all follow."""
-    fill_to: int = 0
+    top_up_to: int = 0
     """Where a rule that ranks keeps fewer pairs, the best of the others join until there are this many (count)."""
-    at_least: int = 1
+    min_pairs: int = 1
     """The run stops, resumable, when fewer pairs are kept (count)."""
-    at_most: int = 3000
+    max_pairs: int = 3000
     """At most this many pairs are kept (count)."""
-    at_most_order: Literal["best", "first"] = "best"
-    """Which pairs stay when at_most cuts: the best by score, or the first in the order of generation (as always with
+    max_pairs_order: Literal["best", "first"] = "best"
+    """Which pairs stay when max_pairs cuts: the best by score, or the first in the order of generation (as always with
     the rules that draw and with 'none', which never look at scores)."""
 
 
@@ -223,11 +223,11 @@ class GuardConfig:
 
     action: Literal["warn", "stop", "off"] = "warn"
     """'stop': the run ends; the same command with a lower limit goes on from there."""
-    least_novelty: float = 0.05
+    min_novelty: float = 0.05
     """Lowest share of the well-formed instructions that are new (0 to 1)."""
-    least_mass: float = 0.5
+    min_score_mass: float = 0.5
     """Lowest median probability that the judge gives to the ten scores together (0 to 1), where it is known."""
-    least_yield: float = 0.02
+    min_yield: float = 0.02
     """Lowest share of synthesize.instructions that is kept in the end (0 to 1)."""
 
 
@@ -273,10 +273,10 @@ class SFTConfig:
     """Passes over the kept pairs (count)."""
     sequence_length: int = 1024
     """Tokens per packed row (count); a longer pair is cut."""
-    batch_rows: int = 16
+    batch_size: int = 16
     """Rows per update (count), over all devices."""
     packing: bool = True
-    """Whether as many pairs share a row as fit. Without it a row is one pair, so that an update learns from batch_rows
+    """Whether as many pairs share a row as fit. Without it a row is one pair, so that an update learns from batch_size
     pairs, as in the paper; most of a row is then empty."""
     validation_fraction: float = 0.1
     """Share of the pairs held out of training to choose the best checkpoint (0 to 1)."""
@@ -308,16 +308,16 @@ class DecodeConfig:
     slots: int = 0
     """Sequences decoded at the same time (count, over all devices). 0: as many as the free memory holds, and on a CPU
     at most 256."""
-    chunk: int = 32
+    steps_per_call: int = 32
     """Decode steps between two looks of the host at the results (count)."""
-    context: int = 0
+    max_length: int = 0
     """Longest prompt plus completion (tokens). 0: the model's context. The cache is only as long as the longest request
     of a stage may become."""
-    weights: Literal["compute", "int8"] = "compute"
-    """How weights are stored while decoding and scoring. 'compute': as model.compute_dtype. 'int8': matrices as 8-bit
+    weights_dtype: Literal["model", "int8"] = "model"
+    """How weights are stored while decoding and scoring. 'model': as model.compute_dtype. 'int8': matrices as 8-bit
     integers with a scale for each output (for each token of the embeddings): half the memory of bfloat16."""
-    cache: Literal["compute", "int8"] = "compute"
-    """How keys and values of the sequences in the slots are stored. 'compute': as model.compute_dtype. 'int8': as 8-bit
+    kv_cache_dtype: Literal["model", "int8"] = "model"
+    """How keys and values of the sequences in the slots are stored. 'model': as model.compute_dtype. 'int8': as 8-bit
     integers with a scale for each token and head: about half the memory of bfloat16, so twice the slots."""
 
 
@@ -451,13 +451,13 @@ RANGES = {
     "select.perplexity": "(1, inf)",
     "select.clusters": "[1, inf)",
     "select.bucket_share": "(0, 1]",
-    "select.fill_to": "[0, inf)",
+    "select.top_up_to": "[0, inf)",
     "select.following_ceiling": "[1, 10]",
-    "select.at_least": "[0, inf)",
-    "select.at_most": "[1, inf)",
-    "guard.least_novelty": "[0, 1]",
-    "guard.least_mass": "[0, 1]",
-    "guard.least_yield": "[0, 1]",
+    "select.min_pairs": "[0, inf)",
+    "select.max_pairs": "[1, inf)",
+    "guard.min_novelty": "[0, 1]",
+    "guard.min_score_mass": "[0, 1]",
+    "guard.min_yield": "[0, 1]",
     "stop.patience": "[1, inf)",
     "sft.lora_rank": "[1, inf)",
     "sft.lora_alpha": "(0, inf)",
@@ -468,15 +468,15 @@ RANGES = {
     "sft.clip_norm": "(0, inf)",
     "sft.epochs": "[1, inf)",
     "sft.sequence_length": "[2, inf)",
-    "sft.batch_rows": "[1, inf)",
+    "sft.batch_size": "[1, inf)",
     "sft.validation_fraction": "[0, 1)",
     "sft.checkpoint_every": "[1, inf)",
     "clone.temperature": "[0, inf)",
     "clone.top_p": "(0, 1]",
     "clone.max_tokens": "[1, inf)",
     "decode.slots": "[0, inf)",
-    "decode.chunk": "[1, inf)",
-    "decode.context": "[0, inf)",
+    "decode.steps_per_call": "[1, inf)",
+    "decode.max_length": "[0, inf)",
     "evaluate.prompts": "[1, inf)",
 }
 

@@ -2,7 +2,7 @@
 
 Every process runs the same schedule on the same records, and process 0 alone writes and prints. What a process could
 see differently from another (files that process 0 writes while others look, a seeds file of its own) goes through
-`from_first` and `check_agreement`. Where there is one process, all of this does nothing.
+`from_primary` and `check_agreement`. Where there is one process, all of this does nothing.
 
 The processes talk through the key-value store of JAX's coordinator, which needs no device and takes texts of any
 length. Importing this module does not import jax.
@@ -47,22 +47,22 @@ _ALIVE = "isheep_jax/alive"
 _READ = "isheep_jax/read"
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process writes and prints."""
     return _group is None or _group.index == 0
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether there are other processes."""
     return _group is not None
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_primary(make: Callable[[], T]) -> T:
     """What `make` gives in process 0, in every process; all wait for all. It must be JSON-able.
 
     A `UserError` of `make` is raised in every process.
     """
-    return make() if _group is None else _group.from_first(make)
+    return make() if _group is None else _group.from_primary(make)
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     if _group is None:
         return
     everyone = _group.gather({name: json.dumps(value, sort_keys=True) for name, value in facts.items()})
-    _group.from_first(lambda: _compare(everyone, _group.hosts))
+    _group.from_primary(lambda: _compare(everyone, _group.hosts))
 
 
 def check_shared(directory: epath.PathLike) -> None:
@@ -82,7 +82,7 @@ def check_shared(directory: epath.PathLike) -> None:
         return
     directory = epath.Path(directory)
     token = directory / f".{secrets.token_hex(8)}.tmp"
-    token = directory / from_first(lambda: _written(token))
+    token = directory / from_primary(lambda: _written(token))
     seen = _group.gather(_appears(token))
 
     def judge() -> None:
@@ -94,7 +94,7 @@ def check_shared(directory: epath.PathLike) -> None:
                 "there; name a directory that every host sees, such as gs://BUCKET/..."
             )
 
-    from_first(judge)
+    from_primary(judge)
 
 
 def code_digest() -> str:
@@ -107,13 +107,13 @@ def code_digest() -> str:
 
 
 @contextlib.contextmanager
-def joined(tell: Callable[[BaseException], int | None]) -> Iterator[None]:
+def distributed_session(report_error: Callable[[BaseException], int | None]) -> Iterator[None]:
     """The processes of the cluster that this one was started in act as one inside; without a cluster nothing happens.
 
     A cluster is a Cloud TPU pod, a step of a SLURM job, an Open MPI job, or what JAX_COORDINATOR_ADDRESS (host:port of
     process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID describe. An error in one process ends all, each with a line that
-    names the host, and so does the loss of a process; of process 0, jax tells in its own words. tell: prints an error
-    for a person and returns the exit code, or None for one that needs a traceback. Raises `UserError` when the
+    names the host, and so does the loss of a process; of process 0, jax tells in its own words. report_error: prints an
+    error for a person and returns the exit code, or None for one that needs a traceback. Raises `UserError` when the
     processes do not find each other.
     """
     global _group
@@ -127,7 +127,7 @@ def joined(tell: Callable[[BaseException], int | None]) -> Iterator[None]:
         group.leave()
     except BaseException as error:
         # Not raised further: at the end of the interpreter jax waits for the others, who may wait for this process.
-        group.fail(error, tell)
+        group.fail(error, report_error)
     finally:
         _group = None
 
@@ -143,14 +143,14 @@ class _Group:
         self._leaving = threading.Event()
         self.hosts: list[str] = []
         self._show_life()
-        self.hosts = self.from_first_of_all(socket.gethostname())
+        self.hosts = self.from_primary_of_all(socket.gethostname())
         self._watcher = threading.Thread(target=self._watch, name="isheep_jax processes", daemon=True)
         self._watcher.start()
 
     def name(self, index: int) -> str:
         return f"{self.hosts[index]} (process {index} of {self.count})"
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def from_primary(self, make: Callable[[], T]) -> T:
         key = self._key()
         if self.index == 0:
             try:
@@ -177,21 +177,21 @@ class _Group:
         self._client.key_value_delete(key + "/")
         return [json.loads(text) for _, text in entries]
 
-    def from_first_of_all(self, value: Any) -> list[Any]:
+    def from_primary_of_all(self, value: Any) -> list[Any]:
         """The values of all processes, by index, in every process."""
         everyone = self.gather(value)
-        return self.from_first(lambda: everyone)
+        return self.from_primary(lambda: everyone)
 
     def leave(self) -> None:
         """The end of the program, once all have come to it."""
         import jax
 
-        self.from_first(lambda: None)
+        self.from_primary(lambda: None)
         self._leaving.set()
         self._watcher.join()
         jax.distributed.shutdown()
 
-    def fail(self, error: BaseException, tell: Callable[[BaseException], int | None]) -> None:
+    def fail(self, error: BaseException, report_error: Callable[[BaseException], int | None]) -> None:
         """Ends this process because of `error`, and lets the others know."""
         if not isinstance(error, UserError | KeyboardInterrupt):
             # A collective fails when another process has; that one knows better why, or is found to be gone.
@@ -199,7 +199,7 @@ class _Group:
             with contextlib.suppress(Exception):
                 self._follow(self._client.blocking_key_value_get(_FAILED, int(1000 * patience)))
         with self._ending:
-            code = tell(error)
+            code = report_error(error)
             if code is None:
                 traceback.print_exception(error)
                 code = 1

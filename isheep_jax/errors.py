@@ -8,5 +8,5 @@ class UserError(Exception):
     """
 
 
-class Collapse(UserError):
+class NothingLeftError(UserError):
     """The input is good, but the model's own data has run out: nothing new is written, or too little is kept."""

@@ -16,7 +16,7 @@ def on_object_store(path: epath.PathLike) -> bool:
 
 def write_whole(path: epath.PathLike, data: bytes) -> None:
     """Writes a file of process 0 so that it is never seen half-written. Raises OSError, and leaves nothing then."""
-    if not distributed.is_first():
+    if not distributed.is_primary():
         return
     path = epath.Path(path)
     if on_object_store(path):
@@ -45,10 +45,10 @@ def whole_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
     """
     directory = epath.Path(directory)
     staging = directory if on_object_store(directory) else directory.with_name(directory.name + ".partial")
-    if distributed.is_first():
+    if distributed.is_primary():
         for stale in {staging, directory}:
             stale.rmtree(missing_ok=True)
         staging.mkdir(parents=True)
     yield staging
-    if distributed.is_first() and staging != directory:
+    if distributed.is_primary() and staging != directory:
         staging.rename(directory)

@@ -22,7 +22,7 @@ from isheep_jax.runtime.locate import locate_model
 if TYPE_CHECKING:
     from isheep_jax.checkpoint.pretrained import Pretrained
     from isheep_jax.decode.engine import Engine
-    from isheep_jax.decode.requests import Completion, Sampling
+    from isheep_jax.decode.requests import Completion, SamplingParams
 
 MODULE = "isheep_jax.generate"
 DESCRIPTION = (
@@ -47,7 +47,7 @@ class GenerateConfig:
     input: str = ""
     """JSON Lines file of prompts: each line has the field prompt, or instruction and input."""
     output: str = ""
-    """JSON Lines file to write: the lines of input with the fields completion and finish. Empty: print them."""
+    """JSON Lines file to write: the lines of input with the fields completion and finish_reason. Empty: print them."""
     chat: bool = False
     """Hold a conversation in the terminal: /reset starts a new one, /quit leaves."""
     raw: bool = False
@@ -120,14 +120,15 @@ def main(arguments: Sequence[str]) -> None:
 
     if config.input:
         answers = [
-            {"completion": c.text, "finish": c.finish} | ({"error": c.error} if c.error else {}) for c in completions
+            {"completion": c.text, "finish_reason": c.finish_reason} | ({"error": c.error} if c.error else {})
+            for c in completions
         ]
         text = "".join(json.dumps(r | a, ensure_ascii=False) + "\n" for r, a in zip(records, answers, strict=True))
         if config.output:
             write_atomically(Path(config.output), text.encode())
         else:
             sys.stdout.write(text)
-    elif completions[0].finish == "error":
+    elif completions[0].finish_reason == "error":
         raise UserError(f"--prompt: {completions[0].error}")
     else:
         print(completions[0].text)
@@ -160,14 +161,14 @@ def converse(config: GenerateConfig, directory: epath.Path) -> None:
             f"--chat: {directory} is a base model without a chat template; name one, such as --chat_template=plain, or "
             "let it continue a text (--prompt)"
         )
-    engine = make_engine(config, model, slots=1, chunk=_CHAT_CHUNK)
+    engine = make_engine(config, model, slots=1, steps_per_call=_CHAT_CHUNK)
     chat(engine, sampling_of(config))
 
 
-def sampling_of(config: GenerateConfig) -> "Sampling":
-    from isheep_jax.decode.requests import Sampling
+def sampling_of(config: GenerateConfig) -> "SamplingParams":
+    from isheep_jax.decode.requests import SamplingParams
 
-    return Sampling(
+    return SamplingParams(
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
@@ -200,7 +201,7 @@ def make_engine(config: GenerateConfig, model: "Pretrained", *, slots: int, **de
     shards = data_shards(mesh)
     settings = DecodeConfig(
         slots=-(-slots // shards) * shards,
-        context=min(config.context, model.architecture.context_length),
+        max_length=min(config.context, model.architecture.context_length),
         **decode,
     )
     return Engine(

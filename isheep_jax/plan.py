@@ -20,7 +20,7 @@ Compiles the programs of an iteration for the config's hardware (a TPU slice is 
 memory per chip, collectives, least possible times and the cost of an iteration. Exit code 1: it does not fit.
 
 --output=FILE  write the plan as JSON too
---fit          search the largest decode.slots and sft.batch_rows that fit, and the least remat
+--fit          search the largest decode.slots and sft.batch_size that fit, and the least remat
 --table        print plans that --output wrote as a table in Markdown
 """
 

@@ -69,8 +69,8 @@ def i_sheep(config: Config) -> Config:
             "assess.max_tokens": 1000,
             "select.rule": "threshold",
             "select.threshold": 8.0,
-            "select.at_most": 3000,
-            "select.at_most_order": "first",
+            "select.max_pairs": 3000,
+            "select.max_pairs_order": "first",
             "guard.action": "off",
             "sft.start": "base",
             "sft.data": "iteration",
@@ -82,7 +82,7 @@ def i_sheep(config: Config) -> Config:
             "sft.warmup_steps": 20,
             "sft.epochs": 2,
             "sft.sequence_length": 1024,
-            "sft.batch_rows": 16,
+            "sft.batch_size": 16,
             "sft.packing": False,
             "sft.validation_fraction": 0.1,
             "sft.checkpoint_every": 100,
@@ -102,7 +102,7 @@ def self_align(config: Config) -> Config:
         iterations=1,
         assess=AssessConfig(level="none"),
         # Whatever passes the filters is learned.
-        select=SelectConfig(rule="none", at_most=10**9, at_least=config.select.at_least),
+        select=SelectConfig(rule="none", max_pairs=10**9, min_pairs=config.select.min_pairs),
     )
     # The tiny world has no words for topics.
     method = "few_shot" if config.prompts == "tiny" else "topics"
@@ -144,7 +144,7 @@ def isara(config: Config) -> Config:
     domain = dataclasses.replace(
         config,
         assess=AssessConfig(level="none"),
-        select=SelectConfig(rule="none", at_most=10**9, at_least=config.select.at_least),
+        select=SelectConfig(rule="none", max_pairs=10**9, min_pairs=config.select.min_pairs),
     )
     return replace_settings(
         domain,

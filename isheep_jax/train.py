@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from isheep_jax.cli.arguments import command_line, disk_is_full, parse_config, run_command, tell
+from isheep_jax.cli.arguments import command_line, disk_is_full, parse_config, report_error, run_command
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
 
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str]) -> None:
     # Imported here so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax import distributed
 
-    with distributed.joined(lambda error: tell(error, MODULE, arguments)):
-        if distributed.several():
+    with distributed.distributed_session(lambda error: report_error(error, MODULE, arguments)):
+        if distributed.is_distributed():
             distributed.check_agreement(_facts(config))
         try:
             _run(config)

@@ -47,7 +47,7 @@ def test_a_switch_within_a_section_is_written_as_true_or_false(value, read):
 
 
 def test_hyphens_are_read_as_underscores():
-    assert parse("--config=tiny", "--sft.batch-rows=2").sft.batch_rows == 2
+    assert parse("--config=tiny", "--sft.batch-rows=2").sft.batch_size == 2
 
 
 def test_the_last_of_two_values_holds():
@@ -62,7 +62,7 @@ def test_the_last_of_two_values_holds():
         (["--config=tyni"], ["'tyni'", "did you mean 'tiny'"]),
         (["--config=tiny", "--sft.learning_rat=1"], ["--sft.learning_rat", "did you mean --sft.learning_rate"]),
         (["--config=tiny", "--learning_rate=1"], ["did you mean --sft.learning_rate"]),
-        (["--config=tiny", "--sft.batch_rows=1.5"], ["--sft.batch_rows", "'1.5'", "a whole number"]),
+        (["--config=tiny", "--sft.batch_size=1.5"], ["--sft.batch_size", "'1.5'", "a whole number"]),
         (["--config=tiny", "--sft.learning_rate=fast"], ["--sft.learning_rate", "'fast'", "a number"]),
         (
             ["--config=tiny", "--select.rule=best"],

@@ -22,7 +22,7 @@ SETTINGS = [
     "--respond.samples=2",
     "--select.fraction=0.9",
     "--sft.epochs=1",
-    "--sft.batch_rows=8",
+    "--sft.batch_size=8",
     "--sft.checkpoint_every=1",
     "--evaluate.prompts=32",
     "--decode.slots=16",
@@ -175,7 +175,7 @@ def test_hosts_with_another_version_of_the_code_stop_with_the_host(tmp_path):
 PROGRAM = """
 import os, sys, time
 from isheep_jax import distributed
-from isheep_jax.cli.arguments import tell
+from isheep_jax.cli.arguments import report_error
 from isheep_jax.errors import UserError
 
 distributed._SILENCE, distributed._SHOWN_AFTER = 6.0, 2.0
@@ -191,9 +191,9 @@ def refuse():
     raise UserError("there is no such file")
 
 
-with distributed.joined(lambda error: tell(error, "program", [])):
-    assert distributed.several() and distributed.is_first() == (index == 0)
-    assert distributed.from_first(asked_once) == {"seen by": 0}
+with distributed.distributed_session(lambda error: report_error(error, "program", [])):
+    assert distributed.is_distributed() and distributed.is_primary() == (index == 0)
+    assert distributed.from_primary(asked_once) == {"seen by": 0}
     print("joined", flush=True)
     exec(sys.argv[1])
     print("done", flush=True)
@@ -217,7 +217,7 @@ def test_processes_that_agree_go_on_and_end_together(tmp_path):
 
 
 def test_an_error_of_process_0_is_everyones(tmp_path):
-    with small_program(tmp_path, "distributed.from_first(refuse)") as group:
+    with small_program(tmp_path, "distributed.from_primary(refuse)") as group:
         assert group.codes(100) == [2, 2]
         for index in (0, 1):
             assert "there is no such file" in group.errors(index)[0]

@@ -70,9 +70,9 @@ def test_a_file_of_prompts_comes_back_line_by_line_with_completions(small_checkp
     main([f"--model={small_checkpoint}", *files, "--max_tokens=5", "--temperature=1", "--raw"])
     good, bad = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
     assert good["id"] == "x"
-    assert good["finish"] in ("stop", "length")
+    assert good["finish_reason"] in ("stop", "length")
     assert isinstance(good["completion"], str)
-    assert bad["finish"] == "error"
+    assert bad["finish_reason"] == "error"
     assert bad["error"]
 
 

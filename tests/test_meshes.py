@@ -11,7 +11,7 @@ import pytest
 
 from isheep_jax.config import DecodeConfig, MeshConfig
 from isheep_jax.decode.engine import Engine
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.model import transformer
 from isheep_jax.model.architecture import Architecture, init_parameters, parameter_table
 from isheep_jax.sft import data
@@ -66,7 +66,7 @@ FULL = StepSettings(
     weight_decay=0.0,
     # Never reached, so that the first moments tell the gradients.
     clip_norm=1e9,
-    batch_rows=ROWS,
+    batch_size=ROWS,
     remat="none",
     compute_dtype="float32",
 )
@@ -113,7 +113,7 @@ def packed() -> data.Batch:
         tokens = draw.integers(2, LLAMA.vocab_size, size=length + 1)
         trained = np.arange(length) >= length // 2
         columns.append(np.stack([tokens[:-1], tokens[1:], trained], axis=1).astype(np.int32))
-    (batch,) = data.batches(columns, sequence_length=LENGTH, batch_rows=ROWS)
+    (batch,) = data.batches(columns, sequence_length=LENGTH, batch_size=ROWS)
     return batch
 
 
@@ -220,20 +220,23 @@ REQUESTS = [Request(f"r{i}", "thequickbrownfoxjumps"[: 1 + 2 * i]) for i in rang
 @functools.cache
 def engine(family: str, tensor: int | None) -> Engine:
     """Of the decode mesh of eight devices, or of one device."""
-    config = DecodeConfig(slots=8, chunk=5, context=32)
+    config = DecodeConfig(slots=8, steps_per_call=5, max_length=32)
     mesh = None if tensor is None else decode_mesh(mesh_of((2, 2, 2)), tensor)
     return Engine(weights(family), ARCHITECTURES[family], Letters(), config, mesh=mesh, seed=0, compute_dtype="float32")
 
 
 @functools.cache
 def written(family: str, tensor: int | None, temperature: float) -> dict[str, tuple[int, ...]]:
-    sampling = Sampling(temperature=temperature, top_p=0.9, max_tokens=9)
+    sampling = SamplingParams(temperature=temperature, top_p=0.9, max_tokens=9)
     return {done.id: done.tokens for done in engine(family, tensor).generate(REQUESTS, sampling)}
 
 
 @functools.cache
 def scored(family: str, tensor: int | None) -> dict[str, tuple[float, ...]]:
-    return {scores.id: scores.logprobs for scores in engine(family, tensor).score(REQUESTS, ["a", "b", "ab", "bca"])}
+    return {
+        scores.id: scores.logprobs
+        for scores in engine(family, tensor).choice_logprobs(REQUESTS, ["a", "b", "ab", "bca"])
+    }
 
 
 decoding = pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_config_that_does_not_fit_exits_with_one_and_names_the_setting(monkeyp
 
 def test_fit_finds_more_slots_where_there_is_room(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("isheep_jax.planning.fit._MOST_PER_SHARD", 64)
-    plan.main([*SMALL, "--fit", "--decode.slots=128", "--sft.batch_rows=128", f"--output={tmp_path / 'plan.json'}"])
+    plan.main([*SMALL, "--fit", "--decode.slots=128", "--sft.batch_size=128", f"--output={tmp_path / 'plan.json'}"])
     assert "--decode.slots=256" in json.loads((tmp_path / "plan.json").read_text())["fit"]
     assert "the largest that fits: --decode.slots=256" in capsys.readouterr().out
 
@@ -150,7 +150,7 @@ def test_the_figures_of_a_docstring_agree_with_each_other_and_with_the_settings(
     config, told = named_config(name), figures(name)
     chips = parse_topology(config.mesh.topology).chips
     assert told["decode_rate"] * told["decode_ms"] / 1000 * chips == pytest.approx(config.decode.slots, rel=0.02)
-    tokens = config.sft.batch_rows * config.sft.sequence_length
+    tokens = config.sft.batch_size * config.sft.sequence_length
     assert told["train_rate"] * told["train_s"] * chips == pytest.approx(tokens, rel=0.02)
     assert told["chip_hours"] == pytest.approx(told["minutes"] * chips / 60, rel=0.02)
 
@@ -175,8 +175,8 @@ def figures(name):
 def test_named_configs_follow_the_paper(name):
     config = named_config(name)
     assert (config.assess.read, config.assess.judge) == ("sampled", "base")
-    assert (config.select.rule, config.select.threshold, config.select.at_most) == ("threshold", 8.0, 3000)
-    assert config.select.at_most_order == "first"
+    assert (config.select.rule, config.select.threshold, config.select.max_pairs) == ("threshold", 8.0, 3000)
+    assert config.select.max_pairs_order == "first"
     assert (config.sft.method, config.sft.lora_rank, config.sft.sequence_length) == ("lora", 8, 1024)
     assert (config.synthesize.instructions, config.synthesize.shots, config.respond.samples) == (10_000, 5, 1)
 
@@ -228,9 +228,9 @@ def test_layers_with_and_without_a_window_and_capped_scores_never_hold_the_score
             "--mesh.tensor=2",
             "--mesh.decode_tensor=2",
             "--decode.slots=32",
-            f"--decode.context={length}",
+            f"--decode.max_length={length}",
             f"--sft.sequence_length={length}",
-            f"--sft.batch_rows={rows}",
+            f"--sft.batch_size={rows}",
         ],
         tmp_path,
     )

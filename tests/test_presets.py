@@ -42,8 +42,8 @@ PUBLISHED = {
     "assess.max_tokens": 1000,
     "select.rule": "threshold",
     "select.threshold": 8.0,
-    "select.at_most": 3000,
-    "select.at_most_order": "first",
+    "select.max_pairs": 3000,
+    "select.max_pairs_order": "first",
     "guard.action": "off",
     "sft.start": "base",
     "sft.data": "iteration",
@@ -55,7 +55,7 @@ PUBLISHED = {
     "sft.warmup_steps": 20,
     "sft.epochs": 2,
     "sft.sequence_length": 1024,
-    "sft.batch_rows": 16,
+    "sft.batch_size": 16,
     "sft.packing": False,
     "sft.validation_fraction": 0.1,
     "sft.checkpoint_every": 100,
@@ -96,7 +96,7 @@ def test_i_sheep_leaves_nothing_of_another_method():
         return {n: v for n, v in flatten(apply_preset("i_sheep", config)).items() if n not in UNTOUCHED}
 
     changed = replace_settings(
-        named_config("tiny"), {"assess.agreement": 9, "synthesize.turns": 2, "select.fill_to": 7}
+        named_config("tiny"), {"assess.agreement": 9, "synthesize.turns": 2, "select.top_up_to": 7}
     )
     assert method(changed) == method(Config())
 

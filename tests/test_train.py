@@ -142,8 +142,8 @@ SMALL = [
     "--evaluate.prompts=64",
     "--sft.epochs=2",
     "--sft.checkpoint_every=1",
-    "--sft.batch_rows=8",
-    "--decode.context=512",
+    "--sft.batch_size=8",
+    "--decode.max_length=512",
     "--decode.slots=16",
 ]
 
@@ -155,8 +155,8 @@ SMALL = [
         (["--model.path={tmp}"], ["{tmp}", "config.json"]),
         (["--mesh.fsdp=3"], ["mesh", "3", "8"]),
         (["--mesh.tensor=8", "--mesh.fsdp=1"], ["mesh.tensor", "8"]),
-        (["--sft.batch_rows=9"], ["sft.batch_rows", "9", "8 or 16"]),
-        (["--decode.context=1024"], ["decode.context", "1024", "512"]),
+        (["--sft.batch_size=9"], ["sft.batch_size", "9", "8 or 16"]),
+        (["--decode.max_length=1024"], ["decode.max_length", "1024", "512"]),
         (["--synthesize.seeds=/nowhere.jsonl"], ["seeds", "/nowhere.jsonl"]),
         (["--workdir={tmp}/other"], ["{tmp}/other", "something else"]),
         (["--workdir=/proc/x"], ["/proc/x", "write"]),

@@ -97,7 +97,7 @@ def load_parameters(
     mesh: Mesh,
     rules: Rules,
     dtype: jnp.dtype,
-    weights: Storage = "compute",
+    weights: Storage = "model",
 ) -> dict[str, Any]:
     """The parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
 
@@ -206,13 +206,13 @@ def save_checkpoint(
     0 writes.
     """
     directory = epath.Path(directory)
-    if distributed.is_first() and directory.exists():
+    if distributed.is_primary() and directory.exists():
         raise UserError(f"{directory} exists; name a directory that does not")
     stored = jnp.dtype(dtype or params["embed"].dtype)
     ends = list(dict.fromkeys([*architecture.eos_token_ids, *tokenizer.eos_ids]))
     with whole_directory(directory) as place:
         write_tensors(place, params, parameter_table(architecture), stored)
-        if not distributed.is_first():
+        if not distributed.is_primary():
             return
         tokenizer.save(place)
         _write_json(place / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
@@ -256,12 +256,12 @@ def write_tensors(
     for name, tensors in zip(names, files):
         shapes = {tensor: spec.hf_shape for tensor, (spec, _, _) in tensors.items()}
         whole = _whole(tensors.values(), dtype)
-        if distributed.is_first():
+        if distributed.is_primary():
             write_file(directory / name, shapes, dtype, map(np.asarray, whole))
         else:
             for tensor in whole:
                 tensor.block_until_ready()
-    if len(files) > 1 and distributed.is_first():
+    if len(files) > 1 and distributed.is_primary():
         weight_map = {tensor: name for name, tensors in zip(names, files) for tensor in tensors}
         _write_json(directory / _index_name(stem), {"metadata": {"total_size": total}, "weight_map": weight_map})
 

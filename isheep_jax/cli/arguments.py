@@ -110,13 +110,13 @@ def run_command(main: Callable[[list[str]], None], module: str) -> int:
         main(arguments)
         return 0
     except BaseException as error:
-        code = tell(error, module, arguments)
+        code = report_error(error, module, arguments)
         if code is None:
             raise
         return code
 
 
-def tell(error: BaseException, module: str, arguments: Sequence[str]) -> int | None:
+def report_error(error: BaseException, module: str, arguments: Sequence[str]) -> int | None:
     """Tells a person of an error in one line, and returns the exit code; None for one that needs a traceback."""
     if isinstance(error, UserError):
         return _fail(str(error))

@@ -5,13 +5,13 @@ import re
 import sys
 
 from isheep_jax.decode.engine import Engine
-from isheep_jax.decode.requests import Completion, Request, Sampling
+from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.text.conversation import Message
 
 _HELP = "/reset starts a new conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
-def chat(engine: Engine, sampling: Sampling) -> None:
+def chat(engine: Engine, sampling: SamplingParams) -> None:
     """Reads messages from standard input and answers each, until /quit or the end of the input.
 
     Answers go to standard output, everything else to standard error. The random numbers of an answer come from the
@@ -48,23 +48,23 @@ def chat(engine: Engine, sampling: Sampling) -> None:
             turns += _turn(engine, sampling, (*turns, Message("user", text)))
 
 
-def _turn(engine: Engine, sampling: Sampling, conversation: tuple[Message, ...]) -> list[Message]:
+def _turn(engine: Engine, sampling: SamplingParams, conversation: tuple[Message, ...]) -> list[Message]:
     """Answers the conversation's last message. Returns that message and the answer; nothing where it has none."""
     request = Request(f"turn {len(conversation) // 2}", conversation)
     text, completion = _show(engine, request, sampling)
-    full = f"the context of {engine.config.context} tokens is full; /reset starts a new conversation"
+    full = f"the context of {engine.config.max_length} tokens is full; /reset starts a new conversation"
     if completion is None:
         _note("stopped")
-    elif completion.finish == "error":
+    elif completion.finish_reason == "error":
         _note(full if len(conversation) > 1 else f"the message is too long: {completion.error}")
         return []
-    elif completion.finish == "length":
+    elif completion.finish_reason == "length":
         cut = len(completion.tokens) == sampling.max_tokens
         _note(f"cut at --max_tokens={sampling.max_tokens}" if cut else full)
     return [conversation[-1], Message("assistant", text)] if text or completion else []
 
 
-def _show(engine: Engine, request: Request, sampling: Sampling) -> tuple[str, Completion | None]:
+def _show(engine: Engine, request: Request, sampling: SamplingParams) -> tuple[str, Completion | None]:
     """Prints the answer as it comes. Returns its text and the completion, or None when Ctrl-C stopped it."""
     text = shown = ""
     completion = None
@@ -80,7 +80,7 @@ def _show(engine: Engine, request: Request, sampling: Sampling) -> tuple[str, Co
         completion = end.value
     except KeyboardInterrupt:
         pass
-    if completion is None or completion.finish != "error":
+    if completion is None or completion.finish_reason != "error":
         print(flush=True)
     return shown, completion
 

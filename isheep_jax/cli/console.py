@@ -43,7 +43,7 @@ class Console:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._directory = epath.Path(directory)
-        self._speaks = distributed.is_first()
+        self._speaks = distributed.is_primary()
         self._rich = RichConsole(file=stream or sys.stdout, force_terminal=interactive, highlight=False, soft_wrap=True)
         self._clock = clock
         self._waiting_for_log: list[str] = []

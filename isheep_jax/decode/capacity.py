@@ -40,8 +40,8 @@ def free_slots(shape: ChunkShape, useful: int) -> int:
     here = int(left // each)
     if here < 1:
         raise UserError(
-            f"decode.context: beside the weights there is no room for one sequence of {shape.context} tokens "
-            f"({each / 2**30:.2f} GiB); set decode.context lower, or mesh.decode_tensor higher"
+            f"decode.max_length: beside the weights there is no room for one sequence of {shape.context} tokens "
+            f"({each / 2**30:.2f} GiB); set decode.max_length lower, or mesh.decode_tensor higher"
         )
     shards = data_shards(shape.mesh)
     most = max(FEWEST_SLOTS, min(useful // shards, _MOST_ON_CPU if on_cpu else useful))

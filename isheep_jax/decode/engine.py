@@ -18,11 +18,11 @@ from isheep_jax.decode import scoring
 from isheep_jax.decode.cache import alignment, bucket_of, check_rows, data_shards
 from isheep_jax.decode.capacity import free_slots
 from isheep_jax.decode.programs import ChunkShape, Prefix, make_prefix, weight_places
-from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
+from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
 from isheep_jax.decode.scheduler import Generation
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.stops import lone_byte, settled_text
-from isheep_jax.decode.tokenization import Tokenized, TooLong, tokenize
+from isheep_jax.decode.tokenization import TokenizedPrompt, TooLong, tokenize
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.model.quantization import check_storage, place_leaf
@@ -53,16 +53,16 @@ class Engine:
         seed: int,
         compute_dtype: str | jnp.dtype = "bfloat16",
     ):
-        if config.context != 0 and not 1 < config.context <= architecture.context_length:
+        if config.max_length != 0 and not 1 < config.max_length <= architecture.context_length:
             raise UserError(
-                f"decode.context={config.context} does not fit the model, whose context is 2 to "
+                f"decode.max_length={config.max_length} does not fit the model, whose context is 2 to "
                 f"{architecture.context_length} tokens (0: all of it)"
             )
-        config = dataclasses.replace(config, context=config.context or architecture.context_length)
-        if config.chunk < 1:
-            raise UserError(f"decode.chunk={config.chunk} must be at least 1")
-        check_storage("decode.weights", config.weights)
-        check_storage("decode.cache", config.cache)
+        config = dataclasses.replace(config, max_length=config.max_length or architecture.context_length)
+        if config.steps_per_call < 1:
+            raise UserError(f"decode.steps_per_call={config.steps_per_call} must be at least 1")
+        check_storage("decode.weights_dtype", config.weights_dtype)
+        check_storage("decode.kv_cache_dtype", config.kv_cache_dtype)
         if config.slots:
             check_rows("decode.slots", config.slots, mesh)
         elif jax.process_count() > 1:
@@ -80,11 +80,11 @@ class Engine:
         self.static = {"architecture": architecture, "mesh": mesh, "compute_dtype": self.compute_dtype}
         self.chunk_shape = ChunkShape(
             slots=config.slots or _NOMINAL_SLOTS * data_shards(mesh),
-            context=config.context,
-            chunk=config.chunk,
+            context=config.max_length,
+            chunk=config.steps_per_call,
             end_ids=self.end_ids,
-            weights=config.weights,
-            cache=config.cache,
+            weights=config.weights_dtype,
+            cache=config.kv_cache_dtype,
             **self.static,
         )
         places = weight_places(self.chunk_shape)
@@ -93,7 +93,7 @@ class Engine:
         self.params = jax.tree.map(place, parameter_table(architecture), params, places)
         self.statistics = Statistics()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
         """Completions in the order of finishing.
 
         Raises ValueError for an id that occurs twice and `UserError` for sampling settings out of range.
@@ -102,7 +102,7 @@ class Engine:
         _check_sampling(sampling)
         return self._generate(requests, sampling)
 
-    def stream(self, request: Request, sampling: Sampling) -> Generator[str, None, Completion]:
+    def stream(self, request: Request, sampling: SamplingParams) -> Generator[str, None, Completion]:
         """One completion, piece by piece as chunks of decode steps finish; the generator returns the `Completion`.
 
         The pieces join to its text, which is that of `generate`. Raises `UserError` for sampling settings out of range.
@@ -110,7 +110,7 @@ class Engine:
         _check_sampling(sampling)
         return self._stream(request, sampling)
 
-    def score(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
+    def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
         """Log-probabilities of the choices after each prompt, by prefill alone.
 
         A choice is tokenized together with its prompt. Raises ValueError for an id that occurs twice and for no choice.
@@ -120,7 +120,7 @@ class Engine:
             raise ValueError("there are no choices to score")
         return scoring.score_choices(self, requests, choices)
 
-    def likelihood(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextScore]:
+    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
         """Log-probability of one text each after the prompts, by prefill alone.
 
         Raises ValueError for an id that occurs twice or when there are not as many texts as requests.
@@ -138,9 +138,9 @@ class Engine:
         _check_ids(requests)
         return scoring.embed(self, requests)
 
-    def tokenize(self, request: Request, spare: int = 1) -> Tokenized:
+    def tokenize(self, request: Request, spare: int = 1) -> TokenizedPrompt:
         """A request's tokens. Raises `TooLong` unless the context holds them and `spare` more."""
-        return tokenize(self.tokenizer, request, self.seed, self.config.context, spare)
+        return tokenize(self.tokenizer, request, self.seed, self.config.max_length, spare)
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
         """Keys and values of what requests share; None where they share nothing."""
@@ -158,24 +158,24 @@ class Engine:
         """
         return self.config.slots or free_slots(dataclasses.replace(self.chunk_shape, context=context), useful)
 
-    def _generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        groups: dict[tuple[int, ...], list[Tokenized]] = {}
+    def _generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
+        groups: dict[tuple[int, ...], list[TokenizedPrompt]] = {}
         for request in requests:
             try:
                 prompt = self.tokenize(request)
             except TooLong as error:
-                yield Completion(request.id, "", finish="error", error=str(error))
+                yield Completion(request.id, "", finish_reason="error", error=str(error))
             else:
                 groups.setdefault(prompt.shared, []).append(prompt)
         for _, prompts in sorted(groups.items()):
             for finished in Generation(self, prompts, sampling).run():
                 yield from finished
 
-    def _stream(self, request: Request, sampling: Sampling) -> Generator[str, None, Completion]:
+    def _stream(self, request: Request, sampling: SamplingParams) -> Generator[str, None, Completion]:
         try:
             prompt = self.tokenize(request)
         except TooLong as error:
-            return Completion(request.id, "", finish="error", error=str(error))
+            return Completion(request.id, "", finish_reason="error", error=str(error))
         generation, shown = Generation(self, [prompt], sampling), ""
         settled = functools.partial(settled_text, self.tokenizer.decode, stop=sampling.stop, byte=self._lone_byte)
         for finished in generation.run():
@@ -200,7 +200,7 @@ def _check_ids(requests: Sequence[Request]) -> None:
         seen.add(request.id)
 
 
-def _check_sampling(sampling: Sampling) -> None:
+def _check_sampling(sampling: SamplingParams) -> None:
     if not 0 <= sampling.temperature < float("inf"):
         raise UserError(f"temperature={sampling.temperature} must be a number from 0 upward")
     if not 0 < sampling.top_p <= 1:

@@ -27,7 +27,7 @@ from isheep_jax.decode.cache import (
     rows_sharding,
 )
 from isheep_jax.decode.packing import AT, SEGMENT, SLOT, TOKEN
-from isheep_jax.decode.sampling import GENERATED, PROMPT, SamplingSettings, logprobs_of, sample
+from isheep_jax.decode.sampling import GENERATED, PROMPT, DeviceSamplingParams, logprobs_of, sample
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.attention import Context
 from isheep_jax.model.kv_cache import KVCache, init_cache
@@ -204,7 +204,7 @@ def decode_chunk(
     params: dict,
     slots: Slots,
     updates: jax.Array,
-    settings: SamplingSettings,
+    settings: DeviceSamplingParams,
     limits: jax.Array,
     prefix: Prefix | None,
     *,
@@ -291,8 +291,8 @@ class ChunkShape:
     end_ids: tuple[int, ...]
     mesh: Mesh | None
     compute_dtype: jnp.dtype
-    weights: Storage = "compute"
-    cache: Storage = "compute"
+    weights: Storage = "model"
+    cache: Storage = "model"
     prefix: int = 0
     penalties: bool = False
     logprobs: bool = False
@@ -362,7 +362,7 @@ def lower_decode_chunk(shape: ChunkShape, settled: ChunkShape) -> jax.stages.Low
         abstract_weights(architecture, shape.weights, compute_dtype),
         state,
         count((slots, CONTROL_COLUMNS + 1)),
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), SamplingSettings()),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), DeviceSamplingParams()),
         count((2,)),
         shared,
     )

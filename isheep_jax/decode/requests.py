@@ -10,19 +10,19 @@ from isheep_jax.text.conversation import Prompt
 class Request:
     """A prompt with a name. The name, with the run's seed, decides the random numbers of its completion.
 
-    head: what the prompt (of a conversation: its first message) begins with and shares with other requests, such as a
+    prefix: what the prompt (of a conversation: its first message) begins with and shares with other requests, such as a
     rubric; its keys and values are computed once for all. max_tokens: new tokens of this completion; 0: those of the
     sampling settings.
     """
 
     id: str
     prompt: Prompt
-    head: str = ""
+    prefix: str = ""
     max_tokens: int = 0
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the tokens of a stage are drawn.
 
     temperature: 0 takes the most probable token. top_p: mass of the most probable tokens to draw from; 1: all. top_k:
@@ -52,21 +52,21 @@ class Sampling:
 class Completion:
     """The answer to a `Request`, found by its id.
 
-    finish: "stop" (end-of-turn token or stop string), "length" (max_tokens or the context is used up) or "error" (the
-    prompt does not fit; `error` says why in one line). logprobs: natural logarithm of each token's probability under
-    the model, before temperature, filters and penalties, if it was asked for.
+    finish_reason: "stop" (end-of-turn token or stop string), "length" (max_tokens or the context is used up) or "error"
+    (the prompt does not fit; `error` says why in one line). logprobs: natural logarithm of each token's probability
+    under the model, before temperature, filters and penalties, if it was asked for.
     """
 
     id: str
     text: str
     tokens: tuple[int, ...] = ()
-    finish: Literal["stop", "length", "error"] = "stop"
+    finish_reason: Literal["stop", "length", "error"] = "stop"
     error: str = ""
     logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
-class ChoiceScores:
+class ChoiceLogprobs:
     """Natural-log probabilities of each given continuation of a request's prompt, in the order of the choices."""
 
     id: str
@@ -75,7 +75,7 @@ class ChoiceScores:
 
 
 @dataclass(frozen=True)
-class TextScore:
+class TextLogprob:
     """How probable a given text is as the continuation of a request's prompt.
 
     logprob: sum of the natural-log probabilities of its tokens. tokens: how many there are, an end of turn not counted.

@@ -30,7 +30,7 @@ PROMPT, GENERATED = 1, 2  # bits of `seen`
 
 
 @flax.struct.dataclass
-class SamplingSettings:
+class DeviceSamplingParams:
     """Scalars: data and not part of the program, so that stages share one compilation. float32, but top_k is int32.
 
     temperature: 0 takes the most probable token. top_p: mass of the nucleus; 1 is off. top_k (tokens): 0 is off. min_p:
@@ -52,7 +52,7 @@ def request_key(seed: int, request_id: str) -> np.ndarray:
     return np.frombuffer(digest[:8], dtype=np.uint32)
 
 
-def penalize(logits: jax.Array, settings: SamplingSettings, seen: jax.Array | None) -> jax.Array:
+def penalize(logits: jax.Array, settings: DeviceSamplingParams, seen: jax.Array | None) -> jax.Array:
     """Logits [B, V] after the penalties. seen: as in `sample`.
 
     The repetition penalty divides positive logits and multiplies negative ones, of tokens of the prompt and of the
@@ -114,7 +114,7 @@ def _invert(weights: jax.Array, cumulative: jax.Array, uniform: jax.Array) -> ja
 
 
 def _from_distribution(
-    logits: jax.Array, keys: jax.Array, positions: jax.Array, settings: SamplingSettings, mesh: Mesh | None
+    logits: jax.Array, keys: jax.Array, positions: jax.Array, settings: DeviceSamplingParams, mesh: Mesh | None
 ) -> jax.Array:
     rows, vocabulary = logits.shape
 
@@ -179,7 +179,7 @@ def sample(
     logits: jax.Array,
     keys: jax.Array,
     positions: jax.Array,
-    settings: SamplingSettings,
+    settings: DeviceSamplingParams,
     seen: jax.Array | None = None,
     *,
     mesh: Mesh | None = None,

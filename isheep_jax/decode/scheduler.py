@@ -32,10 +32,10 @@ from isheep_jax.decode.programs import (
     prefill,
     take_slots,
 )
-from isheep_jax.decode.requests import Completion, Sampling
-from isheep_jax.decode.sampling import SamplingSettings
+from isheep_jax.decode.requests import Completion, SamplingParams
+from isheep_jax.decode.sampling import DeviceSamplingParams
 from isheep_jax.decode.stops import cut_at_stop
-from isheep_jax.decode.tokenization import Tokenized
+from isheep_jax.decode.tokenization import TokenizedPrompt
 from isheep_jax.model.attention import cached_keys
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _COPIES = 8
 class Generation:
     """The queue, and the host's view of every slot."""
 
-    def __init__(self, engine: "Engine", prompts: Sequence[Tokenized], sampling: Sampling):
+    def __init__(self, engine: "Engine", prompts: Sequence[TokenizedPrompt], sampling: SamplingParams):
         """prompts: all with the same shared tokens."""
         self.engine = engine
         self.statistics = engine.statistics
@@ -68,7 +68,7 @@ class Generation:
         self.on_cpu = decode_activations(engine.mesh).platform == "cpu"
         # As long as the longest may become, in few lengths.
         block = cached_keys(decode_activations(engine.mesh).platform)
-        longest = min(bucket_of(self._room(self.waiting[0]), block), engine.config.context)
+        longest = min(bucket_of(self._room(self.waiting[0]), block), engine.config.max_length)
         self.context = cache_length(-(-longest // block) * block)
         new = [self._most_new(prompt) for prompt in prompts]
         # More slots could not all be busy until the longest completion ends.
@@ -76,13 +76,15 @@ class Generation:
         while self._can_shrink(len(self.waiting)):
             self.slots //= 2
         self.statistics.slots = self.slots
-        self.owner: list[Tokenized | None] = [None] * self.slots
+        self.owner: list[TokenizedPrompt | None] = [None] * self.slots
         self.remaining = np.zeros(self.slots, np.int64)
         self.updates = np.zeros((self.slots, CONTROL_COLUMNS + 1), np.int32)
         self.written = np.zeros((self.slots, self.context), np.int32)  # new tokens of each slot
         self.logprobs = np.zeros(self.written.shape if sampling.logprobs else (self.slots, 0), np.float32)
         self.count = np.zeros(self.slots, np.int64)  # how many
-        self.sent: deque[tuple[jax.Array, list[Tokenized | None]]] = deque()  # chunks on their way, and whose they are
+        self.sent: deque[tuple[jax.Array, list[TokenizedPrompt | None]]] = (
+            deque()
+        )  # chunks on their way, and whose they are
         self.busy_at: float | None = time.perf_counter()  # when the devices last had work; None: they have some now
 
     def run(self) -> Iterator[list[Completion]]:
@@ -97,7 +99,7 @@ class Generation:
             engine.mesh,
             penalties=sampling.has_penalties,
         )
-        settings = SamplingSettings(
+        settings = DeviceSamplingParams(
             np.float32(sampling.temperature),
             np.float32(sampling.top_p),
             np.int32(sampling.top_k),
@@ -125,7 +127,7 @@ class Generation:
             if len(self.sent) > ahead or not any(self.owner):
                 yield list(self._collect(*self.sent.popleft()))
 
-    def tokens(self, prompt: Tokenized) -> list[int]:
+    def tokens(self, prompt: TokenizedPrompt) -> list[int]:
         """The new tokens so far of a prompt that is in a slot."""
         slot = next(slot for slot, owner in enumerate(self.owner) if owner is prompt)
         return self.written[slot, : self.count[slot]].tolist()
@@ -142,13 +144,13 @@ class Generation:
         )
         return compile_decode_chunk(shape, self.engine.chunk_shape)
 
-    def _room(self, prompt: Tokenized) -> int:
+    def _room(self, prompt: TokenizedPrompt) -> int:
         """Slots of the cache that a prompt may come to need."""
         return len(prompt.own) + self._most_new(prompt)
 
-    def _most_new(self, prompt: Tokenized) -> int:
+    def _most_new(self, prompt: TokenizedPrompt) -> int:
         wanted = prompt.max_tokens or self.sampling.max_tokens
-        return min(wanted, self.engine.config.context - prompt.length)
+        return min(wanted, self.engine.config.max_length - prompt.length)
 
     def _dispatches(self) -> None:
         """The host is about to send work: had the devices run out of it?"""
@@ -219,7 +221,7 @@ class Generation:
             tokens[row, : owner.length] = [*owner.shared, *owner.own]
         return mark_prompts(seen, slots, tokens)
 
-    def _admit(self, slot: int, prompt: Tokenized) -> None:
+    def _admit(self, slot: int, prompt: TokenizedPrompt) -> None:
         self.owner[slot] = prompt
         self.count[slot] = 0
         self.remaining[slot] = self._most_new(prompt)
@@ -253,7 +255,7 @@ class Generation:
             cache = prefill(engine.params, cache, packed, self.prefix, **engine.static)
         return cache
 
-    def _collect(self, drawn: jax.Array, owners: list[Tokenized | None]) -> Iterator[Completion]:
+    def _collect(self, drawn: jax.Array, owners: list[TokenizedPrompt | None]) -> Iterator[Completion]:
         """Takes in a chunk's tokens [B, chunk] and hands out what has finished. owners: of the slots in that chunk."""
         told = np.asarray(drawn)
         self.busy_at = time.perf_counter()

@@ -27,7 +27,7 @@ from isheep_jax.decode.cache import (
 )
 from isheep_jax.decode.packing import AT, SEGMENT, TOKEN, Row, empty_rows, fill, pack
 from isheep_jax.decode.programs import Prefix, prefix_contexts, prefix_length
-from isheep_jax.decode.requests import ChoiceScores, Embedding, Request, TextScore
+from isheep_jax.decode.requests import ChoiceLogprobs, Embedding, Request, TextLogprob
 from isheep_jax.decode.tokenization import TooLong
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
@@ -70,25 +70,25 @@ class _Item:
 T = TypeVar("T")
 
 
-def score_choices(engine: "Engine", requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
+def score_choices(engine: "Engine", requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
     """Sums of log p(token) over each choice's tokens after each prompt; longest prompts first.
 
     A prompt that does not fit the context with a choice, or whose tokens a choice changes, is an error of that request.
     """
     for result in _score(engine, requests, [tuple(choices)] * len(requests), along=False):
         if isinstance(result, _Item):
-            yield ChoiceScores(result.id, tuple(result.parts))
+            yield ChoiceLogprobs(result.id, tuple(result.parts))
         else:
-            yield ChoiceScores(result[0], error=result[1])
+            yield ChoiceLogprobs(result[0], error=result[1])
 
 
-def score_texts(engine: "Engine", requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextScore]:
+def score_texts(engine: "Engine", requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
     """The same for one text each, however long; after a conversation it is the response that the template writes."""
     for result in _score(engine, requests, [(text,) for text in texts], along=True):
         if isinstance(result, _Item):
-            yield TextScore(result.id, result.parts[0], len(result.continuations[0]))
+            yield TextLogprob(result.id, result.parts[0], len(result.continuations[0]))
         else:
-            yield TextScore(result[0], error=result[1])
+            yield TextLogprob(result[0], error=result[1])
 
 
 def embed(engine: "Engine", requests: Sequence[Request]) -> Iterator[Embedding]:
@@ -147,8 +147,8 @@ def _item(engine: "Engine", request: Request, texts: tuple[str, ...], along: boo
     try:
         prompt = engine.tokenize(request, spare=longest)
     except TooLong as error:
-        short = "; decode.context=" not in str(error)
-        raise (error if short else TooLong(_misfit(error, longest, engine.config.context))) from None
+        short = "; decode.max_length=" not in str(error)
+        raise (error if short else TooLong(_misfit(error, longest, engine.config.max_length))) from None
     tokens, at = prompt.own, len(prompt.own) - 1
     if along and continuations[0]:
         tokens = np.concatenate([tokens, np.asarray(continuations[0][:-1], np.int32)])
@@ -157,7 +157,7 @@ def _item(engine: "Engine", request: Request, texts: tuple[str, ...], along: boo
 
 def _misfit(error: TooLong, longest: int, context: int) -> str:
     prompt = str(error).partition(";")[0]
-    return f"{prompt} and its longest choice {longest}; decode.context={context} must hold both"
+    return f"{prompt} and its longest choice {longest}; decode.max_length={context} must hold both"
 
 
 def _in_rows(

@@ -20,7 +20,7 @@ class TooLong(UserError):
 
 
 @dataclass(frozen=True, eq=False)
-class Tokenized:
+class TokenizedPrompt:
     """A request's tokens.
 
     shared: those of its head. own: what follows [T] (int32). key: random key [2] (uint32). max_tokens: of the request.
@@ -37,25 +37,25 @@ class Tokenized:
         return len(self.shared) + len(self.own)
 
 
-def tokenize(tokenizer: Tokenizer, request: Request, seed: int, context: int, spare: int) -> Tokenized:
+def tokenize(tokenizer: Tokenizer, request: Request, seed: int, context: int, spare: int) -> TokenizedPrompt:
     """Raises `TooLong` unless `context` holds the prompt and `spare` tokens more, and `UserError` for no prompt."""
     tokens = tokenizer.encode_prompt(request.prompt)
     if not tokens:
         raise TooLong("the prompt is empty")
     if len(tokens) + spare > context:
         more = "a new token" if spare == 1 else f"{spare} more"
-        raise TooLong(f"the prompt has {len(tokens)} tokens; decode.context={context} must hold it and {more}")
+        raise TooLong(f"the prompt has {len(tokens)} tokens; decode.max_length={context} must hold it and {more}")
     shared = _shared(tokenizer, request, tokens)
     own, key = np.asarray(tokens[shared:], np.int32), request_key(seed, request.id)
-    return Tokenized(request.id, tuple(tokens[:shared]), own, key, request.max_tokens)
+    return TokenizedPrompt(request.id, tuple(tokens[:shared]), own, key, request.max_tokens)
 
 
 def _shared(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> int:
     """How many of the tokens are those of the request's head."""
-    if not request.head:
+    if not request.prefix:
         return 0
     role = None if isinstance(request.prompt, str) else request.prompt[0].role
-    head = _head_tokens(tokenizer, request.head, role)
+    head = _head_tokens(tokenizer, request.prefix, role)
     fits = _SHORTEST_SHARED <= len(head) < len(tokens)
     return len(head) if fits and tuple(tokens[: len(head)]) == head else 0
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from isheep_jax.config import EvaluateConfig
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.text.conversation import Message
 from isheep_jax.tiny import world
@@ -50,9 +50,9 @@ def evaluator_of(items: list[Item], split: str) -> Callable:
         ]
         responses: dict[str, str] = {}
         unfinished = 0
-        for completion in model.generate(requests, Sampling(temperature=0.0, max_tokens=MAX_TOKENS)):
+        for completion in model.generate(requests, SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)):
             responses[completion.id] = completion.text.strip()
-            unfinished += completion.finish != "stop"
+            unfinished += completion.finish_reason != "stop"
             progress(len(responses), len(items))
         return measure(items, [responses[r.id] for r in requests], split) | {"unfinished": unfinished / len(items)}
 

@@ -209,7 +209,7 @@ class _Loop:
         if fresh and about < share:
             seeds = "the others come from seeds (reasons are in topics/ and instructions/)"
             self.reporter.warn(f"iteration {number}: {about} of {share} instructions are about topics; {seeds}")
-        self.answers.guard("least_novelty", guards.novelty(records), number, fresh)
+        self.answers.guard("min_novelty", guards.novelty(records), number, fresh)
         return records
 
     def _pool(self, number: int) -> Pool | RestartingPool:
@@ -311,7 +311,7 @@ class _Loop:
         self.models.release()
         output = place / "model"
         # Of an earlier attempt, which ended before the manifest.
-        distributed.from_first(lambda: output.rmtree(missing_ok=True))
+        distributed.from_primary(lambda: output.rmtree(missing_ok=True))
         examples = self._examples(number, thorough)
         start = self.directory.model(number - 1) if self.config.sft.start == "previous" else None
         name = "engrave" if self.config.clone.enabled and not thorough else "fine-tune"

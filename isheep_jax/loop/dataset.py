@@ -28,7 +28,7 @@ def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> Non
     The same records give the same bytes. Features: id, instruction, input, response (text), quality and following
     (float32, NaN where there is no score).
     """
-    if not distributed.is_first():
+    if not distributed.is_primary():
         return
     # Here, not above: it takes most of a second, and not every import of the loop writes a dataset.
     import numpy as np

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, Request, Sampling, TextScore
+from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
 from isheep_jax.sft.examples import Example
 
 
@@ -18,13 +18,13 @@ class Model(Protocol):
     requests, their order or a restart.
     """
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
         """One completion per request, in the order in which they finish; found by id."""
 
-    def score(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceScores]:
+    def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
         """Natural-log probability of each choice as the continuation of each request's prompt; found by id."""
 
-    def likelihood(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextScore]:
+    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
         """Natural-log probability of each text after the prompt of the request of the same index; found by id.
 
         After a conversation the text is the response as the chat template writes it, its end of turn left out; a

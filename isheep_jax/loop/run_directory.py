@@ -44,9 +44,9 @@ BLOCK = 8 * PART
 
 # Settings that say where, how fast and how far a run computes, not what: they may differ when it resumes.
 _FREE = (
-    *("name", "workdir", "iterations", "select.at_least", "guard.", "stop."),
+    *("name", "workdir", "iterations", "select.min_pairs", "guard.", "stop."),
     *("assess.judge_key", "assess.judge_requests"),
-    *("mesh.", "decode.slots", "decode.chunk"),
+    *("mesh.", "decode.slots", "decode.steps_per_call"),
 )
 # Inputs that are first read for the scores.
 _ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
@@ -79,7 +79,7 @@ def read_json(path: epath.PathLike) -> Any:
 
 def result(path: epath.Path) -> Any:
     """What the JSON file of a finished step holds; None when it is not there."""
-    return distributed.from_first(lambda: read_json(path) if path.exists() else None)
+    return distributed.from_primary(lambda: read_json(path) if path.exists() else None)
 
 
 def digest(values: Any) -> str:
@@ -113,7 +113,7 @@ class Stage(Generic[T]):
         manifest = self.done()
         return [
             self._parse(self._path(index), text)
-            for index, text in enumerate(distributed.from_first(lambda: self._texts(manifest)))
+            for index, text in enumerate(distributed.from_primary(lambda: self._texts(manifest)))
         ]
 
     def _texts(self, manifest: dict | None) -> list[str]:
@@ -148,7 +148,7 @@ class Stage(Generic[T]):
 
     def finish(self, counts: dict[str, Any]) -> None:
         """Puts DONE in place. Its seconds are those since this process took up the stage: all else is reproducible."""
-        if not distributed.is_first():
+        if not distributed.is_primary():
             return
         parts = {
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(self.directory.glob("part-*.jsonl"))
@@ -210,9 +210,9 @@ class RunDirectory:
         other settings or inputs; the message names them.
         """
         path = config.directory
-        distributed.from_first(lambda: _check(path, config, inputs))
+        distributed.from_primary(lambda: _check(path, config, inputs))
         distributed.check_shared(path)
-        distributed.from_first(lambda: _write(path, config, inputs, environment))
+        distributed.from_primary(lambda: _write(path, config, inputs, environment))
         return cls(path, config)
 
     def iteration(self, number: int) -> epath.Path:

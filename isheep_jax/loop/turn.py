@@ -7,7 +7,7 @@ from typing import TypeVar
 from etils import epath
 
 from isheep_jax.config import Config, is_server
-from isheep_jax.decode.requests import TextScore
+from isheep_jax.decode.requests import TextLogprob
 from isheep_jax.loop import guards
 from isheep_jax.loop.dataset import write_dataset
 from isheep_jax.loop.judging import judges
@@ -160,7 +160,7 @@ class Answers:
         unscored = len(scores) - len(kept(scores))
         if fresh and unscored > UNSCORED_SHARE * len(scores):
             self._reporter.warn(f"iteration {number}: {unscored} of {len(scores)} pairs got no score")
-        self.guard("least_mass", median_mass(scores), number, fresh)
+        self.guard("min_score_mass", median_mass(scores), number, fresh)
         return scores
 
     def _scores(
@@ -174,7 +174,7 @@ class Answers:
         clusters: dict[str, int | None] = {}
         texts = measure.instruction_texts(pairs)
 
-        def read(stage: Stage[TextScore]) -> list[TextScore]:
+        def read(stage: Stage[TextLogprob]) -> list[TextLogprob]:
             with self._progress(number, "likelihood", turn, len(pairs), "pairs") as progress:
                 model = self._judge(number, self._config.assess.judge)
                 return measure.likelihoods(model, pairs, prompts, stage, number, progress)
@@ -185,7 +185,7 @@ class Answers:
                 return measure.vectors(model, texts, stage, number, progress)
 
         if needs_perplexities(self._config):
-            scores, _ = once(self._directory.stage(number, "likelihoods", TextScore, turn), read)
+            scores, _ = once(self._directory.stage(number, "likelihoods", TextLogprob, turn), read)
             perplexities = {s.id: measure.perplexity(s) for s in scores}
         if needs_clusters(self._config):
             vectors, _ = once(self._directory.stage(number, "vectors", Vector, turn), embed)
@@ -208,7 +208,7 @@ class Answers:
                 if turn == 1:
                     # Before anything is written, so that other settings of selection can go on from here.
                     share = len(kept(selected)) / self._config.synthesize.instructions
-                    self.guard("least_yield", share, number, fresh=True)
+                    self.guard("min_yield", share, number, fresh=True)
                 stage.write_part(0, selected)
                 # The library makes no dataset of nothing, which a second turn may come to.
                 if kept(selected):

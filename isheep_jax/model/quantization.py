@@ -21,8 +21,8 @@ from isheep_jax.model.architecture import Architecture, ParameterSpec, parameter
 Tree = Any
 
 # How weights and keys and values are stored while decoding: in the number format of the activations, or as integers.
-Storage = Literal["compute", "int8"]
-STORAGES = ("compute", "int8")
+Storage = Literal["model", "int8"]
+STORAGES = ("model", "int8")
 
 # Of the largest element.
 _LARGEST = 127
@@ -78,7 +78,7 @@ def weight_table(architecture: Architecture, weights: Storage) -> Tree:
     """
 
     def stored(spec: ParameterSpec) -> ParameterSpec | Quantized:
-        if weights == "compute" or not spec.is_matrix:
+        if weights == "model" or not spec.is_matrix:
             return spec
         kept = [i for i in range(len(spec.shape)) if i not in spec.input_axes]
         pick = {name: tuple(getattr(spec, name)[i] for i in kept) for name in ("shape", "axes")}

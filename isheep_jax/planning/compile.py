@@ -96,8 +96,8 @@ def advice(compiled: Compiled, config: Config, architecture: Architecture, meshe
         if sft.remat == "none":
             return "--sft.remat=full"
         rows = meshes.train.shape["data"] * meshes.train.shape["fsdp"]
-        if sft.batch_rows > rows:
-            return f"--sft.batch_rows={rows}"
+        if sft.batch_size > rows:
+            return f"--sft.batch_size={rows}"
         return f"--sft.sequence_length={sft.sequence_length // 2}, or a larger --mesh.tensor"
     larger = meshes.decode.shape["tensor"] * 2
     if memory.weights > max(memory.cache, memory.temporaries):
@@ -107,4 +107,4 @@ def advice(compiled: Compiled, config: Config, architecture: Architecture, meshe
     shards = meshes.decode.shape["data"]
     if memory.cache > memory.temporaries and decode.slots > shards:
         return f"--decode.slots={max(shards, decode.slots // 2)}"
-    return f"--decode.context={decode.context // 2}"
+    return f"--decode.max_length={decode.max_length // 2}"

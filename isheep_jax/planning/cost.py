@@ -68,11 +68,11 @@ def program_flops(program: Program, config: Config, architecture: Architecture) 
     decode, sft = config.decode, config.sft
     _, head = matrix_parameters(architecture)
     if program.name == programs.DECODE:
-        return sum(forward_flops(architecture, program.rows, decode.context)) + 2.0 * head * program.rows
+        return sum(forward_flops(architecture, program.rows, decode.max_length)) + 2.0 * head * program.rows
     if program.name == programs.PREFILL:
-        return sum(forward_flops(architecture, program.tokens, decode.context))
+        return sum(forward_flops(architecture, program.tokens, decode.max_length))
     if program.name == programs.SCORE:
-        return sum(forward_flops(architecture, program.tokens, decode.context)) + 2.0 * head * program.rows
+        return sum(forward_flops(architecture, program.tokens, decode.max_length)) + 2.0 * head * program.rows
     matrices, attention = forward_flops(architecture, program.tokens, sft.sequence_length)
     recomputed = sft.remat == "full"
     # Backward: the gradient of the inputs costs as much as the forward pass, that of the weights as much again; frozen
@@ -98,12 +98,12 @@ def program_hbm_bytes(program: Program, config: Config, architecture: Architectu
     layers, head = matrix_parameters(a)
     if program.name != programs.TRAIN:
         # Of the embedding only a few rows are read.
-        stored = 1 if config.decode.weights == "int8" else itemsize
+        stored = 1 if config.decode.weights_dtype == "int8" else itemsize
         embedding = 0 if a.tied_embeddings else head * stored / meshes.decode.shape["tensor"]
         if program.name == programs.DECODE:
             return program.weights - embedding + program.cache
         # Scoring keeps floats.
-        stored = 1 if config.decode.cache == "int8" and program.name == programs.PREFILL else itemsize
+        stored = 1 if config.decode.kv_cache_dtype == "int8" and program.name == programs.PREFILL else itemsize
         written = 2 * a.layers * a.kv_heads * a.head_dim * stored * program.tokens / meshes.decode.size
         return program.weights - embedding + 2 * written
     mesh, sft = meshes.train, config.sft

@@ -49,7 +49,7 @@ def fit(
 
     config = search("decode", "slots", decode_shards, programs.DECODE, programs.PREFILL)
     config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="full"))
-    config = search("sft", "batch_rows", train_shards, programs.TRAIN)
+    config = search("sft", "batch_size", train_shards, programs.TRAIN)
     relaxed = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="none"))
     return relaxed if fits(relaxed, "--sft.remat=none", programs.TRAIN) else config
 
@@ -84,7 +84,7 @@ def largest(good: Callable[[int], bool], start: int) -> int:
 
 def changes(before: Config, after: Config) -> list[str]:
     """The settings that `fit` changed, as a person would type them."""
-    fields = (("decode", "slots"), ("sft", "batch_rows"), ("sft", "remat"))
+    fields = (("decode", "slots"), ("sft", "batch_size"), ("sft", "remat"))
     return [
         f"--{section}.{field}={getattr(getattr(after, section), field)}"
         for section, field in fields

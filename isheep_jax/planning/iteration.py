@@ -67,7 +67,7 @@ def plan_iteration(
     criteria = len(asked(assess))
 
     def prefill(program: str, prompts: float, prompt: int) -> dict[str, float]:
-        return {program: prompts * _packed(min(prompt, config.decode.context)) / made[program].tokens}
+        return {program: prompts * _packed(min(prompt, config.decode.max_length)) / made[program].tokens}
 
     def generation(prompts: float, prompt: int, new: int) -> dict[str, float]:
         # Prompts that are fewer than the slots leave some idle.
@@ -95,7 +95,7 @@ def plan_iteration(
             stages["embed"] = prefill(programs.SCORE, instructions, n.instruction)
         return stages
 
-    kept = min(config.select.at_most, _share(config) * synthesize.instructions)
+    kept = min(config.select.max_pairs, _share(config) * synthesize.instructions)
     stages = {"synthesize": generation(completions, synthesize.shots * n.shot, synthesize.max_tokens)}
     stages |= turn(synthesize.instructions, 0)
     if assess.agreement:
@@ -106,7 +106,7 @@ def plan_iteration(
     if synthesize.turns == 2:
         stages["follow up"] = generation(kept, n.follow_up_prompt + pair, n.instruction)
         stages |= {f"{name} (second turn)": steps for name, steps in turn(kept, pair + n.template).items()}
-        examples.append((min(config.select.at_most, _share(config) * kept), 2 * (pair + n.template)))
+        examples.append((min(config.select.max_pairs, _share(config) * kept), 2 * (pair + n.template)))
 
     def training(examples: list[tuple[float, int]]) -> dict[str, float]:
         """examples: how many of how many tokens."""

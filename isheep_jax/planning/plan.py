@@ -27,7 +27,7 @@ from isheep_jax.planning.hardware import (
 from isheep_jax.planning.programs import Meshes, make_meshes, make_program
 
 # The settings that decide what the programs need.
-_SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_length", "sft.batch_rows", "sft.remat")
+_SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_length", "sft.batch_size", "sft.remat")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _largest(compiled: Compiled) -> dict[str, dict[str, Any]]:
 
 def _smallest_matrix(plan: Plan) -> float:
     """Bytes on one chip of the smallest weight matrix of a layer while decoding."""
-    int8 = plan.config.decode.weights == "int8"
+    int8 = plan.config.decode.weights_dtype == "int8"
     itemsize = 1 if int8 else jnp.dtype(plan.config.model.compute_dtype).itemsize
     layers = parameter_table(plan.architecture)["layers"].values()
     sizes = [math.prod(s.shape[1:]) for s in layers if s.is_matrix]

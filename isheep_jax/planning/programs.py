@@ -75,9 +75,10 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
         if not getattr(config.decode, name):
             raise UserError(f"--decode.{name}: 0 leaves it to the memory of the device; a plan needs a number")
     check_rows("decode.slots", config.decode.slots, meshes.decode)
-    if config.decode.context > architecture.context_length:
+    if config.decode.max_length > architecture.context_length:
         raise UserError(
-            f"decode.context={config.decode.context} is more than the model's context of {architecture.context_length}"
+            f"decode.max_length={config.decode.max_length} is more than the model's context of "
+            f"{architecture.context_length}"
         )
     return meshes
 
@@ -91,14 +92,14 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     static = {"architecture": architecture, "mesh": mesh, "compute_dtype": dtype}
     chunk = decoding.ChunkShape(
         slots=decode.slots,
-        context=decode.context,
-        chunk=decode.chunk,
+        context=decode.max_length,
+        chunk=decode.steps_per_call,
         end_ids=architecture.eos_token_ids,
-        weights=decode.weights,
-        cache=decode.cache,
+        weights=decode.weights_dtype,
+        cache=decode.kv_cache_dtype,
         **static,
     )
-    shapes = abstract_weights(architecture, decode.weights, dtype)
+    shapes = abstract_weights(architecture, decode.weights_dtype, dtype)
 
     def abstract(where: Tree) -> Tree:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
@@ -106,16 +107,16 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     def params() -> Tree:  # compiles, so this may find that something does not fit
         return abstract(decoding.weight_places(chunk))
 
-    table = weight_table(architecture, decode.weights)
+    table = weight_table(architecture, decode.weights_dtype)
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     rows = data_shards(mesh)
-    packed = empty_rows(rows, bucket_of(decode.context, alignment(mesh)))
+    packed = empty_rows(rows, bucket_of(decode.max_length, alignment(mesh)))
     tokens = rows * packed.shape[1]
     if name == SCORE:
         at, targets = np.zeros((rows, SCORED), np.int32), np.zeros((rows, SCORED, CHOICES), np.int32)
         lower = lambda: scoring._score_rows.lower(params(), packed, at, targets, None, collect=True, **static)  # noqa: E731
         return Program(name, lower, weights, 0.0, 0.0, rows * SCORED, tokens)
-    cache = abstract_cache(architecture, decode.slots, decode.context, chunk.cache_dtype, mesh)
+    cache = abstract_cache(architecture, decode.slots, decode.max_length, chunk.cache_dtype, mesh)
     split = cache_sharding(mesh)
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
     cache_bytes = bytes_per_device(cache)
@@ -146,7 +147,7 @@ def _train(config: Config, architecture: Architecture, mesh: Mesh) -> Program:
             parameter_table(architecture),
             run.parameter_shardings,
         )
-    shape = (sft.batch_rows, sft.sequence_length)
+    shape = (sft.batch_size, sft.sequence_length)
     column = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=run.batch_sharding)
     batch = data.Batch(column, column, column, column, column)
     scalars = np.float32(1e-5), np.int32(0), np.uint32(0)

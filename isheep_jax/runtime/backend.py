@@ -57,10 +57,10 @@ class JaxBackend:
         self.judge = locate_judge(config)
         self._judge = self._open_judge(self.judge)
         self._engine: tuple[epath.Path, Engine] | None = None
-        if distributed.several():
+        if distributed.is_distributed():
             judge = {"the files of --assess.judge": self._judge.digest()} if self._judge else {}
             distributed.check_agreement({"the files of --model.path": model.digest(), **judge})
-        if distributed.from_first(lambda: not (config.directory / "config.json").exists()):
+        if distributed.from_primary(lambda: not (config.directory / "config.json").exists()):
             # A new run reads the weights now, so that a damaged file or settings that do not fit the model are known
             # before anything is written; one that resumes may need other weights first.
             self.load(None)
@@ -88,7 +88,7 @@ class JaxBackend:
                 mesh=self._decode_mesh,
                 rules=DECODE_RULES,
                 dtype=self._dtype,
-                weights=self._config.decode.weights,
+                weights=self._config.decode.weights_dtype,
             )
             engine = Engine(
                 params,
@@ -148,9 +148,9 @@ class JaxBackend:
         if directory is None or directory == self._base:
             return None
         judge = open_model(directory)
-        context, longest = self._config.decode.context, judge.architecture.context_length
+        context, longest = self._config.decode.max_length, judge.architecture.context_length
         if context > longest:
-            raise UserError(f"--decode.context: {context} tokens are more than the {longest} of --assess.judge")
+            raise UserError(f"--decode.max_length: {context} tokens are more than the {longest} of --assess.judge")
         check_divisible(judge.architecture, self._decode_mesh, DECODE_RULES)
         return judge
 

@@ -58,7 +58,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, *_):
-        if kind is not None and distributed.several():
+        if kind is not None and distributed.is_distributed():
             return  # the others may never come to where Orbax waits for them
         with _full_disk_named(self.directory):
             self._checkpointer.close()

@@ -36,7 +36,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Tokenized:
+class TokenizedPrompt:
     """Examples as token columns.
 
     columns: for each example an int32 array [length, 3]: token, the token after it, and 1 where that one carries loss.
@@ -78,7 +78,7 @@ def split_examples(
     )
 
 
-def tokenize(tokenizer: ExampleEncoder, examples: Sequence[Example], sequence_length: int) -> Tokenized:
+def tokenize(tokenizer: ExampleEncoder, examples: Sequence[Example], sequence_length: int) -> TokenizedPrompt:
     """Render and mask the examples, and cut each to `sequence_length` inputs.
 
     The last token of an example is only ever a target, so an example takes one place less than it has tokens.
@@ -95,19 +95,19 @@ def tokenize(tokenizer: ExampleEncoder, examples: Sequence[Example], sequence_le
             continue
         cut += len(kept) < len(column)
         columns.append(kept)
-    return Tokenized(tuple(columns), cut, left_out)
+    return TokenizedPrompt(tuple(columns), cut, left_out)
 
 
 def batches(
     columns: Sequence[np.ndarray],
     *,
     sequence_length: int,
-    batch_rows: int,
+    batch_size: int,
     packing: bool = True,
     epochs: int = 1,
     shuffle_seed: int | None = None,
 ) -> grain.IterDataset:
-    """Batches of `batch_rows` rows of `sequence_length` tokens (see `Batch`), numpy arrays.
+    """Batches of `batch_size` rows of `sequence_length` tokens (see `Batch`), numpy arrays.
 
     packing: whether as many examples share a row as fit; otherwise each has its own. Every epoch has its own order
     (none when `shuffle_seed` is None). Nothing is dropped: the last batch is filled up with empty rows. The iterator's
@@ -135,14 +135,14 @@ def batches(
             # One feature with three columns, because Grain packs every feature on its own.
             dataset.map(lambda column: {"columns": column}).to_iter_dataset(reading),
             length_struct={"columns": sequence_length},
-            num_packing_bins=batch_rows,
+            num_packing_bins=batch_size,
             shuffle_bins=False,
         )
     else:
         rows = dataset.map(alone).to_iter_dataset(reading)
 
     def finish(some: dict[str, np.ndarray]) -> Batch:
-        empty = batch_rows - len(some["columns"])
+        empty = batch_size - len(some["columns"])
         filled = {k: np.pad(v, [(0, empty)] + [(0, 0)] * (v.ndim - 1)) for k, v in some.items()}
         columns = filled["columns"]
         return Batch(
@@ -153,7 +153,7 @@ def batches(
             positions=filled["columns_positions"].astype(np.int32),
         )
 
-    return rows.batch(batch_rows, drop_remainder=False).map(finish)
+    return rows.batch(batch_size, drop_remainder=False).map(finish)
 
 
 def count_batches(dataset: grain.IterDataset) -> int:

@@ -104,5 +104,5 @@ def save_adapter(
     }
     with whole_directory(directory) as place:
         write_tensors(place, lora, table, jnp.float32, stem="adapter_model", single_file=True)  # PEFT reads no index
-        if distributed.is_first():
+        if distributed.is_primary():
             (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -40,7 +40,7 @@ class StepSettings:
     lora_dropout: float
     weight_decay: float
     clip_norm: float
-    batch_rows: int
+    batch_size: int
     remat: Literal["none", "full"]
     compute_dtype: str
 
@@ -100,7 +100,7 @@ def programs(architecture: Architecture, settings: StepSettings, mesh: Mesh) -> 
     compute_dtype = jnp.dtype(settings.compute_dtype)
     optimizer = adamw(settings, jax.tree.map(lambda s: len(s.hf_shape) == 2, table))
     row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    chunk = chunk_length(settings.batch_rows // row_shards)
+    chunk = chunk_length(settings.batch_size // row_shards)
 
     parameter_shardings = sharding.param_shardings(base_table, mesh, sharding.TRAIN_RULES)
     weight_shardings = sharding.param_shardings(table, mesh, sharding.TRAIN_RULES)

@@ -107,7 +107,7 @@ def fine_tune(
         )
     rows = {
         "sequence_length": config.sequence_length,
-        "batch_rows": config.batch_rows,
+        "batch_size": config.batch_size,
         "packing": config.packing,
     }
     dataset = data.batches(training.columns, epochs=config.epochs, shuffle_seed=seed, **rows)
@@ -209,14 +209,18 @@ def _step_settings(config: SFTConfig, compute_dtype: jnp.dtype) -> StepSettings:
         lora_dropout=config.lora_dropout,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
-        batch_rows=config.batch_rows,
+        batch_size=config.batch_size,
         remat=config.remat,
         compute_dtype=jnp.dtype(compute_dtype).name,
     )
 
 
 def _fingerprint(
-    config: SFTConfig, seed: int, compute_dtype: jnp.dtype, training: data.Tokenized, validation: data.Tokenized
+    config: SFTConfig,
+    seed: int,
+    compute_dtype: jnp.dtype,
+    training: data.TokenizedPrompt,
+    validation: data.TokenizedPrompt,
 ) -> dict[str, Any]:
     """Everything that the course of training depends on beside the starting weights and the model's shape."""
     settings = {f"sft.{name}": value for name, value in dataclasses.asdict(config).items()}
@@ -231,7 +235,7 @@ def _fingerprint(
 
 def check_settings(config: SFTConfig, architecture: Architecture, mesh: Mesh) -> None:
     """Raises `UserError` for settings out of range, and for sizes that do not fit the model or the mesh."""
-    for name in ("lora_rank", "epochs", "sequence_length", "batch_rows", "checkpoint_every"):
+    for name in ("lora_rank", "epochs", "sequence_length", "batch_size", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise UserError(f"sft.{name}: {getattr(config, name)} is not a count of at least 1")
     for name in ("learning_rate", "clip_norm"):
@@ -249,11 +253,11 @@ def check_settings(config: SFTConfig, architecture: Architecture, mesh: Mesh) ->
             f"{architecture.context_length}"
         )
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_rows % shards:
-        below = config.batch_rows // shards * shards
+    if config.batch_size % shards:
+        below = config.batch_size // shards * shards
         nearest = f"{below} or {below + shards}" if below else f"{shards}"
         raise UserError(
-            f"sft.batch_rows: {config.batch_rows} rows do not divide over mesh.data x mesh.fsdp = {shards} devices; "
+            f"sft.batch_size: {config.batch_size} rows do not divide over mesh.data x mesh.fsdp = {shards} devices; "
             f"nearest that do: {nearest}"
         )
     sharding.check_divisible(architecture, mesh, sharding.TRAIN_RULES)

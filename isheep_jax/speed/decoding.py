@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.decode.engine import Engine
-from isheep_jax.decode.requests import Sampling
+from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.model.quantization import abstract_weights
 from isheep_jax.planning.cost import forward_flops, matrix_parameters
@@ -129,7 +129,7 @@ def least_time(engine: Engine, workload: Workload, slots: int, ceilings: Ceiling
         scores += attention
         read += new * (length + new / 2) * each
     steps = max(sum(workload.new_tokens) / slots, max(workload.new_tokens))
-    table = abstract_weights(a, engine.config.weights, engine.compute_dtype)
+    table = abstract_weights(a, engine.config.weights_dtype, engine.compute_dtype)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(table))
     if not a.tied_embeddings:  # of which only a few rows are read
         held -= head * jnp.dtype(engine.compute_dtype).itemsize
@@ -144,10 +144,10 @@ def least_time(engine: Engine, workload: Workload, slots: int, ceilings: Ceiling
 def _run(engine: Engine, workload: Workload) -> None:
     requests = workload.requests(engine.architecture.vocab_size)
     if workload.kind == "score":
-        results = list(engine.score(requests, workload.choice_texts()))
+        results = list(engine.choice_logprobs(requests, workload.choice_texts()))
         wrong = [r.id for r in results if r.error or len(r.logprobs) != workload.choices]
     else:
-        results = list(engine.generate(requests, Sampling(temperature=1.0)))
+        results = list(engine.generate(requests, SamplingParams(temperature=1.0)))
         asked = {request.id: request.max_tokens for request in requests}
         wrong = [r.id for r in results if len(r.tokens) != asked[r.id]]
     if wrong or len(results) != len(requests):

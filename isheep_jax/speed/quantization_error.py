@@ -15,8 +15,8 @@ from isheep_jax.decode.cache import alignment, allocate, bucket_of, constrain_ro
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.packing import empty_rows, fill
 from isheep_jax.decode.programs import prefill
-from isheep_jax.decode.requests import Request, Sampling
-from isheep_jax.decode.tokenization import Tokenized
+from isheep_jax.decode.requests import Request, SamplingParams
+from isheep_jax.decode.tokenization import TokenizedPrompt
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache
@@ -59,17 +59,17 @@ def measure_quality(
 ) -> Quality:
     """Lets the plain model complete the prompts at temperature 1, and compares what both predict along the way.
 
-    params: not quantized, as of `Engine`. config: weights and cache are compared with "compute" for both. max_tokens:
+    params: not quantized, as of `Engine`. config: weights and cache are compared with "model" for both. max_tokens:
     new tokens of a completion. The comparison prefills prompts as the engine does and reads the completions through the
     cache, so every prediction is that of a decode step with the same past. Both sets of weights are in memory at the
     same time. Raises `UserError` when no prompt fits or no completion has a token.
     """
     plain, other = (
         Engine(params, architecture, tokenizer, settings, mesh=mesh, seed=seed, compute_dtype=compute_dtype)
-        for settings in (dataclasses.replace(config, weights="compute", cache="compute"), config)
+        for settings in (dataclasses.replace(config, weights_dtype="model", kv_cache_dtype="model"), config)
     )
     requests = {str(i): Request(str(i), prompt) for i, prompt in enumerate(prompts)}
-    completions = plain.generate(list(requests.values()), Sampling(temperature=1.0, max_tokens=max_tokens))
+    completions = plain.generate(list(requests.values()), SamplingParams(temperature=1.0, max_tokens=max_tokens))
     texts = [(plain.tokenize(requests[c.id]), c.tokens) for c in completions if c.tokens]
     if not texts:
         raise UserError(f"no completion of the {len(prompts)} prompts has a token to compare: do the prompts fit?")
@@ -88,7 +88,12 @@ def measure_quality(
 
 
 def _compare_some(
-    plain: Engine, other: Engine, texts: list[tuple[Tokenized, tuple[int, ...]]], rows: int, length: int, steps: int
+    plain: Engine,
+    other: Engine,
+    texts: list[tuple[TokenizedPrompt, tuple[int, ...]]],
+    rows: int,
+    length: int,
+    steps: int,
 ) -> np.ndarray:
     """Of each new token [tokens, 3]: divergence, loss, agreement. length, steps: slots for prompts and new tokens."""
     packed = empty_rows(rows, length)

@@ -87,7 +87,7 @@ class Workload:
         head, prompts = self.prompts(vocabulary)
         limits = self.new_tokens or (1,) * len(self)
         return [
-            Request(f"{self.name}-{i:05d}", _text(head + prompt), head=_text(head), max_tokens=limit)
+            Request(f"{self.name}-{i:05d}", _text(head + prompt), prefix=_text(head), max_tokens=limit)
             for i, (prompt, limit) in enumerate(zip(prompts, limits))
         ]
 

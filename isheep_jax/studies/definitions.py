@@ -89,7 +89,7 @@ def _random(config: Config) -> dict[str, object]:
 
 def _perplexity(config: Config) -> dict[str, object]:
     kept = kept_by_fraction(config)
-    return {"select.rule": "perplexity"} | ({"select.at_most": kept} if kept else {})
+    return {"select.rule": "perplexity"} | ({"select.max_pairs": kept} if kept else {})
 
 
 def _density(rule: str) -> Callable[[Config], dict[str, object]]:

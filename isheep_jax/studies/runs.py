@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isheep_jax.config import Config, flatten
-from isheep_jax.errors import Collapse
+from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop import stopping
 from isheep_jax.loop.algorithm import environment, read_inputs, run
 from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
@@ -21,7 +21,7 @@ from isheep_jax.loop.run_directory import RunDirectory, read_json, write_json
 from isheep_jax.studies.sharing import Run, share
 
 # Settings that say where and how fast a run computes; the seed and the base have directories of their own.
-_NOT_IN_NAME = ("workdir", "seed", "mesh.", "decode.slots", "decode.chunk")
+_NOT_IN_NAME = ("workdir", "seed", "mesh.", "decode.slots", "decode.steps_per_call")
 # Beside the run's own files: that the study is done with it.
 _MARK = "study.json"
 
@@ -101,7 +101,7 @@ def obtain(config: Config, workshop: Workshop) -> Result:
         stopped = ""
         try:
             run(config, backend, workshop.evaluators(config), workshop.held_out(config), workshop.reporter())
-        except Collapse as collapse:
+        except NothingLeftError as collapse:
             stopped = str(collapse)
         done = sum((directory / f"iteration_{n}" / "summary.json").exists() for n in range(config.iterations + 1))
         write_json(directory / _MARK, {"evaluations": done, "stopped": stopped})

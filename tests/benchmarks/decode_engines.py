@@ -35,12 +35,12 @@ class Ours:
 
         from isheep_jax.config import DecodeConfig
         from isheep_jax.decode.engine import Engine
-        from isheep_jax.decode.requests import Sampling
+        from isheep_jax.decode.requests import SamplingParams
         from isheep_jax.model.architecture import init_parameters
         from isheep_jax.speed.workloads import LLAMA_100M, IdTokenizer
 
-        self.workload, self.sampling = _lengths(setup["workload"]), Sampling(temperature=1.0)
-        config = DecodeConfig(slots=setup["batch"], chunk=setup["chunk"] or DecodeConfig.chunk)
+        self.workload, self.sampling = _lengths(setup["workload"]), SamplingParams(temperature=1.0)
+        config = DecodeConfig(slots=setup["batch"], steps_per_call=setup["chunk"] or DecodeConfig.chunk)
         self.engine = Engine(
             init_parameters(LLAMA_100M, jax.random.key(0)),
             LLAMA_100M,
@@ -56,7 +56,7 @@ class Ours:
     def run(self, part: int) -> dict:
         start = time.perf_counter()
         if self.workload.kind == "score":
-            results = list(self.engine.score(self.requests, self.workload.choice_texts()))
+            results = list(self.engine.choice_logprobs(self.requests, self.workload.choice_texts()))
             right = all(len(r.logprobs) == self.workload.choices for r in results)
         else:
             results = list(self.engine.generate(self.requests, self.sampling))

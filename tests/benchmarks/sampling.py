@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isheep_jax.decode.sampling import SamplingSettings, request_key, sample
+from isheep_jax.decode.sampling import DeviceSamplingParams, request_key, sample
 
 STEPS = 3
 SHAPES = {"flat": 1.0, "peaked": 4.0}  # standard deviation of normal logits
@@ -101,7 +101,7 @@ def main() -> None:
             shape = options.rows, vocabulary
             logits = jnp.asarray(np.random.default_rng(0).normal(0, deviation, shape).astype(np.float32))
             for top_p, top_k in ((1.0, 0), (0.95, 0), (0.5, 0), (0.1, 0), (0.95, 50)):
-                settings = SamplingSettings(top_p=np.float32(top_p), top_k=np.int32(top_k))
+                settings = DeviceSamplingParams(top_p=np.float32(top_p), top_k=np.int32(top_k))
                 ways = (sample,) if top_k else (sample, by_bisection, by_sort)
                 ours, *others = milliseconds(ways, logits, keys, settings)
                 line = f"{vocabulary:>10} {name:>7} {top_p:>6} {top_k:>6} {ours:>8.1f}"

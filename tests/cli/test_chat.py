@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from isheep_jax.cli.chat import chat
-from isheep_jax.decode.requests import Completion, Sampling
+from isheep_jax.decode.requests import Completion, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.generate import main
 
@@ -46,7 +46,7 @@ class ScriptedEngine:
 def converse(monkeypatch, capsys):
     """Types the lines and returns what was printed on standard output and standard error."""
 
-    def converse(engine, *lines, sampling=Sampling(max_tokens=8)):  # noqa: B008 (frozen)
+    def converse(engine, *lines, sampling=SamplingParams(max_tokens=8)):  # noqa: B008 (frozen)
         typed = "".join(line + "\n" for line in lines).encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
         chat(engine, sampling)
@@ -104,7 +104,7 @@ def test_a_message_without_any_answer_is_forgotten(converse):
 
 
 def test_a_message_that_does_not_fit_is_not_kept(converse):
-    misfit = {"finish": "error", "error": "the prompt has 60 tokens"}
+    misfit = {"finish_reason": "error", "error": "the prompt has 60 tokens"}
     engine = ScriptedEngine([misfit], ["One."], [misfit], ["Two."])
     told = converse(engine, "a long message", "a", "another long message", "b")
     assert told.out == "One.\nTwo.\n"
@@ -117,7 +117,7 @@ def test_a_message_that_does_not_fit_is_not_kept(converse):
     ("tokens", "note"), [(8, "(cut at --max_tokens=8)"), (5, "(the context of 50 tokens is full; /reset")]
 )
 def test_an_answer_that_was_cut_says_by_what(converse, tokens, note):
-    engine = ScriptedEngine(["One", {"finish": "length", "tokens": (3,) * tokens}])
+    engine = ScriptedEngine(["One", {"finish_reason": "length", "tokens": (3,) * tokens}])
     assert note in converse(engine, "a").err
 
 

@@ -7,17 +7,17 @@ import pytest
 from minute_model import ARCHITECTURE, make_engine, mesh_of, ragged
 
 from isheep_jax.decode import capacity
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 
-GREEDY = Sampling(temperature=0.0, max_tokens=12)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 # Of a slot of 128 tokens: keys and values in float32, and the logits while a token is drawn.
 ROW = 2 * 4 * ARCHITECTURE.layers * ARCHITECTURE.kv_heads * ARCHITECTURE.head_dim * 128 + 16 * ARCHITECTURE.vocab_size
 
 
 @pytest.fixture
 def shape(params):
-    return dataclasses.replace(make_engine(params).chunk_shape, context=128)
+    return dataclasses.replace(make_engine(params).chunk_shape, max_length=128)
 
 
 def memory_for(monkeypatch, shape, slots: int) -> None:
@@ -52,7 +52,7 @@ def test_every_data_shard_has_its_own_slots(monkeypatch, shape):
 
 def test_no_room_for_one_sequence_names_the_setting(monkeypatch, shape):
     memory_for(monkeypatch, shape, 0)
-    with pytest.raises(UserError, match=r"decode\.context: .* one sequence of 128 tokens"):
+    with pytest.raises(UserError, match=r"decode\.max_length: .* one sequence of 128 tokens"):
         capacity.free_slots(shape, useful=1)
 
 
@@ -60,20 +60,20 @@ def test_tokens_are_the_same_with_slots_and_context_left_to_the_memory(params):
     requests = [r for r in ragged(40) if len(r.prompt) < 30]
     found = [
         {c.id: c for c in make_engine(params, **settings).generate(requests, GREEDY)}
-        for settings in ({"slots": 32, "context": 48}, {"slots": 0, "context": 0})
+        for settings in ({"slots": 32, "max_length": 48}, {"slots": 0, "max_length": 0})
     ]
     assert found[0] == found[1]
 
 
 def test_what_is_counted_is_what_was_done(params):
     requests = [dataclasses.replace(r, max_tokens=3 + i % 4) for i, r in enumerate(ragged(9))]
-    engine = make_engine(params, slots=4, chunk=2)
+    engine = make_engine(params, slots=4, steps_per_call=2)
     list(engine.generate(requests[:4], GREEDY))
     before = copy.copy(engine.statistics)
     completions = list(engine.generate(requests, GREEDY))
     done = engine.statistics - before
     # End tokens are drawn, too.
-    drawn = sum(len(c.tokens) + (c.finish == "stop") for c in completions)
+    drawn = sum(len(c.tokens) + (c.finish_reason == "stop") for c in completions)
     assert (done.slots, done.drawn, done.slot_steps) == (4, drawn, 4 * done.steps)
     assert done.prompt_tokens == sum(len(engine.tokenizer.encode(r.prompt)) for r in requests)
     assert done.prompt_tokens < done.prompt_room
@@ -86,8 +86,8 @@ def test_those_that_may_take_longest_come_first(params):
     # One long completion among short ones: begun last, it would go on alone.
     lengths = [4] * 11 + [40]
     requests = [Request(f"r{i}", "a", max_tokens=n) for i, n in enumerate(lengths)]
-    engine = make_engine(params, slots=4, chunk=4)
+    engine = make_engine(params, slots=4, steps_per_call=4)
     engine.end_ids = ()
-    completions = list(engine.generate(requests, Sampling(temperature=1.0)))
+    completions = list(engine.generate(requests, SamplingParams(temperature=1.0)))
     assert sorted(len(c.tokens) for c in completions) == lengths
     assert engine.statistics.steps == 40

@@ -19,12 +19,12 @@ from isheep_jax.decode import scheduler
 from isheep_jax.decode.cache import allocate
 from isheep_jax.decode.packing import AT, empty_rows
 from isheep_jax.decode.programs import prefill
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import parameter_table
 from isheep_jax.sharding import DECODE_RULES, param_shardings
 
-GREEDY = Sampling(temperature=0.0, max_tokens=12)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 
 
 def by_id(completions) -> dict:
@@ -40,20 +40,20 @@ def test_tokens_equal_a_teacher_forced_argmax_of_the_plain_forward(params):
         prompt = TableTokenizer().encode(request.prompt)
         best = full_logits(params, [*prompt, *completion.tokens]).argmax(-1)[len(prompt) - 1 :].tolist()
         assert best[: len(completion.tokens)] == list(completion.tokens)
-        if completion.finish == "stop":
+        if completion.finish_reason == "stop":
             assert best[-1] == 1
         else:
             assert len(completion.tokens) == min(12, 48 - len(prompt))
         assert completion.text == TableTokenizer().decode(completion.tokens)
-        kinds.add((completion.finish, len(completion.tokens) == 12))
+        kinds.add((completion.finish_reason, len(completion.tokens) == 12))
     assert {finish for finish, _ in kinds} == {"stop", "length"}
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=0.9, max_tokens=12)])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, top_p=0.9, max_tokens=12)])
 def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, sampling):
     requests = ragged(12)
     expected = by_id(make_engine(params).generate(requests, sampling))
-    for settings in ({"slots": 1, "chunk": 3}, {"slots": 16, "chunk": 64}):
+    for settings in ({"slots": 1, "steps_per_call": 3}, {"slots": 16, "steps_per_call": 64}):
         assert by_id(make_engine(params, **settings).generate(requests, sampling)) == expected
     engine = make_engine(params)
     assert by_id(engine.generate(requests[::-1], sampling)) == expected
@@ -62,7 +62,7 @@ def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, samplin
 
 
 def test_sampled_tokens_depend_on_the_seed_and_the_id_alone(params):
-    sampling = Sampling(temperature=1.0, max_tokens=12)
+    sampling = SamplingParams(temperature=1.0, max_tokens=12)
     engine = make_engine(params)
     found = by_id(engine.generate([Request(name, "abc") for name in "xyz"], sampling))
     assert len({completion.tokens for completion in found.values()}) == 3
@@ -72,7 +72,7 @@ def test_sampled_tokens_depend_on_the_seed_and_the_id_alone(params):
 
 
 def test_a_refilled_slot_sees_nothing_of_the_sequence_before(params):
-    engine = make_engine(params, slots=1, chunk=3)
+    engine = make_engine(params, slots=1, steps_per_call=3)
     long, short = Request("long", LETTERS), Request("short", "ab")
     both = by_id(engine.generate([long, short], GREEDY))  # longest first: `short` comes into the slot of `long`
     assert both["short"] == next(engine.generate([short], GREEDY))
@@ -82,35 +82,37 @@ def test_a_prompt_that_does_not_fit_is_an_error_of_that_request_alone(params):
     engine = make_engine(params)
     good = Request("good", "abc")
     found = by_id(engine.generate([Request("long", "a" * 48), good], GREEDY))
-    assert found["long"].finish == "error"
+    assert found["long"].finish_reason == "error"
     assert "49 tokens" in found["long"].error
-    assert "decode.context=48" in found["long"].error
+    assert "decode.max_length=48" in found["long"].error
     assert found["good"] == next(engine.generate([good], GREEDY))
-    assert by_id(engine.generate([Request("fits", "a" * 46)], GREEDY))["fits"].finish in ("length", "stop")
+    assert by_id(engine.generate([Request("fits", "a" * 46)], GREEDY))["fits"].finish_reason in ("length", "stop")
 
 
 def test_completions_end_where_the_context_ends(params):
-    sampling = Sampling(temperature=1.0, max_tokens=1000)
+    sampling = SamplingParams(temperature=1.0, max_tokens=1000)
     for completion in make_engine(params).generate([Request(str(i), "ab" * i) for i in range(1, 20)], sampling):
         prompt = TableTokenizer().encode("ab" * int(completion.id))
-        assert completion.finish == "stop" or len(prompt) + len(completion.tokens) == 48
+        assert completion.finish_reason == "stop" or len(prompt) + len(completion.tokens) == 48
 
 
 @pytest.mark.parametrize("chunk", [2, 5])
 def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk):
     requests = ragged(12)
-    sampling = Sampling(temperature=1.0, max_tokens=30)
+    sampling = SamplingParams(temperature=1.0, max_tokens=30)
     free = by_id(make_engine(params).generate(requests, sampling))
     # Two letters that some completions hold next to each other across a border of tokens, and one single letter.
     text = max((completion.text for completion in free.values()), key=len)
     stop = (text[3:6], text[8:9])
     stopped = 0
-    for completion in make_engine(params, chunk=chunk).generate(requests, dataclasses.replace(sampling, stop=stop)):
+    for completion in make_engine(params, steps_per_call=chunk).generate(
+        requests, dataclasses.replace(sampling, stop=stop)
+    ):
         whole = free[completion.id]
         ends = [whole.text.find(string) for string in stop if string in whole.text]
         if ends:
             stopped += 1
-            assert completion.finish == "stop"
+            assert completion.finish_reason == "stop"
             assert completion.text == whole.text[: min(ends)]
             assert whole.tokens[: len(completion.tokens)] == completion.tokens
             assert TableTokenizer().decode(completion.tokens).startswith(completion.text)
@@ -121,12 +123,14 @@ def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk)
 
 @pytest.mark.parametrize("chunk", [2, 5])
 def test_a_stop_string_that_is_a_special_token_ends_the_completion_though_no_text_shows_it(params, chunk):
-    requests, sampling = ragged(12), Sampling(temperature=1.0, max_tokens=30)
+    requests, sampling = ragged(12), SamplingParams(temperature=1.0, max_tokens=30)
     marker = TableTokenizer().pieces.index("de")
     free = by_id(make_engine(params, specials={marker: "<|user|>"}).generate(requests, sampling))
     stopping = dataclasses.replace(sampling, stop=("ab", "<|user|>"))
     stopped = 0
-    for completion in make_engine(params, specials={marker: "<|user|>"}, chunk=chunk).generate(requests, stopping):
+    for completion in make_engine(params, specials={marker: "<|user|>"}, steps_per_call=chunk).generate(
+        requests, stopping
+    ):
         whole = free[completion.id]
         before = whole.tokens[: whole.tokens.index(marker)] if marker in whole.tokens else whole.tokens
         text = TableTokenizer().decode(before)
@@ -134,7 +138,7 @@ def test_a_stop_string_that_is_a_special_token_ends_the_completion_though_no_tex
             assert completion.text == text[: text.index("ab")]
         elif marker in whole.tokens:
             stopped += 1
-            assert (completion.text, completion.tokens, completion.finish) == (text, before, "stop")
+            assert (completion.text, completion.tokens, completion.finish_reason) == (text, before, "stop")
         else:
             assert completion == whole
     assert stopped > 1
@@ -143,7 +147,7 @@ def test_a_stop_string_that_is_a_special_token_ends_the_completion_though_no_tex
 def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, caplog):
     def stage(engine, sampling):
         list(engine.generate(ragged(9), sampling))
-        list(engine.score(ragged(5), ["a", "b"]))
+        list(engine.choice_logprobs(ragged(5), ["a", "b"]))
 
     warm = make_engine(params, slots=5)
     stage(warm, GREEDY)
@@ -153,8 +157,8 @@ def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, cap
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         other = random_parameters(1)  # from a jitted function or from the host: both are put on the device alike
         caplog.clear()
-        stage(make_engine(other, slots=5), Sampling(temperature=0.7, top_p=0.8, max_tokens=7, stop=("ab",)))
-        stage(make_engine(jax.tree.map(np.asarray, other), slots=5, seed=3), Sampling(max_tokens=9))
+        stage(make_engine(other, slots=5), SamplingParams(temperature=0.7, top_p=0.8, max_tokens=7, stop=("ab",)))
+        stage(make_engine(jax.tree.map(np.asarray, other), slots=5, seed=3), SamplingParams(max_tokens=9))
     compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
     assert not compiled
 
@@ -180,14 +184,14 @@ def test_weights_are_placed_by_the_decode_rules(params):
 def test_bad_settings_are_one_clear_line(params):
     with pytest.raises(UserError, match=r"decode\.slots=6 does not divide over 4 data shards; .* nearest .*: 8"):
         make_engine(params, slots=6, mesh=mesh_of(4, 2))
-    with pytest.raises(UserError, match=r"decode\.context=129 .* 128 tokens"):
-        make_engine(params, context=129)
-    with pytest.raises(UserError, match=r"decode\.chunk=0"):
-        make_engine(params, chunk=0)
+    with pytest.raises(UserError, match=r"decode\.max_length=129 .* 128 tokens"):
+        make_engine(params, max_length=129)
+    with pytest.raises(UserError, match=r"decode\.steps_per_call=0"):
+        make_engine(params, steps_per_call=0)
     engine = make_engine(params)
     for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_tokens": 0}, {"stop": ("",)}):
         with pytest.raises(UserError, match=next(iter(bad))):
-            engine.generate([Request("a", "a")], Sampling(**bad))
+            engine.generate([Request("a", "a")], SamplingParams(**bad))
 
 
 def test_an_id_that_occurs_twice_is_refused(params):
@@ -195,20 +199,20 @@ def test_an_id_that_occurs_twice_is_refused(params):
     with pytest.raises(ValueError, match="'a'"):
         make_engine(params).generate(twice, GREEDY)
     with pytest.raises(ValueError, match="'a'"):
-        make_engine(params).score(twice, ["b"])
+        make_engine(params).choice_logprobs(twice, ["b"])
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, max_tokens=12)])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, max_tokens=12)])
 def test_a_shared_head_changes_no_token(params, sampling):
     head = "the quick brown fox jumps over 13 lazy dogs. "
     requests = [Request(request.id, head + request.prompt) for request in ragged(12)]
-    expected = by_id(make_engine(params, context=128).generate(requests, sampling))
-    sharing = [dataclasses.replace(request, head=head) for request in requests]
-    engine = make_engine(params, context=128)
+    expected = by_id(make_engine(params, max_length=128).generate(requests, sampling))
+    sharing = [dataclasses.replace(request, prefix=head) for request in requests]
+    engine = make_engine(params, max_length=128)
     assert all(engine.tokenize(request).shared for request in sharing)
     assert by_id(engine.generate(sharing, sampling)) == expected
     # Beside others that share nothing, and where the head is not what the prompt begins with.
-    mixed = [*sharing[:5], *requests[5:9], *[dataclasses.replace(r, head="no such head" * 5) for r in requests[9:]]]
+    mixed = [*sharing[:5], *requests[5:9], *[dataclasses.replace(r, prefix="no such head" * 5) for r in requests[9:]]]
     assert by_id(engine.generate(mixed, sampling)) == expected
 
 
@@ -220,7 +224,7 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
         return prefill(params, cache, packed, *rest, **static)
 
     monkeypatch.setattr(scheduler, "prefill", counted)
-    sampling = Sampling(temperature=1.0, max_tokens=6)
+    sampling = SamplingParams(temperature=1.0, max_tokens=6)
     requests = [Request(f"{name}/{i}", name * 9) for name in ("abc", "xyz") for i in range(4)]
     found = by_id(make_engine(params, slots=8).generate(requests, sampling))
     assert sum(filled) == 2
@@ -247,7 +251,7 @@ def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
 
 
 def test_a_chunk_sent_ahead_changes_nothing(params, monkeypatch):
-    requests, sampling = ragged(20), Sampling(temperature=1.0, max_tokens=20, stop=("ab", "t"))
+    requests, sampling = ragged(20), SamplingParams(temperature=1.0, max_tokens=20, stop=("ab", "t"))
     expected = by_id(make_engine(params).generate(requests, sampling))
 
     class Ahead(scheduler.Generation):
@@ -263,7 +267,7 @@ def test_filters_and_penalties_reach_the_sampler(params):
     requests, engine = ragged(8), make_engine(params)
     greedy = by_id(engine.generate(requests, GREEDY))
     for settings in ({"top_k": 1}, {"min_p": 1.0}):
-        assert by_id(engine.generate(requests, Sampling(temperature=1.0, max_tokens=12, **settings))) == greedy
+        assert by_id(engine.generate(requests, SamplingParams(temperature=1.0, max_tokens=12, **settings))) == greedy
     once = engine.generate(requests, dataclasses.replace(GREEDY, presence_penalty=1e6))
     repeated = engine.generate(requests, dataclasses.replace(GREEDY, repetition_penalty=1e6))
     for completion in once:
@@ -277,7 +281,7 @@ def test_filters_and_penalties_reach_the_sampler(params):
 
 def test_log_probabilities_are_those_of_the_plain_forward(params):
     requests = ragged(8)
-    sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=9, logprobs=True)
+    sampling = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=9, logprobs=True)
     for completion in make_engine(params).generate(requests, sampling):
         prompt = TableTokenizer().encode(next(r.prompt for r in requests if r.id == completion.id))
         scores = full_logits(params, [*prompt, *completion.tokens]).astype(np.float64)
@@ -287,7 +291,7 @@ def test_log_probabilities_are_those_of_the_plain_forward(params):
 
 
 def test_a_request_may_have_a_length_of_its_own(params):
-    sampling = Sampling(temperature=1.0, max_tokens=12)
+    sampling = SamplingParams(temperature=1.0, max_tokens=12)
     whole = next(make_engine(params).generate([Request("a", "abc")], sampling))
     short = next(make_engine(params).generate([Request("a", "abc", max_tokens=3)], sampling))
     assert short.tokens == whole.tokens[:3]

@@ -12,7 +12,7 @@ from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.programs import new_slots, take_slots
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.model import quantization
 from isheep_jax.model.quantization import abstract_weights, dequantize_weights, weight_table
@@ -20,9 +20,9 @@ from isheep_jax.sharding import DECODE_RULES, param_shardings
 from isheep_jax.speed.quantization_error import measure_quality
 from isheep_jax.tiny import CHECKPOINT
 
-GREEDY = Sampling(temperature=0.0, max_tokens=12)
-DRAWN = Sampling(temperature=1.0, max_tokens=12)
-INT8 = {"weights": "int8", "cache": "int8"}
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+DRAWN = SamplingParams(temperature=1.0, max_tokens=12)
+INT8 = {"weights_dtype": "int8", "kv_cache_dtype": "int8"}
 
 
 def by_id(completions) -> dict:
@@ -30,15 +30,15 @@ def by_id(completions) -> dict:
 
 
 def test_int8_weights_decode_and_score_as_the_floats_that_they_stand_for(params):
-    engine = make_engine(params, weights="int8")
+    engine = make_engine(params, weights_dtype="int8")
     plain = make_engine(dequantize_weights(engine.params, ARCHITECTURE))
     requests = ragged(14)
     found = by_id(engine.generate(requests, GREEDY))
     assert found == by_id(plain.generate(requests, GREEDY))
     assert found != by_id(make_engine(params).generate(requests, GREEDY))
     choices = ["1", "10", "ab"]
-    expected = by_id(plain.score(requests[:9], choices))
-    for scores in engine.score(requests[:9], choices):
+    expected = by_id(plain.choice_logprobs(requests[:9], choices))
+    for scores in engine.choice_logprobs(requests[:9], choices):
         np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-3)
 
 
@@ -48,7 +48,7 @@ def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, samplin
     requests = [Request(f"{r.id}/{i}", r.prompt) for r in ragged(8) for i in range(2)]
     engine = make_engine(params, **INT8)
     expected = by_id(engine.generate(requests, sampling))
-    assert by_id(make_engine(params, slots=16, chunk=64, **INT8).generate(requests, sampling)) == expected
+    assert by_id(make_engine(params, slots=16, steps_per_call=64, **INT8).generate(requests, sampling)) == expected
     assert by_id(engine.generate(requests[::-1], sampling)) == expected
     for request in requests[::5]:
         assert list(engine.generate([request], sampling)) == [expected[request.id]]
@@ -70,9 +70,9 @@ def test_a_mesh_gives_the_tokens_of_one_device_and_splits_scales_as_their_output
 
 def test_a_shared_head_stays_in_floats_beside_an_int8_cache(params):
     head = "the quick brown fox jumps over 13 lazy dogs. "
-    requests = [Request(request.id, head + request.prompt, head=head) for request in ragged(6)]
-    plain = by_id(make_engine(params, context=128).generate(requests, GREEDY))
-    found = by_id(make_engine(params, context=128, cache="int8").generate(requests, GREEDY))
+    requests = [Request(request.id, head + request.prompt, prefix=head) for request in ragged(6)]
+    plain = by_id(make_engine(params, max_length=128).generate(requests, GREEDY))
+    found = by_id(make_engine(params, max_length=128, kv_cache_dtype="int8").generate(requests, GREEDY))
     # The first token is drawn from prompt tokens alone; most of them, the head's, are exact.
     assert sum(found[r.id].tokens[:1] == plain[r.id].tokens[:1] for r in requests) >= 5
 
@@ -89,10 +89,10 @@ def test_slots_move_with_their_scales():
 
 
 def test_unknown_settings_are_one_clear_line(params):
-    with pytest.raises(UserError, match=r"decode\.weights=int4 .* compute or int8$"):
-        make_engine(params, weights="int4")
-    with pytest.raises(UserError, match=r"decode\.cache=fp8 .* compute or int8$"):
-        make_engine(params, cache="fp8")
+    with pytest.raises(UserError, match=r"decode\.weights_dtype=int4 .* model or int8$"):
+        make_engine(params, weights_dtype="int4")
+    with pytest.raises(UserError, match=r"decode\.kv_cache_dtype=fp8 .* model or int8$"):
+        make_engine(params, kv_cache_dtype="fp8")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def tiny():
 
 def quality(tiny, prompts, **settings):
     model, params = tiny
-    config = DecodeConfig(slots=16, context=128, **settings)
+    config = DecodeConfig(slots=16, max_length=128, **settings)
     return measure_quality(
         params,
         model.architecture,
@@ -120,7 +120,7 @@ def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_no
     prompts = [f"{verb} {word} and red." for verb in ("Swap", "Copy", "Join") for word in ("cat", "dog", "sun", "blue")]
     none = quality(tiny, prompts)
     assert (none.divergence, none.loss, none.agreement) == (0, 0, 1)
-    cache, both = quality(tiny, prompts, cache="int8"), quality(tiny, prompts, **INT8)
+    cache, both = quality(tiny, prompts, kv_cache_dtype="int8"), quality(tiny, prompts, **INT8)
     assert none.tokens == cache.tokens == both.tokens > 100
     for found in (cache, both):
         assert 0 < found.divergence < 1e-3
@@ -128,7 +128,7 @@ def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_no
         assert found.agreement > 0.95
     monkeypatch.setattr(quantization, "_LARGEST", 7)
     quantization.quantize.clear_cache()
-    four_bits = quality(tiny, prompts, weights="int8")
+    four_bits = quality(tiny, prompts, weights_dtype="int8")
     quantization.quantize.clear_cache()
     assert four_bits.divergence > 5e-3
 
@@ -148,6 +148,6 @@ def test_weights_are_quantized_while_they_are_loaded(tiny):
 
 
 def test_prompts_that_do_not_fit_leave_nothing_to_compare(params):
-    config = dataclasses.replace(DecodeConfig(slots=2, context=16), cache="int8")
+    config = dataclasses.replace(DecodeConfig(slots=2, max_length=16), kv_cache_dtype="int8")
     with pytest.raises(UserError, match="no completion of the 1 prompts"):
         measure_quality(params, ARCHITECTURE, TableTokenizer(), config, ["a" * 30], compute_dtype="float32")

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from isheep_jax.decode.sampling import (
     GENERATED,
     PROMPT,
-    SamplingSettings,
+    DeviceSamplingParams,
     logprobs_of,
     penalize,
     request_key,
@@ -36,8 +36,8 @@ FILTERS = [
 run = jax.jit(sample, static_argnames="mesh")
 
 
-def settings_of(**values) -> SamplingSettings:
-    return SamplingSettings(**{k: np.int32(v) if k == "top_k" else np.float32(v) for k, v in values.items()})
+def settings_of(**values) -> DeviceSamplingParams:
+    return DeviceSamplingParams(**{k: np.int32(v) if k == "top_k" else np.float32(v) for k, v in values.items()})
 
 
 @functools.cache
@@ -200,7 +200,7 @@ COMPILE = """
     import re
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-    from isheep_jax.decode.sampling import SamplingSettings, sample
+    from isheep_jax.decode.sampling import DeviceSamplingParams, sample
     from isheep_jax.planning.hardware import prepare_environment, slice_devices
 
     prepare_environment("v4-64")
@@ -209,7 +209,7 @@ COMPILE = """
     B, V = 512, 151936
     where = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(
         shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
-    settings = jax.tree.map(lambda x: where((), x.dtype), SamplingSettings())
+    settings = jax.tree.map(lambda x: where((), x.dtype), DeviceSamplingParams())
     arguments = (where((B, V), jnp.float32, "data", "tensor"), where((B, 2), jnp.uint32, "data"),
                  where((B,), jnp.int32, "data"), settings, where((B, V), jnp.uint8, "data", "tensor"))
     compiled = jax.jit(sample, static_argnames="mesh").lower(*arguments, mesh=mesh).compile()

@@ -28,7 +28,7 @@ def expected_logprob(params, request: Request, choice: str) -> float:
 def test_scores_equal_the_log_softmax_of_the_full_forward(params, kind):
     # A digit at the end of the prompts keeps every choice from merging with them.
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
-    found = {scores.id: scores for scores in make_engine(params).score(requests, CHOICES[kind])}
+    found = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, CHOICES[kind])}
     for request in requests:
         assert not found[request.id].error
         expected = [expected_logprob(params, request, choice) for choice in CHOICES[kind]]
@@ -38,17 +38,17 @@ def test_scores_equal_the_log_softmax_of_the_full_forward(params, kind):
 def test_scores_do_not_depend_on_batch_or_neighbors(params):
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
     choices = CHOICES["several"]
-    expected = {scores.id: scores for scores in make_engine(params).score(requests, choices)}
-    assert {scores.id: scores for scores in make_engine(params).score(requests[::-1], choices)} == expected
-    for scores in make_engine(params).score(requests[2:5], choices):
+    expected = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, choices)}
+    assert {scores.id: scores for scores in make_engine(params).choice_logprobs(requests[::-1], choices)} == expected
+    for scores in make_engine(params).choice_logprobs(requests[2:5], choices):
         np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-5)
 
 
 def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_request_alone(params):
     requests = [Request("long", "7" * 46), Request("merges", "a"), Request("fine", "7")]
-    found = {scores.id: scores for scores in make_engine(params).score(requests, ["b", "10||"])}
+    found = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, ["b", "10||"])}
     assert "47 tokens" in found["long"].error
-    assert "decode.context=48" in found["long"].error
+    assert "decode.max_length=48" in found["long"].error
     assert "change" in found["merges"].error
     assert not found["long"].logprobs
     assert not found["merges"].logprobs
@@ -57,9 +57,9 @@ def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_reques
 
 def test_a_mesh_gives_the_scores_of_one_device(params):
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
-    expected = {scores.id: scores for scores in make_engine(params).score(requests, CHOICES["several"])}
+    expected = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, CHOICES["several"])}
     engine = make_engine(params, slots=8, mesh=mesh_of(4, 2))
-    for scores in engine.score(requests, CHOICES["several"]):
+    for scores in engine.choice_logprobs(requests, CHOICES["several"]):
         np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-4)
 
 
@@ -84,11 +84,11 @@ HEAD = "the quick brown fox jumps over 13 lazy dogs. "
 def test_a_shared_head_changes_no_score(params):
     requests = [Request(request.id, HEAD + request.prompt + "7") for request in ragged(9)]
     sharing = [Request(request.id, request.prompt, HEAD) for request in requests]
-    engine = make_engine(params, context=128)
+    engine = make_engine(params, max_length=128)
     assert {len(engine.tokenize(request).shared) for request in sharing} == {len(TableTokenizer().encode(HEAD)) - 1}
     for kind in CHOICES:
-        expected = {scores.id: scores.logprobs for scores in engine.score(requests, CHOICES[kind])}
-        for scores in engine.score(sharing, CHOICES[kind]):
+        expected = {scores.id: scores.logprobs for scores in engine.choice_logprobs(requests, CHOICES[kind])}
+        for scores in engine.choice_logprobs(sharing, CHOICES[kind]):
             np.testing.assert_allclose(scores.logprobs, expected[scores.id], atol=1e-4)
 
 
@@ -96,16 +96,18 @@ def test_a_shared_head_changes_no_score(params):
 def test_likelihoods_of_texts_are_those_of_the_full_forward(params, head):
     requests = [Request(request.id, head + request.prompt + "7", head) for request in ragged(9)]
     texts = ["a", "1||", "10..", "hijklmn", "op op op op op op op op op op.", "0", "z", "yz", "x"]
-    engine = make_engine(params, context=128)
-    found = {score.id: score for score in engine.likelihood(requests, texts)}
+    engine = make_engine(params, max_length=128)
+    found = {score.id: score for score in engine.text_logprobs(requests, texts)}
     for request, text in zip(requests, texts):
         assert found[request.id].tokens == len(TableTokenizer().encode_choices(request.prompt, [text])[0])
         assert found[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
 
 
 def test_a_text_that_does_not_fit_is_an_error_of_that_request_alone(params):
-    found = {s.id: s for s in make_engine(params).likelihood([Request("a", "7"), Request("b", "7")], ["0" * 60, "0"])}
-    assert "decode.context=48" in found["a"].error
+    found = {
+        s.id: s for s in make_engine(params).text_logprobs([Request("a", "7"), Request("b", "7")], ["0" * 60, "0"])
+    }
+    assert "decode.max_length=48" in found["a"].error
     assert not found["b"].error
 
 

@@ -8,7 +8,7 @@ import pytest
 from minute_model import ARCHITECTURE, TableTokenizer, make_engine, mesh_of, ragged
 from tokenizers import Tokenizer, decoders, models
 
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.decode.stops import cut_at_stop, lone_byte, settled_text
 from isheep_jax.errors import UserError
 
@@ -108,8 +108,8 @@ class Utf8Tokenizer(TableTokenizer):
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_pieces_join_to_the_text_of_generate(params, tokenizer, chunk, temperature):
-    sampling = Sampling(temperature=temperature, max_tokens=30)
-    whole, engine = make_engine(params), make_engine(params, chunk=chunk, slots=1)
+    sampling = SamplingParams(temperature=temperature, max_tokens=30)
+    whole, engine = make_engine(params), make_engine(params, steps_per_call=chunk, slots=1)
     whole.tokenizer = engine.tokenizer = tokenizer()
     streamed = 0
     for expected in whole.generate(ragged(8), sampling):
@@ -124,45 +124,45 @@ def test_pieces_join_to_the_text_of_generate(params, tokenizer, chunk, temperatu
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_no_piece_holds_any_of_a_stop_string_that_chunks_cut_apart(params, chunk):
-    free = {c.id: c for c in make_engine(params).generate(ragged(12), Sampling(temperature=1.0, max_tokens=30))}
+    free = {c.id: c for c in make_engine(params).generate(ragged(12), SamplingParams(temperature=1.0, max_tokens=30))}
     stopped = 0
     for request in ragged(12):
         text = free[request.id].text
         if len(text) < 8:
             continue
-        sampling = Sampling(temperature=1.0, max_tokens=30, stop=(text[4:8], string.ascii_letters))
+        sampling = SamplingParams(temperature=1.0, max_tokens=30, stop=(text[4:8], string.ascii_letters))
         expected = next(make_engine(params).generate([request], sampling))
-        pieces, completion = drain(make_engine(params, chunk=chunk, slots=1).stream(request, sampling))
+        pieces, completion = drain(make_engine(params, steps_per_call=chunk, slots=1).stream(request, sampling))
         assert completion == expected
         assert "".join(pieces) == expected.text
         assert sampling.stop[0] not in expected.text
-        stopped += expected.finish == "stop" and expected.text != text
+        stopped += expected.finish_reason == "stop" and expected.text != text
     assert stopped > 2
 
 
 def test_a_beginning_of_a_stop_string_that_does_not_go_on_is_shown_after_all(params):
     request = ragged(12)[5]
-    text = next(make_engine(params).generate([request], Sampling(temperature=0.0, max_tokens=12))).text
-    sampling = Sampling(temperature=0.0, max_tokens=12, stop=(text[-1] + "never",))
-    pieces, completion = drain(make_engine(params, chunk=1, slots=1).stream(request, sampling))
+    text = next(make_engine(params).generate([request], SamplingParams(temperature=0.0, max_tokens=12))).text
+    sampling = SamplingParams(temperature=0.0, max_tokens=12, stop=(text[-1] + "never",))
+    pieces, completion = drain(make_engine(params, steps_per_call=1, slots=1).stream(request, sampling))
     assert "".join(pieces) == completion.text == text
 
 
 def test_a_mesh_streams_the_text_of_one_device(params):
-    sampling = Sampling(temperature=1.0, max_tokens=20)
+    sampling = SamplingParams(temperature=1.0, max_tokens=20)
     request = ragged(3)[1]
-    expected = drain(make_engine(params, slots=1, chunk=4).stream(request, sampling))
-    engine = make_engine(params, slots=4, chunk=4, mesh=mesh_of(4, 2))
+    expected = drain(make_engine(params, slots=1, steps_per_call=4).stream(request, sampling))
+    engine = make_engine(params, slots=4, steps_per_call=4, mesh=mesh_of(4, 2))
     assert drain(engine.stream(request, sampling)) == expected
 
 
 def test_a_prompt_that_does_not_fit_gives_no_piece_and_says_why(params):
-    pieces, completion = drain(make_engine(params).stream(Request("long", "a" * 60), Sampling()))
+    pieces, completion = drain(make_engine(params).stream(Request("long", "a" * 60), SamplingParams()))
     assert pieces == []
-    assert completion.finish == "error"
+    assert completion.finish_reason == "error"
     assert "61 tokens" in completion.error
 
 
 def test_sampling_settings_out_of_range_are_refused_before_anything_is_decoded(params):
     with pytest.raises(UserError, match="top_p"):
-        make_engine(params).stream(Request("a", "a"), dataclasses.replace(Sampling(), top_p=0.0))
+        make_engine(params).stream(Request("a", "a"), dataclasses.replace(SamplingParams(), top_p=0.0))

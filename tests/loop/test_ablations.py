@@ -20,7 +20,7 @@ from scripted_backend import (
 
 from isheep_jax.config import AssessConfig, GuardConfig, RespondConfig, SelectConfig, SFTConfig, StopConfig
 from isheep_jax.config import SynthesizeConfig as Synthesize
-from isheep_jax.decode.requests import ChoiceScores
+from isheep_jax.decode.requests import ChoiceLogprobs
 from isheep_jax.errors import UserError
 from isheep_jax.loop import run_directory
 from isheep_jax.loop.algorithm import run
@@ -214,7 +214,7 @@ EVERYTHING = {
     "synthesize": Synthesize(instructions=30, shots=3, novelty=0.9, turns=2),
     "assess": AssessConfig(judge="previous", read="sampled", samples=2, agreement=9),
     "select": SelectConfig(
-        rule="density_perplexity", clusters=9, buckets="clusters", bucket_share=0.5, perplexity=20.0, at_most=8
+        rule="density_perplexity", clusters=9, buckets="clusters", bucket_share=0.5, perplexity=20.0, max_pairs=8
     ),
     "sft": SFTConfig(start="previous", data="all"),
 }
@@ -253,15 +253,13 @@ def test_killed_anywhere_with_every_stage_it_resumes_to_the_same_bytes(tmp_path,
 
 
 def test_a_guard_that_stops_leaves_a_run_that_goes_on(tmp_path):
-    config = tiny_config(tmp_path, guard=GuardConfig(action="stop", least_yield=0.9))
-    with pytest.raises(
-        UserError, match=r"iteration 1: only 0.\d+ of synthesize.instructions .* lower guard.least_yield"
-    ):
+    config = tiny_config(tmp_path, guard=GuardConfig(action="stop", min_yield=0.9))
+    with pytest.raises(UserError, match=r"iteration 1: only 0.\d+ of synthesize.instructions .* lower guard.min_yield"):
         go(config)
     assert (tmp_path / "iteration_1" / "scores" / "DONE").exists()
     # Settings of the selection may change as long as it has not begun.
     changed = dataclasses.replace(config, select=dataclasses.replace(config.select, fraction=0.5))
-    with pytest.raises(UserError, match=r"lower guard\.least_yield"):
+    with pytest.raises(UserError, match=r"lower guard\.min_yield"):
         go(changed)
     rows, backend = go(dataclasses.replace(changed, guard=GuardConfig()))
     assert len(rows) == 3
@@ -271,7 +269,7 @@ def test_a_guard_that_stops_leaves_a_run_that_goes_on(tmp_path):
 @pytest.mark.parametrize("action", ["warn", "stop", "off"])
 def test_a_judge_that_does_not_want_to_score_is_seen(tmp_path, monkeypatch, action):
     def shy(self, requests, choices):
-        return (ChoiceScores(r.id, tuple(-9.0 - n for n in range(10))) for r in requests)
+        return (ChoiceLogprobs(r.id, tuple(-9.0 - n for n in range(10))) for r in requests)
 
     monkeypatch.setattr(ScriptedModel, "score", shy)
     reporter = SilentReporter()
@@ -279,7 +277,7 @@ def test_a_judge_that_does_not_want_to_score_is_seen(tmp_path, monkeypatch, acti
     if action == "stop":
         with pytest.raises(UserError, match=r"median probability of only 0\.000"):
             go(config, reporter=reporter)
-        config = dataclasses.replace(config, guard=GuardConfig(action="stop", least_mass=0.0))
+        config = dataclasses.replace(config, guard=GuardConfig(action="stop", min_score_mass=0.0))
     rows, _ = go(config, reporter=reporter)
     assert rows[1]["score_mass"] < 0.001
     assert any("median probability" in line for line in reporter.lines) is (action == "warn")
@@ -289,7 +287,7 @@ def test_an_iteration_that_repeats_itself_is_seen(tmp_path):
     # The scripted model writes much that is near to something else.
     synthesize = Synthesize(instructions=30, shots=3, novelty=0.6)
     reporter = SilentReporter()
-    config = tiny_config(tmp_path, iterations=1, synthesize=synthesize, guard=GuardConfig(least_novelty=0.99))
+    config = tiny_config(tmp_path, iterations=1, synthesize=synthesize, guard=GuardConfig(min_novelty=0.99))
     rows, _ = go(config, reporter=reporter)
     assert 0 < rows[1]["novelty"] < 0.99
     assert any(f"only {rows[1]['novelty']:.3f} of the well-formed" in line for line in reporter.lines)

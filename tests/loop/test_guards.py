@@ -8,7 +8,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.guards import check, novelty
 from isheep_jax.loop.records import KEPT, Instruction, dropped
 
-LIMITS = {"least_novelty": 0.05, "least_mass": 0.5, "least_yield": 0.02}
+LIMITS = {"min_novelty": 0.05, "min_score_mass": 0.5, "min_yield": 0.02}
 
 
 def said(name, value, fresh=True, **settings):
@@ -34,8 +34,8 @@ def test_below_the_limit_the_run_stops_if_it_is_to_and_says_how_to_go_on(name, l
 
 
 def test_a_guard_that_is_off_says_nothing_and_a_resumed_run_is_not_warned_again():
-    assert said("least_mass", 0.0, action="off") == []
-    assert said("least_mass", 0.0, fresh=False) == []
+    assert said("min_score_mass", 0.0, action="off") == []
+    assert said("min_score_mass", 0.0, fresh=False) == []
 
 
 def test_novelty_is_of_the_instructions_that_were_compared():

@@ -87,12 +87,12 @@ def test_iterations_may_grow_but_not_shrink(tmp_path):
 
 def test_where_and_how_fast_it_computes_may_change(tmp_path):
     open_(tiny_config(tmp_path))
-    open_(tiny_config(tmp_path, decode=DecodeConfig(slots=8, chunk=4)))
+    open_(tiny_config(tmp_path, decode=DecodeConfig(slots=8, steps_per_call=4)))
     run = open_(tiny_config(tmp_path))
     run.stage(1, "selected", Pair).write_part(0, pairs(1))
-    open_(replace(tiny_config(tmp_path), select=replace(tiny_config(tmp_path).select, at_least=0)))
+    open_(replace(tiny_config(tmp_path), select=replace(tiny_config(tmp_path).select, min_pairs=0)))
     with pytest.raises(UserError, match=r"decode\.context"):
-        open_(tiny_config(tmp_path, decode=DecodeConfig(context=64)))
+        open_(tiny_config(tmp_path, decode=DecodeConfig(max_length=64)))
 
 
 def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path):

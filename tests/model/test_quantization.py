@@ -87,7 +87,7 @@ def test_a_matrix_has_a_scale_for_each_output():
     }
     assert table["embed"].scale.axes == table["lm_head"].scale.axes == ("vocab",)
     assert table["final_norm"] == parameter_table(ARCHITECTURE)["final_norm"]
-    assert weight_table(ARCHITECTURE, "compute") == parameter_table(ARCHITECTURE)
+    assert weight_table(ARCHITECTURE, "model") == parameter_table(ARCHITECTURE)
 
 
 @pytest.mark.parametrize("tied", [True, False])

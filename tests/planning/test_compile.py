@@ -47,8 +47,8 @@ def test_a_twentieth_of_the_memory_stays_free():
 def test_arguments_of_real_programs_are_what_their_shardings_say(name, tiny):
     config, architecture, meshes = tiny
     compiled = compile_program(make_program(name, config, architecture, meshes))
-    batch = 5 * 4 * config.sft.batch_rows * config.sft.sequence_length + 1024
-    rows = 16 * config.decode.slots * (config.decode.context + 8)
+    batch = 5 * 4 * config.sft.batch_size * config.sft.sequence_length + 1024
+    rows = 16 * config.decode.slots * (config.decode.max_length + 8)
     assert not compiled.error
     assert 0 <= compiled.memory.other <= max(batch, rows)
     assert compiled.memory.temporaries > 0
@@ -73,11 +73,11 @@ def test_a_program_too_large_for_the_compiler_is_a_result(monkeypatch):
     [
         (programs.DECODE, Memory(1, 0, 9, 1, 0), {}, "--decode.slots=64"),
         (programs.DECODE, Memory(9, 0, 1, 1, 0), {}, "--mesh.decode_tensor=4"),
-        (programs.PREFILL, Memory(1, 0, 1, 9, 0), {}, "--decode.context=64"),
+        (programs.PREFILL, Memory(1, 0, 1, 9, 0), {}, "--decode.max_length=64"),
         (programs.TRAIN, Memory(9, 9, 0, 1, 0), {"method": "full"}, "--sft.method=lora"),
         (programs.TRAIN, Memory(9, 0, 0, 1, 0), {"method": "lora"}, "--mesh.topology"),
         (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "none"}, "--sft.remat=full"),
-        (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "full", "batch_rows": 8}, "--sft.batch_rows=4"),
+        (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "full", "batch_size": 8}, "--sft.batch_size=4"),
         (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "full"}, "--sft.sequence_length=64"),
     ],
 )

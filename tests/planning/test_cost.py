@@ -34,8 +34,8 @@ ONE_LAYER = Architecture(
 CONFIG = Config(
     model=ModelConfig(compute_dtype="float32"),
     mesh=MeshConfig(fsdp=1),
-    sft=SFTConfig(batch_rows=4, sequence_length=128, lora_dropout=0.0),
-    decode=DecodeConfig(slots=16, chunk=1, context=128),
+    sft=SFTConfig(batch_size=4, sequence_length=128, lora_dropout=0.0),
+    decode=DecodeConfig(slots=16, steps_per_call=1, max_length=128),
 )
 CHIP = Chip("test", flops=100.0, hbm=1e9, hbm_bandwidth=10.0, interconnect=1.0)
 

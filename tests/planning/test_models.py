@@ -47,4 +47,4 @@ def test_an_unknown_model_is_answered_with_those_that_are_known(tmp_path):
 @pytest.mark.parametrize("name", [name for name in config_names() if not name.startswith("tiny")])
 def test_the_models_of_named_configs_are_known(name, tmp_path):
     architecture = planned_architecture(named_config(name).model.path, tmp_path)
-    assert architecture.context_length >= named_config(name).decode.context
+    assert architecture.context_length >= named_config(name).decode.max_length

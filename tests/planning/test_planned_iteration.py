@@ -50,7 +50,7 @@ def test_expected_scores_are_prefilled_and_sampled_ones_decoded():
 
 
 def test_updates_follow_from_the_kept_pairs():
-    fewer = replace_settings(CONFIG, {"select.at_most": 300, "sft.packing": True})
+    fewer = replace_settings(CONFIG, {"select.max_pairs": 300, "sft.packing": True})
     tokens = 300 * 0.9 * (30 + 250 + 20)
     assert stages(fewer)["fine-tune"].steps[programs.TRAIN] == 2 * -(-tokens // 16384)
 
@@ -98,7 +98,7 @@ def test_what_settings_add_is_planned(settings, names):
 
 def test_a_second_turn_is_answered_judged_and_learned_for_each_kept_pair():
     one, two = stages(CONFIG), stages(replace_settings(CONFIG, {"synthesize.turns": 2}))
-    kept = CONFIG.select.at_most / CONFIG.synthesize.instructions
+    kept = CONFIG.select.max_pairs / CONFIG.synthesize.instructions
     assert two["respond (second turn)"].steps[programs.DECODE] == pytest.approx(
         kept * one["respond"].steps[programs.DECODE]
     )

@@ -15,14 +15,14 @@ def backend(workdir, model, judge="current", context=64):
         workdir=str(workdir),
         model=ModelConfig(path=str(model), compute_dtype="float32"),
         assess=AssessConfig(judge=str(judge)),
-        decode=DecodeConfig(slots=8, chunk=8, context=context),
-        sft=SFTConfig(sequence_length=64, batch_rows=8),
+        decode=DecodeConfig(slots=8, steps_per_call=8, max_length=context),
+        sft=SFTConfig(sequence_length=64, batch_size=8),
     )
     return JaxBackend(config), config
 
 
 def scores(model):
-    found = {s.id: s.logprobs for s in model.score(REQUESTS, (" 1", " 7"))}
+    found = {s.id: s.logprobs for s in model.choice_logprobs(REQUESTS, (" 1", " 7"))}
     return [x for request in REQUESTS for x in found[request.id]]
 
 

@@ -8,7 +8,7 @@ from isheep_jax.sft import data
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
-SIZES = {"sequence_length": 32, "batch_rows": 4}
+SIZES = {"sequence_length": 32, "batch_size": 4}
 
 
 def tokenized(examples, sequence_length=32):

@@ -11,7 +11,7 @@ from isheep_jax.sft.loss import chunk_length, cross_entropy
 
 def batch_of(count: int, sequence_length: int, rows: int) -> data.Batch:
     columns = data.tokenize(LetterTokenizer(), copying(count), sequence_length).columns
-    (batch,) = data.batches(columns, sequence_length=sequence_length, batch_rows=rows)
+    (batch,) = data.batches(columns, sequence_length=sequence_length, batch_size=rows)
     return batch
 
 
@@ -59,7 +59,7 @@ def test_chunks_give_the_loss_and_gradient_of_the_full_logits(architecture, chun
 def test_packed_rows_have_the_loss_and_gradient_of_single_rows():
     params, packed = weights(), batch_of(10, 32, 8)
     columns = data.tokenize(LetterTokenizer(), copying(10), 20).columns
-    rows = [next(iter(data.batches([c], sequence_length=20, batch_rows=1))) for c in columns]
+    rows = [next(iter(data.batches([c], sequence_length=20, batch_size=1))) for c in columns]
     alone = jax.tree.map(lambda *x: np.concatenate(x), *rows)
     assert packed.segment_ids.max() > 1
     assert alone.segment_ids.max() == 1

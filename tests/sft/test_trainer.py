@@ -57,7 +57,7 @@ def test_the_best_validation_loss_decides_which_weights_are_returned(tmp_path):
     run = programs(LLAMA, _step_settings(SETTINGS, jnp.float32), mesh_of())
     _, held_out = data.split_examples(copying(40), 0.2, seed=0)
     columns = data.tokenize(LetterTokenizer(), held_out, SETTINGS.sequence_length).columns
-    (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_rows=SETTINGS.batch_rows)
+    (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_size=SETTINGS.batch_size)
     total, count = run.validation_loss(tuned, {}, data.on_devices(batch, run.batch_sharding))
     np.testing.assert_allclose(total / count, result.validation_loss, rtol=1e-6)
 
@@ -131,7 +131,7 @@ def test_dropout_is_for_training_only():
     run = programs(LLAMA, settings, mesh_of())
     without = programs(LLAMA, dataclasses.replace(settings, lora_dropout=0.0), mesh_of())
     columns = data.tokenize(LetterTokenizer(), copying(8), SETTINGS.sequence_length).columns
-    (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_rows=SETTINGS.batch_rows)
+    (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_size=SETTINGS.batch_size)
     batch = data.on_devices(batch, run.batch_sharding)
     state = run.start(weights(), np.uint32(0))
     adapters = jax.tree.map(lambda x: x + 0.05, state.weights)
@@ -177,7 +177,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero():
         ({"sequence_length": 65}, "65 tokens are more than the model's context of 64"),
         ({"sequence_length": 2}, "sft.sequence_length: at 2 tokens nothing is left"),
         ({"examples": []}, "there are no examples to learn from"),
-        ({"batch_rows": 6, "mesh": (2, 2, 1)}, "6 rows do not divide .* 4 devices; nearest that do: 4 or 8"),
+        ({"batch_size": 6, "mesh": (2, 2, 1)}, "6 rows do not divide .* 4 devices; nearest that do: 4 or 8"),
         ({"mesh": (1, 1, 4)}, "mesh.tensor=4 does not divide the model's key-value heads of 2"),
         ({"learning_rate": 1e30}, "sft.learning_rate: the loss is not finite at update 2"),
     ],

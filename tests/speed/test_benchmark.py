@@ -41,7 +41,7 @@ HEAD = 64 * 16
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     params = init_parameters(MINUTE, jax.random.key(0))
-    config = DecodeConfig(slots=2, chunk=4)
+    config = DecodeConfig(slots=2, steps_per_call=4)
     return Engine(params, MINUTE, IdTokenizer(64), config, mesh=None, seed=0, compute_dtype="float32")
 
 
@@ -92,7 +92,7 @@ def test_ceilings_are_of_all_devices_together(monkeypatch):
 
 
 def test_seeds_that_come_with_the_prompts_are_found_by_name():
-    config = replace_settings(named_config("tiny_domain"), {"decode.weights": "int8", "decode.context": 64})
+    config = replace_settings(named_config("tiny_domain"), {"decode.weights_dtype": "int8", "decode.max_length": 64})
     model = benchmark._Model(config, random=False)
     mesh = decode_mesh(make_mesh(config.mesh), 1)
     quality = model.quality(model.parameters(mesh, jax.numpy.dtype("float32")), mesh, jax.numpy.dtype("float32"))
@@ -102,7 +102,7 @@ def test_seeds_that_come_with_the_prompts_are_found_by_name():
 def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
     file = tmp_path / "speed.json"
     options = ["--requests=3", "--workload=respond,assess", f"--output={file}"]
-    benchmark.main(["decode", "--config=tiny", *options, "--decode.slots=8", "--decode.weights=int8"])
+    benchmark.main(["decode", "--config=tiny", *options, "--decode.slots=8", "--decode.weights_dtype=int8"])
     found = json.loads(file.read_text())
     assert [w["workload"] for w in found["workloads"]] == ["respond", "assess"]
     assert all(w["requests_per_second"] > 0 and 0 < w["fraction_of_limit"] < 1 for w in found["workloads"])

@@ -6,7 +6,7 @@ from minute_model import ARCHITECTURE
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
-from isheep_jax.decode.requests import Sampling
+from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.model.architecture import parameter_count
 from isheep_jax.speed.workloads import LLAMA_100M, WORKLOADS, IdTokenizer, Workload, assess, respond, synthesize
 
@@ -16,7 +16,7 @@ VOCABULARY = ARCHITECTURE.vocab_size
 @pytest.fixture(scope="module")
 def engine(params) -> Engine:
     architecture = dataclasses.replace(ARCHITECTURE, eos_token_ids=())
-    config = DecodeConfig(slots=2, chunk=4, context=64)
+    config = DecodeConfig(slots=2, steps_per_call=4, max_length=64)
     return Engine(params, architecture, IdTokenizer(VOCABULARY), config, mesh=None, seed=0, compute_dtype="float32")
 
 
@@ -44,7 +44,7 @@ def test_the_model_has_about_a_hundred_million_parameters():
 def test_every_completion_has_the_length_that_was_asked_for(engine):
     workload = Workload("few", "generate", (3, 30, 7), (9, 1, 20), head_length=4)
     requests = workload.requests(VOCABULARY)
-    made = {c.id: len(c.tokens) for c in engine.generate(requests, Sampling())}
+    made = {c.id: len(c.tokens) for c in engine.generate(requests, SamplingParams())}
     assert [made[request.id] for request in requests] == [9, 1, 20]
 
 
@@ -54,6 +54,6 @@ def test_each_choice_is_one_token_and_the_head_is_shared(engine):
     head, prompts = workload.prompts(VOCABULARY)
     assert {engine.tokenize(request).shared for request in requests} == {tuple(head[:-1])}
     assert engine.tokenizer.encode_prompt(requests[1].prompt) == head + prompts[1]
-    scores = list(engine.score(requests, workload.choice_texts()))
+    scores = list(engine.choice_logprobs(requests, workload.choice_texts()))
     assert [len(score.logprobs) for score in scores] == [10, 10]
     assert all(np.exp(score.logprobs).sum() < 1 for score in scores)

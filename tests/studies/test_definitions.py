@@ -43,7 +43,7 @@ def test_each_control_changes_only_what_it_is_about():
 
 
 def test_filters_keep_as_many_pairs_as_self_assessment():
-    assert changed("filters", "perplexity") == {"select.rule": "perplexity", "select.at_most": 154}
+    assert changed("filters", "perplexity") == {"select.rule": "perplexity", "select.max_pairs": 154}
     assert changed("filters", "density") == {"select.rule": "density", "select.clusters": 154}
     # The paper's rule keeps what passes, and its other filters have limits of their own.
     assert changed("filters", "random", PAPER) == {"select.rule": "random_threshold"}

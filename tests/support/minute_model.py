@@ -88,7 +88,7 @@ def random_parameters(seed: int) -> dict:
 def make_engine(
     params: dict, *, seed: int = 0, mesh=None, specials: Mapping[int, str] | None = None, **settings
 ) -> Engine:
-    config = DecodeConfig(**{"slots": 4, "chunk": 5, "context": 48, **settings})
+    config = DecodeConfig(**{"slots": 4, "steps_per_call": 5, "max_length": 48, **settings})
     tokenizer = TableTokenizer(specials)
     return Engine(params, ARCHITECTURE, tokenizer, config, mesh=mesh, seed=seed, compute_dtype="float32")
 

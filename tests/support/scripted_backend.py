@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from isheep_jax.config import Config, RespondConfig, SelectConfig, SynthesizeConfig
-from isheep_jax.decode.requests import ChoiceScores, Completion, Embedding, TextScore
+from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, TextLogprob
 
 VERBS = [
     "list",
@@ -100,10 +100,10 @@ class ScriptedModel:
             text = f" {task[0]}\nInput:\n<noinput>\n" + "".join(
                 f"###\n{n}. Instruction: {t}\n{n}. Input:\nabout {n}\n" for n, t in enumerate(task[1:], start=5)
             )
-            return Completion(request.id, text, finish=rng.choice(["stop", "length"]))
+            return Completion(request.id, text, finish_reason=rng.choice(["stop", "length"]))
         if "/respond/" in request.id:
             return Completion(
-                request.id, f" Sure, {rng.choice(NOUNS)}.", finish="length" if rng.random() < 0.1 else "stop"
+                request.id, f" Sure, {rng.choice(NOUNS)}.", finish_reason="length" if rng.random() < 0.1 else "stop"
             )
         if "/assess/" in request.id:
             return Completion(request.id, rng.choice([" 7||fine", " 9||good", "bad"]))
@@ -112,21 +112,21 @@ class ScriptedModel:
             return Completion(request.id, text)
         return Completion(request.id, "an answer")
 
-    def score(self, requests, choices):
+    def choice_logprobs(self, requests, choices):
         assert len(choices) == 10
         for request in reversed(requests):
             self.fuse.tick()
             self.prompts[request.id] = request.prompt
             rng = number(self.name, request.id, request.prompt)
-            yield ChoiceScores(request.id, tuple(-1.0 - 5 * rng.random() for _ in choices))
+            yield ChoiceLogprobs(request.id, tuple(-1.0 - 5 * rng.random() for _ in choices))
 
-    def likelihood(self, requests, texts):
+    def text_logprobs(self, requests, texts):
         assert len(requests) == len(texts)
         for request, text in reversed(list(zip(requests, texts, strict=True))):
             self.fuse.tick()
             self.prompts[request.id] = request.prompt
             tokens = len(text.split())
-            yield TextScore(request.id, -tokens * 5 * number(self.name, request.id, text).random(), tokens)
+            yield TextLogprob(request.id, -tokens * 5 * number(self.name, request.id, text).random(), tokens)
 
     def embed(self, requests):
         for request in reversed(requests):

@@ -27,7 +27,7 @@ def base() -> Engine:
     mesh = decode_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES), 1)
     architecture = read_architecture(CHECKPOINT)
     params = load_parameters(CHECKPOINT, architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32)
-    config = DecodeConfig(slots=64, chunk=16, context=128)
+    config = DecodeConfig(slots=64, steps_per_call=16, max_length=128)
     tokenizer = Tokenizer.load(CHECKPOINT)
     return Engine(params, architecture, tokenizer, config, mesh=mesh, seed=0, compute_dtype=jnp.float32)
 
@@ -64,7 +64,7 @@ def test_it_grades_imperfectly_but_far_better_than_chance(base):
             Request(str(i), templates.score(criterion, item.instruction, "", response))
             for i, (item, response, _, _) in enumerate(graded)
         ]
-        scores = {s.id: s.logprobs for s in base.score(requests, templates.choices)}
+        scores = {s.id: s.logprobs for s in base.choice_logprobs(requests, templates.choices)}
         expected = [sum(n * math.exp(p) for n, p in enumerate(scores[str(i)], 1)) for i in range(len(graded))]
         assert min(sum(map(math.exp, scores[str(i)])) for i in range(len(graded))) > 0.9
         pairs = [(a, b) for a, g in zip(expected, good) if g for b, h in zip(expected, good) if not h]

@@ -14,7 +14,7 @@ from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.evaluation import tiny_domain
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.runtime.vector_index import Index
@@ -61,7 +61,7 @@ def base() -> Engine:
     mesh = decode_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES), 1)
     architecture = read_architecture(PAGES_CHECKPOINT)
     params = load_parameters(PAGES_CHECKPOINT, architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32)
-    config = DecodeConfig(slots=64, chunk=16, context=128)
+    config = DecodeConfig(slots=64, steps_per_call=16, max_length=128)
     tokenizer = Tokenizer.load(PAGES_CHECKPOINT)
     return Engine(params, architecture, tokenizer, config, mesh=mesh, seed=0, compute_dtype=jnp.float32)
 
@@ -76,7 +76,7 @@ def test_similar_examples_make_it_follow_formats_that_it_ignores_without(base):
 
     def accuracy(prompts):
         requests = [Request(str(i), prompt) for i, prompt in enumerate(prompts)]
-        sampling = Sampling(temperature=0.0, max_tokens=32, stop=("\nQuestion:",))
+        sampling = SamplingParams(temperature=0.0, max_tokens=32, stop=("\nQuestion:",))
         found = {c.id: c.text.strip() for c in base.generate(requests, sampling)}
         return sum(found[str(i)] == item.response for i, item in enumerate(items)) / len(items)
 

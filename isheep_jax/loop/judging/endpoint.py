@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from isheep_jax import distributed
-from isheep_jax.decode.requests import Completion, Request, Sampling
+from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
 
 # The prompts are made for models that go on with a text; this tells a chat model to do so.
@@ -37,7 +37,7 @@ class Endpoint:
         self._url, self._model, self._key_variable = url.rstrip("/"), model, key_variable
         self._at_once, self._seed = at_once, seed
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
         """Raises UserError, one line, when the server cannot be reached, refuses the key or answers something else.
 
         A request that the server refuses by itself is a completion with an error, unless all of them are refused.
@@ -46,14 +46,14 @@ class Endpoint:
         refused = 0
         for start in range(0, len(requests), step):
             part = requests[start : start + step]
-            answers = distributed.from_first(lambda part=part: self._ask_all(part, sampling))
-            errors = [answer["error"] for answer in answers if answer["finish"] == "error"]
+            answers = distributed.from_primary(lambda part=part: self._ask_all(part, sampling))
+            errors = [answer["error"] for answer in answers if answer["finish_reason"] == "error"]
             refused += len(errors)
             if refused == start + len(part):
                 raise UserError(f"--assess.judge: {self._url} refuses every request: {errors[0]}")
             yield from (Completion(r.id, **answer) for r, answer in zip(part, answers, strict=True))
 
-    def _ask_all(self, requests: Sequence[Request], sampling: Sampling) -> list[dict[str, str]]:
+    def _ask_all(self, requests: Sequence[Request], sampling: SamplingParams) -> list[dict[str, str]]:
         """Text, finish and error of each completion, in the order of the requests; JSON-able."""
         given_up = threading.Event()
         pool = ThreadPoolExecutor(self._at_once)
@@ -65,7 +65,7 @@ class Endpoint:
             given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, request: Request, sampling: Sampling, given_up: threading.Event) -> dict[str, str]:
+    def _ask(self, request: Request, sampling: SamplingParams, given_up: threading.Event) -> dict[str, str]:
         body = {
             "model": self._model,
             "messages": [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": request.prompt}],
@@ -77,7 +77,7 @@ class Endpoint:
         try:
             answer = self._post(json.dumps(body).encode(), given_up)
         except _Refused as error:
-            return {"text": "", "finish": "error", "error": str(error)}
+            return {"text": "", "finish_reason": "error", "error": str(error)}
         try:
             choice = json.loads(answer)["choices"][0]
             text = choice["message"].get("content") or ""
@@ -86,7 +86,7 @@ class Endpoint:
             raise UserError(
                 f"--assess.judge: {self._url} does not answer like an OpenAI-compatible server: {_line(answer)}"
             ) from error
-        return {"text": str(text), "finish": finish, "error": ""}
+        return {"text": str(text), "finish_reason": finish, "error": ""}
 
     def _post(self, body: bytes, given_up: threading.Event) -> bytes:
         headers = {"Content-Type": "application/json"}

@@ -78,7 +78,7 @@ class Principles:
 
     def request(self, id: str, instruction: Instruction) -> Request:
         prompt = self._templates.answer("principles", instruction.instruction, instruction.input)
-        return Request(id, prompt, self._templates.head("principles"))
+        return Request(id, prompt, self._templates.prefix("principles"))
 
     def read(self, text: str, instruction: Instruction) -> tuple[str | None, str, str | None]:
         """(thoughts, or None where the form has none; answer; why the answer is dropped, or None)."""

@@ -58,7 +58,7 @@ class Neighbors:
     ):
         there = [(s, v.vector) for s, v in zip(samples, vectors, strict=True) if not v.error]
         if not there:
-            raise UserError("synthesize.seeds: no seed fits the context; raise decode.context or shorten the seeds")
+            raise UserError("synthesize.seeds: no seed fits the context; raise decode.max_length or shorten the seeds")
         self._samples = [sample for sample, _ in there]
         # float16, as they are written down; filled row by row, because all of them in float32 take too much room.
         self._vectors = np.empty((len(there), len(clusters.decode(there[0][1]))), np.float16)

@@ -121,7 +121,7 @@ class Templates:
         """name: of a template that asks for an answer, 'principles' or 'thorough'."""
         return self._render(name, instruction=instruction, input=input)
 
-    def head(self, name: str) -> str:
+    def prefix(self, name: str) -> str:
         """What every prompt of a template begins with: all that stands before its first variable."""
         if name not in self._heads:
             fields = ("instruction", "input", "response", "type", "question")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isheep_jax.config import Config
-from isheep_jax.decode.requests import Completion, Request, Sampling
+from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Model, StageReporter
@@ -167,7 +167,7 @@ class _Brainstorm:
     """What is collected so far; all that it asks next follows from that."""
 
     def __init__(self, config: Config, templates: Templates, types: Sequence[Type], iteration: int):
-        self.sampling = Sampling(
+        self.sampling = SamplingParams(
             config.synthesize.temperature, config.synthesize.top_p, MAX_TOKENS, stop=("\n\n", "\nType of question:")
         )
         self.share = wanted_topics(config, types)
@@ -195,7 +195,7 @@ class _Brainstorm:
                 pool = self.pools[type.name]
                 shown = random.Random(f"{self._seed}/{key}").sample(pool, min(SHOWN, len(pool)))
                 prompt = self._templates.topics(type.name, type.question, shown)
-                found.append((type, n, Request(key, prompt, self._templates.head("topics"))))
+                found.append((type, n, Request(key, prompt, self._templates.prefix("topics"))))
         return found
 
     def records(self, answers: Sequence[tuple[Type, int, Completion]]) -> list[Topic]:
@@ -207,10 +207,10 @@ class _Brainstorm:
             part.append(Topic(id, type.name, topic, self.round, prompt, verdict))
 
         for type, n, completion in answers:
-            if completion.finish == "error":
+            if completion.finish_reason == "error":
                 add(type, n, "", dropped("not decoded", completion.error))
                 continue
-            for topic in read_topics(completion.text, finished=completion.finish == "stop"):
+            for topic in read_topics(completion.text, finished=completion.finish_reason == "stop"):
                 reason = topic_reason(topic)
                 if not reason and topic.casefold() in there[type.name]:
                     reason = "there already"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from isheep_jax.config import Config, SelectConfig
-from isheep_jax.errors import Collapse
+from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, Selected, Verdict, dropped, kept
 from isheep_jax.loop.stages.assess import probability_above
 
@@ -71,15 +71,15 @@ def select(
 ) -> list[Selected]:
     """The last verdict on every pair, in the order of generation; at most one pair per instruction is kept.
 
-    turn: of the conversation; the second may have nothing that is good enough. Raises Collapse, which says what was
-    scored how and which setting to lower, when fewer than `select.at_least` pairs are kept of the first.
+    turn: of the conversation; the second may have nothing that is good enough. Raises NothingLeftError, which says what
+    was scored how and which setting to lower, when fewer than `select.min_pairs` pairs are kept of the first.
     """
     settings = dataclasses.replace(config.select, rule=effective_rule(config))
     names = f"{config.seed}/{iteration}", "" if turn == 1 else f"/{turn}"
     result = _decide(settings, pairs, scores, measures or Measures(), *names)
     # Whatever the setting says, there is nothing to learn from no pair.
-    if turn == 1 and len(kept(result)) < max(1, settings.at_least):
-        raise Collapse(_too_few(settings, iteration, result))
+    if turn == 1 and len(kept(result)) < max(1, settings.min_pairs):
+        raise NothingLeftError(_too_few(settings, iteration, result))
     return result
 
 
@@ -109,12 +109,12 @@ def _decide(
     scored = {r.instruction_id for r in records if r.sum is not None or not scores}
     verdicts.update(_rule(settings, candidates, scored, size, random.Random(f"{run}/select{turn}")))
     if settings.rule in _RANK:
-        missing = settings.fill_to - sum(verdicts[r.id].kept for r in order)
+        missing = settings.top_up_to - sum(verdicts[r.id].kept for r in order)
         verdicts.update({r.id: KEPT for r in [r for r in order if not verdicts[r.id].kept][: max(0, missing)]})
     verdicts.update(_beyond_share(settings, [r for r in order if verdicts[r.id].kept]))
-    left = candidates if settings.at_most_order == "first" else order
-    for record in [r for r in left if verdicts[r.id].kept][settings.at_most :]:
-        verdicts[record.id] = dropped("more than select.at_most")
+    left = candidates if settings.max_pairs_order == "first" else order
+    for record in [r for r in left if verdicts[r.id].kept][settings.max_pairs :]:
+        verdicts[record.id] = dropped("more than select.max_pairs")
     return [dataclasses.replace(r, verdict=verdicts[r.id]) for r in records]
 
 
@@ -293,12 +293,12 @@ def _too_few(settings: SelectConfig, iteration: int, records: Sequence[Selected]
         "perplexity": f"raise select.perplexity (now {settings.perplexity:g})",
         "density": f"raise select.clusters (now {settings.clusters})",
         "density_perplexity": f"raise select.clusters (now {settings.clusters})",
-        "none": "lower select.at_least",
+        "none": "lower select.min_pairs",
     }[settings.rule]
     how = "the same command with it goes on from here"
     if iteration > 1 and settings.rule != "none":
-        how = "in a new run directory; only a lower select.at_least goes on from here"
-    what = f"select: {len(kept(records))} pairs are kept, select.at_least asks for {settings.at_least}"
+        how = "in a new run directory; only a lower select.min_pairs goes on from here"
+    what = f"select: {len(kept(records))} pairs are kept, select.min_pairs asks for {settings.min_pairs}"
     spreads = []
     for name in ("quality", "following", "perplexity"):
         values = [value for r in records if (value := getattr(r, name)) is not None]

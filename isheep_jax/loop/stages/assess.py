@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from isheep_jax.config import AssessConfig, Config
-from isheep_jax.decode.requests import ChoiceScores, Completion, Request, Sampling
+from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Request, SamplingParams
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped
@@ -66,7 +66,7 @@ def parse_score(text: str, parser: str = "strict") -> int | None:
     return math.floor(number + 0.5) if 1 <= number <= 10 else None
 
 
-def expected_score(result: ChoiceScores) -> Score:
+def expected_score(result: ChoiceLogprobs) -> Score:
     """The mean of the score under the model's distribution over 1..10, from the ten log-probabilities."""
     if result.error or not result.logprobs:
         return Score(None, text=result.error)
@@ -123,12 +123,12 @@ def assess(
     model = judge()
     samples = settings.samples if settings.read == "sampled" else 1
 
-    def ask(requests: Sequence[Request]) -> Iterator[ChoiceScores | Completion]:
+    def ask(requests: Sequence[Request]) -> Iterator[ChoiceLogprobs | Completion]:
         if settings.read == "expected":
-            return model.score(requests, templates.choices)
-        return model.generate(requests, Sampling(settings.temperature, settings.top_p, settings.max_tokens))
+            return model.choice_logprobs(requests, templates.choices)
+        return model.generate(requests, SamplingParams(settings.temperature, settings.top_p, settings.max_tokens))
 
-    def read(results: Sequence[ChoiceScores | Completion]) -> Score:
+    def read(results: Sequence[ChoiceLogprobs | Completion]) -> Score:
         return expected_score(results[0]) if settings.read == "expected" else sampled_score(results, settings.parser)
 
     def process(block: Sequence[Pair]) -> Iterator[tuple[int, Scores]]:
@@ -138,9 +138,9 @@ def assess(
                 prompt = templates.score(template, pair.instruction, pair.input, pair.response)
                 for sample in range(samples):
                     id = f"{iteration}/assess/{criterion}/{pair.id}{f'/{sample}' if sample else ''}"
-                    requests.append(Request(id, prompt, templates.head(template)))
+                    requests.append(Request(id, prompt, templates.prefix(template)))
                     place[id] = i, criterion, sample
-        found: dict[int, dict[tuple[str, int], ChoiceScores | Completion]] = {}
+        found: dict[int, dict[tuple[str, int], ChoiceLogprobs | Completion]] = {}
         for result in ask(requests):
             i, criterion, sample = place[result.id]
             results = found.setdefault(i, {})

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from isheep_jax.config import Config
-from isheep_jax.decode.requests import Request, Sampling
-from isheep_jax.errors import Collapse
+from isheep_jax.decode.requests import Request, SamplingParams
+from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop.filters.novelty import normalize
 from isheep_jax.loop.filters.text_rules import response_reason
 from isheep_jax.loop.prompting.principles import clean, until_repeated
@@ -35,11 +35,11 @@ def thorough_answers(
 ) -> list[Pair]:
     """One thorough answer to each of the (kept) instructions, dropped ones included.
 
-    Raises Collapse when fewer than `select.at_least` are kept.
+    Raises NothingLeftError when fewer than `select.min_pairs` are kept.
     """
     settings, rules = config.clone, config.respond.rules
-    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
-    head = templates.head("thorough")
+    sampling = SamplingParams(settings.temperature, settings.top_p, settings.max_tokens)
+    head = templates.prefix("thorough")
 
     def process(block: Sequence[Instruction]) -> Iterator[tuple[int, Pair]]:
         requests = [
@@ -54,9 +54,9 @@ def thorough_answers(
         for completion in model.generate(requests, sampling):
             i = index[completion.id]
             x, text = block[i], until_repeated(clean(completion.text))
-            if completion.finish == "error":
+            if completion.finish_reason == "error":
                 verdict = dropped("not decoded", completion.error)
-            elif completion.finish == "length":
+            elif completion.finish_reason == "length":
                 verdict = dropped("unfinished")
             else:
                 reason = response_reason(rules, x.instruction, x.input, text) or echo_reason(x, head, text)
@@ -64,10 +64,10 @@ def thorough_answers(
             yield i, Pair(f"{x.id}-thorough", x.id, x.instruction, x.input, text, verdict)
 
     pairs = stage.work(instructions, process, progress.advance)
-    if len(kept(pairs)) < max(1, config.select.at_least):
-        raise Collapse(
-            f"clone: {len(kept(pairs))} of {len(pairs)} thorough answers are kept, select.at_least asks for "
-            f"{config.select.at_least}; the reasons are in {stage.directory}; in a new run raise clone.max_tokens "
+    if len(kept(pairs)) < max(1, config.select.min_pairs):
+        raise NothingLeftError(
+            f"clone: {len(kept(pairs))} of {len(pairs)} thorough answers are kept, select.min_pairs asks for "
+            f"{config.select.min_pairs}; the reasons are in {stage.directory}; in a new run raise clone.max_tokens "
             "or use clone.enabled=False"
         )
     stage.finish(counts(pairs))

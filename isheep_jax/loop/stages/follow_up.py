@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from isheep_jax.config import Config
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.loop.filters.novelty import normalize
 from isheep_jax.loop.filters.text_rules import instruction_reason
 from isheep_jax.loop.prompting.templates import Templates
@@ -36,14 +36,14 @@ def follow_ups(
     held_out: normalized instructions of evaluation sets.
     """
     settings = config.synthesize
-    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, STOP)
+    sampling = SamplingParams(settings.temperature, settings.top_p, settings.max_tokens, STOP)
 
     def process(block: Sequence[tuple[int, Selected]]) -> Iterator[tuple[int, Instruction]]:
         requests = [
             Request(
                 f"{iteration}/follow_up/{x.id}",
                 templates.follow_up(x.instruction, x.input, x.response),
-                templates.head("follow_up"),
+                templates.prefix("follow_up"),
             )
             for _, x in block
         ]
@@ -52,9 +52,9 @@ def follow_ups(
             i = index[completion.id]
             number, pair = block[i]
             text = completion.text.strip()
-            if completion.finish == "error":
+            if completion.finish_reason == "error":
                 verdict = dropped("not decoded", completion.error)
-            elif completion.finish == "length":
+            elif completion.finish_reason == "length":
                 verdict = dropped("unfinished")
             elif normalize(text) == normalize(pair.instruction):
                 verdict = dropped("repeats the first turn")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from isheep_jax import distributed
-from isheep_jax.decode.requests import Request, TextScore
+from isheep_jax.decode.requests import Request, TextLogprob
 from isheep_jax.loop.filters import clusters
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import Pair, Vector, user_text
@@ -22,19 +22,19 @@ def likelihoods(
     model: Model,
     pairs: Sequence[Pair],
     prompts: Mapping[str, Prompt],
-    stage: Stage[TextScore],
+    stage: Stage[TextLogprob],
     iteration: int,
     progress: StageReporter,
-) -> list[TextScore]:
+) -> list[TextLogprob]:
     """How probable each pair's response is to the model. prompts: what was answered, by the pair's instruction_id."""
 
-    def process(block: Sequence[Pair]) -> Iterator[tuple[int, TextScore]]:
+    def process(block: Sequence[Pair]) -> Iterator[tuple[int, TextLogprob]]:
         requests = [Request(f"{iteration}/likelihood/{x.id}", prompts[x.instruction_id]) for x in block]
         index = {request.id: i for i, request in enumerate(requests)}
-        for found in model.likelihood(requests, [x.response for x in block]):
+        for found in model.text_logprobs(requests, [x.response for x in block]):
             i = index[found.id]
             # Four places, as of scores: above the noise of another device count.
-            yield i, TextScore(block[i].id, round(found.logprob, 4), found.tokens, found.error)
+            yield i, TextLogprob(block[i].id, round(found.logprob, 4), found.tokens, found.error)
 
     records = stage.work(pairs, process, progress.advance)
     known = sorted(value for r in records if (value := perplexity(r)) is not None)
@@ -42,7 +42,7 @@ def likelihoods(
     return records
 
 
-def perplexity(score: TextScore) -> float | None:
+def perplexity(score: TextLogprob) -> float | None:
     """exp of the mean negative log-probability per token; None where there is none."""
     if score.error or not score.tokens or math.isnan(score.logprob):
         return None
@@ -80,5 +80,5 @@ def cluster(records: Sequence[Vector], count: int, purpose: str) -> dict[str, in
         return clusters.k_means(np.stack([clusters.decode(r.vector) for r in there]), count, seed).tolist()
 
     # One process decides: sums of another processor may differ in their last bit.
-    found = distributed.from_first(numbers) if there else []
+    found = distributed.from_primary(numbers) if there else []
     return {**{r.id: None for r in records}, **{r.id: n for r, n in zip(there, found, strict=True)}}

@@ -6,7 +6,7 @@ Without: I-SHEEP sections 3.1 and 3.2.
 from collections.abc import Iterator, Mapping, Sequence
 
 from isheep_jax.config import Config
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.loop.filters.text_rules import clean_response, response_reason
 from isheep_jax.loop.prompting.principles import Principles
 from isheep_jax.loop.prompting.similar import Examples
@@ -61,7 +61,7 @@ def respond(
     """
     settings = config.respond
     bare_stop = BARE_STOP if is_bare(config, iteration) else ()
-    sampling = Sampling(
+    sampling = SamplingParams(
         temperature=settings.temperature[min(iteration, len(settings.temperature)) - 1],
         top_p=settings.top_p,
         max_tokens=settings.max_tokens,
@@ -80,9 +80,9 @@ def respond(
             if steered:
                 thoughts, text, reason = steered.read(text, instruction)
             text = clean_response(settings.rules, text)
-            if completion.finish == "error":
+            if completion.finish_reason == "error":
                 verdict = dropped("not decoded", completion.error)
-            elif completion.finish == "length":
+            elif completion.finish_reason == "length":
                 verdict = dropped("unfinished")
             else:
                 reason = reason or response_reason(settings.rules, instruction.instruction, instruction.input, text)

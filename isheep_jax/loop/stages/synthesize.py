@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isheep_jax.config import Config
-from isheep_jax.decode.requests import Completion, Request, Sampling
-from isheep_jax.errors import Collapse
+from isheep_jax.decode.requests import Completion, Request, SamplingParams
+from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop.filters.novelty import Pool, normalize
 from isheep_jax.loop.filters.text_rules import NO_INPUT, instruction_reason
 from isheep_jax.loop.prompting.seeds import Seed
@@ -106,8 +106,8 @@ def synthesize(
 
     pool: seeds and what earlier iterations kept; what is kept here joins it. held_out: normalized instructions of
     evaluation sets, which must not be learned from. guided: prompts about topics, which come first, until their share
-    is there or all have been asked. questions: prompts that show similar pairs, in the place of seeds. Raises Collapse
-    when the model has stopped writing new ones.
+    is there or all have been asked. questions: prompts that show similar pairs, in the place of seeds. Raises
+    NothingLeftError when the model has stopped writing new ones.
     """
     writer = _Writer(config, templates, seeds, pool, held_out, iteration, guided, questions)
     for part in stage.parts():
@@ -191,28 +191,28 @@ class _Writer:
         if len(self._recent) == PATIENCE and new * 100 < asked:
             reasons = Counter(r.verdict.reason for r in self.all if not r.verdict.kept)
             most = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(3)) or "completions held no task"
-            raise Collapse(
+            raise NothingLeftError(
                 f"synthesize: the last {asked} prompts gave {new} new instructions, {self.accepted} of "
                 f"{self.settings.instructions} are there (dropped so far: {most}); in a new run lower "
                 "synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
                 + (" or method=few_shot" if self._guided else "")
             )
 
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingParams:
         """That of the next wave."""
         s = self.settings
         stop = GUIDED_STOP if self.about_topics else self._templates.synthesize_stop
         stop = self._questions.stop if self._questions else stop
-        return Sampling(s.temperature, s.top_p, s.max_tokens, stop)
+        return SamplingParams(s.temperature, s.top_p, s.max_tokens, stop)
 
     def requests(self) -> list[Request]:
         def request(k: int) -> Request:
             id = f"{self._iteration}/synthesize/{k}"
             if self.about_topics:
-                return Request(id, self._guided.prompt(k), self._templates.head("guided"))
+                return Request(id, self._guided.prompt(k), self._templates.prefix("guided"))
             examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in self._shown(k)]
             prompt = self._templates.synthesize(examples)
-            return Request(id, prompt, self._templates.head("synthesize"))
+            return Request(id, prompt, self._templates.prefix("synthesize"))
 
         numbers = range(self.prompts, self.prompts + self.wave)
         if self._questions:
@@ -224,7 +224,7 @@ class _Writer:
         """All tasks of a wave, in order, with their verdicts."""
         found: list[tuple[int, Segment, Verdict | None]] = []
         for k, completion in enumerate(completions, start=self.prompts):
-            if completion.finish == "error":
+            if completion.finish_reason == "error":
                 found.append((k, Segment("", ""), dropped("not decoded", completion.error)))
                 continue
             for segment in self._parse(k, completion):
@@ -261,7 +261,7 @@ class _Writer:
         return normalize(segment.instruction) in self._held_out or normalize(both) in self._held_out
 
     def _parse(self, prompt: int, completion: Completion) -> list[Segment]:
-        finished = completion.finish == "stop"
+        finished = completion.finish_reason == "stop"
         if self._questions:
             return [Segment(completion.text.strip(), "", "" if finished else "unfinished")]
         if not self.about_topics:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from isheep_jax.decode.requests import Request, Sampling
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.loop.judging import endpoint
 from isheep_jax.loop.judging.endpoint import Endpoint
@@ -54,8 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def says(text, finish="stop"):
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}, {}
+def says(text, finish_reason="stop"):
+    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}]}, {}
 
 
 def fails(status, message="no", **headers):
@@ -66,7 +66,7 @@ def fails(status, message="no", **headers):
 def serve(monkeypatch):
     monkeypatch.setattr(endpoint, "PAUSES", (0.01, 0.01))
     # As between processes, what the first one found travels as JSON.
-    monkeypatch.setattr(endpoint.distributed, "from_first", lambda make: json.loads(json.dumps(make())))
+    monkeypatch.setattr(endpoint.distributed, "from_primary", lambda make: json.loads(json.dumps(make())))
     servers = []
 
     def start(answer):
@@ -82,13 +82,13 @@ def serve(monkeypatch):
 
 def ask(url, prompts=("p",), at_once=4, seed=0):
     model = Endpoint(url, "big", "JUDGE_KEY", at_once, seed)
-    return list(model.generate([Request(f"id {p}", p) for p in prompts], Sampling(0.7, 0.9, 16)))
+    return list(model.generate([Request(f"id {p}", p) for p in prompts], SamplingParams(0.7, 0.9, 16)))
 
 
 def test_a_request_says_the_model_the_sampling_and_the_prompt_and_its_answer_is_found_by_id(serve, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret")
     server = serve(lambda prompt, _: says(f" 8||{prompt}", "length" if prompt == "b" else "stop"))
-    answers = {c.id: (c.text, c.finish) for c in ask(server.url + "/", ["a", "b"])}
+    answers = {c.id: (c.text, c.finish_reason) for c in ask(server.url + "/", ["a", "b"])}
     assert answers == {"id a": (" 8||a", "stop"), "id b": (" 8||b", "length")}
     path, headers, body = server.seen[0]
     assert path == "/v1/chat/completions"
@@ -149,7 +149,7 @@ def test_what_no_attempt_mends_ends_at_once(serve, status, word):
 def test_a_request_that_is_refused_by_itself_is_an_error_of_its_own(serve):
     server = serve(lambda prompt, _: fails(400, "too long") if prompt == "b" else says("5"))
     answers = {c.id: c for c in ask(server.url, ["a", "b", "c"])}
-    assert [answers[f"id {p}"].finish for p in "abc"] == ["stop", "error", "stop"]
+    assert [answers[f"id {p}"].finish_reason for p in "abc"] == ["stop", "error", "stop"]
     assert "too long" in answers["id b"].error
 
 

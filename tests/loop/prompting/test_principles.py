@@ -112,15 +112,15 @@ def test_a_preamble_that_names_an_encyclopedia_goes(answer, left):
 
 def test_the_prompt_is_a_shared_head_with_rules_and_conversations():
     request = PRINCIPLES.request("x", TASK)
-    assert request.prompt.startswith(request.head)
-    assert request.prompt.removeprefix(request.head) == "Explain why the sea is salt.\nThoughts:"
-    assert all(f"\n{n}. " in request.head for n in range(1, 17))
-    assert request.head.count("\nThoughts: ") == request.head.count("\nAnswer: ") == 5
+    assert request.prompt.startswith(request.prefix)
+    assert request.prompt.removeprefix(request.prefix) == "Explain why the sea is salt.\nThoughts:"
+    assert all(f"\n{n}. " in request.prefix for n in range(1, 17))
+    assert request.prefix.count("\nThoughts: ") == request.prefix.count("\nAnswer: ") == 5
     assert PRINCIPLES.stop == ("\nUser:", "\nThoughts:")
 
 
 def test_the_examples_pass_their_own_filters():
-    head = PRINCIPLES.request("x", TASK).head
+    head = PRINCIPLES.request("x", TASK).prefix
     form = read_form(load("standard", ("synthesize", "principles")).directory / "principles.json")
     for turn in head.split("\nUser: ")[1:6]:
         question, _, rest = turn.partition("\nThoughts:")
@@ -158,7 +158,7 @@ class Says(ScriptedModel):
 
     def complete(self, request):
         text, finish = self.completions[int(request.id.rsplit("/", 2)[1])]
-        return Completion(request.id, text, finish=finish)
+        return Completion(request.id, text, finish_reason=finish)
 
 
 def test_records_keep_the_thoughts_and_nothing_of_them_goes_on(tmp_path):

@@ -49,7 +49,9 @@ class WritingModel(ScriptedModel):
             return super().complete(request)
         rng = number(self.name, request.id)
         text = f" {rng.choice(VERBS)} {rng.randint(2, 99)} {rng.choice(NOUNS)}? "
-        return Completion(request.id, text if rng.random() < 0.9 else " ", finish=rng.choice(["stop"] * 4 + ["length"]))
+        return Completion(
+            request.id, text if rng.random() < 0.9 else " ", finish_reason=rng.choice(["stop"] * 4 + ["length"])
+        )
 
 
 class WritingBackend(ScriptedBackend):

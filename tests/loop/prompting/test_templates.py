@@ -42,13 +42,13 @@ def test_examples_are_numbered_and_an_empty_input_is_marked():
 @pytest.mark.parametrize("name", ["standard", "tiny"])
 def test_every_prompt_of_a_template_begins_with_its_head(name):
     prompts = load(name)
-    assert prompts.synthesize(EXAMPLES).startswith(prompts.head("synthesize"))
+    assert prompts.synthesize(EXAMPLES).startswith(prompts.prefix("synthesize"))
     for criterion in ("quality", "following"):
         for words in (("Sort.", "", "a b"), ("Add.", "1 2", "3")):
-            assert prompts.score(criterion, *words).startswith(prompts.head(criterion))
+            assert prompts.score(criterion, *words).startswith(prompts.prefix(criterion))
     if name == "standard":
-        assert "number||reason" in prompts.head("quality")  # the rubric is shared
-        assert "Instruction:" in prompts.head("synthesize")
+        assert "number||reason" in prompts.prefix("quality")  # the rubric is shared
+        assert "Instruction:" in prompts.prefix("synthesize")
 
 
 def test_a_score_carries_the_delimiter():

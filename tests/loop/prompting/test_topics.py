@@ -140,7 +140,7 @@ def test_pools_grow_by_rounds_until_every_type_has_its_share(tmp_path):
     # The prompts of a round show what the rounds before it brought.
     assert "- Sublets\n-" in model.prompts["1/topics/0/0/0"]
     assert model.prompts["1/topics/3/0/0"].count("\n- Topic") >= 4
-    assert all(p.startswith(TEMPLATES.head("topics")) for p in model.prompts.values())
+    assert all(p.startswith(TEMPLATES.prefix("topics")) for p in model.prompts.values())
 
 
 def test_the_prompts_are_spread_over_the_rounds_and_make_up_for_what_a_round_lacks(tmp_path):

@@ -102,8 +102,8 @@ def test_small_buckets_keep_the_fraction_in_total(fraction):
 @pytest.mark.parametrize("buckets", ["none", "sentences", "opening"])
 def test_random_keeps_as_many_per_bucket_as_the_top_fraction_and_never_looks_at_scores(buckets):
     top = SelectConfig(rule="top_fraction", fraction=0.3, buckets=buckets)
-    blind = SelectConfig(rule="random", fraction=0.3, buckets=buckets, at_most=15)
-    best, _ = chosen(SelectConfig(**{**vars(top), "at_most": 15}), some_scores(200), samples=2, text=text_of)
+    blind = SelectConfig(rule="random", fraction=0.3, buckets=buckets, max_pairs=15)
+    best, _ = chosen(SelectConfig(**{**vars(top), "max_pairs": 15}), some_scores(200), samples=2, text=text_of)
     drawn, _ = chosen(blind, some_scores(200), samples=2, text=text_of)
     again, _ = chosen(blind, some_scores(200, seed=2), samples=2, text=text_of)
     other, _ = chosen(blind, some_scores(200), seed=1, samples=2, text=text_of)
@@ -115,15 +115,15 @@ def test_random_keeps_as_many_per_bucket_as_the_top_fraction_and_never_looks_at_
 def test_none_keeps_the_first_sample_of_everything_that_passed_the_rules():
     scores = [(1.0, 1.0), (9.0, 9.0), None, (5.0, 5.0)]
     assert chosen(SelectConfig(rule="none"), scores, samples=2)[0] == ["1-000000-0", "1-000001-0"]
-    assert chosen(SelectConfig(rule="none", at_most=1), scores, samples=2)[0] == ["1-000000-0"]
+    assert chosen(SelectConfig(rule="none", max_pairs=1), scores, samples=2)[0] == ["1-000000-0"]
 
 
 def test_at_most_keeps_the_best_or_the_first():
     scores = [(8.5, 8.5), (10, 10), (9, 9), (9.5, 9.5)]
-    best, reasons = chosen(SelectConfig(at_most=2), scores)
+    best, reasons = chosen(SelectConfig(max_pairs=2), scores)
     assert best == ["1-000001-0", "1-000003-0"]
-    assert reasons["1-000000-0"] == "more than select.at_most"
-    assert chosen(SelectConfig(at_most=2, at_most_order="first"), scores)[0] == ["1-000000-0", "1-000001-0"]
+    assert reasons["1-000000-0"] == "more than select.max_pairs"
+    assert chosen(SelectConfig(max_pairs=2, max_pairs_order="first"), scores)[0] == ["1-000000-0", "1-000001-0"]
 
 
 def test_what_was_dropped_before_keeps_its_reason():
@@ -145,8 +145,8 @@ def test_the_chance_of_passing_when_sampled_is_noted():
     ("settings", "hint"),
     [
         (SelectConfig(threshold=9.5), r"lower select.threshold \(now 9.5\)"),
-        (SelectConfig(rule="top_fraction", fraction=0.5, at_least=9), r"raise select.fraction \(now 0.5\)"),
-        (SelectConfig(rule="none", at_least=9), "lower select.at_least"),
+        (SelectConfig(rule="top_fraction", fraction=0.5, min_pairs=9), r"raise select.fraction \(now 0.5\)"),
+        (SelectConfig(rule="none", min_pairs=9), "lower select.min_pairs"),
     ],
 )
 def test_too_few_say_what_was_scored_how_and_what_to_change(settings, hint):
@@ -180,7 +180,7 @@ def test_sentences_are_counted_by_the_texts_own_punctuation(text, count):
 
 def test_no_pair_at_all_is_too_few_whatever_the_setting():
     with pytest.raises(UserError, match="0 pairs are kept"):
-        chosen(SelectConfig(at_least=0), [(4, 6)])
+        chosen(SelectConfig(min_pairs=0), [(4, 6)])
 
 
 def decided(settings, pairs, scores, level="both", prompt="standard", **measures):
@@ -317,11 +317,11 @@ def test_no_bucket_has_more_than_its_share_of_what_the_rule_keeps_and_its_best_s
 def test_fill_to_takes_the_best_of_those_that_the_rule_dropped():
     scores = [(9, 9), (8, 8), (7, 9), (1, 1)]
     assert chosen(SelectConfig(), scores)[0] == ["1-000000-0"]
-    assert chosen(SelectConfig(fill_to=1), scores)[0] == ["1-000000-0"]
-    assert chosen(SelectConfig(fill_to=3), scores)[0] == ["1-000000-0", "1-000001-0", "1-000002-0"]
+    assert chosen(SelectConfig(top_up_to=1), scores)[0] == ["1-000000-0"]
+    assert chosen(SelectConfig(top_up_to=3), scores)[0] == ["1-000000-0", "1-000001-0", "1-000002-0"]
     # There are no more, and what has no score stays out.
-    assert chosen(SelectConfig(fill_to=9), [*scores, None])[0] == [f"1-00000{i}-0" for i in range(4)]
-    assert len(chosen(SelectConfig(rule="random", fraction=0.25, fill_to=3), scores)[0]) == 1
+    assert chosen(SelectConfig(top_up_to=9), [*scores, None])[0] == [f"1-00000{i}-0" for i in range(4)]
+    assert len(chosen(SelectConfig(rule="random", fraction=0.25, top_up_to=3), scores)[0]) == 1
 
 
 def test_a_second_turn_may_keep_nothing():

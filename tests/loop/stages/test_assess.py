@@ -3,7 +3,7 @@ import math
 import pytest
 
 from isheep_jax.config import AssessConfig
-from isheep_jax.decode.requests import ChoiceScores, Completion
+from isheep_jax.decode.requests import ChoiceLogprobs, Completion
 from isheep_jax.loop.records import KEPT, Score, Scores
 from isheep_jax.loop.stages.assess import asked, expected_score, median_mass, probability_above, sampled_score
 
@@ -11,7 +11,7 @@ from isheep_jax.loop.stages.assess import asked, expected_score, median_mass, pr
 def test_the_expected_score_is_the_mean_of_the_models_distribution():
     probabilities = [0.0, 0, 0, 0, 0.1, 0, 0, 0.2, 0, 0.1]
     logs = tuple(math.log(p) if p else -math.inf for p in probabilities)
-    score = expected_score(ChoiceScores("x", logs))
+    score = expected_score(ChoiceLogprobs("x", logs))
     assert score.value == pytest.approx((5 * 0.1 + 8 * 0.2 + 10 * 0.1) / 0.4, abs=1e-4)
     assert score.mass == pytest.approx(0.4, abs=1e-4)
     assert score.argmax == 8
@@ -20,14 +20,14 @@ def test_the_expected_score_is_the_mean_of_the_models_distribution():
 
 
 def test_tiny_probabilities_do_not_underflow():
-    score = expected_score(ChoiceScores("x", tuple(-2000.0 - (n == 9) for n in range(10))))
+    score = expected_score(ChoiceLogprobs("x", tuple(-2000.0 - (n == 9) for n in range(10))))
     assert score.value == pytest.approx(sum(range(1, 10)) / 9, abs=0.2)
     assert score.mass == 0
 
 
 def test_no_answer_is_no_score():
-    assert expected_score(ChoiceScores("x", error="too long")) == Score(None, text="too long")
-    assert expected_score(ChoiceScores("x", (-math.inf,) * 10)).value is None
+    assert expected_score(ChoiceLogprobs("x", error="too long")) == Score(None, text="too long")
+    assert expected_score(ChoiceLogprobs("x", (-math.inf,) * 10)).value is None
     assert sampled_score([Completion("x", "great")]) == Score(None, text="great")
     assert sampled_score([Completion("x", " 9||great")]) == Score(9.0, 9, text="9||great")
     assert probability_above(Score(9.0, 9), 8) is None

@@ -27,7 +27,7 @@ from isheep_jax.config import (
     named_config,
 )
 from isheep_jax.decode.requests import Completion
-from isheep_jax.errors import Collapse, UserError
+from isheep_jax.errors import NothingLeftError, UserError
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.prompting.templates import load
@@ -38,7 +38,7 @@ from isheep_jax.presets import PRESETS
 
 SECRET = "Rules that matter: 2, 5"
 TEMPLATES = load("standard", ("synthesize", "thorough"))
-HEAD = TEMPLATES.head("thorough")
+HEAD = TEMPLATES.prefix("thorough")
 TASK = Instruction("1-000000", "Explain why the sea is so salt.", "", 0, (), KEPT)
 
 
@@ -71,7 +71,7 @@ class Says(ScriptedModel):
 
     def complete(self, request):
         text, finish = self.completions[int(request.id.rsplit("/", 1)[1])]
-        return Completion(request.id, text, finish=finish, error="too long")
+        return Completion(request.id, text, finish_reason=finish, error="too long")
 
 
 def answered(tmp_path, *completions):
@@ -99,7 +99,9 @@ def test_each_answer_says_why_it_is_dropped_and_repetition_is_cut(tmp_path):
 
 
 def test_too_few_answers_end_the_run_in_one_line(tmp_path):
-    with pytest.raises(Collapse, match=r"clone: 0 of 1 thorough answers are kept, select\.at_least asks for 1;") as e:
+    with pytest.raises(
+        NothingLeftError, match=r"clone: 0 of 1 thorough answers are kept, select\.min_pairs asks for 1;"
+    ) as e:
         answered(tmp_path, (" ", "stop"))
     assert "\n" not in str(e.value)
 
@@ -127,7 +129,9 @@ def _writes_thoughts(monkeypatch):
             thoughts = f" Thinking {rng.random()}. {SECRET}." if rng.random() < 0.8 else ""
             return Completion(request.id, f"{thoughts}\nAnswer: {answer}")
         if "/clone/" in request.id:
-            return Completion(request.id, f"At length: {rng.randint(0, 9**9)}.", finish=rng.choice(["stop", "length"]))
+            return Completion(
+                request.id, f"At length: {rng.randint(0, 9**9)}.", finish_reason=rng.choice(["stop", "length"])
+            )
         return plain(model, request)
 
     monkeypatch.setattr(ScriptedModel, "complete", complete)
@@ -261,8 +265,8 @@ def test_killed_anywhere_self_align_resumes_to_the_same_bytes(tmp_path):
 
 
 def test_cloning_may_be_chosen_until_the_first_fine_tuning(tmp_path):
-    config = self_aligned(tmp_path, clone=CloneConfig(enabled=False), select=SelectConfig(rule="none", at_least=99))
-    with pytest.raises(Collapse, match=r"lower select\.at_least"):
+    config = self_aligned(tmp_path, clone=CloneConfig(enabled=False), select=SelectConfig(rule="none", min_pairs=99))
+    with pytest.raises(NothingLeftError, match=r"lower select\.min_pairs"):
         go(config)
     config = dataclasses.replace(config, select=SelectConfig(rule="none"), clone=CloneConfig(enabled=True))
     rows, _ = go(config)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from isheep_jax.config import AssessConfig, Config, SelectConfig
-from isheep_jax.decode.requests import ChoiceScores, Completion
+from isheep_jax.decode.requests import ChoiceLogprobs, Completion
 from isheep_jax.loop.records import KEPT, Pair, Scores
 from isheep_jax.loop.selection.select import select
 from isheep_jax.loop.stages.assess import expected_score, parse_score, probability_above, sampled_score
@@ -28,7 +28,7 @@ JUDGES = {
 
 
 def read(probabilities):
-    return expected_score(ChoiceScores("x", tuple(math.log(p) if p else -math.inf for p in probabilities)))
+    return expected_score(ChoiceLogprobs("x", tuple(math.log(p) if p else -math.inf for p in probabilities)))
 
 
 def judgments(name, count, seed):
@@ -146,7 +146,7 @@ def test_the_rule_itself_keeps_as_many_sampled_pairs_as_their_probabilities_add_
         found = [sampled_score([Completion("x", f"{next(streams[k][n])}||")]) for k, n in enumerate(names)]
         chances.append(math.prod(probability_above(read(JUDGES[name]), 8) for name in names))
         scores.append(Scores(pair.id, *found, KEPT))
-    config = Config(assess=AssessConfig(read="sampled"), select=SelectConfig(at_most=count))
+    config = Config(assess=AssessConfig(read="sampled"), select=SelectConfig(max_pairs=count))
     kept = sum(record.verdict.kept for record in select(config, 1, pairs(count), scores))
     spread = math.sqrt(sum(p * (1 - p) for p in chances))
     assert abs(kept - sum(chances)) <= ERRORS * spread + 1e-4 * count

@@ -64,8 +64,8 @@ def test_each_rule_drops_its_text_and_keeps_the_nearest_other(tmp_path, text, re
 
 
 def test_what_is_cut_off_or_was_not_decoded_does_not_count(tmp_path):
-    cut = Completion("1/follow_up/0", "Now add 4 to", finish="length")
-    failed = Completion("1/follow_up/1", "", finish="error", error="too long")
+    cut = Completion("1/follow_up/0", "Now add 4 to", finish_reason="length")
+    failed = Completion("1/follow_up/1", "", finish_reason="error", error="too long")
     records, _ = written(tmp_path, cut, failed)
     assert [r.verdict.reason for r in records] == ["unfinished", "not decoded"]
 

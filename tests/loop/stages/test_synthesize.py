@@ -55,13 +55,15 @@ def test_a_prompts_seeds_follow_from_the_seed_the_iteration_and_its_index():
 class Fixed(ScriptedModel):
     """Writes the texts in turn, by prompt index."""
 
-    def __init__(self, *texts, finish="stop"):
+    def __init__(self, *texts, finish_reason="stop"):
         super().__init__("fixed", Fuse())
-        self.texts, self.finish = texts, finish
+        self.texts, self.finish_reason = texts, finish_reason
 
     def complete(self, request):
         k = int(request.id.rsplit("/", 1)[1])
-        return Completion(request.id, self.texts[k % len(self.texts)].format(k), finish=self.finish, error="too long")
+        return Completion(
+            request.id, self.texts[k % len(self.texts)].format(k), finish_reason=self.finish_reason, error="too long"
+        )
 
 
 def write(tmp_path, model, held_out=frozenset(), pool=None, **settings):
@@ -107,6 +109,6 @@ def test_a_model_that_writes_nothing_new_stops_the_run_with_a_reason(tmp_path):
 
 def test_a_prompt_that_does_not_fit_is_recorded(tmp_path):
     with pytest.raises(UserError, match="not decoded"):
-        write(tmp_path, Fixed("", finish="error"))
+        write(tmp_path, Fixed("", finish_reason="error"))
     stage = Stage(tmp_path / "instructions", Instruction, "digest")
     assert stage.records()[0].verdict.detail == "too long"
