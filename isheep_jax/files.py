@@ -1,12 +1,15 @@
 """Files and directories that are there whole or not at all, on disks and on object stores, written by process 0."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 from isheep_jax import distributed
+from isheep_jax.errors import UserError
 
 
 def on_object_store(path: epath.PathLike) -> bool:
@@ -34,6 +37,33 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: epath.PathLike, data: bytes) -> None:
+    """Writes `path` whole or not at all. Raises UserError when the file system refuses (no space, no permission)."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; mend that and run the same command to go on") from error
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON, whole or not at all. Raises UserError when the file system refuses."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads a JSON file that a run wrote. Raises UserError when it cannot be read or is not JSON."""
+    try:
+        return json.loads(epath.Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from error
+
+
+def read_json_if_there(path: epath.Path) -> Any:
+    """Reads a JSON file on process 0 for all processes; None where there is no such file."""
+    return distributed.from_primary(lambda: read_json(path) if path.exists() else None)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from etils import epath
 from isheep_jax.cli.arguments import parse_settings, run_command
 from isheep_jax.config import DecodeConfig, MeshConfig, check_range
 from isheep_jax.errors import UserError
-from isheep_jax.loop.run_directory import write_atomically
+from isheep_jax.files import write_atomically
 from isheep_jax.runtime.locate import locate_model
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.config import Config
+from isheep_jax.files import read_json_if_there, write_json
 from isheep_jax.loop import guards, stopping
 from isheep_jax.loop.card import model_card
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool, normalize
@@ -25,7 +26,7 @@ from isheep_jax.loop.prompting.templates import Templates, load
 from isheep_jax.loop.prompting.topics import Guided, Topic, brainstorm, hints, read_types, wanted, wanted_topics
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter, StageReporter
 from isheep_jax.loop.records import Instruction, Pair, Selected, Vector, kept
-from isheep_jax.loop.run_directory import RunDirectory, Stage, result, write_json
+from isheep_jax.loop.run_directory import RunDirectory, Stage
 from isheep_jax.loop.stages.assess import asked, median_mass
 from isheep_jax.loop.stages.clone import thorough_answers
 from isheep_jax.loop.stages.follow_up import conversation, follow_ups
@@ -305,7 +306,7 @@ class _Loop:
         The model is in `place / model`, and what LoRA added in `adapter`, when `fine_tune.json` is there.
         """
         manifest = place / "fine_tune.json"
-        if done := result(manifest):
+        if done := read_json_if_there(manifest):
             return done["metrics"]
         begun = time.monotonic()
         self.models.release()
@@ -334,7 +335,7 @@ class _Loop:
     def _evaluate(self, number: int, place: epath.Path, directory: epath.Path | None) -> dict:
         """The measurements of the model in `directory` (None: the base), which are kept in `place`."""
         path = place / "evaluation.json"
-        if (results := result(path)) is not None:
+        if (results := read_json_if_there(path)) is not None:
             return results
         results = {}
         for name, evaluator in self.evaluators.items():

@@ -18,7 +18,7 @@ from etils import epath
 from isheep_jax import distributed
 from isheep_jax.config import Config, flatten, to_json
 from isheep_jax.errors import UserError
-from isheep_jax.files import on_object_store, write_whole
+from isheep_jax.files import on_object_store, read_json, read_json_if_there, write_atomically, write_json
 from isheep_jax.loop.records import from_line, to_line
 
 T = TypeVar("T")
@@ -56,32 +56,6 @@ _INPUTS = {"respond.": ("prompts/principles",), "assess.": _ASSESS_INPUTS, "clon
 _BESIDE = {"log.txt", "metrics", "report.html"}
 
 
-def write_atomically(path: epath.PathLike, data: bytes) -> None:
-    """Writes `path` whole or not at all. Raises UserError when the file system refuses (no space, no permission)."""
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; mend that and run the same command to go on") from error
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: epath.PathLike) -> Any:
-    """Raises UserError when the file cannot be read or is not JSON."""
-    try:
-        return json.loads(epath.Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from error
-
-
-def result(path: epath.Path) -> Any:
-    """What the JSON file of a finished step holds; None when it is not there."""
-    return distributed.from_primary(lambda: read_json(path) if path.exists() else None)
-
-
 def digest(values: Any) -> str:
     """sha256 of the values as canonical JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -98,7 +72,7 @@ class Stage(Generic[T]):
 
     def done(self) -> dict | None:
         """The DONE manifest: counts, sha256 of each part, config digest, seconds. None while unfinished."""
-        manifest = result(self.directory / "DONE")
+        manifest = read_json_if_there(self.directory / "DONE")
         if manifest and manifest["config"] != self._digest:
             raise UserError(
                 f"{self.directory} was made with other settings than {self.directory.parent.parent}/config.json says"

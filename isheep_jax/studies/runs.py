@@ -14,10 +14,11 @@ from typing import Any
 
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import NothingLeftError
+from isheep_jax.files import read_json, write_json
 from isheep_jax.loop import stopping
 from isheep_jax.loop.algorithm import environment, read_inputs, run
 from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
-from isheep_jax.loop.run_directory import RunDirectory, read_json, write_json
+from isheep_jax.loop.run_directory import RunDirectory
 from isheep_jax.studies.sharing import Run, share
 
 # Settings that say where and how fast a run computes; the seed and the base have directories of their own.
