@@ -46,5 +46,5 @@ def config() -> Config:
             remat="none",
         ),
         decode=DecodeConfig(slots=128, steps_per_call=16, max_length=128),
-        evaluate=EvaluateConfig(tasks=("tiny",), prompts=512),
+        evaluate=EvaluateConfig(tasks=("tiny",), limit=512),
     )

@@ -20,6 +20,6 @@ def config() -> Config:
         # The embedded model after reading pages of questions with answers: it takes its manners from examples.
         model=ModelConfig(path="tiny_pages", compute_dtype="float32"),
         synthesize=dataclasses.replace(tiny.synthesize, seeds="builtin:domain", max_tokens=40),
-        evaluate=EvaluateConfig(tasks=("tiny_domain",), prompts=512),
+        evaluate=EvaluateConfig(tasks=("tiny_domain",), limit=512),
     )
     return apply_preset("isara", domain)

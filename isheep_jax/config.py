@@ -322,16 +322,29 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Held-out measurements of the base model and of every iteration."""
+class TinyTaskConfig:
+    """Settings of a task on the tiny world."""
 
-    tasks: tuple[Literal["tiny", "tiny_domain"], ...] = ()
-    """Benchmarks to run. 'tiny': held-out instructions of the tiny world. 'tiny_domain': those of one domain of it,
-    which `--config=tiny_domain` is about."""
     split: Literal["development", "selection", "test"] = "development"
-    """Which held-out prompts of the tiny world to use."""
-    prompts: int = 512
-    """Prompts per benchmark (count)."""
+    """Which held-out prompts to use. Settings are chosen on 'development', final figures are of 'test'."""
+
+
+# The evaluation tasks; `isheep_jax.evaluation.tasks.TASKS` holds what each one does.
+TaskName = Literal["tiny", "tiny_domain"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out measurements of the base model and of every iteration. A section with a task's name has the settings
+    that only this task has."""
+
+    tasks: tuple[TaskName, ...] = ()
+    """Tasks to evaluate on. 'tiny': held-out instructions of the tiny world. 'tiny_domain': those of one domain of it,
+    which `--config=tiny_domain` is about."""
+    limit: int = 512
+    """Prompts per task (count); the first of each task's fixed order."""
+    tiny: TinyTaskConfig = field(default_factory=TinyTaskConfig)
+    tiny_domain: TinyTaskConfig = field(default_factory=TinyTaskConfig)
 
 
 @dataclass(frozen=True)
@@ -477,7 +490,7 @@ RANGES = {
     "decode.slots": "[0, inf)",
     "decode.steps_per_call": "[1, inf)",
     "decode.max_length": "[0, inf)",
-    "evaluate.prompts": "[1, inf)",
+    "evaluate.limit": "[1, inf)",
 }
 
 
@@ -525,7 +538,7 @@ def check_together(config: Config) -> None:
     if config.synthesize.turns == 2 and config.clone.enabled:
         raise UserError("--synthesize.turns: 2 needs --clone.enabled=False; only single turns are answered again")
     if stop.measure == "accuracy" and not config.evaluate.tasks:
-        raise UserError("--stop.measure: accuracy needs a benchmark in --evaluate.tasks")
+        raise UserError("--stop.measure: accuracy needs a task in --evaluate.tasks")
     if stop.measure == "validation_loss" and not config.sft.validation_fraction:
         raise UserError("--stop.measure: validation_loss needs --sft.validation_fraction above 0")
 

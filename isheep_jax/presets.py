@@ -24,10 +24,10 @@ class Preset:
 def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
     """The config with other values of some settings, named as on the command line ("sft.learning_rate")."""
     for name, value in settings.items():
-        section, _, field = name.rpartition(".")
-        if section:
-            name, value = section, dataclasses.replace(getattr(config, section), **{field: value})
-        config = dataclasses.replace(config, **{name: value})
+        section, _, rest = name.partition(".")
+        if rest:
+            value = replace_settings(getattr(config, section), {rest: value})
+        config = dataclasses.replace(config, **{section: value})
     return config
 
 

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=f"Studies (--study=NAME), with their rows:\n{studies}\n\n"
         "Every setting of the config may follow, as of `python -m isheep_jax.train --help`; all rows have it, such as\n"
-        "--evaluate.split=test --evaluate.prompts=1000 for the final figures. --workdir is where the runs go\n"
+        "--evaluate.tiny.split=test --evaluate.limit=1000 for the final figures. --workdir is where the runs go\n"
         "(runs/study).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -103,7 +103,7 @@ def _configs(name: str, settings: Sequence[str]) -> tuple[Config, Config]:
     if any(word.partition("=")[0] == "--seed" for word in settings):
         raise UserError("--seed: a study has several; give them with --seeds")
     if not config.evaluate.tasks:
-        raise UserError("--evaluate.tasks: it is empty, but a study compares accuracies; name a benchmark")
+        raise UserError("--evaluate.tasks: it is empty, but a study compares accuracies; name a task")
     if "://" in config.workdir:
         raise UserError("--workdir: runs of a study share files by links; name a directory on a disk")
     return named_config(name), replace(config, workdir=config.workdir or "runs/study")
@@ -154,10 +154,11 @@ class _Quiet:
 
 
 def _workshop():
-    from isheep_jax.runtime.backend import JaxBackend, evaluators, held_out_instructions
+    from isheep_jax.evaluation.tasks import evaluators, held_out_texts
+    from isheep_jax.runtime.backend import JaxBackend
     from isheep_jax.studies.runs import Workshop
 
-    return Workshop(JaxBackend, evaluators, held_out_instructions, _Quiet)
+    return Workshop(JaxBackend, evaluators, held_out_texts, _Quiet)
 
 
 if __name__ == "__main__":

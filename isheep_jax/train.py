@@ -43,13 +43,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(config: Config) -> None:
     from isheep_jax.cli.console import Console
+    from isheep_jax.evaluation.tasks import evaluators, held_out_texts
     from isheep_jax.loop.algorithm import run
-    from isheep_jax.runtime.backend import JaxBackend, evaluators, held_out_instructions
+    from isheep_jax.runtime.backend import JaxBackend
 
     backend = JaxBackend(config)
     with Console(config.directory) as console:
         console.opening(config, backend.description())
-        rows = run(config, backend, evaluators(config), held_out_instructions(config), console)
+        rows = run(config, backend, evaluators(config), held_out_texts(config), console)
         console.closing(rows)
 
 

@@ -47,7 +47,7 @@ def test_a_switch_within_a_section_is_written_as_true_or_false(value, read):
 
 
 def test_hyphens_are_read_as_underscores():
-    assert parse("--config=tiny", "--sft.batch-rows=2").sft.batch_size == 2
+    assert parse("--config=tiny", "--sft.batch-size=2").sft.batch_size == 2
 
 
 def test_the_last_of_two_values_holds():

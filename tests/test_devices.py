@@ -22,7 +22,7 @@ SETTINGS = [
     "--sft.epochs=2",
     "--sft.batch_size=8",
     "--sft.validation_fraction=0.2",
-    "--evaluate.prompts=32",
+    "--evaluate.limit=32",
     "--decode.slots=16",
 ]
 

@@ -72,7 +72,7 @@ class Console:
         )
         if config.evaluate.tasks:
             self.note(
-                f"  measured    on {config.evaluate.prompts} held-out prompts of {', '.join(config.evaluate.tasks)}"
+                f"  measured    on {config.evaluate.limit} held-out prompts of {', '.join(config.evaluate.tasks)}"
             )
         self.note(f"  results     {config.directory}  (stop it at any time: the same command goes on)")
         for line in _time_lines(config):

@@ -1,4 +1,4 @@
-"""Held-out measurement on the tiny world: greedy answers, checked letter for letter."""
+"""The task `tiny`: held-out instructions of the tiny world, answered greedily and checked letter for letter."""
 
 import math
 import random
@@ -8,43 +8,52 @@ from collections.abc import Callable, Iterable
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
+from isheep_jax.loop.protocols import Evaluator, Model, TaskResult
 from isheep_jax.text.conversation import Message
 from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
 
 PROMPTS = 1000  # per split
-# The first thousand test items were used up: a look at them led to a change of the settings.
+# The first thousand test items were used up: looking at them led to a change of the settings.
 USED_UP = {"test": 1000}
 MAX_TOKENS = 32  # the longest right responses have about 20
 
 
+def check_limit(limit: int) -> None:
+    """Raises `UserError` for more prompts than a split has."""
+    if not 0 < limit <= PROMPTS:
+        raise UserError(
+            f"--evaluate.limit: {limit} is out of range; the tiny world has 1 to {PROMPTS} prompts per split"
+        )
+
+
 def split_items(split: str, count: int) -> list[Item]:
-    """The first `count` of the split's fixed items."""
+    """Returns the first `count` of the split's fixed items."""
+    check_limit(count)
     used_up = USED_UP.get(split, 0)
-    if not 0 < count <= PROMPTS:
-        raise UserError(f"evaluate.prompts={count}: the tiny world has 1 to {PROMPTS} prompts per split")
     return world.draw_items(random.Random(f"tiny {split}"), split, used_up + PROMPTS)[used_up:][:count]
 
 
-def held_out_prompts() -> frozenset[str]:
-    """Every wording of every prompt of the three splits, for the loop to keep out of its training data."""
+def held_out_texts() -> frozenset[str]:
+    """Returns every wording of every prompt of the three splits, which the loop keeps out of its training data."""
     return frozenset(w for split in world.SPLITS for item in split_items(split, PROMPTS) for w in item.wordings())
 
 
-def evaluator(config: EvaluateConfig) -> Callable:
-    """The loop's evaluator: answers the split's prompts with temperature 0 and counts what is right.
+def evaluator(config: EvaluateConfig) -> Evaluator:
+    """Returns an evaluator that answers the split's prompts with temperature 0 and counts the correct responses.
 
-    Returns accuracy (the whole response is right), its standard error and count; beside it content (right apart from
-    format), constraints_obeyed, the accuracies by task, constraint and number of constraints, unfinished (share of the
-    responses that were cut off), and examples.
+    The accuracy is of whole responses. The result also holds content (accuracy apart from format), constraints_obeyed,
+    the accuracies by task, constraint and number of constraints, and unfinished (share of the responses that were cut
+    off).
     """
-    return evaluator_of(split_items(config.split, config.prompts), config.split)
+    split = config.tiny.split
+    return evaluator_of(split_items(split, config.limit), split)
 
 
-def evaluator_of(items: list[Item], split: str) -> Callable:
-    """That of the given items."""
+def evaluator_of(items: list[Item], split: str) -> Evaluator:
+    """Returns the evaluator on the given items."""
 
-    def evaluate(model, progress: Callable[[int, int], None]) -> dict:
+    def evaluate(model: Model, progress: Callable[[int, int], None]) -> TaskResult:
         requests = [
             Request(f"evaluate/{split}/{i}", (Message("user", item.instruction),)) for i, item in enumerate(items)
         ]
@@ -60,7 +69,7 @@ def evaluator_of(items: list[Item], split: str) -> Callable:
 
 
 def measure(items: list[Item], responses: list[str], split: str) -> dict:
-    """The figures of `evaluator` for given responses."""
+    """Returns the figures of `evaluator` for the given responses."""
     checks = [world.check(item, response) for item, response in zip(items, responses)]
     tasks, content_by_task, counts, constraints = (defaultdict(list) for _ in range(4))
     for item, check in zip(items, checks):

@@ -1,18 +1,17 @@
-"""One domain of the tiny world: operations on lists of words under one of six format constraints.
+"""The task `tiny_domain`: held-out instructions of one domain of the tiny world, and the domain's samples.
 
-`domain.jsonl` beside the prompts holds its samples, with the right responses: what a person would write down to adapt a
-model to the domain. `python -m isheep_jax.evaluation.tiny_domain` prints them. Measured are held-out instructions of
-the domain.
+The domain is operations on lists of words under one of six format constraints. `tiny/prompts/domain.jsonl` holds its
+samples with correct responses, as a user would write them to adapt a model to the domain;
+`python -m isheep_jax.evaluation.tiny_domain` prints them.
 """
 
 import functools
 import json
 import random
-from collections.abc import Callable
 
 from isheep_jax.config import EvaluateConfig
-from isheep_jax.errors import UserError
-from isheep_jax.evaluation.tiny import PROMPTS, evaluator_of
+from isheep_jax.evaluation.tiny import PROMPTS, check_limit, evaluator_of
+from isheep_jax.loop.protocols import Evaluator
 from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
 
@@ -22,7 +21,7 @@ SAMPLES = 12  # two of each constraint, three of each task
 
 
 def draw_items(rng: random.Random, split: str, count: int) -> list[Item]:
-    """`count` items of the domain and the split, no two of the same meaning."""
+    """Draws `count` items of the domain and the split, no two of the same meaning."""
     items: dict[tuple, Item] = {}
     while len(items) < count:
         item = _draw(rng, TASKS, rng.choice(CONSTRAINTS))
@@ -39,7 +38,7 @@ def _draw(rng: random.Random, tasks: tuple[str, ...], constraint: str) -> Item:
 
 
 def samples() -> list[dict[str, str]]:
-    """Question and answer of each sample."""
+    """Returns question and answer of each sample."""
     rng, items = random.Random("tiny domain samples"), []
     while len(items) < SAMPLES:
         n = len(items)
@@ -50,9 +49,8 @@ def samples() -> list[dict[str, str]]:
 
 
 def split_items(split: str, count: int) -> list[Item]:
-    """The first `count` of the split's fixed items."""
-    if not 0 < count <= PROMPTS:
-        raise UserError(f"evaluate.prompts={count}: the tiny world's domain has 1 to {PROMPTS} prompts per split")
+    """Returns the first `count` of the split's fixed items."""
+    check_limit(count)
     return list(_items(split)[:count])
 
 
@@ -61,14 +59,15 @@ def _items(split: str) -> list[Item]:
     return draw_items(random.Random(f"tiny domain {split}"), split, PROMPTS)
 
 
-def held_out_prompts() -> frozenset[str]:
-    """Every wording of every prompt of the three splits, for the loop to keep out of its training data."""
+def held_out_texts() -> frozenset[str]:
+    """Returns every wording of every prompt of the three splits, which the loop keeps out of its training data."""
     return frozenset(w for split in world.SPLITS for item in split_items(split, PROMPTS) for w in item.wordings())
 
 
-def evaluator(config: EvaluateConfig) -> Callable:
-    """The loop's evaluator, see `evaluate.evaluator`."""
-    return evaluator_of(split_items(config.split, config.prompts), config.split)
+def evaluator(config: EvaluateConfig) -> Evaluator:
+    """Returns an evaluator like that of `isheep_jax.evaluation.tiny`, on the domain's prompts."""
+    split = config.tiny_domain.split
+    return evaluator_of(split_items(split, config.limit), split)
 
 
 if __name__ == "__main__":

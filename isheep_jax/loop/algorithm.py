@@ -62,11 +62,11 @@ def run(
 ) -> list[dict]:
     """Runs, or goes on with, all iterations; returns one row for the base model (iteration 0) and one per iteration.
 
-    evaluators: benchmarks by name. held_out: instructions of evaluation sets, never to be learned from. Rows have
+    evaluators: by the name of the task. held_out: instructions of evaluation sets, never to be learned from. Rows have
     iteration, instructions, kept, mean_quality, mean_following (over all scored pairs), kept_quality, kept_following,
     kept_characters (mean length of the kept responses), train_loss, validation_loss, novelty (share of the well-formed
     instructions that were new), score_mass (median probability of the ten scores together) and evaluation
-    ({benchmark: {"accuracy", "stderr", "count"}}); with assess.agreement also agreement, with synthesize.turns=2
+    ({task: {"accuracy", "stderr", "count"}}); with assess.agreement also agreement, with synthesize.turns=2
     second_turn ({"instructions", "kept"}), and with clone.enabled engraved (evaluation of the model that wrote the
     thorough answers) and thorough (count of these). best.json names the best iteration so far.
     Raises UserError for bad input: before anything is written where it can be known before.

@@ -147,7 +147,7 @@ class Step:
     pairs: int = 0
     """Pairs that it was trained on (count)."""
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Measured {benchmark: {"accuracy", "stderr", "count"}}; empty where nothing was measured."""
+    """Measured {task: {"accuracy", "stderr", "count"}}; empty where nothing was measured."""
 
 
 def lineage_card(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 from etils import epath
@@ -82,9 +82,29 @@ class Backend(Protocol):
         """
 
 
-# Measures a model: gets the model and `progress(done, total)`, returns JSON values, among them "accuracy" and "stderr"
-# (0 to 1) and "count". The loop only passes them on.
-Evaluator = Callable[[Model, Callable[[int, int], None]], dict]
+class ExampleAnswer(TypedDict):
+    """One of a task's prompts with a model's answer, to be read by the user."""
+
+    instruction: str
+    response: str
+    correct: bool
+
+
+class TaskResult(TypedDict):
+    """How a model does on an evaluation task, as JSON values; a task may add others.
+
+    accuracy: share of the prompts that are answered correctly (0 to 1). stderr: its standard error. count: number of
+    prompts. examples: a few answers, to the same prompts for every model.
+    """
+
+    accuracy: float
+    stderr: float
+    count: int
+    examples: NotRequired[list[ExampleAnswer]]
+
+
+# Measures a model on a task: gets the model and `progress(done, total)`.
+Evaluator = Callable[[Model, Callable[[int, int], None]], TaskResult]
 
 
 class StageReporter(Protocol):

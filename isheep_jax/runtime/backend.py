@@ -19,7 +19,6 @@ from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
-from isheep_jax.loop.protocols import Evaluator
 from isheep_jax.model.architecture import parameter_count
 from isheep_jax.runtime.locate import locate_judge, locate_model
 from isheep_jax.runtime.vector_index import Index
@@ -177,34 +176,6 @@ def adapter_base(path: str, directory: epath.Path) -> str:
 def whole_path(directory: epath.Path) -> str:
     """The path from the root of the file system, or of the bucket."""
     return str(directory if on_object_store(directory) else directory.resolve())
-
-
-def evaluators(config: Config) -> dict[str, Evaluator]:
-    """The measurements of `config.evaluate`, by the names of their tasks."""
-    measurements: dict[str, Evaluator] = {}
-    if "tiny" in config.evaluate.tasks:
-        from isheep_jax.evaluation.tiny import evaluator
-
-        measurements["tiny"] = evaluator(config.evaluate)
-    if "tiny_domain" in config.evaluate.tasks:
-        from isheep_jax.evaluation import tiny_domain
-
-        measurements["tiny_domain"] = tiny_domain.evaluator(config.evaluate)
-    return measurements
-
-
-def held_out_instructions(config: Config) -> frozenset[str]:
-    """Instructions that the loop must not train on, because a measurement uses them."""
-    held_out: set[str] = set()
-    if "tiny" in config.evaluate.tasks:
-        from isheep_jax.evaluation.tiny import held_out_prompts
-
-        held_out |= held_out_prompts()
-    if "tiny_domain" in config.evaluate.tasks:
-        from isheep_jax.evaluation import tiny_domain
-
-        held_out |= tiny_domain.held_out_prompts()
-    return frozenset(held_out)
 
 
 def seed_of(seed: int, purpose: str) -> int:

@@ -1,5 +1,6 @@
 """A study's figures, as Markdown and as JSON: means with intervals over the seeds, differences paired by seed."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from scipy.special import stdtrit
 
 from isheep_jax.config import Config, flatten
+from isheep_jax.evaluation.tasks import TASKS
 from isheep_jax.studies.definitions import Row, Study
 from isheep_jax.studies.runs import Result, figure_at
 
@@ -99,19 +101,19 @@ def markdown(study: Study, rows: Sequence[Row], results: Results, config: Config
 
 def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
     what = study.measure or " and ".join(f"{task} accuracy" for task in config.evaluate.tasks)
-    split = f" ({config.evaluate.split})" if config.evaluate.tasks[0].startswith("tiny") else ""
+    own = getattr(config.evaluate, config.evaluate.tasks[0], None)  # settings that only this task has
+    split = f" ({', '.join(map(str, dataclasses.astuple(own)))})" if own is not None else ""
     seeds = sorted({seed for runs in by_row.values() for seed in runs})
     told = f"mean ± half the 95 % interval over seeds {', '.join(map(str, seeds))} (Student's t)"
     told = told if len(seeds) > 1 else f"seed {seeds[0]}"
-    return [f"Base `{base}`: {what} on {config.evaluate.prompts} held-out prompts{split}; {told}."]
+    return [f"Base `{base}`: {what} on {config.evaluate.limit} held-out prompts{split}; {told}."]
 
 
 def _also(config: Config, measure: str) -> list[str]:
     """Paths of figures that stand beside the measure, as the base has them and the last iteration."""
     tasks = config.evaluate.tasks
     found = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
-    # What is right apart from format.
-    found += [f"{task}.content" for task in tasks if task.startswith("tiny")]
+    found += [f"{task}.{figure}" for task in tasks for figure in TASKS[task].figures]
     return [path for path in found if path != measure]
 
 

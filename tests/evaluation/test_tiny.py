@@ -2,10 +2,10 @@
 
 import pytest
 
-from isheep_jax.config import EvaluateConfig
+from isheep_jax.config import EvaluateConfig, TinyTaskConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
-from isheep_jax.evaluation import tiny
+from isheep_jax.evaluation import tiny, tiny_domain
 from isheep_jax.tiny import world
 
 
@@ -24,7 +24,7 @@ class Scripted:
 
 def measured(answer) -> dict:
     seen = []
-    evaluator = tiny.evaluator(EvaluateConfig(tasks=("tiny",), split="selection", prompts=200))
+    evaluator = tiny.evaluator(EvaluateConfig(tiny=TinyTaskConfig(split="selection"), limit=200))
     result = evaluator(Scripted(answer), lambda done, total: seen.append((done, total)))
     assert seen[-1] == (200, 200)
     return result
@@ -54,14 +54,15 @@ def test_examples_are_the_same_prompts_for_every_model():
     assert [e["correct"] for e in wrong["examples"]] == [False] * 3
 
 
-@pytest.mark.parametrize("prompts", [0, 1001])
-def test_a_split_has_no_more_prompts_than_it_has(prompts):
-    with pytest.raises(UserError, match=rf"tiny.prompts={prompts}: the tiny world has 1 to 1000 prompts"):
-        tiny.evaluator(EvaluateConfig(prompts=prompts))
+@pytest.mark.parametrize("limit", [0, 1001])
+@pytest.mark.parametrize("task", [tiny, tiny_domain])
+def test_limit_beyond_prompts_of_split_is_refused(task, limit):
+    with pytest.raises(UserError, match=f"--evaluate.limit: {limit} is out of range; .* 1 to 1000 prompts"):
+        task.evaluator(EvaluateConfig(limit=limit))
 
 
-def test_held_out_prompts_hold_every_wording():
-    held_out = tiny.held_out_prompts()
+def test_held_out_texts_hold_every_wording():
+    held_out = tiny.held_out_texts()
     for item in tiny.split_items("test", 50):
         assert item.instruction in held_out
         assert set(item.wordings()) <= held_out

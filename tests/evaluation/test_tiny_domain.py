@@ -6,8 +6,8 @@ from isheep_jax.cli.arguments import parse_config
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.evaluation import tiny_domain
+from isheep_jax.evaluation.tasks import evaluators, held_out_texts
 from isheep_jax.loop.algorithm import read_inputs
-from isheep_jax.runtime.backend import evaluators, held_out_instructions
 from isheep_jax.tiny import world
 
 
@@ -30,13 +30,13 @@ def test_splits_are_held_out_and_share_nothing():
     assert {item.split for item in development} == {"development"}
     assert not {i.instruction for i in development} & {i.instruction for i in test}
     assert len({(i.task, i.arguments, i.constraints) for i in development}) == 300
-    held_out = tiny_domain.held_out_prompts()
+    held_out = tiny_domain.held_out_texts()
     assert {i.instruction for i in development + test} <= held_out
     assert not {s["question"] for s in tiny_domain.samples()} & held_out
 
 
 def test_the_measurement_is_of_the_domain_and_its_prompts_are_never_learned():
-    config = parse_config(["--config=tiny_domain", "--evaluate.prompts=40"], "isheep_jax.train")
+    config = parse_config(["--config=tiny_domain", "--evaluate.limit=40"], "isheep_jax.train")
     items = tiny_domain.split_items("development", 40)
 
     class Half:
@@ -51,5 +51,5 @@ def test_the_measurement_is_of_the_domain_and_its_prompts_are_never_learned():
     assert (result["accuracy"], result["content"], result["count"]) == (0.5, 1.0, 40)
     assert set(result["constraints"]) == set(tiny_domain.CONSTRAINTS)
     json.dumps(result)
-    assert held_out_instructions(config) == tiny_domain.held_out_prompts()
+    assert held_out_texts(config) == tiny_domain.held_out_texts()
     assert EvaluateConfig().tasks == ()

@@ -134,7 +134,7 @@ def test_other_measurements_share_the_models_but_not_the_figures(tmp_path):
     first = placed(tmp_path, {})
     bench.obtain(first)
     second = replace(
-        first, evaluate=EvaluateConfig(prompts=7), workdir=str(Path(first.workdir).parent.parent / "x" / "1")
+        first, evaluate=EvaluateConfig(limit=7), workdir=str(Path(first.workdir).parent.parent / "x" / "1")
     )
     result = bench.obtain(second)
     assert "1/model" in result.shared

@@ -46,7 +46,7 @@ def test_every_word_of_the_world_is_one_token_and_the_template_is_the_corpus_for
 
 
 def test_it_answers_right_but_ignores_formats(base):
-    result = tiny.evaluator(EvaluateConfig(split="development", prompts=200))(base, lambda done, total: None)
+    result = tiny.evaluator(EvaluateConfig(limit=200))(base, lambda done, total: None)
     assert result["content"] > 0.95
     assert result["accuracy"] < 0.25
     assert result["unfinished"] == 0
