@@ -57,6 +57,7 @@ def _decode(config: Config, options: "_Options") -> None:
     import jax.numpy as jnp
 
     from isheep_jax.decode.engine import Engine
+    from isheep_jax.model.architecture import parameter_table
     from isheep_jax.runtime.backend import describe_devices, use_compilation_cache
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
     from isheep_jax.speed import decoding, report
@@ -66,7 +67,7 @@ def _decode(config: Config, options: "_Options") -> None:
     use_compilation_cache()
     mesh = decode_mesh(make_mesh(config.mesh), config.mesh.decode_tensor)
     model = _Model(config, options.random)
-    check_divisible(model.architecture, mesh, DECODE_RULES)
+    check_divisible(parameter_table(model.architecture), mesh, DECODE_RULES)
     dtype = jnp.dtype(config.model.compute_dtype)
     params = model.parameters(mesh, dtype)
     quality = None

@@ -187,12 +187,13 @@ def make_engine(config: GenerateConfig, model: "Pretrained", *, slots: int, **de
 
     from isheep_jax.decode.cache import data_shards
     from isheep_jax.decode.engine import Engine
+    from isheep_jax.model.architecture import parameter_table
     from isheep_jax.runtime.backend import use_compilation_cache
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
 
     use_compilation_cache()
     mesh = decode_mesh(make_mesh(MeshConfig()), config.decode_tensor)
-    check_divisible(model.architecture, mesh, DECODE_RULES)
+    check_divisible(parameter_table(model.architecture), mesh, DECODE_RULES)
     dtype = config.compute_dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -1,9 +1,10 @@
-"""One mesh, and two tables of rules that say which of its axes each logical axis is split over."""
+"""The device mesh, and the rules that split a tensor's logical axes over the mesh axes in training and in decoding."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import mesh_utils
@@ -11,44 +12,63 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from isheep_jax.config import MeshConfig
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 
 AXES = ("data", "fsdp", "tensor")
+MeshAxes = str | tuple[str, ...] | None
+
+
+class Shaped(Protocol):
+    """What the functions below know of a tensor, such as a `ParameterSpec`: a logical axis for each of its sizes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def axes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Which mesh axis each logical axis is split over; None: it is not split.
+class ShardingRules:
+    """The mesh axis, or several, that each logical axis is split over; None: the axis is not split.
 
-    setting: what stands before the name of a mesh axis in the setting that a person changes.
+    setting: prefix of a mesh axis in the setting that the user changes, such as "mesh.decode_".
+    embed: the model width.
     """
 
     setting: str
-    mesh_axes: Mapping[str, str | tuple[str, ...] | None]
+    batch: MeshAxes
+    layers: MeshAxes
+    vocab: MeshAxes
+    embed: MeshAxes
+    heads: MeshAxes
+    kv_heads: MeshAxes
+    head_dim: MeshAxes
+    ffn: MeshAxes
+    lora_rank: MeshAxes
 
-    def __getitem__(self, logical: str) -> str | tuple[str, ...] | None:
-        return self.mesh_axes[logical]
+    def mesh_axes(self, logical: str) -> MeshAxes:
+        """Returns the mesh axes that a logical axis is split over."""
+        return getattr(self, logical)
 
 
 # Training splits the weights and the optimizer state over fsdp, and the batch over data and fsdp.
-TRAIN_RULES = Rules(
-    "mesh.",
-    {
-        "batch": ("data", "fsdp"),
-        "layers": None,
-        "vocab": "tensor",
-        "embed": "fsdp",
-        "heads": "tensor",
-        "kv_heads": "tensor",
-        "head_dim": None,
-        "ffn": "tensor",
-        "lora_rank": None,
-    },
+TRAIN_RULES = ShardingRules(
+    setting="mesh.",
+    batch=("data", "fsdp"),
+    layers=None,
+    vocab="tensor",
+    embed="fsdp",
+    heads="tensor",
+    kv_heads="tensor",
+    head_dim=None,
+    ffn="tensor",
+    lora_rank=None,
 )
 # Decoding reads every weight for every token, so weights are only split over tensor and repeated over data.
-DECODE_RULES = Rules("mesh.decode_", {**TRAIN_RULES.mesh_axes, "batch": "data", "embed": None})
+DECODE_RULES = dataclasses.replace(TRAIN_RULES, setting="mesh.decode_", batch="data", embed=None)
 
-_MEANING = {
+# Names of the logical axes in error messages.
+_AXIS_NAMES = {
     "vocab": "vocabulary",
     "embed": "model width",
     "heads": "query heads",
@@ -58,7 +78,7 @@ _MEANING = {
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The training mesh. A size of -1 takes all devices that remain. Of several TPU slices, `data` goes across them.
+    """Returns the training mesh; a size of -1 takes all remaining devices, and only `data` crosses TPU slices.
 
     Raises `UserError` when the product of the sizes is not the number of devices, and when fsdp or tensor would cross
     from one slice to another.
@@ -99,16 +119,16 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def count_slices(devices: Iterable[jax.Device]) -> int:
-    """How many TPU slices the devices are of, which only the data center's network joins; 1 for what has no slices.
+    """Returns the number of TPU slices, which only the data center network joins; 1 on platforms without slices.
 
-    The hosts of a GPU cluster call themselves slices, too, but there is no harm in spreading fsdp over those.
+    The hosts of a GPU cluster also report a slice index, but spreading fsdp over them does no harm.
     """
-    # Devices of a single slice need not say which one it is.
+    # Devices of a single slice may lack a slice index.
     return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
-    """The same devices in the same order as groups of `decode_tensor`, each with a whole copy of the weights."""
+    """Returns a mesh of the same devices, in groups of `decode_tensor` that each hold a full copy of the weights."""
     devices = mesh.devices.reshape(-1)
     if decode_tensor < 1 or len(devices) % decode_tensor:
         near = _nearest_divisors(max(decode_tensor, 1), len(devices))
@@ -125,23 +145,26 @@ def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
     return Mesh(devices.reshape(-1, 1, decode_tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def partition(spec: ParameterSpec, rules: Rules) -> PartitionSpec:
-    """How a leaf is split. Raises `ValueError` when two of its axes would be split over the same mesh axis."""
-    axes = [rules[axis] for axis in spec.axes]
-    used = [axis for axis in axes if axis is not None]
+def partition(axes: tuple[str, ...], rules: ShardingRules) -> PartitionSpec:
+    """Returns how a tensor with these logical axes is split.
+
+    Raises `ValueError` when two of its axes would be split over the same mesh axis.
+    """
+    mesh_axes = [rules.mesh_axes(axis) for axis in axes]
+    used = [axis for axis in mesh_axes if axis is not None]
     if len(set(used)) != len(used):
-        raise ValueError(f"the axes {spec.axes} of {spec.hf_name} collide on the mesh: {axes}")
-    return PartitionSpec(*axes)
+        raise ValueError(f"the axes {axes} collide on the mesh: {mesh_axes}")
+    return PartitionSpec(*mesh_axes)
 
 
-def param_shardings(table: Any, mesh: Mesh, rules: Rules) -> Any:
-    """A `NamedSharding` for each `ParameterSpec` of a tree."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, partition(spec, rules)), table)
+def param_shardings(table: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """Returns the `NamedSharding` of each leaf of a tree of `Shaped`, such as `parameter_table(architecture)`."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, partition(spec.axes, rules)), table)
 
 
-def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
-    """How the first axis of a batch is split."""
-    return NamedSharding(mesh, PartitionSpec(rules["batch"]))
+def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
+    """Returns a sharding that splits the first axis of a batch."""
+    return NamedSharding(mesh, PartitionSpec(rules.batch))
 
 
 @dataclass(frozen=True)
@@ -153,7 +176,7 @@ class ActivationSharding:
     """
 
     mesh: Mesh | None = None
-    rules: Rules = TRAIN_RULES
+    rules: ShardingRules = TRAIN_RULES
 
     @property
     def platform(self) -> str:
@@ -162,11 +185,11 @@ class ActivationSharding:
 
     def rows(self, x: jax.Array) -> jax.Array:
         """[B, ...] split over the batch's axes alone."""
-        return self._constrain(x, self.rules["batch"])
+        return self._constrain(x, self.rules.batch)
 
     def columns(self, x: jax.Array) -> jax.Array:
         """[B, T, D] with its width split as that of the weights, and the batch over the axes that this leaves."""
-        return self._constrain(x, self._replicas, None, self.rules["embed"])
+        return self._constrain(x, self._replicas, None, self.rules.embed)
 
     def tokens(self, x: jax.Array) -> jax.Array:
         """[B, ...] split over the replicas of the weights alone: the devices that share one look at the same rows."""
@@ -183,13 +206,13 @@ class ActivationSharding:
 
     @property
     def _replicas(self) -> tuple[str, ...]:
-        batch = self.rules["batch"]
-        return tuple(axis for axis in ((batch,) if isinstance(batch, str) else batch) if axis != self.rules["embed"])
+        batch = self.rules.batch
+        return tuple(axis for axis in ((batch,) if isinstance(batch, str) else batch) if axis != self.rules.embed)
 
     def _vocabulary(self, size: int) -> tuple[str, ...]:
-        axes = tuple(axis for axis in (self.rules["embed"], self.rules["vocab"]) if axis is not None)
+        axes = tuple(axis for axis in (self.rules.embed, self.rules.vocab) if axis is not None)
         shards = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
-        return axes if size % shards == 0 else (self.rules["vocab"],)
+        return axes if size % shards == 0 else (self.rules.vocab,)
 
     def _constrain(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
         if self.mesh is None:
@@ -200,26 +223,26 @@ class ActivationSharding:
 ANYWHERE = ActivationSharding()
 
 
-def check_divisible(architecture: Architecture, mesh: Mesh, rules: Rules) -> None:
-    """Raises `UserError` when a size of the model does not divide over the mesh axis it is split over."""
+def check_divisible(table: Any, mesh: Mesh, rules: ShardingRules) -> None:
+    """Raises `UserError` when a size in a tree of `Shaped` does not divide over the mesh axis it is split over."""
     split: dict[str, dict[str, int]] = {}
-    for _, spec in leaves(parameter_table(architecture)):
+    for spec in jax.tree.leaves(table):
         for size, logical in zip(spec.shape, spec.axes):
-            if rules[logical] is not None:
-                split.setdefault(rules[logical], {})[logical] = size
+            if (mesh_axis := rules.mesh_axes(logical)) is not None:
+                split.setdefault(mesh_axis, {})[logical] = size
     for axis, sizes in split.items():
         for logical, size in sizes.items():
             if size % mesh.shape[axis]:
                 # One that divides everything split over this axis, so that the next try does not fail at another size.
                 works = _nearest_divisors(mesh.shape[axis], math.gcd(mesh.size, *sizes.values()))
                 raise UserError(
-                    f"{rules.setting}{axis}={mesh.shape[axis]} does not divide the model's {_MEANING[logical]} of "
+                    f"{rules.setting}{axis}={mesh.shape[axis]} does not divide the model's {_AXIS_NAMES[logical]} of "
                     f"{size}; nearest that works: {works}"
                 )
 
 
 def _nearest_divisors(size: int, total: int) -> str:
-    """The divisors of `total` just below and just above `size`."""
+    """Returns the divisors of `total` just below and just above `size`, as text."""
     divisors = [d for d in range(1, total + 1) if total % d == 0]
     near = [*[d for d in divisors if d <= size][-1:], *[d for d in divisors if d > size][:1]]
     return " or ".join(map(str, near))

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from isheep_jax.config import MeshConfig
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
+from isheep_jax.model.architecture import Architecture, leaves, parameter_table
 from isheep_jax.planning.hardware import prepare_environment, slice_devices
 from isheep_jax.sharding import (
     DECODE_RULES,
@@ -213,9 +213,9 @@ def test_every_leaf_has_a_sharding_whose_parts_are_equal(rules):
 
 def test_training_splits_every_matrix_over_fsdp_and_decoding_none():
     for _, spec in leaves(parameter_table(ARCHITECTURE)):
-        assert ("fsdp" in partition(spec, TRAIN_RULES)) == ("embed" in spec.axes)
-        assert "fsdp" not in partition(spec, DECODE_RULES)
-        assert "data" not in (*partition(spec, TRAIN_RULES), *partition(spec, DECODE_RULES))
+        assert ("fsdp" in partition(spec.axes, TRAIN_RULES)) == ("embed" in spec.axes)
+        assert "fsdp" not in partition(spec.axes, DECODE_RULES)
+        assert "data" not in (*partition(spec.axes, TRAIN_RULES), *partition(spec.axes, DECODE_RULES))
 
 
 def test_rows_of_a_batch_go_to_different_devices():
@@ -227,16 +227,22 @@ def test_rows_of_a_batch_go_to_different_devices():
 
 
 def test_two_axes_of_a_leaf_on_one_mesh_axis_are_refused():
-    spec = ParameterSpec((4, 4), ("vocab", "ffn"), "normal", "a.weight", (4, 4))
-    with pytest.raises(ValueError, match=r"\('vocab', 'ffn'\) of a.weight collide on the mesh"):
-        partition(spec, TRAIN_RULES)
+    with pytest.raises(ValueError, match=r"\('vocab', 'ffn'\) collide on the mesh"):
+        partition(("vocab", "ffn"), TRAIN_RULES)
+
+
+def test_misspelled_axis_is_refused():
+    with pytest.raises(AttributeError, match="head_dims"):
+        partition(("heads", "head_dims"), TRAIN_RULES)
+    with pytest.raises(TypeError, match="head_dims"):
+        dataclasses.replace(TRAIN_RULES, head_dims="tensor")
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2), (2, 1, 4)])
 def test_sizes_that_divide_are_accepted(sizes):
     mesh = make_mesh(MeshConfig(*sizes))
-    check_divisible(ARCHITECTURE, mesh, TRAIN_RULES)
-    check_divisible(ARCHITECTURE, decode_mesh(mesh, 4), DECODE_RULES)
+    check_divisible(parameter_table(ARCHITECTURE), mesh, TRAIN_RULES)
+    check_divisible(parameter_table(ARCHITECTURE), decode_mesh(mesh, 4), DECODE_RULES)
 
 
 @pytest.mark.parametrize(
@@ -272,10 +278,10 @@ def test_sizes_that_divide_are_accepted(sizes):
 def test_sizes_that_do_not_divide_name_the_setting_the_numbers_and_what_works(changed, sizes, rules, message):
     architecture = dataclasses.replace(ARCHITECTURE, **changed)
     with pytest.raises(UserError) as error:
-        check_divisible(architecture, make_mesh(MeshConfig(*sizes)), rules)
+        check_divisible(parameter_table(architecture), make_mesh(MeshConfig(*sizes)), rules)
     assert str(error.value) == message
     works = int(message.rsplit(" ", 1)[1])
-    check_divisible(architecture, decode_mesh(make_mesh(MeshConfig()), works), DECODE_RULES)
+    check_divisible(parameter_table(architecture), decode_mesh(make_mesh(MeshConfig()), works), DECODE_RULES)
 
 
 def test_the_message_names_the_setting_of_the_rules_that_were_given():
@@ -283,4 +289,4 @@ def test_the_message_names_the_setting_of_the_rules_that_were_given():
     mesh = decode_mesh(make_mesh(MeshConfig()), 8)
     for rules, setting in ((TRAIN_RULES, "mesh.tensor=8"), (DECODE_RULES, "mesh.decode_tensor=8")):
         with pytest.raises(UserError, match=f"^{setting} "):
-            check_divisible(ARCHITECTURE, mesh, dataclasses.replace(rules))
+            check_divisible(parameter_table(ARCHITECTURE), mesh, dataclasses.replace(rules))

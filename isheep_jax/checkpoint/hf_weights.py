@@ -22,7 +22,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.files import whole_directory
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 from isheep_jax.model.quantization import Storage, quantize
-from isheep_jax.sharding import AXES, Rules, partition
+from isheep_jax.sharding import AXES, ShardingRules, partition
 from isheep_jax.text.tokenizer import Tokenizer
 
 # Bytes of a file of an export; several files have an index.
@@ -95,7 +95,7 @@ def load_parameters(
     architecture: Architecture,
     *,
     mesh: Mesh,
-    rules: Rules,
+    rules: ShardingRules,
     dtype: jnp.dtype,
     weights: Storage = "model",
 ) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def load_parameters(
     with ThreadPoolExecutor(_READERS) as threads:
         for i in order:
             spec = specs[i]
-            sharding = NamedSharding(mesh, partition(spec, rules))
+            sharding = NamedSharding(mesh, partition(spec.axes, rules))
             leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
             # Waiting bounds the memory: otherwise reading runs ahead of the devices.
             leaf = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)

@@ -12,7 +12,7 @@ from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import find_tensors, load_parameters
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.sharding import Rules
+from isheep_jax.sharding import ShardingRules
 from isheep_jax.text.template_check import check_template
 from isheep_jax.text.tokenizer import Tokenizer
 
@@ -48,7 +48,7 @@ class Pretrained:
                 digest.update(f"{path.name} {len(data)}\n".encode() + data)
         return digest.hexdigest()
 
-    def load(self, *, mesh: Mesh, rules: Rules, dtype: jnp.dtype) -> dict[str, Any]:
+    def load(self, *, mesh: Mesh, rules: ShardingRules, dtype: jnp.dtype) -> dict[str, Any]:
         """The parameters as `dtype`, sharded over `mesh` by `rules`. Raises `UserError` when a file cannot be read."""
         return load_parameters(self.directory, self.architecture, mesh=mesh, rules=rules, dtype=dtype)
 

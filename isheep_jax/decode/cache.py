@@ -43,7 +43,7 @@ def bucket_of(length: int, align: int) -> int:
 
 def data_shards(mesh: Mesh | None) -> int:
     """Groups of devices that hold different rows of a batch while decoding."""
-    return 1 if mesh is None else mesh.shape[DECODE_RULES["batch"]]
+    return 1 if mesh is None else mesh.shape[DECODE_RULES.batch]
 
 
 def check_rows(setting: str, rows: int, mesh: Mesh | None) -> None:

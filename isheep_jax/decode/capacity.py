@@ -32,7 +32,7 @@ def free_slots(shape: ChunkShape, useful: int) -> int:
     devices = [jax.local_devices()[0]] if shape.mesh is None else list(shape.mesh.local_devices)
     on_cpu = devices[0].platform == "cpu"
     memory = (_CPU_SHARE if on_cpu else _SHARE) * local_memory(devices[0])
-    tensor = 1 if shape.mesh is None else shape.mesh.shape[DECODE_RULES["kv_heads"]]
+    tensor = 1 if shape.mesh is None else shape.mesh.shape[DECODE_RULES.kv_heads]
     weights = abstract_weights(shape.architecture, shape.weights, shape.compute_dtype)
     left = memory - _bytes(weights) / tensor
     row = abstract_cache(shape.architecture, 1, shape.context, shape.cache_dtype, shape.mesh)

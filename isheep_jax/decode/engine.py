@@ -68,7 +68,7 @@ class Engine:
         elif jax.process_count() > 1:
             raise UserError("decode.slots: 0 (by free memory) is for one process; with several it must be a number")
         if mesh is not None:
-            check_divisible(architecture, mesh, DECODE_RULES)
+            check_divisible(parameter_table(architecture), mesh, DECODE_RULES)
         self.architecture = architecture
         self.tokenizer = tokenizer
         self.config = config

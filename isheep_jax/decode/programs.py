@@ -120,7 +120,7 @@ def make_prefix(
 ) -> Prefix:
     """Keys and values of a prefix. tokens: [P] int32, of which the first `length` count."""
     # Every data shard computes the same row, so that each has the result.
-    shards = 1 if mesh is None else mesh.shape[DECODE_RULES["batch"]]
+    shards = 1 if mesh is None else mesh.shape[DECODE_RULES.batch]
     tokens = constrain_rows(jnp.broadcast_to(tokens, (shards, *tokens.shape)), mesh)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     _, cache = forward(

@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas_splash
 from jax.sharding import Mesh, PartitionSpec
 
 from isheep_jax.model.attention_reference import Partial
-from isheep_jax.sharding import Rules
+from isheep_jax.sharding import ShardingRules
 
 # The kernels' unit along a row, and the longest piece of a row that they work on at a time.
 LANES = 128
@@ -25,7 +25,7 @@ def splash_attention(
     scale: float | None,
     softcap: float | None,
     mesh: Mesh | None,
-    rules: Rules,
+    rules: ShardingRules,
     partial: bool = False,
     interpret: bool = False,
 ) -> jax.Array | Partial:
@@ -37,18 +37,18 @@ def splash_attention(
     without a TPU, slowly. Returns [B, T, N, H] in q's dtype, which has a gradient in q, k and v, but no second one; or,
     if partial, attention to which other keys can be added, without a gradient.
 
-    Every device of the mesh (None: one device) computes its rows and heads: B is split over rules["batch"], N and K
-    over rules["heads"], and each must be a multiple of its parts. T may be any length; the kernels see it rounded up to
+    Every device of the mesh (None: one device) computes its rows and heads: B is split over rules.batch, N and K
+    over rules.heads, and each must be a multiple of its parts. T may be any length; the kernels see it rounded up to
     whole blocks.
     """
-    if rules["heads"] != rules["kv_heads"]:
-        raise ValueError(f"query heads are split over {rules['heads']}, but key heads over {rules['kv_heads']}")
+    if rules.heads != rules.kv_heads:
+        raise ValueError(f"query heads are split over {rules.heads}, but key heads over {rules.kv_heads}")
     T, H = q.shape[1], q.shape[3]
     # The kernels know no scale. It is applied in float32, because bfloat16 would round the scale itself.
     q = (q.astype(jnp.float32) * (1 / math.sqrt(H) if scale is None else scale)).astype(q.dtype)
     block, padded = _blocks(T)
-    heads = PartitionSpec(rules["batch"], None, rules["heads"], None)
-    rows = PartitionSpec(rules["batch"], None)
+    heads = PartitionSpec(rules.batch, None, rules.heads, None)
+    rows = PartitionSpec(rules.batch, None)
 
     def local(q, k, v, segment_ids):
         # The tokens behind the end of a row are later than all others, so none sees them, whatever their segment.
@@ -76,7 +76,7 @@ def splash_attention(
     in_specs = (heads, heads, heads, None if segment_ids is None else rows)
     out_specs = heads
     if partial:
-        queries = PartitionSpec(rules["batch"], rules["heads"], None, None)
+        queries = PartitionSpec(rules.batch, rules.heads, None, None)
         out_specs = Partial(queries, queries, PartitionSpec(*queries, None))
     # The kernels do not say how their outputs vary over the mesh.
     run = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec, Sharding
 
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.quantization import quantize
-from isheep_jax.sharding import ANYWHERE, ActivationSharding, Rules
+from isheep_jax.sharding import ANYWHERE, ActivationSharding, ShardingRules
 
 
 @flax.struct.dataclass
@@ -66,9 +66,9 @@ def init_cache(
     return KVCache(cache.k, cache.v, *scales)
 
 
-def cache_spec(rules: Rules) -> PartitionSpec:
+def cache_spec(rules: ShardingRules) -> PartitionSpec:
     """How a cache is split: its rows as the batch, its heads as the key heads."""
-    return PartitionSpec(None, rules["batch"], None, rules["kv_heads"])
+    return PartitionSpec(None, rules.batch, None, rules.kv_heads)
 
 
 def write_tokens(
@@ -88,7 +88,7 @@ def write_tokens(
     """
     # Negative indices would wrap; one past the end is dropped by the scatter.
     at = jnp.where(at < 0, cache.length, at)
-    shards = 1 if activations.mesh is None else activations.mesh.shape[activations.rules["batch"]]
+    shards = 1 if activations.mesh is None else activations.mesh.shape[activations.rules.batch]
     rows = jnp.arange(at.shape[0])[:, None] if rows is None else rows
     rows = jnp.broadcast_to(rows % (cache.k.shape[1] // shards), at.shape)
 
@@ -105,8 +105,8 @@ def write_tokens(
         put = functools.partial(write, place=place)
         if activations.mesh is not None:
             rules = activations.rules
-            batch = PartitionSpec(rules["batch"])
-            heads = PartitionSpec(rules["batch"], None, rules["kv_heads"])
+            batch = PartitionSpec(rules.batch)
+            heads = PartitionSpec(rules.batch, None, rules.kv_heads)
             put = jax.shard_map(
                 put,
                 mesh=activations.mesh,

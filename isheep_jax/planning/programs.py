@@ -70,7 +70,7 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
     train = make_mesh(config.mesh, devices)
     meshes = Meshes(train, decode_mesh(train, config.mesh.decode_tensor))
     trainer.check_settings(config.sft, architecture, train)
-    check_divisible(architecture, meshes.decode, DECODE_RULES)
+    check_divisible(parameter_table(architecture), meshes.decode, DECODE_RULES)
     for name in ("slots", "context"):
         if not getattr(config.decode, name):
             raise UserError(f"--decode.{name}: 0 leaves it to the memory of the device; a plan needs a number")

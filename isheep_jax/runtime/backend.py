@@ -19,7 +19,7 @@ from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
-from isheep_jax.model.architecture import parameter_count
+from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime.locate import locate_judge, locate_model
 from isheep_jax.runtime.vector_index import Index
 from isheep_jax.sft.examples import Example
@@ -51,7 +51,7 @@ class JaxBackend:
         self._train_mesh = make_mesh(config.mesh)
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
         check_settings(config.sft, self._architecture, self._train_mesh)
-        check_divisible(self._architecture, self._decode_mesh, DECODE_RULES)
+        check_divisible(parameter_table(self._architecture), self._decode_mesh, DECODE_RULES)
         # A model of another make than the run's, with its own tokenizer.
         self.judge = locate_judge(config)
         self._judge = self._open_judge(self.judge)
@@ -150,7 +150,7 @@ class JaxBackend:
         context, longest = self._config.decode.max_length, judge.architecture.context_length
         if context > longest:
             raise UserError(f"--decode.max_length: {context} tokens are more than the {longest} of --assess.judge")
-        check_divisible(judge.architecture, self._decode_mesh, DECODE_RULES)
+        check_divisible(parameter_table(judge.architecture), self._decode_mesh, DECODE_RULES)
         return judge
 
     def _let_go(self) -> None:

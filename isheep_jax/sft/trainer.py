@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from isheep_jax import sharding
 from isheep_jax.config import SFTConfig
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.sft import data
 from isheep_jax.sft.checkpoints import Checkpoints
 from isheep_jax.sft.examples import Example
@@ -260,4 +260,4 @@ def check_settings(config: SFTConfig, architecture: Architecture, mesh: Mesh) ->
             f"sft.batch_size: {config.batch_size} rows do not divide over mesh.data x mesh.fsdp = {shards} devices; "
             f"nearest that do: {nearest}"
         )
-    sharding.check_divisible(architecture, mesh, sharding.TRAIN_RULES)
+    sharding.check_divisible(parameter_table(architecture), mesh, sharding.TRAIN_RULES)

@@ -1,5 +1,6 @@
 """Splash attention against the XLA reference, with the kernels interpreted on the CPU, and compiled for a TPU."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from isheep_jax.config import MeshConfig
 from isheep_jax.model.attention_reference import attention, packed_mask
 from isheep_jax.model.attention_splash import splash_attention
-from isheep_jax.sharding import TRAIN_RULES, Rules, make_mesh
+from isheep_jax.sharding import TRAIN_RULES, make_mesh
 
 ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -140,7 +141,7 @@ def test_layers_choose_among_windows_inside_a_scan_with_rematerialization():
 
 def test_heads_that_are_split_differently_are_refused():
     q, k, v, _ = inputs(1, 128, 2, 2, 8)
-    rules = Rules("mesh.", {**TRAIN_RULES.mesh_axes, "kv_heads": None})
+    rules = dataclasses.replace(TRAIN_RULES, kv_heads=None)
     settings = {"segment_ids": None, "window": None, "scale": None, "softcap": None, "interpret": True}
     with pytest.raises(ValueError, match="key heads over None"):
         splash_attention(q, k, v, **settings, mesh=ONE, rules=rules)
