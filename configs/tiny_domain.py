@@ -8,7 +8,8 @@ Result:   accuracy on development prompts of the domain from .03 to .82 and .98 
 
 import dataclasses
 
-from isheep_jax.config import Config, EvaluateConfig, ModelConfig, named_config
+from isheep_jax.config import Config, EvaluateConfig, ModelConfig
+from isheep_jax.named_configs import named_config
 from isheep_jax.presets import apply_preset
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from isheep_jax.cli.arguments import parse_settings, run_command
-from isheep_jax.config import check_range
+from isheep_jax.config_checks import check_range
 from isheep_jax.errors import UserError
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.text.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 from etils import epath
 
 from isheep_jax.cli.arguments import parse_settings, run_command
-from isheep_jax.config import DecodeConfig, MeshConfig, check_range
+from isheep_jax.config import DecodeConfig, MeshConfig
+from isheep_jax.config_checks import check_range
 from isheep_jax.errors import UserError
 from isheep_jax.files import write_atomically
 from isheep_jax.runtime.locate import locate_model

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn
 
 from isheep_jax.cli.arguments import parse_config, run_command
-from isheep_jax.config import Config, config_names, named_config
+from isheep_jax.config import Config
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.studies.definitions import STUDIES, Row, Study, chosen_rows, named_study
 
 if TYPE_CHECKING:

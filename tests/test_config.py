@@ -5,10 +5,12 @@ import inspect
 
 import pytest
 
-from isheep_jax import config as config_module
+from isheep_jax import named_configs
 from isheep_jax.cli.arguments import parse_config, parse_settings
-from isheep_jax.config import RANGES, Config, check_values, config_description, config_names, flatten, named_config
+from isheep_jax.config import Config, flatten
+from isheep_jax.config_checks import RANGES, check_values
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import config_description, config_names, named_config
 
 
 def parse(*arguments: str) -> Config:
@@ -159,17 +161,16 @@ def test_every_range_belongs_to_a_setting():
 
 
 def test_every_setting_is_explained():
-    sections = [
-        Config,
-        *(f.default_factory for f in dataclasses.fields(Config) if f.default_factory is not dataclasses.MISSING),
-    ]
-    for section in sections:
+    def check(section):
         source = inspect.getsource(section)
         for field in dataclasses.fields(section):
-            if section is Config and field.default_factory is not dataclasses.MISSING:
+            if dataclasses.is_dataclass(field.default_factory):
+                check(field.default_factory)
                 continue
             _, _, after = source.partition(f"    {field.name}: ")
             assert after.splitlines()[1].strip().startswith('"""'), f"{section.__name__}.{field.name}"
+
+    check(Config)
 
 
 def test_configs_are_found_inside_an_installed_package(tmp_path, monkeypatch):
@@ -177,6 +178,6 @@ def test_configs_are_found_inside_an_installed_package(tmp_path, monkeypatch):
     (tmp_path / "isheep_jax" / "configs" / "mine.py").write_text(
         '"""Mine."""\nfrom isheep_jax.config import Config\n\n\ndef config():\n    return Config(name="mine")\n'
     )
-    monkeypatch.setattr(config_module, "__file__", str(tmp_path / "isheep_jax" / "config.py"))
+    monkeypatch.setattr(named_configs, "__file__", str(tmp_path / "isheep_jax" / "named_configs.py"))
     assert config_names() == ["mine"]
     assert named_config("mine").name == "mine"

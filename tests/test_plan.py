@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from isheep_jax import plan
-from isheep_jax.config import config_description, config_names, named_config
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import config_description, config_names, named_config
 from isheep_jax.planning import programs
 from isheep_jax.planning.hardware import parse_topology
 from isheep_jax.planning.models import planned_architecture

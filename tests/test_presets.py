@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from isheep_jax.cli.arguments import parse_config
-from isheep_jax.config import Config, ModelConfig, check_values, config_names, flatten, named_config
+from isheep_jax.config import Config, ModelConfig, flatten
+from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
 
 # Where a run takes place, what it starts from and how it is measured: no business of a method.

@@ -14,8 +14,10 @@ from typing import Literal, TypeVar
 
 import tyro
 
-from isheep_jax.config import Config, check_values, config_description, config_names, named_config
+from isheep_jax.config import Config
+from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import config_description, config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset
 
 Settings = TypeVar("Settings")

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from isheep_jax import distributed
-from isheep_jax.config import Config, config_description, config_names
+from isheep_jax.config import Config
 from isheep_jax.files import on_object_store
+from isheep_jax.named_configs import config_description, config_names
 
 # Progress lines where there is no terminal: often enough to see life, seldom enough for a log file.
 SECONDS_BETWEEN_LINES = 10.0

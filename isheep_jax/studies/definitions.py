@@ -8,7 +8,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from isheep_jax.config import Config, check_values, flatten
+from isheep_jax.config import Config, flatten
+from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
 from isheep_jax.presets import apply_preset, replace_settings
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from isheep_jax.cli.console import Console, StageProgress, before_and_after, duration, row_cells, row_warnings
-from isheep_jax.config import named_config
+from isheep_jax.named_configs import named_config
 
 ROW = {
     "iteration": 1,

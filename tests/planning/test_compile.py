@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from isheep_jax.config import MeshConfig, named_config
+from isheep_jax.config import MeshConfig
+from isheep_jax.named_configs import named_config
 from isheep_jax.planning import programs
 from isheep_jax.planning.compile import Compiled, Memory, advice, compile_program, memory_split
 from isheep_jax.planning.models import planned_architecture

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from isheep_jax.config import DecodeConfig, SFTConfig, named_config
+from isheep_jax.config import DecodeConfig, SFTConfig
+from isheep_jax.named_configs import named_config
 from isheep_jax.planning.fit import changes, largest
 
 

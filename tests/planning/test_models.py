@@ -2,9 +2,9 @@
 
 import pytest
 
-from isheep_jax.config import config_names, named_config
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import parameter_count
+from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.planning.models import known_models, planned_architecture
 
 # Of the checkpoints' own safetensors headers, as the Hugging Face hub shows them.

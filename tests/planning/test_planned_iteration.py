@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from isheep_jax.config import named_config
+from isheep_jax.named_configs import named_config
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.iteration import Lengths, as_dict, plan_iteration

@@ -6,10 +6,11 @@ import jax
 import pytest
 
 from isheep_jax import benchmark
-from isheep_jax.config import DecodeConfig, MeshConfig, named_config
+from isheep_jax.config import DecodeConfig, MeshConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, init_parameters
+from isheep_jax.named_configs import named_config
 from isheep_jax.presets import replace_settings
 from isheep_jax.sharding import decode_mesh, make_mesh
 from isheep_jax.speed import decoding

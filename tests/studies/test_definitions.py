@@ -2,8 +2,9 @@
 
 import pytest
 
-from isheep_jax.config import Config, EvaluateConfig, named_config
+from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import named_config
 from isheep_jax.presets import apply_preset
 from isheep_jax.studies.definitions import STUDIES, chosen_rows, named_study
 

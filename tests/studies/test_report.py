@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from isheep_jax.config import named_config
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import named_config
 from isheep_jax.studies import figure, report
 from isheep_jax.studies.definitions import Row, Study
 from isheep_jax.studies.report import Estimate

@@ -241,7 +241,7 @@ def test_a_template_says_what_ends_a_question_and_an_answer(tmp_path):
 
 
 def test_second_turns_need_zero_shot_answers(tmp_path):
-    from isheep_jax.config import check_values
+    from isheep_jax.config_checks import check_values
 
     settings = config(tmp_path / "run")
     turns = dataclasses.replace(settings, synthesize=dataclasses.replace(settings.synthesize, turns=2))

@@ -17,15 +17,8 @@ from scripted_backend import (
     tiny_config,
 )
 
-from isheep_jax.config import (
-    CloneConfig,
-    Config,
-    RespondConfig,
-    SelectConfig,
-    SFTConfig,
-    check_together,
-    named_config,
-)
+from isheep_jax.config import CloneConfig, Config, RespondConfig, SelectConfig, SFTConfig
+from isheep_jax.config_checks import check_together
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import NothingLeftError, UserError
 from isheep_jax.loop.algorithm import run
@@ -34,6 +27,7 @@ from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import KEPT, Instruction, Pair, from_line, kept
 from isheep_jax.loop.run_directory import Stage
 from isheep_jax.loop.stages.clone import echo_reason, thorough_answers
+from isheep_jax.named_configs import named_config
 from isheep_jax.presets import PRESETS
 
 SECRET = "Rules that matter: 2, 5"

@@ -1,0 +1,117 @@
+"""Checks the values of a config: the range of each number, and settings that exclude or need each other."""
+
+import math
+
+from isheep_jax.config import Config, flatten, is_server
+from isheep_jax.errors import UserError
+
+# What a number may be, as an interval: a square bracket includes the end, a round one does not.
+RANGES = {
+    "iterations": "[1, inf)",
+    "mesh.slices": "[1, inf)",
+    "synthesize.instructions": "[1, inf)",
+    "synthesize.topic_share": "(0, 1]",
+    "synthesize.shots": "[1, inf)",
+    "synthesize.temperature": "[0, inf)",
+    "synthesize.top_p": "(0, 1]",
+    "synthesize.max_tokens": "[1, inf)",
+    "synthesize.novelty": "[0, 1]",
+    "respond.samples": "[1, inf)",
+    "respond.temperature": "[0, inf)",
+    "respond.top_p": "(0, 1]",
+    "respond.max_tokens": "[1, inf)",
+    "retrieval.examples": "[1, inf)",
+    "assess.judge_requests": "[1, inf)",
+    "assess.samples": "[1, inf)",
+    "assess.temperature": "[0, inf)",
+    "assess.top_p": "(0, 1]",
+    "assess.max_tokens": "[1, inf)",
+    "assess.agreement": "[0, inf)",
+    "select.threshold": "[-1, 10]",
+    "select.fraction": "(0, 1]",
+    "select.perplexity": "(1, inf)",
+    "select.clusters": "[1, inf)",
+    "select.bucket_share": "(0, 1]",
+    "select.top_up_to": "[0, inf)",
+    "select.following_ceiling": "[1, 10]",
+    "select.min_pairs": "[0, inf)",
+    "select.max_pairs": "[1, inf)",
+    "guard.min_novelty": "[0, 1]",
+    "guard.min_score_mass": "[0, 1]",
+    "guard.min_yield": "[0, 1]",
+    "stop.patience": "[1, inf)",
+    "sft.lora_rank": "[1, inf)",
+    "sft.lora_alpha": "(0, inf)",
+    "sft.lora_dropout": "[0, 1)",
+    "sft.learning_rate": "(0, inf)",
+    "sft.warmup_steps": "[0, inf)",
+    "sft.weight_decay": "[0, inf)",
+    "sft.clip_norm": "(0, inf)",
+    "sft.epochs": "[1, inf)",
+    "sft.sequence_length": "[2, inf)",
+    "sft.batch_size": "[1, inf)",
+    "sft.validation_fraction": "[0, 1)",
+    "sft.checkpoint_every": "[1, inf)",
+    "clone.temperature": "[0, inf)",
+    "clone.top_p": "(0, 1]",
+    "clone.max_tokens": "[1, inf)",
+    "decode.slots": "[0, inf)",
+    "decode.steps_per_call": "[1, inf)",
+    "decode.max_length": "[0, inf)",
+    "evaluate.limit": "[1, inf)",
+}
+
+
+def check_values(config: Config) -> None:
+    """Raises `UserError` for a number out of its range and for an empty list that needs an item."""
+    settings = flatten(config)
+    for name, interval in RANGES.items():
+        value = settings[name]
+        for number in value if isinstance(value, list) else [value]:
+            check_range(name, number, interval)
+    if not settings["respond.temperature"]:
+        raise UserError("--respond.temperature: the list is empty; it needs a temperature for iteration 1")
+    check_together(config)
+
+
+def check_together(config: Config) -> None:
+    """Raises `UserError` for settings that are good by themselves but not with each other."""
+    assess, select, stop = config.assess, config.select, config.stop
+    vectors = select.rule in ("density", "density_perplexity") or select.buckets == "clusters"
+    if is_server(assess.judge):
+        if assess.read != "sampled":
+            raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")
+        if not assess.judge_model:
+            raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
+        if vectors or select.rule == "perplexity":
+            name = "buckets" if select.buckets == "clusters" else "rule"
+            raise UserError(
+                f"--select.{name}: {getattr(select, name)} needs the judge's weights, but --assess.judge is a server"
+            )
+    if assess.samples > 1 and assess.read != "sampled":
+        raise UserError("--assess.samples: several judgments per score need --assess.read=sampled")
+    if select.ranking == "probability" and (assess.read != "expected" or assess.level == "none"):
+        raise UserError("--select.ranking: probability needs scores with --assess.read=expected")
+    if select.bucket_share < 1 and select.buckets == "none":
+        raise UserError("--select.bucket_share: there are no buckets to share; set --select.buckets, too")
+    if assess.agreement and assess.level == "none":
+        raise UserError("--assess.agreement: there are no scores to compare with --assess.level=none")
+    if config.synthesize.turns == 2 and config.respond.method != "zero_shot":
+        raise UserError("--synthesize.turns: 2 needs --respond.method=zero_shot; other prompts are for single turns")
+    if config.synthesize.turns == 2 and config.clone.enabled:
+        raise UserError("--synthesize.turns: 2 needs --clone.enabled=False; only single turns are answered again")
+    if stop.measure == "accuracy" and not config.evaluate.tasks:
+        raise UserError("--stop.measure: accuracy needs a task in --evaluate.tasks")
+    if stop.measure == "validation_loss" and not config.sft.validation_fraction:
+        raise UserError("--stop.measure: validation_loss needs --sft.validation_fraction above 0")
+
+
+def check_range(name: str, number: float, interval: str) -> None:
+    """Raises `UserError` when the number is outside the interval, written as in `RANGES`."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = low < number < high or (interval[0] == "[" and number == low) or (interval[-1] == "]" and number == high)
+    if not inside:
+        parts = [f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"]
+        if math.isfinite(high):
+            parts.append(f"at most {high:g}" if interval[-1] == "]" else f"below {high:g}")
+        raise UserError(f"--{name}: {number} is out of range; it must be {' and '.join(parts)}")
