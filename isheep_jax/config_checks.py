@@ -77,17 +77,11 @@ def check_values(config: Config) -> None:
 def check_together(config: Config) -> None:
     """Raises `UserError` for settings that are good by themselves but not with each other."""
     assess, select, stop = config.assess, config.select, config.stop
-    vectors = select.rule in ("density", "density_perplexity") or select.buckets == "clusters"
     if is_server(assess.judge):
         if assess.read != "sampled":
             raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")
         if not assess.judge_model:
             raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
-        if vectors or select.rule == "perplexity":
-            name = "buckets" if select.buckets == "clusters" else "rule"
-            raise UserError(
-                f"--select.{name}: {getattr(select, name)} needs the judge's weights, but --assess.judge is a server"
-            )
     if assess.samples > 1 and assess.read != "sampled":
         raise UserError("--assess.samples: several judgments per score need --assess.read=sampled")
     if select.ranking == "probability" and (assess.read != "expected" or assess.level == "none"):

@@ -17,6 +17,7 @@ import tyro
 from isheep_jax.config import Config
 from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
+from isheep_jax.loop.selection.rules import check_judge
 from isheep_jax.named_configs import config_description, config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset
 
@@ -54,6 +55,7 @@ def parse_config(arguments: Sequence[str], module: str) -> Config:
         config = apply_preset(preset, config)
     config = parse_settings(Config, config, rest, module, description)
     check_values(config)
+    check_judge(config)
     return config
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from isheep_jax import distributed
 from isheep_jax.config import Config
 from isheep_jax.files import on_object_store
+from isheep_jax.loop.selection.select import describe
 from isheep_jax.named_configs import config_description, config_names
 
 # Progress lines where there is no terminal: often enough to see life, seldom enough for a log file.
@@ -69,7 +70,7 @@ class Console:
         self.note(f"  model       {description}")
         self.note(
             f"  iterations  {config.iterations}, each with {config.synthesize.instructions} new instructions{answers}; "
-            f"learns from {_selection(config)}"
+            f"keeps {describe(config)}"
         )
         if config.evaluate.tasks:
             self.note(
@@ -326,21 +327,6 @@ def _examples(path: epath.Path) -> list[dict]:
         return []
     tasks = json.loads(path.read_text())
     return next((result["examples"] for result in tasks.values() if result.get("examples")), [])
-
-
-def _selection(config: Config) -> str:
-    select = config.select
-    if select.rule == "none" or (config.assess.level == "none" and select.rule in ("threshold", "top_fraction")):
-        return "all that pass the rules"
-    return {
-        "threshold": f"those with scores above {select.threshold:g}",
-        "top_fraction": f"the best {select.fraction:.0%}",
-        "random": f"a random {select.fraction:.0%}",
-        "random_threshold": f"a random few, as many as have scores above {select.threshold:g}",
-        "perplexity": f"those of a perplexity up to {select.perplexity:g}",
-        "density": "one of each cluster",
-        "density_perplexity": "the least surprising of each cluster",
-    }[select.rule]
 
 
 def _time_lines(config: Config) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from isheep_jax.config import Config, is_server
 from isheep_jax.loop.judging.judges import OWN
-from isheep_jax.loop.selection.select import effective_rule
+from isheep_jax.loop.selection.select import describe
 from isheep_jax.loop.stages.assess import SINGLE
 
 _ORIGIN = """\
@@ -40,22 +40,10 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int, th
 
     thorough: whether the pairs are the answers of the engraved model.
     """
-    respond, assess, selection, sft = config.respond, config.assess, config.select, config.sft
+    respond, assess, sft = config.respond, config.assess, config.sft
     writer = "the base model" if iteration == 1 else f"the model of iteration {iteration - 1}"
     start = "the base model" if sft.start == "base" or iteration == 1 else writer
-    count = "both scores" if assess.level == "both" and assess.prompt not in SINGLE else "the score"
-    by_sum = selection.ranking == "sum"
-    ranking = "the sum of the scores" if by_sum else f"the probability of {count} above {selection.threshold:g}"
-    rule = {
-        "threshold": f"{count} above {selection.threshold:g}",
-        "top_fraction": f"the best {selection.fraction:.0%} by {ranking}",
-        "random": f"{selection.fraction:.0%} drawn at random",
-        "random_threshold": f"as many as have {count} above {selection.threshold:g}, drawn at random",
-        "perplexity": f"perplexity of at most {selection.perplexity:g}",
-        "density": "one of each cluster of instructions, drawn at random",
-        "density_perplexity": "that of the lowest perplexity of each cluster of instructions",
-        "none": "no selection by score",
-    }[effective_rule(config)]
+    rule = describe(config)
     data = " of all iterations so far" if sft.data == "all" and iteration > 1 else ""
     shown = f"{config.retrieval.examples} {'similar' if config.retrieval.choose == 'nearest' else 'random'} pairs"
     asked = {

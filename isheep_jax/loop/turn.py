@@ -18,7 +18,8 @@ from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Backend, Model, Reporter, StageReporter
 from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, Shown, Vector, kept
 from isheep_jax.loop.run_directory import RunDirectory, Stage
-from isheep_jax.loop.selection.select import Measures, needs_clusters, needs_perplexities, select
+from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
+from isheep_jax.loop.selection.select import Measures, select
 from isheep_jax.loop.stages import measure
 from isheep_jax.loop.stages.assess import assess, median_mass
 from isheep_jax.loop.stages.follow_up import as_assessed, conversation

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from isheep_jax.config import Config, is_server
 from isheep_jax.loop.judging.judges import second_judge
-from isheep_jax.loop.selection.select import needs_clusters, needs_perplexities
+from isheep_jax.loop.selection.rules import RULES, effective_rule, needs_clusters, needs_perplexities
 from isheep_jax.loop.stages.assess import asked
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -95,7 +95,8 @@ def plan_iteration(
             stages["embed"] = prefill(programs.SCORE, instructions, n.instruction)
         return stages
 
-    kept = min(config.select.max_pairs, _share(config) * synthesize.instructions)
+    share = RULES[effective_rule(config)].share(config)
+    kept = min(config.select.max_pairs, share * synthesize.instructions)
     stages = {"synthesize": generation(completions, synthesize.shots * n.shot, synthesize.max_tokens)}
     stages |= turn(synthesize.instructions, 0)
     if assess.agreement:
@@ -106,7 +107,7 @@ def plan_iteration(
     if synthesize.turns == 2:
         stages["follow up"] = generation(kept, n.follow_up_prompt + pair, n.instruction)
         stages |= {f"{name} (second turn)": steps for name, steps in turn(kept, pair + n.template).items()}
-        examples.append((min(config.select.max_pairs, _share(config) * kept), 2 * (pair + n.template)))
+        examples.append((min(config.select.max_pairs, share * kept), 2 * (pair + n.template)))
 
     def training(examples: list[tuple[float, int]]) -> dict[str, float]:
         """examples: how many of how many tokens."""
@@ -126,14 +127,6 @@ def plan_iteration(
         for name, steps in stages.items()
         if steps
     ]
-
-
-def _share(config: Config) -> float:
-    """The largest share of the instructions that the rule of selection keeps, as far as the settings tell it."""
-    rule = config.select.rule
-    if rule in ("density", "density_perplexity"):
-        return min(1.0, config.select.clusters / config.synthesize.instructions)
-    return config.select.fraction if rule in ("top_fraction", "random") else 1.0
 
 
 def _packed(length: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from isheep_jax.config import Config, flatten
 from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
+from isheep_jax.loop.selection.rules import check_judge
 from isheep_jax.presets import apply_preset, replace_settings
 
 # Settings by their command-line names, or what makes them of the config.
@@ -40,6 +41,7 @@ class Row:
         changes = self.changes(config) if callable(self.changes) else self.changes
         changed = replace_settings(config, changes)
         check_values(changed)
+        check_judge(changed)
         return changed
 
     def changed(self, config: Config) -> dict[str, object]:

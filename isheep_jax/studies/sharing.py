@@ -17,7 +17,7 @@ from isheep_jax.config import AssessConfig, Config
 from isheep_jax.files import read_json, write_json
 from isheep_jax.loop.judging.judges import OWN, second_judge
 from isheep_jax.loop.run_directory import STAGES, digest, inputs_of, settings_of
-from isheep_jax.loop.selection.select import needs_clusters, needs_perplexities
+from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
 
 # Steps of an iteration in their order; the record stages of equal digest stand for those that are like them.
 LEVELS = (*STAGES, "model")

@@ -271,7 +271,7 @@ def test_a_judge_that_does_not_want_to_score_is_seen(tmp_path, monkeypatch, acti
     def shy(self, requests, choices):
         return (ChoiceLogprobs(r.id, tuple(-9.0 - n for n in range(10))) for r in requests)
 
-    monkeypatch.setattr(ScriptedModel, "score", shy)
+    monkeypatch.setattr(ScriptedModel, "choice_logprobs", shy)
     reporter = SilentReporter()
     config = tiny_config(tmp_path, iterations=1, guard=GuardConfig(action=action))
     if action == "stop":

@@ -72,7 +72,7 @@ def test_only_a_judge_from_elsewhere_takes_back_that_the_scores_are_the_models_o
 @pytest.mark.parametrize(
     ("select", "words"),
     [
-        (SelectConfig(), "30 pairs of all iterations so far: both scores above 8"),
+        (SelectConfig(), "30 pairs of all iterations so far: those with both scores above 8"),
         (SelectConfig(rule="perplexity"), "perplexity of at most 50"),
         (SelectConfig(rule="top_fraction", ranking="probability"), "by the probability of both scores above 8"),
     ],

@@ -1,0 +1,6 @@
+"""Selection: which scored pairs the model learns from.
+
+In come the pairs of an iteration, their scores and what else a rule looks at (perplexities, clusters); out comes a
+`Selected` record for every pair, kept or dropped and why. `rules.py` is the table of rules, `select.py` applies one.
+Imports from the loop: records, and how scores are read; nothing else of this package but config and errors.
+"""

@@ -1,0 +1,289 @@
+"""The rules of selection, one entry of `RULES` each: what a rule needs, how it orders and drops pairs, and its words.
+
+I-SHEEP keeps the pairs with both scores above a threshold (section 3.2) and compares that with perplexity, density,
+both and no filter (section 4.3). `top_fraction` and the random draws of equal size are ours. `select.py` applies a
+rule; the check of the settings, the planner, the console and the model card ask its entry. A new rule is one entry
+here and its name in `config.Rule`.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from isheep_jax.config import Config, SelectConfig, is_server
+from isheep_jax.errors import UserError
+from isheep_jax.loop.records import Selected, Verdict, dropped
+
+Need = Literal["scores", "perplexities", "clusters"]
+
+# Reasons after which a pair has nothing to learn from, whatever a rule says.
+_UNUSABLE = ("not decoded", "unfinished", "empty", "no thoughts", "no answer")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a rule decides on: one pair per instruction, each with everything that the rule needs."""
+
+    settings: SelectConfig
+    records: Sequence[Selected]
+    """In the order of generation."""
+    scored: Set[str]
+    """Ids of the instructions with at least one scored response."""
+    count: int | None
+    """Pairs that the rule named by `Rule.as_many_as` keeps; None for a rule without one."""
+    rng: random.Random
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of selection."""
+
+    describe: Callable[[SelectConfig, str], str]
+    """Which pairs are kept, as the object of "keeps"; the second argument is "both scores" or "the score"."""
+    hint: Callable[[SelectConfig], str]
+    """Which setting keeps more pairs."""
+    drop: Callable[[Candidates], dict[str, Verdict]]
+    """Returns the verdicts on the candidates that the rule drops, by id."""
+    needs: frozenset[Need] = frozenset()
+    """What it looks at. Perplexities and clusters are computed with the judge's weights."""
+    representative: Literal["best", "random", "first"] = "best"
+    """Which of an instruction's responses stands for it. A rule with another one than the best never ranks pairs."""
+    order: Callable[[SelectConfig, Selected], Any] | None = None
+    """Sort key of a rule that ranks: smaller is better, and the earlier pair is the better one of equals."""
+    tops_up: bool = False
+    """Whether the best of what it drops fill up to `select.top_up_to`."""
+    requires_score: Callable[[SelectConfig], bool] = lambda settings: False
+    """Whether a pair that the judge could not score is dropped."""
+    restores: Callable[[SelectConfig], bool] = lambda settings: False
+    """Whether pairs come back that the text rules dropped, other than those with nothing to learn from."""
+    as_many_as: str = ""
+    """Name of the rule whose number of kept pairs this one draws."""
+    share: Callable[[Config], float] = lambda config: 1.0
+    """Largest share of the instructions that it keeps (0 to 1), as far as the settings tell."""
+
+    def best_first(self, settings: SelectConfig, records: Sequence[Selected]) -> list[Selected]:
+        """The records in the rule's order."""
+        return sorted(records, key=lambda record: self.order(settings, record))
+
+    def restores_pair(self, settings: SelectConfig, reason: str) -> bool:
+        """Whether a pair that was dropped for this reason comes back."""
+        return self.restores(settings) and reason not in _UNUSABLE
+
+
+def _by_scores(settings: SelectConfig, record: Selected) -> tuple[float, ...]:
+    """Sort key of `select.ranking`."""
+    total = -(record.sum or 0.0)
+    return (-(record.above or 0.0), total) if settings.ranking == "probability" else (total,)
+
+
+def _by_perplexity(settings: SelectConfig, record: Selected) -> float:
+    return record.perplexity
+
+
+def _drop_none(candidates: Candidates) -> dict[str, Verdict]:
+    return {}
+
+
+def _drop_below_threshold(candidates: Candidates) -> dict[str, Verdict]:
+    verdicts = {}
+    for record in candidates.records:
+        scores = (("quality", record.quality), ("following", record.following))
+        low = [name for name, value in scores if value is not None and not value > candidates.settings.threshold]
+        if low:
+            verdicts[record.id] = dropped("not above the threshold", ", ".join(low))
+    return verdicts
+
+
+def _drop_surprising(candidates: Candidates) -> dict[str, Verdict]:
+    high = [r for r in candidates.records if r.perplexity > candidates.settings.perplexity]
+    return {r.id: dropped("perplexity too high", f"{r.perplexity:.2f}") for r in high}
+
+
+def _drop_outside_top_fraction(candidates: Candidates) -> dict[str, Verdict]:
+    verdicts = {}
+    for bucket, count in _bucket_counts(candidates):
+        best_first = sorted(bucket, key=lambda record: _by_scores(candidates.settings, record))
+        verdicts |= {r.id: dropped("not in the top fraction") for r in best_first[count:]}
+    return verdicts
+
+
+def _drop_at_random(candidates: Candidates) -> dict[str, Verdict]:
+    """Keeps as many of each bucket as `top_fraction` would."""
+    verdicts = {}
+    for bucket, count in _bucket_counts(candidates):
+        verdicts |= _drop_all_but(bucket, count, candidates.rng)
+    return verdicts
+
+
+def _drop_down_to_count(candidates: Candidates) -> dict[str, Verdict]:
+    records = candidates.records
+    return _drop_all_but(records, min(candidates.count, len(records)), candidates.rng)
+
+
+def _drop_all_but(records: Sequence[Selected], count: int, rng: random.Random) -> dict[str, Verdict]:
+    """Keeps `count` of the records, drawn at random."""
+    drawn = {r.id for r in rng.sample(records, count)}
+    return {r.id: dropped("not drawn") for r in records if r.id not in drawn}
+
+
+def _one_random_per_cluster(candidates: Candidates) -> dict[str, Verdict]:
+    groups = _groups(candidates.records, "cluster")
+    stay = {candidates.rng.choice(groups[cluster]).id for cluster in sorted(groups)}
+    return {r.id: dropped("another of its cluster was drawn") for r in candidates.records if r.id not in stay}
+
+
+def _likeliest_per_cluster(candidates: Candidates) -> dict[str, Verdict]:
+    groups = _groups(candidates.records, "cluster")
+    stay = {min(group, key=lambda record: record.perplexity).id for group in groups.values()}
+    reason = "another of its cluster has a lower perplexity"
+    return {r.id: dropped(reason) for r in candidates.records if r.id not in stay}
+
+
+def _groups(records: Sequence[Selected], field: str) -> dict[Any, list[Selected]]:
+    """Records by the value of a field."""
+    groups: dict[Any, list[Selected]] = {}
+    for record in records:
+        groups.setdefault(getattr(record, field), []).append(record)
+    return groups
+
+
+def _bucket_counts(candidates: Candidates) -> list[tuple[list[Selected], int]]:
+    """Each bucket of the candidates with the number of pairs to keep of it, by the bucket's name.
+
+    Instructions without a scored response do not count, so that a draw keeps as many as the ranking does.
+    """
+    buckets = _groups(candidates.records, "bucket")
+    sizes = {
+        name: sum(record.instruction_id in candidates.scored for record in buckets[name]) for name in sorted(buckets)
+    }
+    return [(buckets[name], count) for name, count in _shares(candidates.settings.fraction, sizes).items()]
+
+
+def _shares(fraction: float, sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many to keep of each bucket: the fraction of all in total, split by largest remainders.
+
+    Rounding each bucket by itself would keep too few, or none, where buckets are small.
+    """
+    exact = {name: fraction * size for name, size in sizes.items()}
+    shares = {name: int(share) for name, share in exact.items()}
+    missing = int(fraction * sum(sizes.values()) + 0.5) - sum(shares.values())
+    for name in sorted(exact, key=lambda name: (shares[name] - exact[name], name))[:missing]:
+        shares[name] += 1
+    return shares
+
+
+def _raise_fraction(settings: SelectConfig) -> str:
+    return f"raise select.fraction (now {settings.fraction:g})"
+
+
+def _raise_clusters(settings: SelectConfig) -> str:
+    return f"raise select.clusters (now {settings.clusters})"
+
+
+def _fraction(config: Config) -> float:
+    return config.select.fraction
+
+
+def _clusters_per_instruction(config: Config) -> float:
+    return min(1.0, config.select.clusters / config.synthesize.instructions)
+
+
+def _describe_top_fraction(settings: SelectConfig, scores: str) -> str:
+    by_sum = settings.ranking == "sum"
+    ranking = "the sum of the scores" if by_sum else f"the probability of {scores} above {settings.threshold:g}"
+    return f"the best {settings.fraction:.0%} by {ranking}"
+
+
+RULES: dict[str, Rule] = {
+    "threshold": Rule(
+        describe=lambda settings, scores: f"those with {scores} above {settings.threshold:g}",
+        hint=lambda settings: f"lower select.threshold (now {settings.threshold:g}) or use select.rule=top_fraction",
+        needs=frozenset({"scores"}),
+        order=_by_scores,
+        drop=_drop_below_threshold,
+        tops_up=True,
+        requires_score=lambda settings: settings.threshold > 0,
+        restores=lambda settings: settings.threshold < 0,
+    ),
+    "top_fraction": Rule(
+        describe=_describe_top_fraction,
+        hint=_raise_fraction,
+        needs=frozenset({"scores"}),
+        order=_by_scores,
+        drop=_drop_outside_top_fraction,
+        tops_up=True,
+        requires_score=lambda settings: True,
+        share=_fraction,
+    ),
+    "random": Rule(
+        describe=lambda settings, scores: f"{settings.fraction:.0%} drawn at random",
+        hint=_raise_fraction,
+        representative="random",
+        drop=_drop_at_random,
+        share=_fraction,
+    ),
+    "random_threshold": Rule(
+        describe=lambda settings, scores: f"as many as have {scores} above {settings.threshold:g}, drawn at random",
+        hint=lambda settings: f"lower select.threshold (now {settings.threshold:g})",
+        needs=frozenset({"scores"}),
+        representative="random",
+        drop=_drop_down_to_count,
+        as_many_as="threshold",
+    ),
+    "perplexity": Rule(
+        describe=lambda settings, scores: f"those with a perplexity of at most {settings.perplexity:g}",
+        hint=lambda settings: f"raise select.perplexity (now {settings.perplexity:g})",
+        needs=frozenset({"perplexities"}),
+        order=_by_perplexity,
+        drop=_drop_surprising,
+        tops_up=True,
+    ),
+    "density": Rule(
+        describe=lambda settings, scores: "one of each cluster of instructions, drawn at random",
+        hint=_raise_clusters,
+        needs=frozenset({"clusters"}),
+        representative="random",
+        drop=_one_random_per_cluster,
+        share=_clusters_per_instruction,
+    ),
+    "density_perplexity": Rule(
+        describe=lambda settings, scores: "the one with the lowest perplexity of each cluster of instructions",
+        hint=_raise_clusters,
+        needs=frozenset({"clusters", "perplexities"}),
+        order=_by_perplexity,
+        drop=_likeliest_per_cluster,
+        share=_clusters_per_instruction,
+    ),
+    "none": Rule(
+        describe=lambda settings, scores: "all that pass the text rules",
+        hint=lambda settings: "lower select.min_pairs",
+        representative="first",
+        drop=_drop_none,
+    ),
+}
+
+
+def effective_rule(config: Config) -> str:
+    """Name of the rule in force: 'none' where `select.rule` needs scores and `assess.level` has none."""
+    unscored = config.assess.level == "none" and "scores" in RULES[config.select.rule].needs
+    return "none" if unscored else config.select.rule
+
+
+def needs_perplexities(config: Config) -> bool:
+    """Whether selection looks at the perplexity of each response."""
+    return "perplexities" in RULES[effective_rule(config)].needs
+
+
+def needs_clusters(config: Config) -> bool:
+    """Whether selection looks at clusters of the instructions."""
+    return "clusters" in RULES[effective_rule(config)].needs or config.select.buckets == "clusters"
+
+
+def check_judge(config: Config) -> None:
+    """Raises UserError when selection needs the judge's weights but the judge is a server."""
+    if is_server(config.assess.judge) and (needs_perplexities(config) or needs_clusters(config)):
+        name = "buckets" if config.select.buckets == "clusters" else "rule"
+        raise UserError(
+            f"--select.{name}: {getattr(config.select, name)} needs the judge's weights, but --assess.judge is a server"
+        )
