@@ -50,10 +50,11 @@ def _programs_are_let_go():
 def small_checkpoint(tmp_path_factory) -> Path:
     """A Hugging Face directory with a random Llama of two layers and a tokenizer of single characters."""
     import jax
+    from architectures import small
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     from isheep_jax.checkpoint.hf_weights import save_checkpoint
-    from isheep_jax.model.architecture import Architecture, init_parameters
+    from isheep_jax.model.architecture import init_parameters
     from isheep_jax.text.tokenizer import Tokenizer as ModelTokenizer
 
     directory = tmp_path_factory.mktemp("small")
@@ -77,23 +78,7 @@ def small_checkpoint(tmp_path_factory) -> Path:
             }
         )
     )
-    architecture = Architecture(
-        family="llama",
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=64,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        norm_eps=1e-5,
-        rope_theta=10_000.0,
-        rope_scaling=None,
-        context_length=512,
-        tied_embeddings=True,
-        bos_token_id=1,
-        eos_token_ids=(2, 6),
-    )
+    architecture = small(vocab_size=128, intermediate_size=64, context_length=512, bos_token_id=1, eos_token_ids=(2, 6))
     params = init_parameters(architecture, jax.random.key(0))
     save_checkpoint(directory / "model", params, architecture, ModelTokenizer.load(tokenizer_directory), card=None)
     return directory / "model"

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architectures import small
+from letter_tokenizer import LetterTokenizer
+from meshes import mesh_of
 
-from isheep_jax.config import DecodeConfig, MeshConfig
+from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.model import transformer
-from isheep_jax.model.architecture import Architecture, init_parameters, parameter_table
+from isheep_jax.model.architecture import init_parameters, parameter_table
 from isheep_jax.sft import data
 from isheep_jax.sft.train_step import StepSettings, programs
 from isheep_jax.sharding import (
@@ -21,28 +24,11 @@ from isheep_jax.sharding import (
     ActivationSharding,
     batch_sharding,
     decode_mesh,
-    make_mesh,
     param_shardings,
 )
 
 # Every size that is split divides by 8.
-LLAMA = Architecture(
-    family="llama",
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    layers=2,
-    heads=8,
-    kv_heads=8,
-    head_dim=4,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    context_length=64,
-    tied_embeddings=True,
-    bos_token_id=0,
-    eos_token_ids=(1,),
-)
+LLAMA = small(heads=8, kv_heads=8, head_dim=4)
 ARCHITECTURES = {
     "llama": LLAMA,
     "qwen2": dataclasses.replace(LLAMA, family="qwen2", heads=16, tied_embeddings=False),
@@ -89,11 +75,6 @@ def combinations(choices, quick) -> list:
         )
         for values in itertools.product(*choices)
     ]
-
-
-def mesh_of(sizes):
-    """A training mesh of eight devices; of one for (1, 1, 1)."""
-    return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
 
 
 @functools.cache
@@ -199,21 +180,6 @@ def test_training_has_the_loss_and_the_gradients_of_one_device(family, method, s
         np.testing.assert_allclose(gradients[name], gradient, rtol=1e-3, atol=1e-4 * largest + 1e-7, err_msg=name)
 
 
-class Letters:
-    """0 begins a text, 1 ends it, a letter is one token; other tokens decode to nothing."""
-
-    bos_id, eos_ids, pad_id, vocab_size = 0, (1,), 1, LLAMA.vocab_size
-
-    def encode_prompt(self, prompt: str) -> list[int]:
-        return [0, *self.encode_choices("", [prompt])[0]]
-
-    def encode_choices(self, prompt: str, choices: list[str]) -> list[list[int]]:
-        return [[ord(letter) - ord("a") + 2 for letter in choice] for choice in choices]
-
-    def decode(self, ids) -> str:
-        return "".join(chr(i - 2 + ord("a")) for i in ids if 2 <= i < 28)
-
-
 REQUESTS = [Request(f"r{i}", "thequickbrownfoxjumps"[: 1 + 2 * i]) for i in range(11)]
 
 
@@ -222,7 +188,15 @@ def engine(family: str, tensor: int | None) -> Engine:
     """Of the decode mesh of eight devices, or of one device."""
     config = DecodeConfig(slots=8, steps_per_call=5, max_length=32)
     mesh = None if tensor is None else decode_mesh(mesh_of((2, 2, 2)), tensor)
-    return Engine(weights(family), ARCHITECTURES[family], Letters(), config, mesh=mesh, seed=0, compute_dtype="float32")
+    return Engine(
+        weights(family),
+        ARCHITECTURES[family],
+        LetterTokenizer(LLAMA.vocab_size),
+        config,
+        mesh=mesh,
+        seed=0,
+        compute_dtype="float32",
+    )
 
 
 @functools.cache

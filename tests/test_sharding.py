@@ -4,11 +4,12 @@ import dataclasses
 
 import jax
 import pytest
+from architectures import small
 from jax.sharding import PartitionSpec
 
 from isheep_jax.config import MeshConfig
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, leaves, parameter_table
+from isheep_jax.model.architecture import leaves, parameter_table
 from isheep_jax.planning.hardware import prepare_environment, slice_devices
 from isheep_jax.sharding import (
     DECODE_RULES,
@@ -21,7 +22,7 @@ from isheep_jax.sharding import (
     partition,
 )
 
-ARCHITECTURE = Architecture(
+ARCHITECTURE = small(
     family="qwen2",
     vocab_size=96,
     hidden_size=48,
@@ -30,10 +31,6 @@ ARCHITECTURE = Architecture(
     heads=12,
     kv_heads=4,
     head_dim=4,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    context_length=64,
     tied_embeddings=False,
     bos_token_id=1,
     eos_token_ids=(2,),

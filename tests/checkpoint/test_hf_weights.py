@@ -7,6 +7,7 @@ import numpy as np
 import parity
 import pytest
 from memory_bucket import memory_bucket
+from meshes import mesh_of
 from safetensors.numpy import load_file, save_file
 
 from isheep_jax.checkpoint import hf_weights
@@ -77,7 +78,7 @@ def test_several_files_have_an_index_and_read_back_equal(tmp_path, tokenizer, mo
     ("sizes", "rules"), [((2, 2, 2), TRAIN_RULES), ((1, 4, 2), TRAIN_RULES), ((4, 1, 2), DECODE_RULES)]
 )
 def test_a_sharded_import_equals_a_whole_one_and_goes_out_again(tmp_path, tokenizer, sizes, rules):
-    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = mesh_of(sizes)
     architecture, whole = parity.load(parity.FIXTURES / "qwen2")
     _, sharded = parity.load(parity.FIXTURES / "qwen2", mesh=mesh, rules=rules)
     assert_equal_bits(whole, sharded)
@@ -97,7 +98,7 @@ def test_every_byte_is_read_once_whatever_the_devices(monkeypatch):
     plain = StoredTensor.read_rows
     monkeypatch.setattr(StoredTensor, "read_rows", counted)
     sizes, rules = (4, 1, 2), DECODE_RULES  # four replicas
-    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = mesh_of(sizes)
     architecture, _ = parity.load(parity.FIXTURES / "qwen2", mesh=mesh, rules=rules)
     for _, spec in leaves(parameter_table(architecture)):
         for layer in range(spec.shape[0] if spec.stacked else 1):

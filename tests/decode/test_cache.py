@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from minute_model import ARCHITECTURE, mesh_of
+from meshes import mesh_of
+from minute_model import ARCHITECTURE
 from tiles import flat, in_tiles
 
 from isheep_jax.decode.cache import allocate, bucket_of, cache_length, cache_sharding
@@ -75,7 +76,7 @@ def prompts(*lengths) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_prefill_writes_each_prompt_to_its_slot_and_nothing_else(params, shards):
-    mesh = None if shards == 1 else mesh_of(2, 2)
+    mesh = None if shards == 1 else mesh_of((2, 1, 2))
     cache = allocate(ARCHITECTURE, 8, 128, jnp.dtype("float32"), mesh)
     tokens = prompts(5, 40, 17)
     packed = empty_rows(shards, 128)
@@ -120,7 +121,7 @@ def test_a_prompt_behind_a_prefix_has_the_keys_of_the_whole(params):
 @pytest.mark.parametrize("tile", [0, 32, 64])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_slots_are_copied_within_their_shard(shards, tile):
-    mesh = None if shards == 1 else mesh_of(2, 1)
+    mesh = None if shards == 1 else mesh_of((2, 1, 1))
     content = np.random.default_rng(0).normal(size=(2, 8, 128, 16)).astype(np.float32)
     pairs = [(1, 2), (1, 3), (-1, -1), (-1, -1), (7, 4), (5, 6), (-1, -1), (-1, -1)]
     expected = content.copy()

@@ -4,7 +4,8 @@ import copy
 import dataclasses
 
 import pytest
-from minute_model import ARCHITECTURE, make_engine, mesh_of, ragged
+from meshes import mesh_of
+from minute_model import ARCHITECTURE, make_engine, ragged
 
 from isheep_jax.decode import capacity
 from isheep_jax.decode.requests import Request, SamplingParams
@@ -47,7 +48,7 @@ def test_no_more_slots_than_can_be_busy_but_always_some_tens(monkeypatch, shape)
 
 def test_every_data_shard_has_its_own_slots(monkeypatch, shape):
     memory_for(monkeypatch, shape, 40)
-    assert capacity.free_slots(dataclasses.replace(shape, mesh=mesh_of(2, 1)), useful=10_000) == 80
+    assert capacity.free_slots(dataclasses.replace(shape, mesh=mesh_of((2, 1, 1))), useful=10_000) == 80
 
 
 def test_no_room_for_one_sequence_names_the_setting(monkeypatch, shape):

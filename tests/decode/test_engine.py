@@ -4,13 +4,13 @@ import logging
 import jax
 import numpy as np
 import pytest
+from meshes import mesh_of
 from minute_model import (
     ARCHITECTURE,
     LETTERS,
     TableTokenizer,
     full_logits,
     make_engine,
-    mesh_of,
     ragged,
     random_parameters,
 )
@@ -167,12 +167,12 @@ def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, cap
 def test_a_mesh_gives_the_tokens_of_one_device(params, data, tensor):
     requests = ragged(12)
     expected = by_id(make_engine(params).generate(requests, GREEDY))
-    engine = make_engine(params, slots=8, mesh=mesh_of(data, tensor))
+    engine = make_engine(params, slots=8, mesh=mesh_of((data, 1, tensor)))
     assert by_id(engine.generate(requests, GREEDY)) == expected
 
 
 def test_weights_are_placed_by_the_decode_rules(params):
-    mesh = mesh_of(4, 2)
+    mesh = mesh_of((4, 1, 2))
     engine = make_engine(params, slots=8, mesh=mesh)
     wanted = param_shardings(parameter_table(ARCHITECTURE), mesh, DECODE_RULES)
     same = jax.tree.map(
@@ -183,7 +183,7 @@ def test_weights_are_placed_by_the_decode_rules(params):
 
 def test_bad_settings_are_one_clear_line(params):
     with pytest.raises(UserError, match=r"decode\.slots=6 does not divide over 4 data shards; .* nearest .*: 8"):
-        make_engine(params, slots=6, mesh=mesh_of(4, 2))
+        make_engine(params, slots=6, mesh=mesh_of((4, 1, 2)))
     with pytest.raises(UserError, match=r"decode\.max_length=129 .* 128 tokens"):
         make_engine(params, max_length=129)
     with pytest.raises(UserError, match=r"decode\.steps_per_call=0"):
@@ -242,7 +242,7 @@ def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
 
     program = scheduler.Generation._program
     requests, sampling = ragged(150), dataclasses.replace(GREEDY, max_tokens=30)
-    mesh = mesh_of(1, tensor) if tensor else None
+    mesh = mesh_of((1, 1, tensor)) if tensor else None
     expected = by_id(make_engine(params, slots=32, mesh=mesh).generate(requests, sampling))
     monkeypatch.setattr(scheduler.Generation, "_program", watched)
     assert by_id(make_engine(params, slots=128, mesh=mesh).generate(requests, sampling)) == expected

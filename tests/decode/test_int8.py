@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from minute_model import ARCHITECTURE, TableTokenizer, make_engine, mesh_of, ragged
+from meshes import mesh_of
+from minute_model import ARCHITECTURE, TableTokenizer, make_engine, ragged
 
 from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.checkpoint.pretrained import open_model
@@ -55,7 +56,7 @@ def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, samplin
 
 
 def test_a_mesh_gives_the_tokens_of_one_device_and_splits_scales_as_their_outputs(params):
-    requests, mesh = ragged(12), mesh_of(4, 2)
+    requests, mesh = ragged(12), mesh_of((4, 1, 2))
     expected = by_id(make_engine(params, **INT8).generate(requests, GREEDY))
     engine = make_engine(params, slots=8, mesh=mesh, **INT8)
     assert by_id(engine.generate(requests, GREEDY)) == expected
@@ -98,7 +99,7 @@ def test_unknown_settings_are_one_clear_line(params):
 @pytest.fixture(scope="module")
 def tiny():
     model = open_model(CHECKPOINT)
-    return model, model.load(mesh=mesh_of(1, 1), rules=DECODE_RULES, dtype=jnp.float32)
+    return model, model.load(mesh=mesh_of(), rules=DECODE_RULES, dtype=jnp.float32)
 
 
 def quality(tiny, prompts, **settings):
@@ -110,7 +111,7 @@ def quality(tiny, prompts, **settings):
         model.tokenizer,
         config,
         prompts,
-        mesh=mesh_of(1, 1),
+        mesh=mesh_of(),
         compute_dtype="float32",
         max_tokens=64,
     )
@@ -135,7 +136,7 @@ def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_no
 
 def test_weights_are_quantized_while_they_are_loaded(tiny):
     model, params = tiny
-    mesh = mesh_of(1, 2)
+    mesh = mesh_of((1, 1, 2))
     loaded = load_parameters(
         model.directory, model.architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32, weights="int8"
     )

@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine, mesh_of, ragged
+from meshes import mesh_of
+from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine, ragged
 
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.requests import Request
@@ -58,7 +59,7 @@ def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_reques
 def test_a_mesh_gives_the_scores_of_one_device(params):
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
     expected = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, CHOICES["several"])}
-    engine = make_engine(params, slots=8, mesh=mesh_of(4, 2))
+    engine = make_engine(params, slots=8, mesh=mesh_of((4, 1, 2)))
     for scores in engine.choice_logprobs(requests, CHOICES["several"]):
         np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-4)
 

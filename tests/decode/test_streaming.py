@@ -5,7 +5,8 @@ import string
 
 import numpy as np
 import pytest
-from minute_model import ARCHITECTURE, TableTokenizer, make_engine, mesh_of, ragged
+from meshes import mesh_of
+from minute_model import ARCHITECTURE, TableTokenizer, make_engine, ragged
 from tokenizers import Tokenizer, decoders, models
 
 from isheep_jax.decode.requests import Request, SamplingParams
@@ -152,7 +153,7 @@ def test_a_mesh_streams_the_text_of_one_device(params):
     sampling = SamplingParams(temperature=1.0, max_tokens=20)
     request = ragged(3)[1]
     expected = drain(make_engine(params, slots=1, steps_per_call=4).stream(request, sampling))
-    engine = make_engine(params, slots=4, steps_per_call=4, mesh=mesh_of(4, 2))
+    engine = make_engine(params, slots=4, steps_per_call=4, mesh=mesh_of((4, 1, 2)))
     assert drain(engine.stream(request, sampling)) == expected
 
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architectures import small
 from tiles import flat, in_tiles
 
-from isheep_jax.model.architecture import Architecture, init_parameters, leaves, parameter_table
+from isheep_jax.model.architecture import init_parameters, leaves, parameter_table
 from isheep_jax.model.attention import Scores, attend_cached
 from isheep_jax.model.attention_reference import attention, cached_mask
 from isheep_jax.model.kv_cache import KVCache, init_cache, write_tokens
@@ -24,23 +25,7 @@ from isheep_jax.model.quantization import (
 from isheep_jax.model.transformer import forward, logits
 from isheep_jax.sharding import ANYWHERE
 
-ARCHITECTURE = Architecture(
-    family="llama",
-    vocab_size=40,
-    hidden_size=24,
-    intermediate_size=36,
-    layers=2,
-    heads=6,
-    kv_heads=2,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    context_length=64,
-    tied_embeddings=False,
-    bos_token_id=0,
-    eos_token_ids=(1,),
-)
+ARCHITECTURE = small(vocab_size=40, hidden_size=24, intermediate_size=36, heads=6, tied_embeddings=False)
 
 
 def normal(*shape, seed=0):

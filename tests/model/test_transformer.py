@@ -5,25 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
+from architectures import small
+from meshes import mesh_of
 
-from isheep_jax.model.architecture import Architecture, RopeScaling, init_parameters, parameter_table
+from isheep_jax.model.architecture import RopeScaling, init_parameters, parameter_table
 from isheep_jax.model.kv_cache import init_cache
 from isheep_jax.model.transformer import LINEAR_LEAVES, forward, logits, rope_frequencies
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, batch_sharding, param_shardings
 
-ARCHITECTURE = Architecture(
+ARCHITECTURE = small(
     family="qwen2",
     vocab_size=48,
-    hidden_size=32,
-    intermediate_size=48,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
     rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
-    context_length=64,
     tied_embeddings=False,
     bos_token_id=1,
     eos_token_ids=(2,),
@@ -160,7 +153,7 @@ def test_the_fixtures_notice_each_peculiarity(name, changes):
 def test_the_scaled_fixture_would_notice_rope_without_its_scaling():
     architecture, params = parity.load(parity.FIXTURES / "llama_scaled_rope")
     expected = parity.expected("llama_scaled_rope")
-    plain = Architecture(**{**vars(architecture), "rope_scaling": None})
+    plain = dataclasses.replace(architecture, rope_scaling=None)
     difference = np.abs(parity.plain_logits(params, plain, jnp.asarray(expected["tokens"])) - expected["logits"])
     assert difference.max() > 0.1
     scaled = rope_frequencies(16, architecture.rope_theta, architecture.rope_scaling)
@@ -172,8 +165,8 @@ def test_the_scaled_fixture_would_notice_rope_without_its_scaling():
 
 
 def test_linear_rope_scaling_is_the_plain_one_at_divided_positions(params, tokens):
-    linear = Architecture(**{**vars(ARCHITECTURE), "rope_scaling": RopeScaling("linear", 4.0)})
-    plain = Architecture(**{**vars(ARCHITECTURE), "rope_scaling": None})
+    linear = dataclasses.replace(ARCHITECTURE, rope_scaling=RopeScaling("linear", 4.0))
+    plain = dataclasses.replace(ARCHITECTURE, rope_scaling=None)
     positions = parity.plain_positions(tokens)
     stretched, _ = run(params, tokens, 4 * positions, linear)
     expected, _ = run(params, tokens, positions, plain)
@@ -291,7 +284,7 @@ def test_adapter_dropout_needs_a_key_and_differs_between_keys(params, tokens):
 
 
 def on_eight(params, tokens, sizes, rules):
-    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = mesh_of(sizes)
     params = jax.device_put(params, param_shardings(parameter_table(ARCHITECTURE), mesh, rules))
     return params, jax.device_put(tokens, batch_sharding(mesh, rules))
 

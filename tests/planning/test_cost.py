@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 import pytest
+from architectures import small
 
 from isheep_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, SFTConfig
-from isheep_jax.model.architecture import Architecture
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Cost, bound, matrix_parameters, program_flops, program_hbm_bytes
 from isheep_jax.planning.hardware import Chip
@@ -14,18 +14,12 @@ from isheep_jax.planning.programs import make_meshes, make_program
 
 # One layer, so that the compiler's count, which has each loop's body once, is of the whole program; wide enough that
 # matrix products are nearly all of it.
-ONE_LAYER = Architecture(
-    family="llama",
+ONE_LAYER = small(
     vocab_size=1024,
     hidden_size=256,
     intermediate_size=768,
     layers=1,
-    heads=4,
-    kv_heads=2,
     head_dim=64,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    rope_scaling=None,
     context_length=512,
     tied_embeddings=False,
     bos_token_id=1,

@@ -1,13 +1,11 @@
 """The nearest vectors are exactly numpy's, ties included, in whatever blocks and on however many devices."""
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from meshes import mesh_of
 
 from isheep_jax.runtime import vector_index
 from isheep_jax.runtime.vector_index import Index, unit
-from isheep_jax.sharding import AXES
 
 
 def exact(vectors, queries, count):
@@ -22,10 +20,7 @@ def normal(seed, *shape):
 
 @pytest.fixture(params=["one device", "a mesh"])
 def mesh(request):
-    if request.param == "one device":
-        return None
-    devices = np.array(jax.devices())
-    return Mesh(devices.reshape(-1, 1, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    return None if request.param == "one device" else mesh_of((8, 1, 1))
 
 
 @pytest.mark.parametrize("count", [1, 7, 300])

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from letter_tokenizer import LetterTokenizer
+from meshes import mesh_of
 from safetensors.numpy import load_file
-from small_model import LLAMA, QWEN, SETTINGS, LetterTokenizer, copying, mesh_of, on_host, same_bits, weights
+from small_model import LLAMA, QWEN, SETTINGS, copying, on_host, same_bits, weights
 
 from isheep_jax.checkpoint.hf_config import config_json
 from isheep_jax.checkpoint.hf_weights import write_tensors
@@ -136,7 +138,7 @@ def test_what_an_earlier_attempt_left_is_replaced(tuned, tmp_path):
 
 
 def test_a_sharded_training_writes_whole_adapters(tmp_path):
-    _, adapters, _ = tune(tmp_path / "checkpoints", mesh=mesh_of(2, 2, 2))
+    _, adapters, _ = tune(tmp_path / "checkpoints", mesh=mesh_of((2, 2, 2)))
     save_adapter(tmp_path / "adapter", adapters, LLAMA, CONFIG, "base")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert stored["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"].shape == (4, 32)

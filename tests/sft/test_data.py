@@ -2,7 +2,8 @@ import json
 
 import numpy as np
 import pytest
-from small_model import LetterTokenizer, copying, example
+from letter_tokenizer import LetterTokenizer
+from small_model import copying, example
 
 from isheep_jax.sft import data
 from isheep_jax.text.tokenizer import Tokenizer

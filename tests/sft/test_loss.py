@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import LLAMA, QWEN, LetterTokenizer, copying, weights
+from letter_tokenizer import LetterTokenizer
+from small_model import LLAMA, QWEN, copying, weights
 
 from isheep_jax.model import transformer
 from isheep_jax.sft import data

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from small_model import LLAMA, SETTINGS, LetterTokenizer, copying, example, mesh_of, on_host, same_bits, tune, weights
+from letter_tokenizer import LetterTokenizer
+from meshes import mesh_of
+from small_model import LLAMA, SETTINGS, copying, example, on_host, same_bits, tune, weights
 
 from isheep_jax.errors import UserError
 from isheep_jax.sft import data
@@ -111,7 +113,7 @@ def test_a_second_run_with_other_examples_and_rates_compiles_nothing(tmp_path):
 def test_eight_devices_give_the_losses_of_one(tmp_path, method, mesh):
     settings = {"method": method, "validation_fraction": 0.1}
     _, one = tune(tmp_path / "one", **settings)
-    tuned, eight = tune(tmp_path / "eight", mesh=mesh_of(*mesh), **settings)
+    tuned, eight = tune(tmp_path / "eight", mesh=mesh_of(mesh), **settings)
     np.testing.assert_allclose(eight.losses, one.losses, rtol=1e-5)
     np.testing.assert_allclose(eight.validation_loss, one.validation_loss, rtol=1e-5)
     assert tuned["layers"]["wq"].sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
@@ -121,7 +123,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     settings = {"checkpoint_every": 2, "validation_fraction": 0.1}
     _, expected = tune(tmp_path / "straight", **settings)
     with pytest.raises(Killed):
-        tune(tmp_path / "moved", on_step=kill_after(2), mesh=mesh_of(2, 2, 2), **settings)
+        tune(tmp_path / "moved", on_step=kill_after(2), mesh=mesh_of((2, 2, 2)), **settings)
     _, moved = tune(tmp_path / "moved", **settings)
     np.testing.assert_allclose(moved.losses, expected.losses, rtol=1e-5)
 
@@ -183,7 +185,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero():
     ],
 )
 def test_settings_that_do_not_fit_are_named(tmp_path, settings, message):
-    settings = {**settings, "mesh": mesh_of(*settings.get("mesh", (1, 1, 1)))}
+    settings = {**settings, "mesh": mesh_of(settings.get("mesh", (1, 1, 1)))}
     with pytest.raises(UserError, match=message):
         tune(tmp_path, **settings)
 

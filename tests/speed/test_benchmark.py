@@ -4,12 +4,13 @@ import json
 
 import jax
 import pytest
+from architectures import small
 
 from isheep_jax import benchmark
 from isheep_jax.config import DecodeConfig, MeshConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, init_parameters
+from isheep_jax.model.architecture import init_parameters
 from isheep_jax.named_configs import named_config
 from isheep_jax.presets import replace_settings
 from isheep_jax.sharding import decode_mesh, make_mesh
@@ -17,22 +18,8 @@ from isheep_jax.speed import decoding
 from isheep_jax.speed.ceilings import Ceilings, measure_ceilings
 from isheep_jax.speed.workloads import IdTokenizer, Workload
 
-MINUTE = Architecture(
-    family="llama",
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=4,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    context_length=256,
-    tied_embeddings=True,
-    bos_token_id=None,
-    eos_token_ids=(),
+MINUTE = small(
+    hidden_size=16, intermediate_size=32, head_dim=4, context_length=256, bos_token_id=None, eos_token_ids=()
 )
 # Weights of a layer: queries and outputs, keys and values, three of the feed-forward part.
 LAYER = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32

@@ -5,33 +5,17 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from architectures import small
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
-from isheep_jax.model.architecture import Architecture, init_parameters
+from isheep_jax.model.architecture import init_parameters
 from isheep_jax.model.transformer import forward, logits
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-ARCHITECTURE = Architecture(
-    family="llama",
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    context_length=128,
-    tied_embeddings=False,
-    bos_token_id=0,
-    eos_token_ids=(1,),
-)
+ARCHITECTURE = small(context_length=128, tied_embeddings=False)
 
 
 class TableTokenizer:
@@ -91,16 +75,6 @@ def make_engine(
     config = DecodeConfig(**{"slots": 4, "steps_per_call": 5, "max_length": 48, **settings})
     tokenizer = TableTokenizer(specials)
     return Engine(params, ARCHITECTURE, tokenizer, config, mesh=mesh, seed=seed, compute_dtype="float32")
-
-
-def mesh_of(data: int, tensor: int) -> Mesh:
-    """A decode mesh of the first data * tensor devices."""
-    return jax.make_mesh(
-        (data, 1, tensor),
-        ("data", "fsdp", "tensor"),
-        axis_types=(jax.sharding.AxisType.Auto,) * 3,
-        devices=jax.devices()[: data * tensor],
-    )
 
 
 def ragged(count: int) -> list[Request]:

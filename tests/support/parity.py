@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from meshes import mesh_of
 from safetensors.numpy import load_file
 
 from isheep_jax.checkpoint.hf_config import read_architecture
@@ -19,17 +20,10 @@ FIXTURES = Path(__file__).parents[1] / "model" / "fixtures"
 NAMES = sorted(path.name for path in FIXTURES.iterdir())
 
 
-def single_device_mesh():
-    axis_types = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=axis_types, devices=jax.devices()[:1])
-
-
 def load(directory: Path, dtype=jnp.float32, mesh=None, rules=TRAIN_RULES):
     """(architecture, params) of a Hugging Face directory, on one device unless a mesh is given."""
     architecture = read_architecture(directory)
-    return architecture, load_parameters(
-        directory, architecture, mesh=mesh or single_device_mesh(), rules=rules, dtype=dtype
-    )
+    return architecture, load_parameters(directory, architecture, mesh=mesh or mesh_of(), rules=rules, dtype=dtype)
 
 
 def largest(values) -> float:

@@ -2,49 +2,22 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from architectures import small
+from letter_tokenizer import LetterTokenizer
+from meshes import mesh_of
 
 from isheep_jax.config import SFTConfig
 from isheep_jax.model.architecture import Architecture, init_parameters
 from isheep_jax.sft.examples import Example
 from isheep_jax.sft.trainer import fine_tune
-from isheep_jax.text.conversation import Conversation, Message
+from isheep_jax.text.conversation import Message
 
-LLAMA = Architecture(
-    family="llama",
-    vocab_size=32,
-    hidden_size=32,
-    intermediate_size=48,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    context_length=64,
-    tied_embeddings=True,
-    bos_token_id=0,
-    eos_token_ids=(1,),
-)
+LLAMA = small(vocab_size=32)
 QWEN = dataclasses.replace(LLAMA, family="qwen2", tied_embeddings=False)
-
-
-class LetterTokenizer:
-    """0 begins a text, 1 ends a turn, 2 separates the conversation from the response, letters are 3, 4, ..."""
-
-    def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:
-        prompt = [0, *itertools.chain.from_iterable(self.letters(m.content) for m in conversation), 2]
-        answer = [*self.letters(response), 1]
-        return prompt + answer, [0] * len(prompt) + [1] * len(answer)
-
-    def letters(self, text: str) -> list[int]:
-        return [ord(c) - ord("a") + 3 for c in text]
 
 
 def example(name: str, prompt: str, response: str) -> Example:
@@ -64,15 +37,6 @@ def weights(architecture: Architecture = LLAMA, seed: int = 0) -> dict:
     params = init_parameters(architecture, jax.random.key(seed))
     params["layers"] = jax.tree.map(lambda leaf: leaf * 5 if leaf.std() > 0 else leaf, params["layers"])
     return params
-
-
-def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    return jax.make_mesh(
-        (data, fsdp, tensor),
-        ("data", "fsdp", "tensor"),
-        axis_types=(jax.sharding.AxisType.Auto,) * 3,
-        devices=jax.devices()[: data * fsdp * tensor],
-    )
 
 
 SETTINGS = SFTConfig(

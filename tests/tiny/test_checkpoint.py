@@ -3,11 +3,9 @@
 import math
 import random
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh
+from meshes import mesh_of
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
@@ -16,7 +14,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request
 from isheep_jax.evaluation import tiny
 from isheep_jax.loop.prompting.templates import load
-from isheep_jax.sharding import AXES, DECODE_RULES, decode_mesh
+from isheep_jax.sharding import DECODE_RULES
 from isheep_jax.text.conversation import Message
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT, corpus, vocabulary
@@ -24,7 +22,7 @@ from isheep_jax.tiny import CHECKPOINT, corpus, vocabulary
 
 @pytest.fixture(scope="module")
 def base() -> Engine:
-    mesh = decode_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES), 1)
+    mesh = mesh_of()
     architecture = read_architecture(CHECKPOINT)
     params = load_parameters(CHECKPOINT, architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32)
     config = DecodeConfig(slots=64, steps_per_call=16, max_length=128)

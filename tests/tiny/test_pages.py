@@ -4,11 +4,10 @@ import itertools
 import random
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from meshes import mesh_of
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
@@ -18,7 +17,7 @@ from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.evaluation import tiny_domain
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.runtime.vector_index import Index
-from isheep_jax.sharding import AXES, DECODE_RULES, decode_mesh
+from isheep_jax.sharding import DECODE_RULES
 from isheep_jax.text.conversation import Message
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT, PAGES_CHECKPOINT, corpus, pages, world
@@ -58,7 +57,7 @@ def test_documents_are_pages_and_others_and_not_those_of_the_embedded_base():
 
 @pytest.fixture(scope="module")
 def base() -> Engine:
-    mesh = decode_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES), 1)
+    mesh = mesh_of()
     architecture = read_architecture(PAGES_CHECKPOINT)
     params = load_parameters(PAGES_CHECKPOINT, architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32)
     config = DecodeConfig(slots=64, steps_per_call=16, max_length=128)

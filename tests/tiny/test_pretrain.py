@@ -2,16 +2,15 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
-from jax.sharding import Mesh
+from meshes import mesh_of
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
-from isheep_jax.sharding import AXES, DECODE_RULES, decode_mesh
+from isheep_jax.sharding import DECODE_RULES
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT, corpus, pretrain
 
@@ -47,7 +46,7 @@ def test_a_few_steps_lower_the_loss_and_the_result_loads(tmp_path, monkeypatch):
     architecture = read_architecture(tmp_path / "base")
     assert architecture.layers == 1
     assert architecture.eos_token_ids == Tokenizer.load(tmp_path / "base").eos_ids
-    mesh = decode_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES), 1)
+    mesh = mesh_of()
     params = load_parameters(tmp_path / "base", architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "base" / "tokenizer.model"))
     batch = next(pretrain.batches(pieces, 99))
