@@ -58,7 +58,7 @@ def _decode(config: Config, options: "_Options") -> None:
 
     from isheep_jax.decode.engine import Engine
     from isheep_jax.model.architecture import parameter_table
-    from isheep_jax.runtime.backend import describe_devices, use_compilation_cache
+    from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
     from isheep_jax.speed import decoding, report
     from isheep_jax.speed.ceilings import measure_ceilings

@@ -189,7 +189,7 @@ def make_engine(config: GenerateConfig, model: "Pretrained", *, slots: int, **de
     from isheep_jax.decode.cache import data_shards
     from isheep_jax.decode.engine import Engine
     from isheep_jax.model.architecture import parameter_table
-    from isheep_jax.runtime.backend import use_compilation_cache
+    from isheep_jax.runtime.devices import use_compilation_cache
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
 
     use_compilation_cache()

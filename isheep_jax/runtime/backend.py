@@ -1,13 +1,10 @@
-"""The loop's backend on JAX: models that decode and score, and new models by fine-tuning."""
+"""The loop's `Backend` on JAX: loads models for decoding and scoring, and fine-tunes new ones."""
 
 import dataclasses
 import gc
 import hashlib
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -20,6 +17,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
 from isheep_jax.model.architecture import parameter_count, parameter_table
+from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
 from isheep_jax.runtime.locate import locate_judge, locate_model
 from isheep_jax.runtime.vector_index import Index
 from isheep_jax.sft.examples import Example
@@ -27,17 +25,14 @@ from isheep_jax.sft.lora import save_adapter
 from isheep_jax.sft.trainer import check_settings, fine_tune
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
 
-# Programs that compile faster than this are not worth a file in the compilation cache (seconds).
-SHORTEST_CACHED_COMPILATION = 0.3
-
-# Of the trainer's metrics of an update, those that a person sees beside the progress.
-SHOWN = ("loss", "validation_loss")
+# Metrics of an update that are shown next to the progress.
+SHOWN_METRICS = ("loss", "validation_loss")
 
 
 class JaxBackend:
     """The `Backend` of the loop. Holds the weights of one model at a time.
 
-    Raises `UserError` when the model directory is not one or the mesh does not fit the devices or the model.
+    Raises `UserError` when the model directory is not valid, or the mesh does not fit the devices or the model.
     """
 
     def __init__(self, config: Config):
@@ -52,7 +47,7 @@ class JaxBackend:
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
         check_settings(config.sft, self._architecture, self._train_mesh)
         check_divisible(parameter_table(self._architecture), self._decode_mesh, DECODE_RULES)
-        # A model of another make than the run's, with its own tokenizer.
+        # A judge of another architecture than the run's model, with its own tokenizer.
         self.judge = locate_judge(config)
         self._judge = self._open_judge(self.judge)
         self._engine: tuple[epath.Path, Engine] | None = None
@@ -60,12 +55,12 @@ class JaxBackend:
             judge = {"the files of --assess.judge": self._judge.digest()} if self._judge else {}
             distributed.check_agreement({"the files of --model.path": model.digest(), **judge})
         if distributed.from_primary(lambda: not (config.directory / "config.json").exists()):
-            # A new run reads the weights now, so that a damaged file or settings that do not fit the model are known
-            # before anything is written; one that resumes may need other weights first.
+            # A new run loads the weights now, so that a damaged file or settings that do not fit the model are found
+            # before anything is written. A resumed run may need other weights first.
             self.load(None)
 
     def description(self) -> str:
-        """The model and the devices, in one line for a person."""
+        """Returns one line for the user about the model and the devices."""
         mesh = " x ".join(f"{size} {axis}" for axis, size in self._train_mesh.shape.items())
         return (
             f"{self._config.model.path} ({self._architecture.family}, "
@@ -76,11 +71,11 @@ class JaxBackend:
     def load(self, directory: epath.Path | None) -> Engine:
         directory = directory or self._base
         if self._engine is None or self._engine[0] != directory:
-            self._let_go()
+            self._release()
             judge = self._judge
             foreign = judge is not None and directory == judge.directory
             architecture = judge.architecture if foreign else self._architecture
-            # Weights always come from the files, also just after training, so that a resumed run has the same ones.
+            # Weights are read from the files even right after training, so that a resumed run has the same ones.
             params = load_parameters(
                 directory,
                 architecture,
@@ -116,13 +111,13 @@ class JaxBackend:
         card: str,
         on_step: Callable[[int, int, dict], None],
     ) -> dict:
-        self._let_go()
+        self._release()
         params = load_parameters(
             start or self._base,
             self._architecture,
             mesh=self._train_mesh,
             rules=TRAIN_RULES,
-            # Adapters carry the precision in LoRA; full fine-tuning needs it in the weights.
+            # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
             dtype=jnp.float32 if self._config.sft.method == "full" else self._dtype,
         )
         params, adapters, result = fine_tune(
@@ -135,10 +130,10 @@ class JaxBackend:
             directory=checkpoints,
             seed=seed_of(self._config.seed, f"{iteration}/fine-tune"),
             compute_dtype=self._dtype,
-            on_step=lambda step, total, metrics: on_step(step, total, {k: metrics[k] for k in SHOWN if k in metrics}),
+            on_step=lambda step, total, metrics: on_step(step, total, _shown(metrics)),
         )
         if adapters is not None:
-            base = whole_path(start) if start else adapter_base(self._config.model.path, self._base)
+            base = full_path(start) if start else adapter_base(self._config.model.path, self._base)
             save_adapter(adapter, adapters, self._architecture, self._config.sft, base)
         save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
         return dataclasses.asdict(result)
@@ -147,45 +142,36 @@ class JaxBackend:
         if directory is None or directory == self._base:
             return None
         judge = open_model(directory)
-        context, longest = self._config.decode.max_length, judge.architecture.context_length
-        if context > longest:
-            raise UserError(f"--decode.max_length: {context} tokens are more than the {longest} of --assess.judge")
+        length, limit = self._config.decode.max_length, judge.architecture.context_length
+        if length > limit:
+            raise UserError(f"--decode.max_length: {length} tokens are more than the {limit} of --assess.judge")
         check_divisible(parameter_table(judge.architecture), self._decode_mesh, DECODE_RULES)
         return judge
 
-    def _let_go(self) -> None:
-        # An engine may be part of reference cycles; two sets of weights would not fit side by side.
+    def _release(self) -> None:
+        # An engine may be part of reference cycles, and two sets of weights would not fit side by side.
         self._engine = None
         gc.collect()
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR names another one."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "isheep_jax" / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
-
-
 def adapter_base(path: str, directory: epath.Path) -> str:
-    """The base model `path`, which lies in `directory`, as other tools find it: by its whole path, or on a hub."""
+    """Returns the name by which other tools find the base model `path` in `directory`: its full path, or its hub id."""
     is_local = path in ("tiny", "tiny_pages") or epath.Path(path).expanduser().is_dir()
-    return whole_path(directory) if is_local else path
+    return full_path(directory) if is_local else path
 
 
-def whole_path(directory: epath.Path) -> str:
-    """The path from the root of the file system, or of the bucket."""
+def full_path(directory: epath.Path) -> str:
+    """Returns the path from the root of the file system or bucket."""
     return str(directory if on_object_store(directory) else directory.resolve())
 
 
 def seed_of(seed: int, purpose: str) -> int:
-    """A 31-bit seed for one purpose of the run: the same on every machine and in every process."""
+    """Returns a 31-bit seed for one purpose of the run, the same on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "big") >> 1
 
 
-def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """Such as "8 TPU v4 devices" or "1 cpu device"."""
-    return f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
+def _shown(metrics: dict) -> dict:
+    return {name: metrics[name] for name in SHOWN_METRICS if name in metrics}
 
 
 def _short(count: int) -> str:

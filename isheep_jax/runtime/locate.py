@@ -1,4 +1,4 @@
-"""What a person means by a model: the embedded base, a run, a directory, a bucket or a name on the Hugging Face hub."""
+"""Resolves a model argument (tiny, run directory, HF directory, gs://, hub id) to a checkpoint directory."""
 
 import difflib
 import re
@@ -10,17 +10,18 @@ from isheep_jax.config import Config, is_server
 from isheep_jax.errors import UserError
 from isheep_jax.loop.judging.judges import OWN
 
-# Of a repository on the hub: no weights in other formats, no training leftovers.
+# Files that are downloaded from the hub; weights in other formats and training state are left out.
 _FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
 _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def locate_model(path: str, setting: str = "--model") -> epath.Path:
-    """The directory in Hugging Face format that `path` means.
+    """Returns the checkpoint directory in Hugging Face format that `path` names.
 
-    path: 'tiny' (the embedded base), 'tiny_pages' (the one that reads examples), a run's directory (its newest finished
-    model), a directory, one in a bucket (gs://...), or a hub id (org/name or org/name@revision, which is downloaded).
-    setting: for messages.
+    path: 'tiny' (the embedded base model), 'tiny_pages' (the one that reads examples), a run directory (its newest
+    finished model), a checkpoint directory, one in a bucket (gs://...), or a hub id (org/name or org/name@revision,
+    which is downloaded).
+    setting: name of the setting in error messages.
     Raises `UserError` when it is none of them, or cannot be reached.
     """
     if path in ("tiny", "tiny_pages"):
@@ -30,7 +31,7 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
     directory = epath.Path(path).expanduser()
     try:
         if not directory.is_dir():
-            # A hub id, unless its first part is a directory here: then a name in it is misspelled.
+            # A hub id, unless its first part is a local directory: then the user misspelled a name in it.
             match = _HUB_ID.fullmatch(path)
             if match and not Path(path).parent.is_dir():
                 return epath.Path(_download(path, match["repository"], match["revision"], setting))
@@ -50,13 +51,13 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
     except ImportError as error:
         raise UserError(f"{setting}: {path} needs a package that is not installed: {error}") from None
     except Exception as error:
-        # Each kind of bucket has errors of its own.
+        # Every object store raises errors of its own.
         raise UserError(f"{setting}: {path} cannot be reached: {type(error).__name__}: {error}") from error
     return directory
 
 
 def locate_judge(config: Config) -> epath.Path | None:
-    """The directory of `assess.judge`; None where that is one of the run's own models or a server.
+    """Returns the directory of `assess.judge`; None if that is one of the run's own models or a server.
 
     Raises `UserError` when there is no such model.
     """
@@ -70,7 +71,7 @@ def locate_judge(config: Config) -> epath.Path | None:
 
 
 def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:
-    """The models of a run's finished iterations, by the iteration's number."""
+    """Returns the models of a run's finished iterations by iteration number."""
     models = {}
     for iteration in epath.Path(run).iterdir():
         match = re.fullmatch(r"iteration_(\d+)", iteration.name)
@@ -87,7 +88,7 @@ def _newest_model(run: epath.Path, setting: str) -> epath.Path:
 
 
 def _download(path: str, repository: str, revision: str | None, setting: str) -> str:
-    """The local copy of a repository on the hub; what is not there yet is downloaded, with a progress bar."""
+    """Returns the local copy of a repository on the hub; missing files are downloaded with a progress bar."""
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 

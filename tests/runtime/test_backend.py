@@ -43,6 +43,6 @@ def test_a_judge_that_is_no_model_is_refused_before_anything_is_written(small_ch
         backend(tmp_path / "run", small_checkpoint, tmp_path / "empty")
     with pytest.raises(UserError, match=r"--assess\.judge: /nowhere"):
         backend(tmp_path / "run", small_checkpoint, "/nowhere")
-    with pytest.raises(UserError, match=r"--decode\.context: 256 tokens are more than the 128 of --assess\.judge"):
+    with pytest.raises(UserError, match=r"--decode\.max_length: 256 tokens are more than the 128 of --assess\.judge"):
         backend(tmp_path / "run", small_checkpoint, "tiny", context=256)
     assert not (tmp_path / "run").exists()

@@ -26,7 +26,7 @@ def mesh(request):
 @pytest.mark.parametrize("count", [1, 7, 300])
 def test_the_ranking_is_that_of_exact_products(monkeypatch, mesh, count):
     monkeypatch.setattr(vector_index, "BLOCK_ROWS", 100)
-    monkeypatch.setattr(vector_index, "QUERIES", 8)
+    monkeypatch.setattr(vector_index, "QUERY_BATCH", 8)
     vectors, queries = normal(0, 730, 48), normal(1, 21, 48)
     np.testing.assert_array_equal(Index(vectors, mesh).nearest(queries, count), exact(vectors, queries, count))
 
