@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from etils import epath
 
+# "auto" is the tokenizer's own template, the others are keys of `text.chat_template.CHAT_TEMPLATES`.
+ChatTemplate = Literal["auto", "chatml", "gemma", "llama3", "plain"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -15,7 +18,7 @@ class ModelConfig:
 
     path: str = "tiny"
     """Directory in Hugging Face format (config.json, *.safetensors, tokenizer files). 'tiny': the embedded model."""
-    chat_template: Literal["auto", "chatml", "gemma", "llama3", "plain"] = "auto"
+    chat_template: ChatTemplate = "auto"
     """Chat template for answers, training and evaluation. 'auto': the tokenizer's own; base models without one need a
     name, such as 'plain', which suits every vocabulary."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from etils import epath
 
 from isheep_jax.cli.arguments import parse_settings, run_command
-from isheep_jax.config import DecodeConfig, MeshConfig
+from isheep_jax.config import ChatTemplate, DecodeConfig, MeshConfig
 from isheep_jax.config_checks import check_range
 from isheep_jax.errors import UserError
 from isheep_jax.files import write_atomically
@@ -53,7 +53,7 @@ class GenerateConfig:
     """Hold a conversation in the terminal: /reset starts a new one, /quit leaves."""
     raw: bool = False
     """Continue the bare text. Otherwise the prompt becomes a user's turn, if the model has a chat template."""
-    chat_template: Literal["auto", "chatml", "gemma", "llama3", "plain"] = "auto"
+    chat_template: ChatTemplate = "auto"
     """Chat template. 'auto': the tokenizer's own."""
     temperature: float = 0.0
     """Sampling temperature; 0 takes the most probable token."""

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face model directory: read into an `Architecture`, and written from one."""
+"""Reads config.json of a Hugging Face model directory into an `Architecture`, and writes it from one."""
 
 import json
 from typing import Any
@@ -7,8 +7,9 @@ from etils import epath
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import FAMILIES, Architecture, Family, RopeScaling
+from isheep_jax.text.eos import configured_eos_ids
 
-# Fields that would change the mathematics if they were set, each with the one value that is implemented.
+# Fields that change the mathematics, each with the one value that is implemented.
 _ONLY = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -24,7 +25,7 @@ _GEMMA3_LOCAL_THETA = 10_000.0
 
 
 def read_architecture(directory: epath.PathLike) -> Architecture:
-    """Reads config.json (and the end tokens of generation_config.json) of a Hugging Face model directory.
+    """Reads config.json (and the eos ids of generation_config.json) of a Hugging Face model directory.
 
     Raises `UserError` naming the file and field when it is not a model directory, when the architecture is unknown, or
     when a field changes the mathematics in a way that is not implemented.
@@ -118,7 +119,7 @@ def architecture_of(fields: _Fields) -> Architecture:
         context_length=fields.number("max_position_embeddings", int),
         tied_embeddings=traits.tied_embeddings if tied is None else bool(tied),
         bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
-        eos_token_ids=_end_tokens(fields),
+        eos_token_ids=configured_eos_ids(path.parent),
         window=window,
         windowed_layers=windowed_layers,
         window_rope_theta=window_theta,
@@ -225,14 +226,6 @@ def _rope(
         factors = [number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")]
         return theta, RopeScaling("llama3", *factors, number("original_max_position_embeddings", int))
     raise UserError(f"{fields.path}: RoPE scaling '{kind}' is not implemented; known: default, linear, llama3")
-
-
-def _end_tokens(fields: _Fields) -> tuple[int, ...]:
-    ids = fields.token_ids("eos_token_id")
-    generation = fields.path.parent / "generation_config.json"
-    if generation.exists():
-        ids = [*ids, *_Fields(generation, _read_json(generation)).token_ids("eos_token_id")]
-    return tuple(dict.fromkeys(ids))
 
 
 def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Chat templates: rendered as transformers renders them, and some to choose from by name."""
+"""Chat templates: renders them as transformers does, and defines the ones that users choose by name."""
 
 import datetime
 import functools
@@ -11,8 +11,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from isheep_jax.errors import UserError
 
-# For base models, which have no template of their own. Each ends an answer with one token that ends the turn, where the
-# vocabulary has it. `named_template` puts the beginning-of-text token first, for tokenizers that begin texts with it.
+# Templates for base models, which have none of their own; `config.ChatTemplate` has the same names. Each ends an answer
+# with one end-of-turn token if the vocabulary has it. `named_template` adds the beginning-of-text token.
 CHAT_TEMPLATES = {
     "chatml": (
         "{% for message in messages %}"
@@ -26,7 +26,7 @@ CHAT_TEMPLATES = {
         "{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     ),
-    # Gemma knows no system turn: its text goes first in the user's turn that follows.
+    # Gemma has no system turn: the system message is put at the start of the next user turn.
     "gemma": (
         "{% set system = namespace(text='') %}{% for message in messages %}"
         "{% if message['role'] == 'system' %}{% set system.text = message['content'] + '\n\n' %}{% else %}"
@@ -35,7 +35,7 @@ CHAT_TEMPLATES = {
         "{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
     ),
-    # For vocabularies without turn markers: headers in words, and the end of text as the end of an answer.
+    # A form for vocabularies without turn markers: headers in words, and end of text as the end of an answer.
     "plain": (
         "{% for message in messages %}"
         "### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
@@ -45,46 +45,45 @@ CHAT_TEMPLATES = {
     ),
 }
 _NO_THINKING = "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}"
-# Templates that write today's date get this one, so that a run resumed tomorrow gives the same records.
+# The date that templates write as today's, so that a run resumed on another day gives the same records.
 _TODAY = datetime.date(2024, 7, 26)
 
 
-def named_template(name: str, begins: bool) -> str:
-    """One of `CHAT_TEMPLATES`. begins: whether the tokenizer puts a beginning-of-text token before a text."""
-    return ("{{ bos_token }}" if begins else "") + CHAT_TEMPLATES[name]
+def named_template(name: str, has_bos: bool) -> str:
+    """Returns one of `CHAT_TEMPLATES`. has_bos: whether the tokenizer begins texts with a beginning-of-text token."""
+    return ("{{ bos_token }}" if has_bos else "") + CHAT_TEMPLATES[name]
 
 
 def without_thinking(template: str) -> str:
-    """The template with enable_thinking=false as its default, as it is rendered here; for exports.
+    """Returns the template with enable_thinking=false as the default, for exports.
 
-    A model trained on answers without thoughts is then asked for such answers by other tools, too.
+    Other tools then also ask the model, which was trained on answers without thoughts, for such answers.
     """
     if "enable_thinking" not in template or template.startswith(_NO_THINKING):
         return template
-    # A line break that follows a block is dropped.
+    # Rendering drops a line break that follows a block.
     return _NO_THINKING + ("\n" if template.startswith("\n") else "") + template
 
 
 def check_syntax(template: str, source: str) -> None:
-    """Raises `UserError` when the template is not one. source: the file that holds it, for the message."""
+    """Raises `UserError` when the template is malformed. source: the file that holds it, for the message."""
     try:
         _compiled(template)
     except jinja2.TemplateError as error:
         line = getattr(error, "lineno", None)
-        where = f" (line {line})" if line else ""
-        raise UserError(f"{source} is not a valid Jinja template{where}: {_one_line(error)}") from None
+        position = f" (line {line})" if line else ""
+        raise UserError(f"{source} is not a valid Jinja template{position}: {_one_line(error)}") from None
 
 
 def render_template(template: str, **values: Any) -> str:
-    """The text of a template. Raises `UserError` when it is malformed or refuses the conversation.
+    """Renders a template. Raises `UserError` when it is malformed or refuses the conversation.
 
-    Thinking is switched off, so that a template of a thinking model writes the empty thought before the answer, where
-    the prompt ends.
+    Thinking is switched off: the template of a thinking model then ends the prompt with an empty thought.
     """
     try:
-        # A template may ask whether these two are none, which an undefined name is not.
+        # Templates test whether these two are none; an undefined name is not none.
         return _compiled(template).render(tools=None, documents=None, enable_thinking=False, **values)
-    except Exception as error:  # a template is a foreign program, and may fail in any way
+    except Exception as error:  # a template is a program, and may fail in any way
         raise UserError(f"the chat template cannot render the conversation: {_one_line(error)}") from None
 
 
@@ -93,7 +92,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %} marks what the model writes, for masks that are made here in another way: a plain block."""
+    """Treats {% generation %}, which marks what the model writes, as a plain block; the loss mask is made elsewhere."""
 
     tags = {"generation"}  # noqa: RUF012 (the base class's attribute)
 
@@ -105,7 +104,7 @@ class _Generation(jinja2.ext.Extension):
 
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
-    """Sandboxed, blocks trimmed, with the functions that transformers adds."""
+    """Compiles a template in a sandbox, with trimmed blocks and the functions that transformers adds."""
 
     def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""What a model is given to continue, in plain Python (no arrays)."""
+"""The types of prompts: a message, a conversation, and text or a conversation to continue."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """A turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -14,6 +14,6 @@ class Message:
 
 Conversation = tuple[Message, ...]
 
-# A prompt is bare text to be continued, or a conversation to be rendered with the model's chat template
-# (ending with the header of the assistant's turn).
+# Plain text to continue, or a conversation, which the model's chat template renders up to the header of the
+# assistant's turn.
 Prompt = str | Conversation

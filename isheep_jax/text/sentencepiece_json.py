@@ -1,4 +1,4 @@
-"""A SentencePiece BPE model as a tokenizer.json that gives the same ids.
+"""Converts a SentencePiece BPE model to a tokenizer.json that gives the same ids.
 
 transformers' own conversion registers user-defined symbols as special text outside the normalizer, so that a symbol
 with a leading space ("▁red") is never found. Here they are matched after spaces have become "▁", as SentencePiece does.
@@ -15,12 +15,13 @@ _SPACE = "▁"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
-def tokenizer_json(model: sentencepiece.SentencePieceProcessor, begin: int | None) -> str | None:
-    """The text of tokenizer.json, or None for what it cannot say exactly.
+def tokenizer_json(model: sentencepiece.SentencePieceProcessor, bos_id: int | None) -> str | None:
+    """Returns the content of tokenizer.json, or None for a model that it cannot express exactly.
 
-    begin: the id that is put before every text, if one is. It can for BPE with bytes to fall back on, no normalization
-    and spaces kept, as Llama's, but not with both user-defined symbols and a space put before every text; other models
-    travel as tokenizer.model alone.
+    It can express BPE with byte fallback, no normalization and kept spaces, such as Llama's, unless the model has both
+    user-defined symbols and a space inserted before every text. Exports of other models have tokenizer.model alone.
+
+    bos_id: id that precedes every text, or None.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
@@ -30,7 +31,7 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor, begin: int | Non
     if not exact or not spaces or trainer.treat_whitespace_as_suffix or _UNUSED in kinds:
         return None
     if normalizer.add_dummy_prefix and _USER_DEFINED in kinds:
-        return None  # the tokenizers library would put the space before each symbol and after it, too
+        return None  # the tokenizers library would insert a space before and after each symbol
     pieces = [(piece.piece, piece.type, piece.score) for piece in proto.pieces]
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [
@@ -51,7 +52,7 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor, begin: int | Non
             ],
             "normalizer": {"type": "Sequence", "normalizers": steps},
             "pre_tokenizer": None,
-            "post_processor": None if begin is None else _begin_with(model.id_to_piece(begin), begin),
+            "post_processor": None if bos_id is None else _begin_with(model.id_to_piece(bos_id), bos_id),
             "decoder": {"type": "Sequence", "decoders": decoders},
             "model": {
                 "type": "BPE",
@@ -71,7 +72,7 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor, begin: int | Non
 
 
 def is_marker(piece: str) -> bool:
-    """Whether a user-defined symbol marks turns and is no part of a text."""
+    """Returns whether a user-defined symbol marks turns and is not part of the text."""
     return re.fullmatch(r"<\|.*\|>|<(start|end)_of_turn>", piece) is not None
 
 
@@ -99,7 +100,7 @@ def _begin_with(piece: str, i: int) -> dict[str, Any]:
 
 
 def _merges(pieces: list[tuple[str, int, float]]) -> list[list[str]]:
-    """Every split of a piece into two others, best piece first: SentencePiece merges what gives the best piece."""
+    """Returns every split of a piece into two others, best piece first, which is the order of SentencePiece merges."""
     known = {piece for piece, kind, _ in pieces if kind == _NORMAL}
     ranked = sorted((p for p in pieces if p[1] == _NORMAL), key=lambda p: -p[2])
     return [

@@ -1,6 +1,4 @@
-"""The self-test of a chat template with its tokenizer, done before anything is generated or trained."""
-
-from collections.abc import Collection
+"""Tests a chat template with its tokenizer before anything is generated or trained."""
 
 from isheep_jax.errors import UserError
 from isheep_jax.text.chat_template import CHAT_TEMPLATES
@@ -8,7 +6,7 @@ from isheep_jax.text.conversation import Conversation, Message
 from isheep_jax.text.tokenizer import Tokenizer
 
 _QUESTION = Message("user", "Name a color.")
-# The first must be rendered; a template may refuse the others, and is then not used with them.
+# A template must render the first conversation. It may refuse the others, and is then not used with them.
 _CONVERSATIONS: tuple[Conversation, ...] = (
     (_QUESTION,),
     (_QUESTION, Message("assistant", "Red."), Message("user", "And one more?")),
@@ -17,35 +15,33 @@ _CONVERSATIONS: tuple[Conversation, ...] = (
 _ANSWERS = ("Blue.", "Two come to mind:\n- blue\n- green")
 
 
-def check_template(tokenizer: Tokenizer, end_ids: Collection[int]) -> None:
-    """Raises `UserError` where the chat template does not teach and ask for an answer in the same tokens.
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raises `UserError` unless prompts and training examples have the same tokens.
 
     Three properties are checked with short conversations: the prompt is a prefix of the prompt with its answer, in text
     and in tokens; the loss mask covers the answer (with the white space that the template puts around it) and one
-    end-of-turn token; that token stops generation.
-
-    end_ids: ids that stop generation, the tokenizer's `eos_ids` and the architecture's. A caller that can do without a
-    chat template asks `tokenizer.has_chat_template` first.
+    end-of-turn token; that token stops generation. A caller that can do without a chat template asks
+    `tokenizer.has_chat_template` first.
     """
-    if not end_ids:
+    if not tokenizer.eos_ids:
         raise UserError(
             f"{tokenizer.directory}: no token ends a text; name one as eos_token in tokenizer_config.json or as "
             "eos_token_id in generation_config.json"
         )
-    problem = _problem(tokenizer, end_ids) if tokenizer.has_chat_template else "there is no chat template"
+    problem = _problem(tokenizer) if tokenizer.has_chat_template else "there is no chat template"
     if problem is not None:
-        raise UserError(f"{tokenizer.directory}: {problem}; {_advice(tokenizer, end_ids)}")
+        raise UserError(f"{tokenizer.directory}: {problem}; {_advice(tokenizer)}")
 
 
-def _advice(tokenizer: Tokenizer, end_ids: Collection[int]) -> str:
-    fitting = [name for name in CHAT_TEMPLATES if _problem(tokenizer.with_template(name), end_ids) is None]
+def _advice(tokenizer: Tokenizer) -> str:
+    fitting = [name for name in CHAT_TEMPLATES if _problem(tokenizer.with_template(name)) is None]
     if not fitting:
         return "no named template fits this tokenizer either"
     return f"set model.chat_template to one of: {', '.join(fitting)}"
 
 
-def _problem(tokenizer: Tokenizer, end_ids: Collection[int]) -> str | None:
-    """The first property that fails, in words, with the text that shows it."""
+def _problem(tokenizer: Tokenizer) -> str | None:
+    """Describes the first property that fails, with the text that shows it."""
     for conversation in _CONVERSATIONS:
         try:
             prompt = tokenizer.render(conversation)
@@ -58,9 +54,7 @@ def _problem(tokenizer: Tokenizer, end_ids: Collection[int]) -> str | None:
                 whole = tokenizer.render(conversation, answer)
             except UserError as error:
                 return str(error)
-            problem = _prefix_problem(tokenizer, prompt, whole) or _mask_problem(
-                tokenizer, conversation, answer, end_ids
-            )
+            problem = _prefix_problem(tokenizer, prompt, whole) or _mask_problem(tokenizer, conversation, answer)
             if problem is not None:
                 return problem
     return None
@@ -80,19 +74,14 @@ def _prefix_problem(tokenizer: Tokenizer, prompt: str, whole: str) -> str | None
     return None
 
 
-def _mask_problem(
-    tokenizer: Tokenizer, conversation: Conversation, answer: str, end_ids: Collection[int]
-) -> str | None:
+def _mask_problem(tokenizer: Tokenizer, conversation: Conversation, answer: str) -> str | None:
     ids, mask = tokenizer.encode_example(conversation, answer)
-    trained = [i for i, m in zip(ids, mask) if m]
+    trained = [token for token, is_trained in zip(ids, mask) if is_trained]
     marked = f"{tokenizer.spell(ids[: len(ids) - len(trained)])}[[{tokenizer.spell(trained)}]]"
     shown = f"the trained part is in [[ ]]: {marked!r}"
-    if trained[-1] not in end_ids:
-        last = tokenizer.spell(trained[-1:])
-        return f"an answer in the chat template ends in {last!r}, which does not stop generation; {shown}"
     expected = tokenizer.spell(tokenizer.encode(answer, bos=False)).strip()
-    before, found, after = tokenizer.spell(trained[:-1]).strip().partition(expected)
-    if not found:
+    before, match, after = tokenizer.spell(trained[:-1]).strip().partition(expected)
+    if not match:
         return f"the chat template changes the answer; {shown}"
     if before:
         return f"the chat template puts {before!r} between the prompt and the answer, and it is trained on; {shown}"

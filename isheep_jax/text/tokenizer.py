@@ -1,4 +1,4 @@
-"""Tokenizer and chat template of a model directory: one renderer for synthesis, judging, training and evaluation."""
+"""The tokenizer of a model directory with its chat template; all stages and training encode with it."""
 
 import copy
 import json
@@ -17,6 +17,7 @@ from isheep_jax.text.chat_template import (
     without_thinking,
 )
 from isheep_jax.text.conversation import Conversation, Message, Prompt
+from isheep_jax.text.eos import configured_eos_ids
 from isheep_jax.text.tokenizer_backends import (
     Backend,
     FastBackend,
@@ -25,7 +26,8 @@ from isheep_jax.text.tokenizer_backends import (
     read_text_file,
 )
 
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
+# Names of end-of-turn tokens in common vocabularies. They end a completion even where no file says so.
+_END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -38,10 +40,13 @@ _FILES = (
 
 
 class Tokenizer:
-    """Text and conversations to token ids and back.
+    """Encodes text and conversations as token ids, and decodes ids.
 
-    vocab_size: ids that the tokenizer knows. bos_id: put before every text, or None. eos_ids: end of text and end of
-    turn; each of them ends a completion. pad_id: an id for places that nothing looks at.
+    vocab_size: number of ids that the tokenizer knows.
+    bos_id: id of the beginning-of-text token that precedes every text, or None.
+    eos_ids: all ids that end a completion: end of text and end of turn, by the tokenizer's own files, by common names
+        and by the model's config.json and generation_config.json.
+    pad_id: padding id; masked everywhere.
     """
 
     def __init__(self, directory: epath.Path, backend: Backend, config: dict[str, Any]):
@@ -54,22 +59,22 @@ class Tokenizer:
         if isinstance(backend, SentencePieceBackend) and config.get("add_bos_token") is False:
             self._prefix = []
         self.bos_id = self._prefix[0] if self._prefix else None
-        self.eos_ids = self._end_ids()
-        # Where these are known by their ids alone, templates that write them need their names, too.
+        self.eos_ids = self._find_eos_ids()
+        # Templates write these tokens by name, so that a token known only by its id needs its name as well.
         for name, known in (("bos_token", self._prefix), ("eos_token", self.eos_ids)):
             self._special[name] = self._special[name] or self._name(known)
         self.pad_id = self.eos_ids[0] if self.eos_ids else 0
 
     @classmethod
     def load(cls, directory: os.PathLike | str, chat_template: str = "auto") -> "Tokenizer":
-        """Reads tokenizer.json, or tokenizer.model where there is no tokenizer.json.
+        """Reads tokenizer.json, or tokenizer.model if there is no tokenizer.json.
 
-        What is put before a text is up to tokenizer.json; with tokenizer.model, it is the beginning-of-text token
-        unless add_bos_token in tokenizer_config.json is false. transformers 5 ignores add_bos_token beside
-        tokenizer.json, too.
+        tokenizer.json says which tokens precede a text; with tokenizer.model it is the beginning-of-text token unless
+        add_bos_token in tokenizer_config.json is false. As in transformers 5, add_bos_token has no effect on
+        tokenizer.json.
 
-        chat_template: "auto" (the directory's own, if any) or a name of `CHAT_TEMPLATES`. Raises `UserError`, naming
-        the file, when the directory holds no tokenizer or a damaged one.
+        chat_template: "auto" (the directory's own, if any) or a name of `CHAT_TEMPLATES`.
+        Raises `UserError`, naming the file, when the directory holds no tokenizer or a damaged one.
         """
         directory = epath.Path(directory)
         if (directory / "tokenizer.json").exists():
@@ -83,64 +88,57 @@ class Tokenizer:
         return tokenizer if chat_template == "auto" else tokenizer.with_template(chat_template)
 
     def with_template(self, name: str) -> "Tokenizer":
-        """The same tokenizer with one of `CHAT_TEMPLATES`."""
+        """Returns a copy of the tokenizer that uses one of `CHAT_TEMPLATES`."""
         other = copy.copy(self)
-        other._template = named_template(name, begins=self.bos_id is not None)
+        other._template = named_template(name, has_bos=self.bos_id is not None)
         return other
 
     def _name(self, ids: Sequence[int]) -> str | None:
-        """The first id as it is written, if there is one and it is read back from that."""
+        """Returns the name of the first id, if there is an id and the name encodes to it."""
         text = self.spell(ids[:1]) if ids and ids[0] < self.vocab_size else ""
         return text if text and self._backend.token_id(text) == ids[0] else None
 
-    def _end_ids(self) -> tuple[int, ...]:
-        tokens = [self._special["eos_token"], *_END_OF_TURN]
-        ids = [self._backend.token_id(t) for t in tokens if t]
-        for name in ("generation_config.json", "config.json"):
-            path = self.directory / name
-            value = read_json_object(path).get("eos_token_id") if path.exists() else None
-            values = value if isinstance(value, list) else [value]
-            if not all(v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 0) for v in values):
-                raise UserError(f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids")
-            ids += values
-        return tuple(dict.fromkeys(i for i in ids if i is not None))
+    def _find_eos_ids(self) -> tuple[int, ...]:
+        tokens = [self._special["eos_token"], *_END_OF_TURN_TOKENS]
+        ids = [self._backend.token_id(token) for token in tokens if token]
+        return tuple(dict.fromkeys([i for i in ids if i is not None] + [*configured_eos_ids(self.directory)]))
 
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of a text, with the beginning-of-text token that the model expects unless bos is False."""
+        """Returns the ids of a text, after the beginning-of-text token that the model expects unless bos is False."""
         return [*(self._prefix if bos else []), *self._backend.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special tokens are left out."""
+        """Returns the text of ids without special tokens."""
         return self._backend.decode([int(i) for i in ids])
 
     def spell(self, ids: Sequence[int]) -> str:
-        """The text of ids, with special tokens as they are written."""
+        """Returns the text of ids including the names of special tokens."""
         return self._backend.decode([int(i) for i in ids], special=True)
 
     def special_id(self, text: str) -> int | None:
-        """The special token that is written so, which `decode` leaves out; None where the text is none."""
+        """Returns the id of the special token with this name, which `decode` leaves out; None for any other text."""
         token = self._backend.token_id(text)
         special = token is not None and not self.decode([token]) and self.spell([token]) == text
         return token if special else None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Ids of bare text, or of a conversation up to the header of the assistant's turn."""
+        """Returns the ids of plain text, or of a conversation up to the header of the assistant's turn."""
         if isinstance(prompt, str):
             return self.encode(prompt)
         return self._backend.encode(self.render(prompt))
 
     def encode_choices(self, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
-        """For each choice the ids that follow the prompt's own when both are tokenized together.
+        """Returns for each choice the ids that follow the prompt's when both are tokenized together.
 
         Raises `UserError` when a choice changes how the prompt's end is tokenized.
         """
         text = prompt if isinstance(prompt, str) else self.render(prompt)
         encode = self.encode if isinstance(prompt, str) else self._backend.encode
-        start, found = encode(text), []
+        start, continuations = encode(text), []
         for choice in choices:
             whole = encode(text + choice)
             if whole[: len(start)] != start:
@@ -148,11 +146,11 @@ class Tokenizer:
                     f"the choice {choice!r} changes the tokens of the prompt that ends in {text[-20:]!r}: "
                     "end the prompt where a token ends, such as before a space"
                 )
-            found.append(whole[len(start) :])
-        return found
+            continuations.append(whole[len(start) :])
+        return continuations
 
     def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:
-        """Ids of the conversation with its response and end of turn, and a mask that is 1 on the latter two.
+        """Returns the ids of a conversation with its response and end of turn, and the loss mask: 1 on those two.
 
         Raises `UserError` when the template changes the conversation's text once the response is appended.
         """
@@ -164,20 +162,20 @@ class Tokenizer:
             )
         start, ids = self._backend.encode(prompt), self._backend.encode(whole)
         if ids[: len(start)] != start:
-            # The response's first letters merge with the prompt's last. While decoding the prompt's tokens are fixed.
+            # The first letters of the response merge with the last ones of the prompt, but decoding keeps the prompt.
             ids = start + self._encode_inner(whole[len(prompt) :])
-        # A completion ends at the first of them, whatever a template writes after it.
+        # A completion ends at the first eos token, whatever a template writes after it.
         end = next((i for i in range(len(start), len(ids)) if ids[i] in self.eos_ids), None)
         ids = ids[: end + 1] if end is not None else [*ids, *self.eos_ids[:1]]
         return ids, [0] * len(start) + [1] * (len(ids) - len(start))
 
     def _encode_inner(self, text: str) -> list[int]:
-        """Ids of a text that follows another one, so that no space is put before it."""
+        """Returns the ids of a text that follows another one, so that no space is inserted before it."""
         line, whole = self._backend.encode("\n"), self._backend.encode("\n" + text)
         return whole[len(line) :] if whole[: len(line)] == line else self._backend.encode(text)
 
     def render(self, conversation: Conversation, response: str | None = None) -> str:
-        """The conversation as text: up to the assistant's header, or with a response and what ends its turn."""
+        """Renders a conversation: up to the assistant's header, or with a response and the end of its turn."""
         if self._template is None:
             raise UserError(
                 f"{self.directory} has no chat template; set model.chat_template to one of: "
@@ -193,7 +191,7 @@ class Tokenizer:
         )
 
     def save(self, directory: os.PathLike | str) -> None:
-        """Writes the tokenizer's files and the chat template in use, for this library and for transformers."""
+        """Writes the tokenizer files and the chat template in use, for this library and for transformers."""
         directory = epath.Path(directory)
         for name in _FILES:
             if (self.directory / name).exists():
@@ -205,7 +203,7 @@ class Tokenizer:
         if text is not None:
             (directory / "tokenizer.json").write_text(text)
         if text is not None or isinstance(self._backend, FastBackend):
-            # Any other class would put its own steps in the place of the file's.
+            # Any other class would replace the steps of the file by its own.
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         else:
             config["add_bos_token"] = self.bos_id is not None
@@ -218,7 +216,7 @@ class Tokenizer:
 
     @property
     def export_note(self) -> str | None:
-        """What whoever loads an export must know of its tokenizer, as one line, or None."""
+        """One line for the user of an export whose tokenizer needs a special library, or None."""
         if isinstance(self._backend, FastBackend) or self._converted() is not None:
             return None
         return (
@@ -227,14 +225,15 @@ class Tokenizer:
         )
 
     def _converted(self) -> str | None:
-        """tokenizer.model as tokenizer.json, where that can be said."""
+        """Returns tokenizer.model in the format of tokenizer.json, or None if that cannot express it."""
         return self._backend.tokenizer_json(self.bos_id) if isinstance(self._backend, SentencePieceBackend) else None
 
 
 def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, Any]) -> dict[str, str | None]:
-    """bos_token and eos_token as text, or None. Raises `UserError` for a token that the vocabulary does not have.
+    """Returns the names of bos_token and eos_token, or None.
 
-    transformers would give such a token a new id, for which the model has no embedding.
+    Raises `UserError` for a token that is not in the vocabulary: transformers would give it a new id, for which the
+    model has no embedding.
     """
     path = directory / "tokenizer_config.json"
     old = directory / "special_tokens_map.json"
@@ -284,11 +283,11 @@ def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:
         template, source = read_text_file(path), f"{path}"
     else:
         template, source = config.get("chat_template"), f"{directory / 'tokenizer_config.json'}: chat_template"
-    if isinstance(template, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+    if isinstance(template, list):  # several named templates
+        by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = by_name.get("default")
     if template is not None and not isinstance(template, str):
-        raise UserError(f"{source} is neither a text nor a list of named texts")
+        raise UserError(f"{source} is neither a string nor a list of named templates")
     if template is not None:
         check_syntax(template, source)
     return template

@@ -1,4 +1,4 @@
-"""tokenizer.json and tokenizer.model: text to ids and back, by the libraries that their formats come from."""
+"""The two tokenizer formats, tokenizer.json and tokenizer.model, read by the libraries that define them."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from isheep_jax.text.sentencepiece_json import is_marker, tokenizer_json
 
 
 class Backend(Protocol):
-    """Text to ids and back. `encode` takes special tokens written in the text as those tokens, and adds none."""
+    """Encodes and decodes. `encode` reads names of special tokens in the text as those tokens, and adds none."""
 
     size: int
-    prefix: list[int]  # what the tokenizer puts before a text of its own accord
+    prefix: list[int]  # ids that precede every text
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int], special: bool = False) -> str: ...
@@ -23,7 +23,7 @@ class Backend(Protocol):
 
 
 class FastBackend:
-    """tokenizer.json, by the tokenizers library that transformers' fast tokenizers wrap."""
+    """tokenizer.json, read by the tokenizers library that transformers' fast tokenizers wrap."""
 
     def __init__(self, path: epath.Path):
         from tokenizers import Tokenizer as Fast
@@ -34,10 +34,10 @@ class FastBackend:
             raise
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path} is not a readable tokenizer: {_one_line(error)}") from None
-        # A file may ask for both, which transformers does only when its caller does.
+        # A file may turn these on, but transformers uses them only when its caller asks for them.
         self._fast.no_truncation()
         self._fast.no_padding()
-        # Added tokens may leave gaps behind the vocabulary.
+        # Added tokens may leave gaps after the vocabulary.
         self.size = max(self._fast.get_vocab_size(), *(i + 1 for i in self._fast.get_added_tokens_decoder()), 0)
         self.prefix = self._leading_ids()
 
@@ -57,15 +57,15 @@ class FastBackend:
 
 
 class SentencePieceBackend:
-    """tokenizer.model, by the sentencepiece library itself: transformers' conversion of it may give other ids."""
+    """tokenizer.model, read by the sentencepiece library: transformers' conversion of it may give other ids."""
 
     def __init__(self, path: epath.Path):
         data = path.read_bytes()
-        if not data:  # which the library takes as no model at all, and says nothing
+        if not data:  # the library accepts an empty file without an error
             raise UserError(f"{path} is not a readable SentencePiece model: it is empty")
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        except (OSError, RuntimeError):  # whose text names the library's own sources
+        except (OSError, RuntimeError):  # the message only names the library's source files
             raise UserError(
                 f"{path} is not a readable SentencePiece model: it is damaged, cut short ({len(data)} bytes are "
                 "there) or of another kind"
@@ -89,7 +89,7 @@ class SentencePieceBackend:
     def decode(self, ids: list[int], special: bool = False) -> str:
         if not special:
             return self.model.decode([i for i in ids if i not in self._special])
-        # The library leaves control symbols out, so that the text between them is decoded on its own.
+        # The library drops control symbols, so the text between them is decoded separately.
         controls = {i: piece for piece, i in self._control.items()}
         text, part = "", []
         for i in ids:
@@ -103,12 +103,9 @@ class SentencePieceBackend:
         i = self.model.piece_to_id(token)
         return None if i == self.model.unk_id() and token != self.model.id_to_piece(i) else i
 
-    def tokenizer_json(self, begin: int | None) -> str | None:
-        """The text of a tokenizer.json that gives the same ids, or None where there is none.
-
-        begin: the id that it puts before every text, if one.
-        """
-        return tokenizer_json(self.model, begin)
+    def tokenizer_json(self, bos_id: int | None) -> str | None:
+        """Returns a tokenizer.json that gives the same ids, or None if it cannot. bos_id: see `tokenizer_json`."""
+        return tokenizer_json(self.model, bos_id)
 
 
 def _find(whole: list[int], part: list[int]) -> int:
@@ -116,7 +113,7 @@ def _find(whole: list[int], part: list[int]) -> int:
 
 
 def read_text_file(path: epath.Path) -> str:
-    """Raises `UserError` for what is not UTF-8."""
+    """Reads a file. Raises `UserError` when it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -124,7 +121,7 @@ def read_text_file(path: epath.Path) -> str:
 
 
 def read_json_object(path: epath.Path) -> dict[str, Any]:
-    """Raises `UserError` for what is not a JSON object."""
+    """Reads a JSON file. Raises `UserError` when it is not a JSON object."""
     try:
         value = json.loads(read_text_file(path))
     except json.JSONDecodeError as error:

@@ -242,4 +242,4 @@ def test_the_undamaged_checkpoint_is_accepted(small_checkpoint):
 
     model = open_model(small_checkpoint)
     model.check_chat()
-    assert set(model.end_ids) == {2, 6}
+    assert set(model.tokenizer.eos_ids) == {2, 6}

@@ -59,7 +59,7 @@ def test_fields_that_early_files_leave_out_take_the_familys_defaults(tmp_path):
     assert not architecture.tied_embeddings
 
 
-def test_end_tokens_come_from_both_files_once(tmp_path):
+def test_eos_ids_come_from_both_files_once(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
     assert read(tmp_path, fields() | {"eos_token_id": 2}).eos_token_ids == (2, 7)
     assert read(tmp_path, fields() | {"eos_token_id": None}).eos_token_ids == (7, 2)

@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 from jinja2 import Environment
 
+from isheep_jax.config import ChatTemplate
 from isheep_jax.errors import UserError
 from isheep_jax.text.chat_template import (
     CHAT_TEMPLATES,
@@ -67,16 +70,20 @@ def test_thinking_is_off_here_and_by_default_in_an_export():
     assert without_thinking("{{ messages }}") == "{{ messages }}"
 
 
+def test_setting_offers_every_named_template():
+    assert set(get_args(ChatTemplate)) == {"auto", *CHAT_TEMPLATES}
+
+
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_named_templates_render_a_whole_conversation_with_every_text_in_it_once(name):
     turns = [("system", "one"), ("user", "two"), ("assistant", "three"), ("user", "four")]
     messages = [{"role": role, "content": content} for role, content in turns]
     values = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>"}
-    text = render_template(named_template(name, begins=True), add_generation_prompt=True, **values)
+    text = render_template(named_template(name, has_bos=True), add_generation_prompt=True, **values)
     assert [text.count(content) for _, content in turns] == [1] * 4
     assert text.startswith("<s>")
-    assert text == "<s>" + render_template(named_template(name, begins=False), add_generation_prompt=True, **values)
-    assert text.startswith(render_template(named_template(name, begins=True), add_generation_prompt=False, **values))
+    assert text == "<s>" + render_template(named_template(name, has_bos=False), add_generation_prompt=True, **values)
+    assert text.startswith(render_template(named_template(name, has_bos=True), add_generation_prompt=False, **values))
 
 
 def test_a_template_cannot_reach_python():

@@ -135,10 +135,6 @@ def family(request, tmp_path_factory) -> tuple[str, Path]:
     return request.param, directory
 
 
-def check(tokenizer: Tokenizer) -> None:
-    check_template(tokenizer, tokenizer.eos_ids)
-
-
 def trained_part(tokenizer: Tokenizer, conversation, answer: str) -> list[int]:
     return [i for i, m in zip(*tokenizer.encode_example(conversation, answer)) if m]
 
@@ -146,7 +142,7 @@ def trained_part(tokenizer: Tokenizer, conversation, answer: str) -> list[int]:
 def test_each_familys_template_passes_and_trains_the_answer_and_its_end(family):
     name, directory = family
     tokenizer = Tokenizer.load(directory)
-    check(tokenizer)
+    check_template(tokenizer)
     prompt, trained = SHAPES[name]
     assert tokenizer.render(QUESTION) == prompt
     assert tokenizer.spell(trained_part(tokenizer, QUESTION, "Ab.")).strip() == trained.strip()
@@ -181,7 +177,7 @@ def test_a_base_without_a_template_is_told_which_named_ones_fit_and_these_pass(f
     name, _ = family
     base = Tokenizer.load(write_family(name, tmp_path / "base"))
     with pytest.raises(UserError) as caught:
-        check(base)
+        check_template(base)
     message = str(caught.value)
     assert message == (
         f"{tmp_path / 'base'}: there is no chat template; set model.chat_template to one of: {', '.join(FITTING[name])}"
@@ -190,9 +186,9 @@ def test_a_base_without_a_template_is_told_which_named_ones_fit_and_these_pass(f
         tokenizer = Tokenizer.load(tmp_path / "base", choice)
         if choice not in FITTING[name]:
             with pytest.raises(UserError, match="the chat template ends the answer with"):
-                check(tokenizer)
+                check_template(tokenizer)
             continue
-        check(tokenizer)
+        check_template(tokenizer)
         trained = trained_part(tokenizer, QUESTION, "red\ncat")
         assert tokenizer.decode(trained) == "red\ncat"
         assert trained[-1] in tokenizer.eos_ids
@@ -205,7 +201,7 @@ def test_a_named_templates_end_of_turn_stops_generation_where_the_vocabulary_has
     write_byte_level(tmp_path, list(markers.values()), eos_token="</s>")
     for name, marker in markers.items():
         tokenizer = Tokenizer.load(tmp_path, name)
-        check(tokenizer)
+        check_template(tokenizer)
         assert tokenizer.spell(trained_part(tokenizer, QUESTION, "Ab.")[-1:]) == marker
         (tmp_path / name).mkdir()
         tokenizer.save(tmp_path / name)
@@ -215,7 +211,7 @@ def test_a_named_templates_end_of_turn_stops_generation_where_the_vocabulary_has
 def test_a_marker_that_the_vocabulary_lacks_is_shown_as_the_text_that_it_would_train(tmp_path):
     directory = write_family("llama2", tmp_path)
     with pytest.raises(UserError) as caught:
-        check(Tokenizer.load(directory, "chatml"))
+        check_template(Tokenizer.load(directory, "chatml"))
     assert str(caught.value) == (
         f"{directory}: the chat template ends the answer with '<|im_end|>', which is no token of this vocabulary and "
         r"is trained on as text; the trained part is in [[ ]]: '<s><|im_start|>user\nName a color.<|im_end|>\n"
@@ -250,30 +246,22 @@ def test_a_template_that_breaks_a_property_is_refused_in_one_line_that_names_it(
         text = text.replace(old, new)
     (tmp_path / "chat_template.jinja").write_text(text)
     with pytest.raises(UserError) as caught:
-        check(Tokenizer.load(tmp_path))
+        check_template(Tokenizer.load(tmp_path))
     assert message in str(caught.value)
     assert str(caught.value).endswith("set model.chat_template to one of: chatml, plain")
     assert str(caught.value).startswith(f"{tmp_path}: ")
     assert "\n" not in str(caught.value)
-    check(Tokenizer.load(tmp_path, "chatml"))
-
-
-def test_an_end_of_turn_that_the_caller_does_not_stop_at_is_refused(tmp_path):
-    write_byte_level(tmp_path, ["<|im_start|>", "<|im_end|>", "</s>"], eos_token="</s>")
-    tokenizer = Tokenizer.load(tmp_path, "chatml")
-    check_template(tokenizer, tokenizer.eos_ids)
-    with pytest.raises(UserError, match=r"ends in '<\|im_end\|>', which does not stop generation.*one of: plain"):
-        check_template(tokenizer, tokenizer.encode("</s>"))
+    check_template(Tokenizer.load(tmp_path, "chatml"))
 
 
 def test_an_end_of_turn_named_in_config_json_counts(tmp_path):
     write_byte_level(tmp_path, ["<|im_start|>", "<|im_end|>", "<|stop|>"], eos_token="<|im_end|>")
     (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATES["chatml"].replace("}}<|im_end|>", "}}<|stop|>"))
     with pytest.raises(UserError, match="does not stop generation"):
-        check(Tokenizer.load(tmp_path))
+        check_template(Tokenizer.load(tmp_path))
     stop = Tokenizer.load(tmp_path).encode("<|stop|>")
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": stop}))
-    check(Tokenizer.load(tmp_path))
+    check_template(Tokenizer.load(tmp_path))
     assert trained_part(Tokenizer.load(tmp_path), QUESTION, "Ab.")[-1:] == stop
 
 
@@ -282,7 +270,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     for choice in ("auto", "chatml", "plain"):
         tokenizer = Tokenizer.load(tmp_path, choice)
         with pytest.raises(UserError, match="no token ends a text; name one as eos_token in tokenizer_config"):
-            check(tokenizer)
+            check_template(tokenizer)
 
 
 def test_an_end_named_by_id_alone_serves_templates_that_write_it(tmp_path):
@@ -290,7 +278,7 @@ def test_an_end_named_by_id_alone_serves_templates_that_write_it(tmp_path):
     end = Tokenizer.load(tmp_path).encode("<|done|>")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end[0]}))
     tokenizer = Tokenizer.load(tmp_path, "plain")
-    check(tokenizer)
+    check_template(tokenizer)
     assert trained_part(tokenizer, QUESTION, "Ab.") == [*tokenizer.encode("Ab."), *end]
 
 
@@ -310,7 +298,7 @@ def test_a_thinking_models_export_answers_without_thoughts_unless_asked(tmp_path
 
 def test_the_embedded_models_own_template_passes():
     tokenizer = Tokenizer.load(TINY)
-    check(tokenizer)
+    check_template(tokenizer)
     for name in CHAT_TEMPLATES.keys() - {"plain"}:
         with pytest.raises(UserError, match="one of: plain"):
-            check(tokenizer.with_template(name))
+            check_template(tokenizer.with_template(name))
