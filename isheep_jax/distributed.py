@@ -1,11 +1,11 @@
-"""Several processes that run one program, one for each host: who writes, what all must agree on, and how they end.
+"""Multi-host runs, one process per host: who writes, what all processes must agree on, and how a failure ends all.
 
-Every process runs the same schedule on the same records, and process 0 alone writes and prints. What a process could
-see differently from another (files that process 0 writes while others look, a seeds file of its own) goes through
-`from_primary` and `check_agreement`. Where there is one process, all of this does nothing.
+Every process runs the same schedule on the same records. The primary process (process 0) alone writes and prints.
+Anything that processes could see differently (files that the primary is writing, a local seeds file) goes through
+`from_primary` and `check_agreement`. With a single process all of this does nothing.
 
-The processes talk through the key-value store of JAX's coordinator, which needs no device and takes texts of any
-length. Importing this module does not import jax.
+The processes communicate through the key-value store of JAX's coordinator, which needs no device and takes strings of
+any length. Importing this module does not import jax.
 """
 
 import collections
@@ -29,76 +29,77 @@ from isheep_jax.errors import UserError
 
 T = TypeVar("T")
 
-# How often a process looks whether another has failed (seconds): a host that waits in a collective costs money.
-_WATCH = 2.0
-# A process that has given no sign of life for so long is gone (seconds). Well below the 100 s after which jax itself
-# ends the others, with a stack trace.
-_SILENCE = 60.0
-# How long a process that failed because another has waits for that one's own words, and process 0, which serves the
-# store, for the others to have read its own (seconds).
-_LAST_WORDS = 3 * _WATCH
-# A shared file system may show a new file late (NFS keeps what it knows of a directory for up to a minute; seconds).
-_SHOWN_AFTER = 60.0
-# There is no telling how long process 0 takes; that a process is gone is noticed elsewhere (milliseconds).
-_ANY_TIME = 7 * 24 * 3600 * 1000
+# Interval (s) at which a process sends its heartbeat and checks for failures: waiting in a collective costs money.
+_HEARTBEAT_INTERVAL = 2.0
+# A process without a heartbeat for this long (s) is considered dead. Well below the 100 s after which jax itself ends
+# the other processes, with a stack trace.
+_HEARTBEAT_TIMEOUT = 60.0
+# Grace period (s) for error messages to travel: a failing process waits for the root cause, and the primary keeps the
+# store open.
+_GRACE_PERIOD = 3 * _HEARTBEAT_INTERVAL
+# Time (s) within which a shared file system shows a new file; NFS caches a directory for up to a minute.
+_VISIBLE_WITHIN = 60.0
+# Calls that wait for the primary have no deadline of their own: the heartbeats detect a dead process (ms).
+_NO_DEADLINE = 7 * 24 * 3600 * 1000
 
-_FAILED = "isheep_jax/failed"
-_ALIVE = "isheep_jax/alive"
-_READ = "isheep_jax/read"
+# Keys of the store.
+_FAILURE = "isheep_jax/failed"
+_HEARTBEATS = "isheep_jax/alive"
+_ACKNOWLEDGED = "isheep_jax/read"
 
 
 def is_primary() -> bool:
-    """Whether this process writes and prints."""
+    """Returns whether this process writes and prints."""
     return _group is None or _group.index == 0
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes."""
+    """Returns whether there are other processes."""
     return _group is not None
 
 
 def from_primary(make: Callable[[], T]) -> T:
-    """What `make` gives in process 0, in every process; all wait for all. It must be JSON-able.
+    """Calls `make` in the primary process and returns its result, which must be JSON, in every process.
 
-    A `UserError` of `make` is raised in every process.
+    All processes wait for each other. A `UserError` of `make` is raised in every process.
     """
     return make() if _group is None else _group.from_primary(make)
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Raises `UserError` in every process, naming host and fact, when one of these is not the same everywhere.
+    """Raises `UserError` in every process, naming host and fact, when a fact is not the same on all hosts.
 
-    facts: what must agree, by a name that a person knows it by; JSON-able.
+    facts: JSON values by a name that the user knows.
     """
     if _group is None:
         return
     everyone = _group.gather({name: json.dumps(value, sort_keys=True) for name, value in facts.items()})
-    _group.from_primary(lambda: _compare(everyone, _group.hosts))
+    _group.from_primary(lambda: _check_equal(everyone, _group.hosts))
 
 
 def check_shared(directory: epath.PathLike) -> None:
-    """Raises `UserError` in every process, naming the hosts that do not see what process 0 writes in `directory`."""
+    """Raises `UserError` in every process, naming the hosts that cannot see the primary's files in `directory`."""
     if _group is None:
         return
     directory = epath.Path(directory)
     token = directory / f".{secrets.token_hex(8)}.tmp"
-    token = directory / from_primary(lambda: _written(token))
-    seen = _group.gather(_appears(token))
+    token = directory / from_primary(lambda: _write_token(token))
+    visible = _group.gather(_becomes_visible(token))
 
-    def judge() -> None:
+    def check() -> None:
         token.unlink(missing_ok=True)
-        blind = [_group.name(index) for index, sees in enumerate(seen) if not sees]
-        if blind:
+        missing = [_group.name(index) for index, is_visible in enumerate(visible) if not is_visible]
+        if missing:
             raise UserError(
-                f"workdir: {directory} is not shared: {', '.join(blind)} cannot read what {_group.name(0)} writes "
+                f"workdir: {directory} is not shared: {', '.join(missing)} cannot read what {_group.name(0)} writes "
                 "there; name a directory that every host sees, such as gs://BUCKET/..."
             )
 
-    from_primary(judge)
+    from_primary(check)
 
 
 def code_digest() -> str:
-    """sha256 of the package's source files."""
+    """Returns the sha256 of the package's source files."""
     package, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         data = path.read_bytes()
@@ -108,13 +109,14 @@ def code_digest() -> str:
 
 @contextlib.contextmanager
 def distributed_session(report_error: Callable[[BaseException], int | None]) -> Iterator[None]:
-    """The processes of the cluster that this one was started in act as one inside; without a cluster nothing happens.
+    """Joins the processes of the cluster that this process was started in; does nothing without a cluster.
 
     A cluster is a Cloud TPU pod, a step of a SLURM job, an Open MPI job, or what JAX_COORDINATOR_ADDRESS (host:port of
-    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID describe. An error in one process ends all, each with a line that
-    names the host, and so does the loss of a process; of process 0, jax tells in its own words. report_error: prints an
-    error for a person and returns the exit code, or None for one that needs a traceback. Raises `UserError` when the
-    processes do not find each other.
+    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID describe. An error in one process ends all of them, each with a
+    line that names the host, and so does the loss of a process; jax itself reports the loss of process 0.
+
+    report_error: prints an error for the user and returns the exit code, or None for one that needs a traceback.
+    Raises `UserError` when the processes do not find each other.
     """
     global _group
     group = _join()
@@ -124,28 +126,28 @@ def distributed_session(report_error: Callable[[BaseException], int | None]) -> 
     _group = group
     try:
         yield
-        group.leave()
+        group.shutdown()
     except BaseException as error:
-        # Not raised further: at the end of the interpreter jax waits for the others, who may wait for this process.
+        # Exits instead of raising: at interpreter exit jax waits for the other processes, which may wait for this one.
         group.fail(error, report_error)
     finally:
         _group = None
 
 
-class _Group:
-    """This process among the others."""
+class _ProcessGroup:
+    """The processes of the cluster, as seen by this one."""
 
     def __init__(self, client, index: int, count: int):
         self.index, self.count = index, count
         self._client = client
         self._calls = 0
-        self._ending = threading.Lock()
-        self._leaving = threading.Event()
+        self._exiting = threading.Lock()
+        self._shutting_down = threading.Event()
         self.hosts: list[str] = []
-        self._show_life()
-        self.hosts = self.from_primary_of_all(socket.gethostname())
-        self._watcher = threading.Thread(target=self._watch, name="isheep_jax processes", daemon=True)
-        self._watcher.start()
+        self._send_heartbeat()
+        self.hosts = self.all_gather(socket.gethostname())
+        self._watchdog = threading.Thread(target=self._watch, name="isheep_jax watchdog", daemon=True)
+        self._watchdog.start()
 
     def name(self, index: int) -> str:
         return f"{self.hosts[index]} (process {index} of {self.count})"
@@ -158,8 +160,8 @@ class _Group:
             except UserError as error:
                 answer = {"error": str(error)}
             self._client.key_value_set(key, json.dumps(answer))
-        answer = json.loads(self._client.blocking_key_value_get(key, _ANY_TIME))
-        self._client.wait_at_barrier(key, _ANY_TIME)
+        answer = json.loads(self._client.blocking_key_value_get(key, _NO_DEADLINE))
+        self._client.wait_at_barrier(key, _NO_DEADLINE)
         if self.index == 0:
             self._client.key_value_delete(key)
         if "error" in answer:
@@ -167,144 +169,150 @@ class _Group:
         return answer["value"]
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by index, in process 0; an empty list in the others."""
+        """Returns the values of all processes, by index, in the primary; an empty list in the others."""
         key = self._key()
         self._client.key_value_set(f"{key}/{self.index:06d}", json.dumps(value))
-        self._client.wait_at_barrier(key, _ANY_TIME)
+        self._client.wait_at_barrier(key, _NO_DEADLINE)
         if self.index:
             return []
         entries = sorted(self._client.key_value_dir_get(key + "/"))
         self._client.key_value_delete(key + "/")
         return [json.loads(text) for _, text in entries]
 
-    def from_primary_of_all(self, value: Any) -> list[Any]:
-        """The values of all processes, by index, in every process."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Returns the values of all processes, by index, in every process."""
         everyone = self.gather(value)
         return self.from_primary(lambda: everyone)
 
-    def leave(self) -> None:
-        """The end of the program, once all have come to it."""
+    def shutdown(self) -> None:
+        """Ends the session once all processes have come to its end."""
         import jax
 
         self.from_primary(lambda: None)
-        self._leaving.set()
-        self._watcher.join()
+        self._shutting_down.set()
+        self._watchdog.join()
         jax.distributed.shutdown()
 
     def fail(self, error: BaseException, report_error: Callable[[BaseException], int | None]) -> None:
-        """Ends this process because of `error`, and lets the others know."""
+        """Exits because of `error` and tells the other processes."""
         if not isinstance(error, UserError | KeyboardInterrupt):
-            # A collective fails when another process has; that one knows better why, or is found to be gone.
-            patience = _LAST_WORDS + (_SILENCE if _may_be_another(error) else 0)
+            # A collective fails when another process does. That process reports the cause, or its heartbeat stops.
+            patience = _GRACE_PERIOD + (_HEARTBEAT_TIMEOUT if _may_be_caused_by_another(error) else 0)
             with contextlib.suppress(Exception):
-                self._follow(self._client.blocking_key_value_get(_FAILED, int(1000 * patience)))
-        with self._ending:
+                self._exit_after(self._client.blocking_key_value_get(_FAILURE, int(1000 * patience)))
+        with self._exiting:
             code = report_error(error)
             if code is None:
                 traceback.print_exception(error)
                 code = 1
-            words = " ".join(str(error).split()) or "stopped"
-            line = words if isinstance(error, UserError) else f"{type(error).__name__}: {words[:300]}"
+            message = " ".join(str(error).split()) or "stopped"
+            line = message if isinstance(error, UserError) else f"{type(error).__name__}: {message[:300]}"
             self._report(self.index, line, code)
-            self._end(code)
+            self._exit_with(code)
 
     def _report(self, process: int, line: str, code: int) -> None:
-        with contextlib.suppress(Exception):  # another was first, or process 0 is gone
-            self._client.key_value_set(_FAILED, json.dumps({"process": process, "line": line, "code": code}))
+        with contextlib.suppress(Exception):  # another process reported first, or the primary is gone
+            self._client.key_value_set(_FAILURE, json.dumps({"process": process, "line": line, "code": code}))
 
     def _watch(self) -> None:
-        signs: dict[str, tuple[str, int]] = {}
-        while not self._leaving.wait(_WATCH):
+        heartbeats: dict[str, tuple[str, int]] = {}
+        while not self._shutting_down.wait(_HEARTBEAT_INTERVAL):
             try:
-                self._show_life()
+                self._send_heartbeat()
                 if self.index == 0:
-                    self._look_for_silence(signs)
-                failure = self._client.key_value_try_get(_FAILED)
+                    self._check_heartbeats(heartbeats)
+                failure = self._client.key_value_try_get(_FAILURE)
             except Exception as error:
-                if "NOT_FOUND" in str(error) or self._leaving.is_set():
+                if "NOT_FOUND" in str(error) or self._shutting_down.is_set():
                     continue
-                with self._ending:
+                with self._exiting:
                     print(f"error: {self.name(0)}, which coordinates the others, is gone", file=sys.stderr)
                     _exit(1)
             else:
-                self._follow(failure)
+                self._exit_after(failure)
 
-    def _show_life(self) -> None:
+    def _send_heartbeat(self) -> None:
         if self.index:
-            self._client.key_value_set(f"{_ALIVE}/{self.index}", str(time.monotonic()), True)
+            self._client.key_value_set(f"{_HEARTBEATS}/{self.index}", str(time.monotonic()), True)
 
-    def _look_for_silence(self, signs: dict[str, tuple[str, int]]) -> None:
-        """Reports, in process 0, a process that shows no life. signs: each one's last, and how often it was seen."""
-        for key, sign in self._client.key_value_dir_get(_ALIVE + "/"):
-            last, seen = signs.get(key, ("", 0))
-            # Looks are counted, not seconds: a machine that was paused must not take the others for gone.
-            signs[key] = (sign, seen + 1 if sign == last else 0)
-            if signs[key][1] * _WATCH >= _SILENCE:
-                line = f"no sign of life for {_SILENCE:.0f} s: killed, preempted or cut off; start every process again"
+    def _check_heartbeats(self, heartbeats: dict[str, tuple[str, int]]) -> None:
+        """Reports a process whose heartbeat has stopped; the primary calls this.
+
+        heartbeats: last heartbeat of each process, and the number of checks that it has not changed for.
+        """
+        for key, heartbeat in self._client.key_value_dir_get(_HEARTBEATS + "/"):
+            last, unchanged = heartbeats.get(key, ("", 0))
+            # Checks are counted, not seconds: after a pause of this machine the other processes are not dead.
+            heartbeats[key] = (heartbeat, unchanged + 1 if heartbeat == last else 0)
+            if heartbeats[key][1] * _HEARTBEAT_INTERVAL >= _HEARTBEAT_TIMEOUT:
+                line = (
+                    f"no sign of life for {_HEARTBEAT_TIMEOUT:.0f} s: killed, preempted or cut off; start every "
+                    "process again"
+                )
                 self._report(int(key.rpartition("/")[2]), line, 1)
 
-    def _follow(self, failure: str) -> None:
-        """Ends this process because another one failed."""
+    def _exit_after(self, failure: str) -> None:
+        """Exits because another process failed."""
         report = json.loads(failure)
         if report["process"] == self.index:
             return
-        with self._ending:
+        with self._exiting:
             print(f"error: {self.name(report['process'])}: {report['line']}", file=sys.stderr)
-            self._end(report["code"])
+            self._exit_with(report["code"])
 
-    def _end(self, code: int) -> None:
-        last = time.monotonic() + _LAST_WORDS
+    def _exit_with(self, code: int) -> None:
+        deadline = time.monotonic() + _GRACE_PERIOD
         with contextlib.suppress(Exception):
-            self._client.key_value_set(f"{_READ}/{self.index}", "")
-            # The store goes with process 0, so that it waits until the others know why.
-            while self.index == 0 and time.monotonic() < last:
-                if len(self._client.key_value_dir_get(_READ + "/")) == self.count:
+            self._client.key_value_set(f"{_ACKNOWLEDGED}/{self.index}", "")
+            # The store dies with the primary, which therefore waits until the others have read the failure.
+            while self.index == 0 and time.monotonic() < deadline:
+                if len(self._client.key_value_dir_get(_ACKNOWLEDGED + "/")) == self.count:
                     break
                 time.sleep(0.1)
         _exit(code)
 
     def _key(self) -> str:
-        # All processes run the same schedule, so that they count alike.
+        # All processes run the same schedule, so that their counters agree.
         self._calls += 1
         return f"isheep_jax/{self._calls}"
 
 
-_group: _Group | None = None
+_group: _ProcessGroup | None = None
 
 
-def _join() -> _Group | None:
-    settings = _cluster(os.environ)
+def _join() -> _ProcessGroup | None:
+    settings = _cluster_arguments(os.environ)
     if settings is None:
         return None
     import jax
 
-    # Public only through functions that compute on devices, which differ where the hosts disagree; Orbax uses it, too.
+    # The public functions compute on devices, which fail if the hosts disagree. Orbax uses this client as well.
     from jax._src import distributed
 
     try:
         jax.distributed.initialize(**settings)
     except Exception as error:
-        # A single TPU host need not be able to describe its cluster.
+        # A single TPU host may be unable to describe its cluster.
         if settings or jax.process_count() > 1:
             raise UserError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
     if jax.process_count() == 1:
         return None
-    return _Group(distributed.global_state.client, jax.process_index(), jax.process_count())
+    return _ProcessGroup(distributed.global_state.client, jax.process_index(), jax.process_count())
 
 
-def _may_be_another(error: BaseException) -> bool:
-    """Whether a program may have failed because the devices of another process no longer answer."""
+def _may_be_caused_by_another(error: BaseException) -> bool:
+    """Returns whether a program may have failed because the devices of another process no longer answer."""
     import jax
 
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
 
 
-def _cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """The arguments of `jax.distributed.initialize`; None where there is no cluster."""
+def _cluster_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Returns the arguments of `jax.distributed.initialize`, or None without a cluster."""
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     given = {setting: environment[name] for setting, name in names.items() if name in environment}
     if "JAX_COORDINATOR_ADDRESS" in environment:
-        # jax itself reads the address alone; a SLURM job, for example, can tell the rest.
+        # jax itself reads only the address; a SLURM job, for example, provides the rest.
         for setting, value in given.items():
             if not value.isdecimal():
                 raise UserError(f"{names[setting]}: {value!r} is not a whole number")
@@ -319,19 +327,19 @@ def _cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return {} if has_tpu and "tpu" in environment.get("JAX_PLATFORMS", "tpu") else None
 
 
-def _compare(everyone: list[dict[str, str]], hosts: list[str]) -> None:
-    """Raises `UserError` that names the host in the minority and what differs. everyone: facts by process."""
+def _check_equal(everyone: list[dict[str, str]], hosts: list[str]) -> None:
+    """Raises `UserError`, naming host and fact, when the facts of a process differ. everyone: facts by process."""
     for name in dict.fromkeys(name for facts in everyone for name in facts):
         values = [facts.get(name, "null") for facts in everyone]
-        # Of two processes the first is right.
+        # With two processes the first one counts as right.
         (usual, _), *others = collections.Counter(values).most_common()
         if others:
-            odd = [index for index, value in enumerate(values) if value != usual]
-            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            differing = [index for index, value in enumerate(values) if value != usual]
+            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise UserError(
-                f"host {hosts[odd[0]]} (process {odd[0]} of {len(hosts)}){more} differs in {name}: "
-                f"{_short(values[odd[0]])} there, {_short(usual)} on {hosts[values.index(usual)]}; start every process "
-                "with the same command, files and installation"
+                f"host {hosts[differing[0]]} (process {differing[0]} of {len(hosts)}){more} differs in {name}: "
+                f"{_short(values[differing[0]])} there, {_short(usual)} on {hosts[values.index(usual)]}; start every "
+                "process with the same command, files and installation"
             )
 
 
@@ -339,7 +347,8 @@ def _short(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:12]}..."
 
 
-def _written(token: epath.Path) -> str:
+def _write_token(token: epath.Path) -> str:
+    """Writes an empty file and returns its name."""
     try:
         token.write_text("")
     except OSError as error:
@@ -347,20 +356,21 @@ def _written(token: epath.Path) -> str:
     return token.name
 
 
-def _appears(path: epath.Path) -> bool:
-    last = time.monotonic() + _SHOWN_AFTER
+def _becomes_visible(path: epath.Path) -> bool:
+    """Waits up to `_VISIBLE_WITHIN` seconds for a file that another host has written."""
+    deadline = time.monotonic() + _VISIBLE_WITHIN
     while True:
         with contextlib.suppress(OSError):
-            # A listing, because that of a directory is renewed sooner than that a name in it is unknown.
+            # NFS renews the listing of a directory sooner than it forgets that a name is missing.
             if path.exists() or any(other.name == path.name for other in path.parent.iterdir()):
                 return True
-        if time.monotonic() > last:
+        if time.monotonic() > deadline:
             return False
         time.sleep(1)
 
 
 def _exit(code: int) -> None:
-    # At the interpreter's ordinary end jax would wait for processes that are stuck or gone.
+    # A regular interpreter exit would wait for processes that are stuck or gone.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -1,4 +1,4 @@
-"""The exceptions that a person at the terminal is meant to read."""
+"""The two exceptions whose message is one line for the user."""
 
 
 class UserError(Exception):
@@ -9,4 +9,4 @@ class UserError(Exception):
 
 
 class NothingLeftError(UserError):
-    """The input is good, but the model's own data has run out: nothing new is written, or too little is kept."""
+    """The input is good, but the run has no data left: the model writes nothing new, or too little is kept."""

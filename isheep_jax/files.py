@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all, on disks and on object stores, written by process 0."""
+"""Atomic writes of files and directories, on disks and in object stores; the primary process writes."""
 
 import contextlib
 import json
@@ -13,12 +13,12 @@ from isheep_jax.errors import UserError
 
 
 def on_object_store(path: epath.PathLike) -> bool:
-    """Whether the path is in a bucket, which has no appends and no renames, but puts each object whole."""
+    """Returns whether the path is in a bucket, which has no appends or renames but writes each object atomically."""
     return "://" in str(path)
 
 
 def write_whole(path: epath.PathLike, data: bytes) -> None:
-    """Writes a file of process 0 so that it is never seen half-written. Raises OSError, and leaves nothing then."""
+    """Writes a file on the primary so that no reader sees a part of it. Raises OSError without leaving a file."""
     if not distributed.is_primary():
         return
     path = epath.Path(path)
@@ -40,7 +40,7 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:
-    """Writes `path` whole or not at all. Raises UserError when the file system refuses (no space, no permission)."""
+    """Writes `path` atomically. Raises UserError when the file system refuses (no space, no permission)."""
     try:
         write_whole(path, data)
     except OSError as error:
@@ -49,7 +49,7 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all. Raises UserError when the file system refuses."""
+    """Writes `value` atomically as indented JSON. Raises UserError when the file system refuses."""
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -62,16 +62,16 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def read_json_if_there(path: epath.Path) -> Any:
-    """Reads a JSON file on process 0 for all processes; None where there is no such file."""
+    """Reads a JSON file on the primary for all processes; None if there is no such file."""
     return distributed.from_primary(lambda: read_json(path) if path.exists() else None)
 
 
 @contextlib.contextmanager
 def whole_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
-    """Where process 0 writes the files of `directory`, which has them when the context ends; what lay there is gone.
+    """Yields the path where the primary writes the new content of `directory`, which replaces the old one at the end.
 
-    On a disk this is a directory beside it that is renamed. A bucket cannot rename: what is written there is whole when
-    a file that is written after it is there, and a later attempt replaces what is not.
+    On a disk this is a sibling directory that is renamed. A bucket cannot rename: there the content is complete once
+    the file that is written last exists, and a later attempt replaces an incomplete directory.
     """
     directory = epath.Path(directory)
     staging = directory if on_object_store(directory) else directory.with_name(directory.name + ".partial")

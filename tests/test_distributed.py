@@ -164,7 +164,7 @@ def test_hosts_with_another_version_of_the_code_stop_with_the_host(tmp_path):
     other = tmp_path / "other"
     for name in ("isheep_jax", "configs"):
         shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "isheep_jax" / "loop" / "rules.py").open("a") as file:
+    with (other / "isheep_jax" / "errors.py").open("a") as file:
         file.write("# changed\n")
     command = train(f"--workdir={tmp_path}/run")
     line = disagreeing(tmp_path, command, command, places=[ROOT, other], code=[ROOT, other])
@@ -178,7 +178,7 @@ from isheep_jax import distributed
 from isheep_jax.cli.arguments import report_error
 from isheep_jax.errors import UserError
 
-distributed._SILENCE, distributed._SHOWN_AFTER = 6.0, 2.0
+distributed._HEARTBEAT_TIMEOUT, distributed._VISIBLE_WITHIN = 6.0, 2.0
 index = int(os.environ["JAX_PROCESS_ID"])
 
 
