@@ -18,7 +18,7 @@ _ONLY = {
     "use_bidirectional_attention": False,
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-# What Gemma's class takes where its file does not say.
+# Defaults of the Gemma classes for fields that config.json leaves out.
 _GEMMA2_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _GEMMA_QUERY_SCALAR = 256
 _GEMMA3_LOCAL_THETA = 10_000.0
@@ -35,7 +35,7 @@ def read_architecture(directory: epath.PathLike) -> Architecture:
 
 
 class _Fields:
-    """The fields of config.json; `path` is for messages."""
+    """The fields of config.json. path: named in error messages."""
 
     def __init__(self, path: epath.Path, values: dict[str, Any]):
         self.path = path
@@ -52,18 +52,18 @@ class _Fields:
             raise self.refuse(name, repr(value))
 
     def number(self, name: str, kind: type = float, default: float | None = None) -> Any:
-        """A positive number; a field that is missing or null takes the default."""
+        """Returns a positive number; the default if the field is missing or null."""
         value = default if self[name] is None else self[name]
         if value is None:
             raise UserError(f"{self.path}: the field {name} is missing")
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or value <= 0 or (kind is int and value != int(value)):
-            asked = "integer" if kind is int else "number"
-            raise UserError(f"{self.path}: {name}={value!r} has the wrong type or sign; it is a positive {asked}")
+            expected = "integer" if kind is int else "number"
+            raise UserError(f"{self.path}: {name}={value!r} has the wrong type or sign; it is a positive {expected}")
         return kind(value)
 
     def optional(self, name: str, kind: type = float, default: float | None = None) -> Any:
-        """A positive number or None; null is None, a field that is missing takes the default."""
+        """Returns a positive number, None for null, or the default if the field is missing."""
         return default if name not in self.values else None if self[name] is None else self.number(name, kind)
 
     def token_ids(self, name: str) -> list[int]:
@@ -152,7 +152,7 @@ def _family(fields: _Fields) -> tuple[str, Family]:
 
 
 def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, tuple[int, ...]]:
-    """The window (tokens), and the layers that have it."""
+    """Returns the attention window (tokens) and the layers that have it."""
     kinds = fields["layer_types"]
     if kinds is not None and (
         not isinstance(kinds, list) or len(kinds) != layers or not {_SLIDING, _FULL}.issuperset(kinds)
@@ -182,16 +182,16 @@ def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, 
 
 
 def _read_rope(fields: _Fields, family: str) -> tuple[float, RopeScaling | None, float | None]:
-    """RoPE's base and scaling, and the base of windowed layers where it is another.
+    """Returns RoPE's base and scaling, and the base of windowed layers if it is another one.
 
-    Two spellings: rope_theta + rope_scaling (and Gemma 3's rope_local_base_freq), or transformers 5's rope_parameters,
-    which Gemma 3 has by kind of layer.
+    There are two spellings: rope_theta + rope_scaling (and Gemma 3's rope_local_base_freq), or rope_parameters of
+    transformers 5, which Gemma 3 has by kind of layer.
     """
     spelling = "rope_parameters" if fields["rope_parameters"] else "rope_scaling"
     values = fields[spelling] or {}
     if not isinstance(values, dict):
         raise UserError(f"{fields.path}: {spelling}={values!r} is not an object")
-    # The first Llamas' files do not name the base; 10000 is what they use. Gemma 3's is its class's.
+    # Files of the first Llamas lack the base, which is 10000. Gemma 3's default is that of its class.
     theta = 10_000.0 if family != "gemma3_text" else 1_000_000.0
     if family != "gemma3_text":
         return *_rope(fields, values, theta), None
@@ -206,7 +206,7 @@ def _read_rope(fields: _Fields, family: str) -> tuple[float, RopeScaling | None,
 def _rope(
     fields: _Fields, values: dict[str, Any], default_theta: float, own: bool = False
 ) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of one set of RoPE's parameters; own: the base stands in the set itself or nowhere."""
+    """Returns base and scaling of one set of RoPE parameters. own: the base is in the set itself or missing."""
     inner = _Fields(fields.path, values)
     inner.only("partial_rotary_factor", 1.0)
     base = fields if values.get("rope_theta") is None and not own else inner
@@ -229,7 +229,7 @@ def _rope(
 
 
 def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
-    """The config.json of an export. dtype: name of the stored number format, such as "bfloat16"."""
+    """Returns the config.json of an export. dtype: name of the stored dtype, such as "bfloat16"."""
     a, traits = architecture, architecture.traits
     fields = {
         "architectures": [traits.class_name],
@@ -274,7 +274,7 @@ def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
 
 
 def _rope_fields(a: Architecture) -> dict[str, Any]:
-    """RoPE in both spellings, so that transformers 4 and 5 read the same numbers."""
+    """Returns RoPE in both spellings, so that transformers 4 and 5 read the same numbers."""
     rope: dict[str, Any] = {"rope_type": "default"}
     if a.rope_scaling is not None:
         rope = {"rope_type": a.rope_scaling.kind, "factor": a.rope_scaling.factor}

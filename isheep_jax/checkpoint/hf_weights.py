@@ -1,4 +1,4 @@
-"""Hugging Face weights straight into their shardings, and out again, tensor by tensor."""
+"""Loads Hugging Face weights straight into their shardings and saves them again, tensor by tensor."""
 
 import functools
 import itertools
@@ -25,30 +25,30 @@ from isheep_jax.model.quantization import Storage, quantize
 from isheep_jax.sharding import AXES, ShardingRules, partition
 from isheep_jax.text.tokenizer import Tokenizer
 
-# Bytes of a file of an export; several files have an index.
+# Maximum size of an exported weight file (bytes); larger exports have several files and an index.
 SHARD_BYTES = 4_500_000_000
-# What stands in old checkpoints beside the parameters: RoPE's frequencies, and the head of tied embeddings once more.
-_HARMLESS = re.compile(r"\.rotary_emb\.inv_freq$|^lm_head\.weight$")
+# Tensors of old checkpoints that are not parameters: RoPE frequencies, and a copy of the tied lm_head.
+_IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|^lm_head\.weight$")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_READERS = 8  # threads; one cannot keep a disk or a bucket busy
+_READER_THREADS = 8  # one thread cannot saturate a disk or a bucket
 
 
 def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, StoredTensor]:
-    """Every tensor of the architecture in a Hugging Face directory, by name, from the files' headers alone.
+    """Finds every tensor of the architecture in a Hugging Face directory, reading only the file headers.
 
-    Raises `UserError` that names tensor and file when one is missing, has another shape or number format, belongs to
-    no parameter, or when a file is missing, truncated or damaged.
+    Raises `UserError`, naming tensor and file, when a tensor is missing, has another shape or dtype or belongs to no
+    parameter, or when a file is missing, truncated or damaged.
     """
     directory = epath.Path(directory)
     stored = _stored_tensors(directory)
-    where = directory / _index_name("model")
-    where = where if where.exists() else directory / _single_name("model")
-    wanted = set()
+    source = directory / _index_name("model")
+    source = source if source.exists() else directory / _single_name("model")
+    expected = set()
     for _, spec in leaves(parameter_table(architecture)):
         for name in _names(spec):
-            wanted.add(name)
+            expected.add(name)
             if name not in stored:
-                raise UserError(f"{where}: tensor {name} is missing")
+                raise UserError(f"{source}: tensor {name} is missing")
             tensor = stored[name]
             if tensor.dtype_name not in DTYPES:
                 raise UserError(
@@ -58,13 +58,13 @@ def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[
                 raise UserError(
                     f"{tensor.path}: tensor {name} has shape {tensor.shape}; config.json asks for {spec.hf_shape}"
                 )
-    for name in stored.keys() - wanted:
-        if not _HARMLESS.search(name):
+    for name in stored.keys() - expected:
+        if not _IGNORED.search(name):
             raise UserError(
                 f"{stored[name].path}: tensor {name} belongs to no parameter of a {architecture.traits.class_name} as "
                 "config.json describes it"
             )
-    return {name: stored[name] for name in wanted}
+    return {name: stored[name] for name in expected}
 
 
 def _stored_tensors(directory: epath.Path) -> dict[str, StoredTensor]:
@@ -76,13 +76,13 @@ def _stored_tensors(directory: epath.Path) -> dict[str, StoredTensor]:
         hint = (
             f"only {pickled[0]}, a pickle file, which could run any code and is never read; convert it to safetensors"
             if pickled
-            else f"neither {single.name} nor {index.name} is there"
+            else f"there is neither {single.name} nor {index.name}"
         )
         raise UserError(f"{directory} holds no weights that can be read: {hint}")
     try:
         files = dict(json.loads(index.read_text())["weight_map"])
         tensors = {file: read_header(directory / file) for file in sorted(set(files.values()))}
-    except (ValueError, KeyError, TypeError):  # not JSON, no weight_map, or one that is no object of names
+    except (ValueError, KeyError, TypeError):  # not JSON, no weight_map, or a malformed one
         raise UserError(f"{index} is not a safetensors index: it needs a weight_map") from None
     for name, file in files.items():
         if name not in tensors[file]:
@@ -99,25 +99,26 @@ def load_parameters(
     dtype: jnp.dtype,
     weights: Storage = "model",
 ) -> dict[str, Any]:
-    """The parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
+    """Loads the parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
 
-    weights: "int8" makes each matrix a `Quantized` as soon as it is there, so that the floats are never there together.
+    Works leaf by leaf. Each host reads its devices' equal shares of the rows of a leaf's tensors, in the layout of the
+    files, and the devices then exchange them into the final layout. Every byte is read once and in long ranges,
+    whatever the rules split, and neither host nor device holds more than two copies of a leaf.
 
-    Leaf by leaf: the rows of its tensors are read in equal shares, each by the host whose device takes it, into the
-    layout of the files, and the devices then bring them into theirs. So every byte is read once, in long ranges,
-    whatever the rules split; host and device hold one leaf twice at most. Raises as `find_tensors`.
+    weights: "int8" turns each matrix into a `Quantized` at once, so that the float weights are never all in memory.
+    Raises as `find_tensors`.
     """
     tensors = find_tensors(directory, architecture)
     specs, tree = jax.tree.flatten(parameter_table(architecture))
     loaded: list[jax.Array | None] = [None] * len(specs)
-    # The largest first, while the memory is still free for the copies that bringing it into its layout takes.
+    # The largest leaf first, while there is memory for the copies that the exchange needs.
     order = sorted(range(len(specs)), key=lambda i: -math.prod(specs[i].shape))
-    with ThreadPoolExecutor(_READERS) as threads:
+    with ThreadPoolExecutor(_READER_THREADS) as threads:
         for i in order:
             spec = specs[i]
             sharding = NamedSharding(mesh, partition(spec.axes, rules))
             leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
-            # Waiting bounds the memory: otherwise reading runs ahead of the devices.
+            # Waiting bounds the memory: otherwise reading would run ahead of the devices.
             leaf = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
             if weights == "int8" and spec.is_matrix:
                 leaf = quantize(leaf, spec.input_axes)
@@ -128,10 +129,13 @@ def load_parameters(
 def _read_stored(
     tensors: list[StoredTensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
 ) -> jax.Array:
-    """A leaf as it is stored: [L, *hf_shape], or hf_shape of one that is not stacked, its rows split over the mesh."""
+    """Reads a leaf in its stored layout, [L, *hf_shape] or hf_shape if not stacked, with its rows split over the mesh.
+
+    final: the sharding that the leaf will have.
+    """
     rows, mesh = spec.hf_shape[0], final.mesh
-    # Over as many devices as divide the rows; the others read the same again. The axis that the rows stay split over
-    # comes first and those that it is repeated over last, so that the devices exchange parts and never need the whole.
+    # The rows are split over as many devices as divide them; the other devices hold copies. The axis that the rows stay
+    # split over comes first and axes that repeat the leaf last, so that devices exchange parts, never the whole.
     row_axis = (
         next(i for i in range(len(spec.shape)) if math.prod(spec.shape[i:]) == rows)
         if spec.transposed
@@ -143,7 +147,7 @@ def _read_stored(
     axes = max((axes for axes, size in sizes.items() if rows % size == 0), key=sizes.get)
     dtype = functools.reduce(jnp.promote_types, (tensor.dtype for tensor in tensors))
 
-    @functools.cache  # devices that hold the same rows
+    @functools.cache  # some devices hold the same rows
     def read(start: int, stop: int) -> np.ndarray:
         part = np.empty((len(tensors), stop - start, *spec.hf_shape[1:]), dtype)
 
@@ -166,8 +170,8 @@ def _read_stored(
 
 @functools.lru_cache(maxsize=256)
 def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, sharding: NamedSharding):
-    """The program that brings a leaf from its stored layout into its own."""
-    # In one step XLA would gather the whole leaf on every device. First the copies, then the exchange.
+    """Returns the program that brings a leaf from its stored layout into its final one."""
+    # In a single step XLA would gather the whole leaf on every device. Copies are made first, then parts exchanged.
     (axes,) = (axes for axes in stored.spec if axes is not None) if any(stored.spec) else ((),)
     axes = (axes,) if isinstance(axes, str) else axes
     kept = tuple(axis for axis in axes if axis in sharding.spec)
@@ -184,7 +188,7 @@ def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, s
 def _to_stored(
     leaf: jax.Array, layer: jax.Array, *, spec: ParameterSpec, dtype: np.dtype, sharding: NamedSharding | None
 ) -> jax.Array:
-    """One tensor of a leaf as it is stored, whole on every device."""
+    """Returns one stored tensor of a leaf, whole on every device."""
     leaf = leaf[layer] if spec.stacked else leaf
     leaf = leaf.reshape(spec.hf_shape[::-1]).T if spec.transposed else leaf.reshape(spec.hf_shape)
     leaf = leaf.astype(dtype)
@@ -200,26 +204,28 @@ def save_checkpoint(
     dtype: jnp.dtype | None = None,
     card: str | None = None,
 ) -> None:
-    """Writes a Hugging Face directory that must not exist: whole or not at all, in a bucket with config.json last.
+    """Writes a new Hugging Face directory atomically; in a bucket, config.json is written last.
 
-    dtype: number format to store (None: the parameters' own). card: text of README.md. All processes call this; process
-    0 writes.
+    All processes call this, and the primary writes. Raises `UserError` when the directory exists.
+
+    dtype: dtype of the stored weights (None: that of the parameters).
+    card: text of README.md, or None for no file.
     """
     directory = epath.Path(directory)
     if distributed.is_primary() and directory.exists():
         raise UserError(f"{directory} exists; name a directory that does not")
     stored = jnp.dtype(dtype or params["embed"].dtype)
-    ends = list(dict.fromkeys([*architecture.eos_token_ids, *tokenizer.eos_ids]))
-    with whole_directory(directory) as place:
-        write_tensors(place, params, parameter_table(architecture), stored)
+    token_ids = {"bos_token_id": architecture.bos_token_id, "eos_token_id": list(tokenizer.eos_ids)}
+    with whole_directory(directory) as staging:
+        write_tensors(staging, params, parameter_table(architecture), stored)
         if not distributed.is_primary():
             return
-        tokenizer.save(place)
-        _write_json(place / "generation_config.json", {"bos_token_id": architecture.bos_token_id, "eos_token_id": ends})
+        tokenizer.save(staging)
+        _write_json(staging / "generation_config.json", token_ids)
         if card is not None:
             note = tokenizer.export_note
-            (place / "README.md").write_text(card if note is None else f"{card}\n{note}\n")
-        _write_json(place / "config.json", config_json(architecture, stored.name))
+            (staging / "README.md").write_text(card if note is None else f"{card}\n{note}\n")
+        _write_json(staging / "config.json", config_json(architecture, stored.name))
 
 
 def write_tensors(
@@ -230,11 +236,18 @@ def write_tensors(
     stem: str = "model",
     single_file: bool = False,
 ) -> None:
-    """Writes a tree of arrays as `table`, its tree of `ParameterSpec`, names and shapes them.
+    """Writes a tree of arrays as safetensors files.
 
-    One file, or, unless single_file, several with an index when they would be more than one file should hold. One
-    tensor of one layer is on the host at a time. All processes call this, because the devices of all bring a tensor
-    together; process 0 writes.
+    One tensor of one layer is on the host at a time. All processes call this, because a tensor is gathered from all
+    devices; the primary writes.
+
+    Args:
+        directory: existing directory.
+        params: the arrays.
+        table: their `ParameterSpec`s, which give each tensor its name and shape.
+        dtype: dtype of the stored tensors.
+        stem: start of the file names.
+        single_file: writes one file of any size; otherwise several of `SHARD_BYTES` with an index if needed.
     """
     directory, dtype = epath.Path(directory), np.dtype(dtype)
     files: list[dict[str, tuple[ParameterSpec, jax.Array, int]]] = [{}]
@@ -267,7 +280,7 @@ def write_tensors(
 
 
 def _whole(tensors, dtype: np.dtype) -> Iterator[jax.Array]:
-    """Each tensor, whole on every device."""
+    """Yields each tensor, whole on every device."""
     for spec, leaf, layer in tensors:
         leaf = jnp.asarray(leaf)
         whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
@@ -275,7 +288,7 @@ def _whole(tensors, dtype: np.dtype) -> Iterator[jax.Array]:
 
 
 def _names(spec: ParameterSpec) -> list[str]:
-    """The tensors of a leaf, by layer."""
+    """Returns the names of a leaf's tensors, by layer."""
     return [spec.hf_name.format(layer=layer) for layer in range(spec.shape[0])] if spec.stacked else [spec.hf_name]
 
 

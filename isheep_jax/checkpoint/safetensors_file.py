@@ -1,8 +1,8 @@
-"""The safetensors format: headers and byte ranges in, whole files out, tensor by tensor.
+"""Reads headers and byte ranges of safetensors files and writes files tensor by tensor, on disks and in buckets.
 
-The safetensors library maps local files into memory and writes a file from tensors that are all in memory. Here a part
-of a tensor may come from a bucket, is never mapped, and an export holds one tensor at a time. The format is eight bytes
-with the length of a JSON header, the header, and the tensors' bytes.
+The safetensors library maps local files into memory and writes files from tensors that are all in memory. This module
+reads parts of tensors from anywhere without mapping, and writes with one tensor in memory at a time. A file consists of
+eight bytes with the length of a JSON header, the header, and the bytes of the tensors.
 """
 
 import json
@@ -19,13 +19,13 @@ from isheep_jax.errors import UserError
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Longer headers are not headers: that of a model of a thousand tensors has 100 KB.
-_LONGEST_HEADER = 100_000_000
+# A larger header size means a damaged file: the header of a model with a thousand tensors takes 100 KB.
+_MAX_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: the file, the offset of its first byte in it, its number format's name and its shape."""
+    """A tensor in a file: the offset of its first byte, the format's name of its dtype, and its shape."""
 
     path: epath.Path
     name: str
@@ -38,9 +38,9 @@ class StoredTensor:
         return DTYPES[self.dtype_name]
 
     def read_rows(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Reads the rows start..stop-1 (of the first axis) into `out`, a contiguous array of that shape and format.
+        """Reads rows start to stop - 1 (of the first axis) into `out`, a contiguous array of their shape and dtype.
 
-        Raises `UserError` naming tensor and file when they cannot be read.
+        Raises `UserError`, naming tensor and file, when they cannot be read.
         """
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         target = memoryview(out.reshape(-1).view(np.uint8))
@@ -58,15 +58,15 @@ class StoredTensor:
 
 
 def read_header(path: epath.Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name.
+    """Returns the tensors of a file by name.
 
-    Raises `UserError` naming the file, and the tensor where it is one, when it is missing, damaged or truncated.
+    Raises `UserError`, naming the file and any tensor at fault, when the file is missing, damaged or truncated.
     """
     try:
         size = path.stat().length
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise UserError(f"{path} is truncated or not a safetensors file: its header is not whole")
             header = json.loads(file.read(length))
     except FileNotFoundError:
@@ -96,7 +96,14 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
 
 
 def write_file(path: epath.Path, entries: dict[str, tuple[int, ...]], dtype: np.dtype, data: Iterable[np.ndarray]):
-    """Writes a file of tensors: their names and shapes, and their values in the same order, one at a time."""
+    """Writes a file of tensors.
+
+    Args:
+        path: the file.
+        entries: shapes by name.
+        dtype: dtype of all tensors.
+        data: the tensors in the order of `entries`, consumed one at a time.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name, offsets in zip(entries, _extents(entries.values(), dtype)):
         header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(entries[name]), "data_offsets": offsets}
@@ -106,7 +113,7 @@ def write_file(path: epath.Path, entries: dict[str, tuple[int, ...]], dtype: np.
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, shape), tensor in zip(entries.items(), data, strict=True):
             if tensor.shape != shape or tensor.dtype != dtype:
-                raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} in place of {dtype} {shape}")
+                raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} instead of {dtype} {shape}")
             file.write(memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)))
 
 
