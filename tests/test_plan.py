@@ -67,7 +67,7 @@ def test_plans_become_the_rows_of_a_table(planned, tmp_path, capsys):
     assert here[-4:] == ["-"] * 4
     cells = dict(zip(heads, chip))
     assert cells["config"] == "tiny"
-    assert (cells["decode chunk, GiB"], cells["train step, GiB"]) == ("7.2", "7.2 (too much)")
+    assert (cells["decode, GiB"], cells["train step, GiB"]) == ("7.2", "7.2 (too much)")
     assert (cells["decode step, ms"], cells["train step, s"]) == ("250.0", "0.25")
     assert (cells["iteration, minutes"], cells["chip-hours"]) == ("90.0", "12.0")
 
@@ -106,7 +106,7 @@ def test_a_config_that_does_not_fit_exits_with_one_and_names_the_setting(monkeyp
 
 
 def test_fit_finds_more_slots_where_there_is_room(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("isheep_jax.planning.fit._MOST_PER_SHARD", 64)
+    monkeypatch.setattr("isheep_jax.planning.fit._MAX_PER_SHARD", 64)
     plan.main([*SMALL, "--fit", "--decode.slots=128", "--sft.batch_size=128", f"--output={tmp_path / 'plan.json'}"])
     assert "--decode.slots=256" in json.loads((tmp_path / "plan.json").read_text())["fit"]
     assert "the largest that fits: --decode.slots=256" in capsys.readouterr().out
@@ -265,7 +265,7 @@ GEMMA_2 = {
 
 
 def assert_it_fits(arguments, tmp_path):
-    """The plan as JSON: the command exits with 0, and the decode chunk moves and copies neither weights nor logits."""
+    """The plan as JSON: the command exits with 0, and decoding moves and copies neither weights nor logits."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; the extra [plan] brings it")
     output = tmp_path / "plan.json"

@@ -1,7 +1,7 @@
-"""What a compiled program sends between devices, read from the text of its module.
+"""Finds the collectives of a compiled program, and the bytes that they send, in the text of its module.
 
-The text names each collective once, however often it runs: a loop's body counts as often as the loop runs. A loop whose
-end depends on data counts once, so that a decode chunk's figures are those of one decode step.
+The text names each collective once, however often it runs, so a collective in a loop is multiplied by the loop's trip
+count. A loop whose end depends on data counts once: the figures of a decode call are those of one decode step.
 """
 
 import math
@@ -24,10 +24,14 @@ _CALLED = re.compile(
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of a program.
+    """A collective of a program.
 
-    size: bytes of the whole array that is gathered, reduced or moved, on one device. group: devices that take part.
-    count: how often it runs in a step. op: what it belongs to in the traced program.
+    kind: one of `KINDS`.
+    size: bytes of the whole array that is gathered, reduced or moved, on one device.
+    group: number of devices that take part.
+    count: runs per step.
+    shape: HLO type of the result.
+    op: name of the operation in the traced program.
     """
 
     kind: str
@@ -39,7 +43,7 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes that each device sends in one step, by the best algorithm on a ring (Patarasuk and Yuan 2009)."""
+        """Bytes that each device sends per step with the best ring algorithm (Patarasuk and Yuan 2009)."""
         share = 1.0 if self.kind in ("collective-permute", "collective-broadcast") else (self.group - 1) / self.group
         return self.count * self.size * share * (2 if self.kind == "all-reduce" else 1)
 
@@ -59,33 +63,33 @@ class _Computation:
 
 
 def collectives(module_text: str) -> list[Collective]:
-    """The collectives of a compiled module (`compiled.as_text()`), most bytes first."""
+    """Returns the collectives of a compiled module (`compiled.as_text()`), most bytes first."""
     computations, entry = _parse(module_text)
-    found: dict[tuple[str, str], Collective] = {}
+    by_channel: dict[tuple[str, str], Collective] = {}
     for name, instruction, times in _walk(computations, entry, 1):
         collective = _collective(name, instruction, times)
         if collective is None or collective.group < 2:
             continue
-        # The pieces into which the TPU compiler cuts an asynchronous collective share its channel. Those that run
-        # beside a loop's steps are in its body; the collective runs as often as the piece that runs least.
+        # The TPU compiler splits an asynchronous collective into pieces that share its channel. Some pieces run inside
+        # the body of a loop; the collective itself runs as often as its least frequent piece.
         channel = re.search(r"channel_id=(\d+)", instruction.line)
         key = collective.kind, channel[1] if channel else f"{name}/{instruction.name}"
-        if key not in found or found[key].count > collective.count:
-            found[key] = collective
-    return sorted(found.values(), key=lambda c: -c.wire_bytes)
+        if key not in by_channel or by_channel[key].count > collective.count:
+            by_channel[key] = collective
+    return sorted(by_channel.values(), key=lambda c: -c.wire_bytes)
 
 
-def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
-    """{kind: {"count": per step, "wire_bytes": per device and step}}."""
+def by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
+    """Returns {kind: {"count": per step, "wire_bytes": per device and step}}."""
     table: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "wire_bytes": 0.0})
-    for collective in found:
+    for collective in collectives:
         table[collective.kind]["count"] += collective.count
         table[collective.kind]["wire_bytes"] += collective.wire_bytes
     return dict(sorted(table.items(), key=lambda item: -item[1]["wire_bytes"]))
 
 
 def array_bytes(type_text: str) -> list[int]:
-    """Bytes of each array in an HLO type such as "(bf16[16,8]{1,0}, s32[])"; tokens have none."""
+    """Returns the bytes of each array in an HLO type such as "(bf16[16,8]{1,0}, s32[])"; tokens have none."""
     sizes = []
     for dtype, dimensions in _ARRAY.findall(type_text):
         width = re.match(r"[a-z]+(\d+)", dtype)  # f8e4m3fn, s32, u4
@@ -108,14 +112,14 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
 
 
 def _walk(computations: dict[str, _Computation], name: str, times: int) -> Iterator[tuple[str, _Instruction, int]]:
-    """Every instruction that the computation runs, with the name of its computation and how often."""
+    """Yields every instruction that the computation runs: (name of its computation, instruction, number of runs)."""
     for instruction in computations[name].instructions if name in computations else ():
         yield name, instruction, times
         inner = times
         if instruction.opcode == "while":
             inner *= trip_count(computations, instruction.line) or 1
         for called in _called(instruction):
-            # Of a conditional all branches are counted: which one runs is data.
+            # All branches of a conditional are counted, because the data decide which one runs.
             yield from _walk(computations, called, inner)
 
 
@@ -129,7 +133,7 @@ def _called(instruction: _Instruction) -> list[str]:
 
 
 def trip_count(computations: dict[str, _Computation], line: str) -> int | None:
-    """How often a while loop runs; None where its end depends on data. JAX's loops of known length count up from 0."""
+    """Returns the trip count of a while loop, or None if data decide it. JAX's counted loops count up from 0."""
     known = re.search(r'known_trip_count"?:\s*\{"n":"?(\d+)', line)
     if known:
         return int(known[1])
@@ -158,21 +162,21 @@ def _collective(computation: str, instruction: _Instruction, times: int) -> Coll
     sizes = array_bytes(instruction.type)
     group = _group_size(instruction.line)
     if started and kind in ("all-gather", "reduce-scatter", "collective-permute", "all-to-all"):
-        # (operands, results, flags): the larger of operand and result is the whole array.
+        # The type is (operands, results, flags); the larger of operand and result is the whole array.
         size = max(sizes)
     elif kind == "reduce-scatter":
         size = sum(sizes) * group
     else:
         size = sum(sizes)
     if computation.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"  # the TPU's fusion of an all-reduce with the slice that is kept
+        kind = "reduce-scatter"  # on TPU, an all-reduce fused with the slice that is kept
     op = re.search(r'op_name="([^"]*)"', instruction.line)
     shape = re.sub(r"\{[^}]*\}|/\*.*?\*/", "", instruction.type)
     return Collective(kind, size, group, times, shape, op[1] if op else "")
 
 
 def _group_size(line: str) -> int:
-    """Devices that exchange data with each other: replica_groups in any of HLO's three notations."""
+    """Returns the number of devices that exchange data: replica_groups in any of HLO's three notations."""
     if "source_target_pairs=" in line:
         return max(2, len(re.findall(r"\{\d+,\d+\}", line)))
     axes = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\)\))? ?\{([^}]*)\}", line)

@@ -1,4 +1,4 @@
-"""Compiles a program and reads from the executable what it needs: memory by its use, and what it sends."""
+"""Compiles a program without running it, and reads its memory and its collectives from the executable."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from isheep_jax.planning.collectives import Collective, collectives
 from isheep_jax.planning.hardware import GIB
 from isheep_jax.planning.programs import Meshes, Program
 
-# The runtime keeps something for itself, and memory breaks into pieces.
+# Share of the memory that must stay free, for the runtime itself and for fragmentation.
 HEADROOM = 0.05
 
 
@@ -19,8 +19,8 @@ HEADROOM = 0.05
 class Memory:
     """Bytes on one device while a program runs.
 
-    temporaries: intermediate results, and outputs that take no argument's place. other: batches, and what the layout
-    adds to the arguments.
+    temporaries: intermediate results, and outputs that do not reuse the memory of an argument.
+    other: batches, and padding that layouts add to the arguments.
     """
 
     weights: float
@@ -36,7 +36,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program's compilation. error: why there is no executable (the temporaries are then what the compiler names)."""
+    """The result of compiling a program.
+
+    error: why there is no executable, or ""; the temporaries are then the figure in the compiler's message.
+    """
 
     program: Program
     seconds: float
@@ -46,12 +49,12 @@ class Compiled:
     error: str = ""
 
     def fits(self, hbm: float) -> bool:
-        """Whether it leaves `HEADROOM` of the memory free."""
+        """Returns whether `HEADROOM` of the memory stays free."""
         return not self.error and self.memory.total <= (1 - HEADROOM) * hbm
 
 
 def compile_program(program: Program) -> Compiled:
-    """Compiles without running. A program whose temporaries alone do not fit is a result with `error`, not an error."""
+    """Compiles without running. If the temporaries do not fit, the result has an `error`; nothing is raised."""
     import jax
 
     start = time.monotonic()
@@ -72,20 +75,20 @@ def compile_program(program: Program) -> Compiled:
 
 
 def memory_split(program: Program, analysis) -> Memory:
-    """The executable's memory by its use: arguments + outputs + temporaries - what outputs take over from arguments."""
+    """Splits the memory of an executable: arguments + outputs + temporaries - outputs that reuse arguments."""
     named = program.weights + program.optimizer + program.cache
     return Memory(
         weights=program.weights,
         optimizer=program.optimizer,
         cache=program.cache,
         temporaries=analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        # An argument that the program does not use (the output head in prefill) stays in memory all the same.
+        # An argument that the program does not use (the lm_head in prefill) still takes memory.
         other=max(0.0, analysis.argument_size_in_bytes - named),
     )
 
 
 def advice(compiled: Compiled, config: Config, architecture: Architecture, meshes: Meshes) -> str:
-    """The setting to change when a program does not fit, by what takes the most."""
+    """Returns the setting to change when a program does not fit, chosen by what takes the most memory."""
     name, memory = compiled.program.name, compiled.memory
     decode, sft = config.decode, config.sft
     if name == programs.TRAIN:

@@ -1,6 +1,6 @@
-"""Arithmetic and memory traffic of the programs, counted from the architecture.
+"""Counts the arithmetic and memory traffic of the programs from the architecture, and bounds their time by a roofline.
 
-The compiler's own count has each loop's body once; these counts are tested against it on a model of one layer.
+The compiler's own count has the body of each loop once; a test compares these counts with it on a model of one layer.
 """
 
 import math
@@ -17,7 +17,7 @@ from isheep_jax.planning.programs import Meshes, Program
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step needs at least, on one chip: operations, bytes to and from HBM, bytes sent to other chips."""
+    """The least that a step needs on one chip: operations, bytes to and from HBM, bytes sent to other chips."""
 
     flops: float
     hbm_bytes: float
@@ -26,7 +26,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Bound:
-    """The least possible time of a step. seconds: the largest of the parts. by: which one that is."""
+    """The least possible time of a step. seconds: the largest of the three parts. by: the name of that part."""
 
     seconds: float
     by: str
@@ -36,7 +36,7 @@ class Bound:
 
 
 def bound(cost: Cost, chip: Chip) -> Bound:
-    """The roofline (Williams, Waterman and Patterson 2009): everything overlaps, and every part runs at its peak."""
+    """Returns the roofline (Williams, Waterman and Patterson 2009): everything overlaps and runs at its peak rate."""
     parts = {
         "compute": cost.flops / chip.flops,
         "memory": cost.hbm_bytes / chip.hbm_bandwidth,
@@ -47,24 +47,25 @@ def bound(cost: Cost, chip: Chip) -> Bound:
 
 
 def matrix_parameters(architecture: Architecture) -> tuple[int, int]:
-    """Weights that every token is multiplied with: (of all layers, of the output head)."""
+    """Returns the number of weights that every token is multiplied with: (all layers, lm_head)."""
     table = parameter_table(architecture)
     layers = sum(math.prod(s.shape) for s in table["layers"].values() if s.is_matrix)
     return layers, architecture.vocab_size * architecture.hidden_size
 
 
-def forward_flops(architecture: Architecture, tokens: float, context: float) -> tuple[float, float]:
-    """Operations of the layers for `tokens` tokens that each look at `context` positions: (matrices, attention).
+def forward_flops(architecture: Architecture, tokens: float, length: float) -> tuple[float, float]:
+    """Returns the operations of the layers for `tokens` tokens that each attend to `length` positions.
 
-    Positions that the mask hides are computed too. Norms, RoPE and softmax are left out: they are below one percent.
+    Returns (matrices, attention). Masked positions are computed as well. Norms, RoPE and softmax are left out: they are
+    below one percent.
     """
     a = architecture
     layers, _ = matrix_parameters(a)
-    return 2.0 * layers * tokens, 4.0 * a.layers * a.heads * a.head_dim * tokens * context
+    return 2.0 * layers * tokens, 4.0 * a.layers * a.heads * a.head_dim * tokens * length
 
 
 def program_flops(program: Program, config: Config, architecture: Architecture) -> float:
-    """Operations of one step of a program over all chips, recomputation included."""
+    """Returns the operations of one step of a program on all chips, including recomputation."""
     decode, sft = config.decode, config.sft
     _, head = matrix_parameters(architecture)
     if program.name == programs.DECODE:
@@ -75,8 +76,8 @@ def program_flops(program: Program, config: Config, architecture: Architecture) 
         return sum(forward_flops(architecture, program.tokens, decode.max_length)) + 2.0 * head * program.rows
     matrices, attention = forward_flops(architecture, program.tokens, sft.sequence_length)
     recomputed = sft.remat == "full"
-    # Backward: the gradient of the inputs costs as much as the forward pass, that of the weights as much again; frozen
-    # weights have none. Attention has no weights, but two inputs to each of its products.
+    # In the backward pass the gradient of the inputs costs as much as the forward pass, and so does the gradient of the
+    # weights, which frozen weights do not have. Attention has no weights, but two inputs to each of its products.
     weight_gradients = sft.method == "full"
     if sft.method == "lora":
         adapters = sum(math.prod(s.shape[1:]) for s in _adapter_matrices(architecture, sft.lora_rank))
@@ -93,16 +94,16 @@ def program_flops(program: Program, config: Config, architecture: Architecture) 
 
 
 def program_hbm_bytes(program: Program, config: Config, architecture: Architecture, meshes: Meshes) -> float:
-    """Bytes that a step must read and write on a chip at least: weights, state, cache, gathered layers, activations."""
+    """Returns the bytes that a step at least moves on a chip: weights, state, cache, gathered layers, activations."""
     a, itemsize = architecture, jnp.dtype(config.model.compute_dtype).itemsize
     layers, head = matrix_parameters(a)
     if program.name != programs.TRAIN:
-        # Of the embedding only a few rows are read.
+        # A step reads only a few rows of the embedding.
         stored = 1 if config.decode.weights_dtype == "int8" else itemsize
         embedding = 0 if a.tied_embeddings else head * stored / meshes.decode.shape["tensor"]
         if program.name == programs.DECODE:
             return program.weights - embedding + program.cache
-        # Scoring keeps floats.
+        # Scoring keeps its keys and values in floats.
         stored = 1 if config.decode.kv_cache_dtype == "int8" and program.name == programs.PREFILL else itemsize
         written = 2 * a.layers * a.kv_heads * a.head_dim * stored * program.tokens / meshes.decode.size
         return program.weights - embedding + 2 * written

@@ -1,4 +1,4 @@
-"""The largest slots, rows per update and least recomputation that fit, found by compiling."""
+"""Searches the most slots, the most rows per update and the least recomputation that fit, by compiling."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from isheep_jax.planning.compile import compile_program
 from isheep_jax.planning.plan import Hardware
 from isheep_jax.planning.programs import make_meshes, make_program
 
-# No more slots or rows than this on a device: past it, arithmetic is what takes the time.
-_MOST_PER_SHARD = 1024
+# Upper end of the search, in slots or rows per device. Beyond it the arithmetic limits the speed.
+_MAX_PER_SHARD = 1024
 
 Attempt = Callable[[str, str, bool], None]
 
@@ -19,10 +19,12 @@ Attempt = Callable[[str, str, bool], None]
 def fit(
     config: Config, architecture: Architecture, hardware: Hardware, on_attempt: Attempt = lambda *_: None
 ) -> Config:
-    """`config` with the most slots, the most rows per update, and remat "none" where that fits.
+    """Returns `config` with the most slots and rows per update that fit, and remat "none" if that fits.
 
-    Each search doubles a count per shard until it no longer fits, then halves the gap. on_attempt(program, setting,
-    fits) is called after each compilation. A setting that does not fit at one per shard stays as it is.
+    Each search doubles a count per shard until it no longer fits, then halves the gap. A setting that does not fit even
+    at one per shard stays unchanged.
+
+    on_attempt: called as on_attempt(program, setting, fits) after each compilation.
     """
     meshes = make_meshes(config, architecture, hardware.devices)
     decode_shards = meshes.decode.shape["data"]
@@ -30,9 +32,9 @@ def fit(
 
     def fits(candidate: Config, setting: str, *names: str) -> bool:
         for name in names:
-            done = compile_program(make_program(name, candidate, architecture, meshes))
-            on_attempt(name, setting, done.fits(hardware.hbm))
-            if not done.fits(hardware.hbm):
+            compiled = compile_program(make_program(name, candidate, architecture, meshes))
+            on_attempt(name, setting, compiled.fits(hardware.hbm))
+            if not compiled.fits(hardware.hbm):
                 return False
         return True
 
@@ -55,18 +57,18 @@ def fit(
 
 
 def largest(good: Callable[[int], bool], start: int) -> int:
-    """The largest count from 1 to `_MOST_PER_SHARD` that is good, to an eighth; 0 when none is.
+    """Returns the largest count from 1 to `_MAX_PER_SHARD` that is good, within an eighth; 0 if none is.
 
-    Supposes that what is above a bad count is bad too.
+    Assumes that all counts above a bad count are bad.
     """
-    count = max(1, min(start, _MOST_PER_SHARD))
+    count = max(1, min(start, _MAX_PER_SHARD))
     if good(count):
         low, high = count, None
-        while low < _MOST_PER_SHARD:
-            if not good(min(2 * low, _MOST_PER_SHARD)):
-                high = min(2 * low, _MOST_PER_SHARD)
+        while low < _MAX_PER_SHARD:
+            if not good(min(2 * low, _MAX_PER_SHARD)):
+                high = min(2 * low, _MAX_PER_SHARD)
                 break
-            low = min(2 * low, _MOST_PER_SHARD)
+            low = min(2 * low, _MAX_PER_SHARD)
         if high is None:
             return low
     else:
@@ -83,7 +85,7 @@ def largest(good: Callable[[int], bool], start: int) -> int:
 
 
 def changes(before: Config, after: Config) -> list[str]:
-    """The settings that `fit` changed, as a person would type them."""
+    """Returns the settings that `fit` changed, as arguments of a command."""
     fields = (("decode", "slots"), ("sft", "batch_size"), ("sft", "remat"))
     return [
         f"--{section}.{field}={getattr(getattr(after, section), field)}"

@@ -1,6 +1,6 @@
-"""Chips and slices: public figures per chip, and the devices of a TPU slice that is not there.
+"""Public figures of chips, and the devices of TPU slices, which this machine need not have.
 
-libtpu describes any slice on a machine without a TPU, and compiles for it.
+libtpu can describe any slice on a machine without a TPU, and compile for it.
 """
 
 import importlib.util
@@ -16,10 +16,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Peaks of one chip (a TPU chip, or a GPU).
+    """Peak rates and memory of one TPU chip or GPU.
 
-    flops: bfloat16 multiplications and additions (per second). hbm: what a program may use (bytes). hbm_bandwidth
-    (bytes per second). interconnect: of all links of a chip together, in one direction (bytes per second); 0: alone.
+    flops: bfloat16 multiplications and additions (per second).
+    hbm: memory that a program may use (bytes).
+    hbm_bandwidth: bytes per second.
+    interconnect: sum of all links of a chip in one direction (bytes per second); 0: there are no links.
     """
 
     name: str
@@ -32,22 +34,22 @@ class Chip:
 # Peak FLOPs, HBM bandwidth and interconnect are from the specification tables at docs.cloud.google.com/tpu/docs/v4,
 # /v5e, /v5p and /v6e (read in 2026). v4's interconnect is from Jouppi et al. 2023 (arXiv 2304.01433, table 4: six links
 # of 50 GB/s); v5p's is 4,800 Gbit/s; those of v5e and v6e are half of the 400 and 800 GB/s that are stated for both
-# directions. The usable HBM is what libtpu names when a program does not fit; it is less than the chip has.
+# directions. The usable HBM is what libtpu reports when a program does not fit; it is less than the chip has.
 TPU_CHIPS = {
     "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1200e9, 300e9),
     "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9),
     "v5p": Chip("TPU v5p", 459e12, 95.74 * GIB, 2765e9, 600e9),
     "v6e": Chip("TPU v6e", 918e12, 31.25 * GIB, 1638e9, 400e9),
 }
-# Data sheets of the NVIDIA A100, H100 and H200 (SXM); dense bfloat16; NVLink in one direction. What a program may
-# use of the memory is what the machine at hand reports.
+# From the data sheets of the NVIDIA A100, H100 and H200 (SXM): dense bfloat16, NVLink in one direction. The usable
+# memory is read from the local device instead.
 GPU_CHIPS = {
     "A100": Chip("NVIDIA A100", 312e12, 80e9, 2039e9, 300e9),
     "H100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 450e9),
     "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 450e9),
 }
 
-# Slices by their number of chips, as Google Cloud has them. The names of v4 and v5p count TensorCores, two in a chip.
+# Shapes of Google Cloud's slices by number of chips. The names of v4 and v5p slices count TensorCores, two per chip.
 _CUBES = {
     4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
     512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16),
@@ -61,7 +63,7 @@ _CORES = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}
 
 @dataclass(frozen=True)
 class Slice:
-    """A TPU slice: its chips are joined by the interconnect."""
+    """A TPU slice, whose chips are connected by the interconnect."""
 
     generation: str
     shape: tuple[int, ...]
@@ -79,36 +81,36 @@ class Slice:
 
 
 def parse_topology(name: str) -> Slice:
-    """A slice by its name in Google Cloud, such as "v4-256" (128 chips) or "v5e-16" (16 chips).
+    """Parses the name of a slice in Google Cloud, such as "v4-256" (128 chips) or "v5e-16" (16 chips).
 
-    Raises `UserError` for a generation or size that there is not, with the sizes that there are.
+    Raises `UserError`, naming the valid sizes, for a generation or size that does not exist.
     """
     match = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", name)
     if not match:
         raise UserError(f"--mesh.topology: '{name}' is not a slice; such as v4-256, v5e-16, v5p-128 or v6e-8")
     generation = "v5e" if match[1] == "v5litepod" else match[1]
     cores, shapes = _CORES[generation], _SHAPES[generation]
-    chips, rest = divmod(int(match[2]), cores)
-    if rest or chips not in shapes:
+    chips, remainder = divmod(int(match[2]), cores)
+    if remainder or chips not in shapes:
         known = ", ".join(f"{generation}-{n * cores}" for n in shapes)
         raise UserError(f"--mesh.topology: there is no slice '{name}'; there are {known}")
     return Slice(generation, shapes[chips])
 
 
 def prepare_environment(topology: str) -> None:
-    """Sets what libtpu needs to describe a slice that is not there. Call it before the first import of jax."""
+    """Sets the variables that libtpu needs to describe a slice. Must be called before the first import of jax."""
     if topology:
-        # jax must not take a GPU or TPU of this machine for the program that is only compiled.
+        # jax must not occupy a GPU or TPU of this machine, because programs are only compiled.
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        # There is no TPU to be kept for one process.
+        # libtpu's lock protects a TPU, and none is used.
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
 
 
 def slice_devices(topology: str, slices: int) -> list[Any]:
-    """Descriptions of the devices of `slices` slices, to compile for. Raises `UserError` without libtpu."""
+    """Returns descriptions of the devices of `slices` slices, to compile for. Raises `UserError` without libtpu."""
     from jax.experimental import topologies
 
     described = parse_topology(topology)
@@ -120,7 +122,7 @@ def slice_devices(topology: str, slices: int) -> list[Any]:
 
 
 def topology_arguments(described: Slice, slices: int) -> dict[str, Any]:
-    """How libtpu is asked for a slice: hosts of four chips, v4 and v5p chips as one device, whole tori wrapped."""
+    """Returns libtpu's arguments for a slice: four chips per host, one device per v4 or v5p chip, full tori wrapped."""
     shape = described.shape
     arguments: dict[str, Any] = {
         "platform": "tpu",
@@ -140,7 +142,7 @@ def topology_arguments(described: Slice, slices: int) -> dict[str, Any]:
 
 
 def local_chip(device: Any) -> Chip | None:
-    """The chip of a device of this machine; None: no public peaks, or a CPU."""
+    """Returns the chip of a local device; None for a CPU or a device without public figures."""
     kind = device.device_kind
     for name, chip in {**GPU_CHIPS, "v4": TPU_CHIPS["v4"], "v5 lite": TPU_CHIPS["v5e"], "v6": TPU_CHIPS["v6e"],
                        "v5": TPU_CHIPS["v5p"]}.items():  # fmt: skip

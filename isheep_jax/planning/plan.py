@@ -1,4 +1,4 @@
-"""The plan of a config: its hardware, its programs compiled, what they need, and whether that fits."""
+"""Makes the plan of a config: compiles its programs for its hardware and says what they need and whether they fit."""
 
 import dataclasses
 import math
@@ -26,13 +26,13 @@ from isheep_jax.planning.hardware import (
 )
 from isheep_jax.planning.programs import Meshes, make_meshes, make_program
 
-# The settings that decide what the programs need.
+# Prefixes of the settings that the needs of the programs depend on; they are part of the written plan.
 _SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_length", "sft.batch_size", "sft.remat")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The devices that a config is compiled for. chip: None where there are no public peaks (a CPU)."""
+    """The devices that a config is compiled for. chip: None without public figures (a CPU)."""
 
     name: str
     devices: list[Any]
@@ -42,7 +42,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class ProgramPlan:
-    """A program with what it needs. bound: None without a chip's peaks. advice: the setting to change, or ""."""
+    """A program and its needs. bound: None without the figures of a chip. advice: the setting to change, or ""."""
 
     compiled: Compiled
     cost: Cost
@@ -67,7 +67,7 @@ class Plan:
 
 
 def find_hardware(config: Config) -> Hardware:
-    """The slice of `mesh.topology`, or the devices of this machine."""
+    """Returns the slices of `mesh.topology`, or the devices of this machine."""
     if config.mesh.topology:
         described = parse_topology(config.mesh.topology)
         devices = slice_devices(config.mesh.topology, config.mesh.slices)
@@ -86,23 +86,23 @@ def make_plan(
     names: tuple[str, ...] = programs.NAMES,
     on_program: Callable[[str], None] = lambda name: None,
 ) -> Plan:
-    """Compiles the programs `names`, one after the other. on_program is called before each."""
+    """Compiles the programs `names` one after the other. on_program: called before each with its name."""
     meshes = make_meshes(config, architecture, hardware.devices)
-    # What a search has compiled before is compiled again: its seconds are part of the plan.
+    # Programs that a search has compiled are compiled again, because the plan has their compilation times.
     compile_decode_chunk.cache_clear()
     jax.clear_caches()
-    made = {}
+    plans = {}
     for name in names:
         on_program(name)
         compiled = compile_program(make_program(name, config, architecture, meshes))
-        made[name] = plan_program(compiled, config, architecture, meshes, hardware)
-    return Plan(config, architecture, hardware, meshes, made)
+        plans[name] = plan_program(compiled, config, architecture, meshes, hardware)
+    return Plan(config, architecture, hardware, meshes, plans)
 
 
 def plan_program(
     compiled: Compiled, config: Config, architecture: Architecture, meshes: Meshes, hardware: Hardware
 ) -> ProgramPlan:
-    """What a compiled program needs, against the hardware."""
+    """Compares the needs of a compiled program with the hardware."""
     program = compiled.program
     cost = Cost(
         flops=program_flops(program, config, architecture) / meshes.train.size,
@@ -120,7 +120,7 @@ def plan_program(
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: bytes, seconds, counts, and GiB where the name says so."""
+    """Returns the plan as JSON, in bytes, seconds and counts, and in GiB where a key says so."""
     hardware, chips = plan.hardware, len(plan.hardware.devices)
     result: dict[str, Any] = {
         "config": plan.config.name,
@@ -138,14 +138,14 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "programs": {name: _program_dict(p) for name, p in plan.programs.items()},
     }
     if hardware.chip and len(plan.programs) == len(programs.NAMES):
-        made = {name: p.compiled.program for name, p in plan.programs.items()}
+        by_name = {name: p.compiled.program for name, p in plan.programs.items()}
         bounds = {name: p.bound for name, p in plan.programs.items()}
-        result["iteration"] = iteration.as_dict(iteration.plan_iteration(plan.config, made, bounds), chips)
+        result["iteration"] = iteration.as_dict(iteration.plan_iteration(plan.config, by_name, bounds), chips)
     return result
 
 
 def _largest(compiled: Compiled) -> dict[str, dict[str, Any]]:
-    """Of each kind of collective the one that moves the largest array at a time."""
+    """Returns for each kind the collective that moves the largest array at once."""
     largest: dict[str, Collective] = {}
     for collective in compiled.collectives:
         if collective.kind not in largest or collective.size > largest[collective.kind].size:
@@ -154,7 +154,7 @@ def _largest(compiled: Compiled) -> dict[str, dict[str, Any]]:
 
 
 def _smallest_matrix(plan: Plan) -> float:
-    """Bytes on one chip of the smallest weight matrix of a layer while decoding."""
+    """Returns the bytes of a layer's smallest weight matrix on one chip while decoding."""
     int8 = plan.config.decode.weights_dtype == "int8"
     itemsize = 1 if int8 else jnp.dtype(plan.config.model.compute_dtype).itemsize
     layers = parameter_table(plan.architecture)["layers"].values()

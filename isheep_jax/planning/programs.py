@@ -1,4 +1,4 @@
-"""The programs of an iteration, lowered on abstract arrays: the jitted functions that decoding and training call."""
+"""Lowers the jitted functions that decoding and training call on abstract arrays, at the shapes of a config."""
 
 import math
 from collections.abc import Callable
@@ -30,8 +30,8 @@ from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make
 
 Tree = Any
 
-DECODE, PREFILL, SCORE, TRAIN = "decode chunk", "prefill", "score", "train step"
-# The first decides how the weights lie for the next two, whose seconds would else be counted with its own.
+DECODE, PREFILL, SCORE, TRAIN = "decode", "prefill", "score", "train step"
+# Decoding comes first because it chooses the layout of the weights that the next two programs use, which takes time.
 NAMES = (DECODE, PREFILL, SCORE, TRAIN)
 
 # Prompts in a row of scoring, and the choices "1" to "10" of each.
@@ -40,7 +40,7 @@ SCORED, CHOICES = 4, 10
 
 @dataclass(frozen=True)
 class Meshes:
-    """The two meshes of a run, over the same devices."""
+    """The two meshes of a run, on the same devices."""
 
     train: Mesh
     decode: Mesh
@@ -50,9 +50,10 @@ class Meshes:
 class Program:
     """A program at one shape.
 
-    lower: makes the lowered program. weights, optimizer, cache: bytes of those arguments on one device, each split as
-    the sharding says. rows, tokens: of the batch, over all devices; of a decode chunk one step. compile: where
-    decoding itself compiles and keeps the program; None: what `lower` makes is compiled.
+    lower: makes the lowered program.
+    weights, optimizer, cache: bytes of these arguments on one device, as the shardings split them.
+    rows, tokens: size of the batch on all devices; one step for decoding.
+    compile: compiles the program by a function of decoding that caches it; None: `lower` is compiled.
     """
 
     name: str
@@ -66,12 +67,12 @@ class Program:
 
 
 def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) -> Meshes:
-    """Raises `UserError` where settings, model and devices do not fit each other, before anything is compiled."""
+    """Makes the meshes. Raises `UserError` when settings, model and devices do not fit, before any compilation."""
     train = make_mesh(config.mesh, devices)
     meshes = Meshes(train, decode_mesh(train, config.mesh.decode_tensor))
     trainer.check_settings(config.sft, architecture, train)
     check_divisible(parameter_table(architecture), meshes.decode, DECODE_RULES)
-    for name in ("slots", "context"):
+    for name in ("slots", "max_length"):
         if not getattr(config.decode, name):
             raise UserError(f"--decode.{name}: 0 leaves it to the memory of the device; a plan needs a number")
     check_rows("decode.slots", config.decode.slots, meshes.decode)
@@ -84,7 +85,7 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
 
 
 def make_program(name: str, config: Config, architecture: Architecture, meshes: Meshes) -> Program:
-    """One of `NAMES`, at the shape that needs the most memory: prompts as long as the context."""
+    """Makes one of `NAMES` at the shape that needs the most memory: prompts of `decode.max_length` tokens."""
     if name == TRAIN:
         return _train(config, architecture, meshes.train)
     mesh, decode = meshes.decode, config.decode
@@ -101,10 +102,10 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     )
     shapes = abstract_weights(architecture, decode.weights_dtype, dtype)
 
-    def abstract(where: Tree) -> Tree:
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+    def abstract(shardings: Tree) -> Tree:
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
-    def params() -> Tree:  # compiles, so this may find that something does not fit
+    def params() -> Tree:  # compiles the decode program, which may not fit
         return abstract(decoding.weight_places(chunk))
 
     table = weight_table(architecture, decode.weights_dtype)
@@ -131,7 +132,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         cache_bytes,
         decode.slots,
         decode.slots,
-        # The programs above ask for the same one.
+        # The programs above use the same compiled program for its layout.
         compile=lambda: decoding.compile_decode_chunk(chunk, chunk),
     )
 
@@ -163,7 +164,7 @@ def _train(config: Config, architecture: Architecture, mesh: Mesh) -> Program:
 
 
 def bytes_per_device(tree: Tree) -> float:
-    """Bytes of abstract arrays on one device."""
+    """Returns the bytes of abstract arrays on one device."""
     return float(
         sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
     )

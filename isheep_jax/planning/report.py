@@ -1,4 +1,4 @@
-"""Plans for a person: one as plain lines and small tables, several as a table in Markdown."""
+"""Formats plans for the user: one plan as lines and small tables, several as a table in Markdown."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _COLUMNS = ("weights", "optimizer", "cache", "temporaries", "other")
 
 
 def lines(plan: Plan) -> list[str]:
-    """The report of a plan."""
+    """Returns the report of a plan."""
     hardware = plan.hardware
     train = " x ".join(f"{size} {axis}" for axis, size in plan.meshes.train.shape.items())
     decode = " x ".join(f"{size} {axis}" for axis, size in plan.meshes.decode.shape.items() if axis != "fsdp")
@@ -29,7 +29,7 @@ def lines(plan: Plan) -> list[str]:
         out.append(row if p.fits else f"{row}   DOES NOT FIT: {p.advice}")
     out += ["", *_collective_lines(plan)]
     if hardware.chip is None:
-        out += ["", "no public peaks of this device are known here: no least times"]
+        out += ["", "no public peaks of this device are known: no least times"]
         return out
     chip = hardware.chip
     out += [
@@ -81,18 +81,18 @@ _TABLE_HEADS = (
 
 
 def table(plans: list[dict[str, Any]]) -> list[str]:
-    """Plans as JSON (`plan.as_dict`), one row each, in Markdown; memory is a chip's, and times are least times."""
+    """Formats plans in JSON (`plan.as_dict`) as a table in Markdown, with memory per chip and least times."""
     rows = [_TABLE_HEADS, ("---",) * len(_TABLE_HEADS), *map(_table_row, plans)]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _table_row(plan: dict[str, Any]) -> tuple[str, ...]:
-    settings, made = plan["settings"], plan["programs"]
-    total = {name: p["gib_per_chip"]["total"] for name, p in made.items()}
-    memory = [f"{total[name]:.1f}" + ("" if made[name]["fits"] else " (too much)") for name in programs.NAMES]
+    settings, programs_json = plan["settings"], plan["programs"]
+    total = {name: p["gib_per_chip"]["total"] for name, p in programs_json.items()}
+    memory = [f"{total[name]:.1f}" + ("" if programs_json[name]["fits"] else " (too much)") for name in programs.NAMES]
     times = ("-",) * 4
     if "iteration" in plan:
-        seconds = {name: p["least_seconds_per_step"]["seconds"] for name, p in made.items()}
+        seconds = {name: p["least_seconds_per_step"]["seconds"] for name, p in programs_json.items()}
         times = (
             f"{1000 * seconds[programs.DECODE]:.1f}",
             f"{seconds[programs.TRAIN]:.2f}",

@@ -1,4 +1,4 @@
-"""Damaged and unsuitable model directories: each is told in one line, with exit code 2, and nothing is written."""
+"""Damaged and unsuitable model directories: each is one line that names the file, and nothing is written."""
 
 import json
 import os
@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from isheep_jax import generate, train
+from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.cli.arguments import run_command
+from isheep_jax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ENDS = {"eos_token_id": None}
@@ -195,51 +197,47 @@ CASES = {
 }
 
 
-def call(main, module, *arguments, monkeypatch, capsys):
-    """The command in this process: (exit code, what it printed, its error line)."""
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    code = run_command(main, module)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
 @pytest.mark.parametrize("kind", CASES)
-def test_a_bad_checkpoint_is_one_line_and_leaves_nothing(kind, small_checkpoint, tmp_path, monkeypatch, capsys):
+def test_bad_checkpoint_is_one_line_and_is_left_as_it_was(kind, small_checkpoint, tmp_path):
     damage, words = CASES[kind]
     model = shutil.copytree(small_checkpoint, tmp_path / "model")
     damage(model)
     before = sorted(os.walk(tmp_path))
-    settings = [f"--workdir={tmp_path}/run", f"--model.path={model}"]
-    code, out, err = call(
-        train.main, "isheep_jax.train", "--config=tiny", *settings, monkeypatch=monkeypatch, capsys=capsys
-    )
-    assert code == 2
-    assert out == ""
-    (line,) = err.splitlines()
+    with pytest.raises(UserError) as caught:
+        open_model(model).check_chat()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert sorted(os.walk(tmp_path)) == before
+
+
+@pytest.mark.parametrize("command", [train, generate], ids=["train", "generate"])
+@pytest.mark.parametrize("kind", ["a missing tensor", "weights cut short", "no end-of-sequence token"])
+def test_commands_refuse_bad_checkpoint_and_write_nothing(
+    command, kind, small_checkpoint, tmp_path, monkeypatch, capsys
+):
+    damage, words = CASES[kind]
+    model = shutil.copytree(small_checkpoint, tmp_path / "model")
+    damage(model)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    arguments = {
+        train: ["--config=tiny", f"--workdir={tmp_path}/run", f"--model.path={model}"],
+        generate: [f"--model={model}", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl"],
+    }[command]
+    before = sorted(os.walk(tmp_path))
+    monkeypatch.setattr(sys, "argv", [command.__name__, *arguments])
+    assert run_command(command.main, command.__name__) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
     assert line.startswith("error: ")
     for word in words:
         assert word in line
     assert sorted(os.walk(tmp_path)) == before
 
 
-@pytest.mark.parametrize("kind", ["a missing tensor", "weights cut short", "no end-of-sequence token"])
-def test_generate_refuses_like_train(kind, small_checkpoint, tmp_path, monkeypatch, capsys):
-    damage, words = CASES[kind]
-    model = shutil.copytree(small_checkpoint, tmp_path / "model")
-    damage(model)
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
-    arguments = [f"--model={model}", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl"]
-    code, _, err = call(generate.main, "isheep_jax.generate", *arguments, monkeypatch=monkeypatch, capsys=capsys)
-    assert code == 2
-    (line,) = err.splitlines()
-    for word in words:
-        assert word in line
-    assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_the_undamaged_checkpoint_is_accepted(small_checkpoint):
-    from isheep_jax.checkpoint.pretrained import open_model
-
+def test_undamaged_checkpoint_is_accepted(small_checkpoint):
     model = open_model(small_checkpoint)
     model.check_chat()
     assert set(model.tokenizer.eos_ids) == {2, 6}
