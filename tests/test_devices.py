@@ -63,18 +63,10 @@ def assert_same(one, other, path: str) -> None:
         assert one == other, path
 
 
-@pytest.fixture(scope="module")
-def on_one(tmp_path_factory) -> Path:
-    return finished_run(tmp_path_factory.mktemp("one") / "run", 1)
-
-
-@pytest.mark.parametrize(
-    "mesh",
-    [["--mesh.fsdp=8"], ["--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2", "--mesh.decode_tensor=2"]],
-    ids=["fsdp 8", "2 x 2 x 2"],
-)
-def test_eight_devices_write_the_same_records_and_learn_with_the_same_loss(mesh, on_one, tmp_path):
-    on_eight = finished_run(tmp_path / "run", 8, *mesh)
+def test_eight_devices_write_the_same_records_and_learn_with_the_same_loss(tmp_path):
+    on_one = finished_run(tmp_path / "one", 1)
+    mesh = ["--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2", "--mesh.decode_tensor=2"]
+    on_eight = finished_run(tmp_path / "eight", 8, *mesh)
     one, eight = records(on_one), records(on_eight)
     assert sum(len(part) for part in one.values()) > 24 * 4
     assert_same(one, eight, "records")

@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 from test_train import results
 
+from isheep_jax import distributed
+from isheep_jax import train as train_module
+from isheep_jax.errors import UserError
+from isheep_jax.named_configs import named_config
+from isheep_jax.presets import replace_settings
+
 ROOT = Path(__file__).parent.parent
 
 # The tensor axis of decoding and two axes of training lie within a process, `data` goes across both.
@@ -35,12 +41,12 @@ DEVICES = 8
 
 
 class Group:
-    """Processes that find each other on this machine. Each one's output goes to files, so that none waits for a reader.
+    """Processes that find each other on this machine. Their output goes to files, so that none waits for a reader.
 
-    commands: the arguments of python for each. places: where each is started; its package is that of `code`.
+    commands: the arguments of python, one list per process.
     """
 
-    def __init__(self, commands, output: Path, places=None, code=None):
+    def __init__(self, commands, output: Path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -54,12 +60,11 @@ class Group:
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(len(commands)),
                 "JAX_PROCESS_ID": str(index),
-                "PYTHONPATH": str(code[index] if code else ROOT),
+                "PYTHONPATH": str(ROOT),
             }
             with self._file(index, "out").open("w") as out, self._file(index, "err").open("w") as err:
-                place = places[index] if places else ROOT
                 self.processes.append(
-                    subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, cwd=place, env=environment)
+                    subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, cwd=ROOT, env=environment)
                 )
 
     def __enter__(self) -> "Group":
@@ -133,42 +138,48 @@ def test_two_processes_write_what_one_writes(of_one, tmp_path):
     assert group.errors(0) == group.errors(1) == []
 
 
-def disagreeing(tmp_path: Path, first: list[str], second: list[str], **options) -> str:
-    """The one line that both processes end with."""
-    with Group([first, second], tmp_path / "output", **options) as group:
+def test_hosts_with_other_settings_stop_with_the_setting_and_the_host(tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    with Group([train(workdir), train(workdir, "--respond.samples=3")], tmp_path / "output") as group:
         assert group.codes(100) == [2, 2], group.text(0, "err")
         (line,), (same,) = group.errors(0), group.errors(1)
     assert same.endswith(line.removeprefix("error: "))
-    assert f"host {socket.gethostname()} (process 1 of 2) differs in" in line
+    assert f"host {host(1)} differs in --respond.samples: 3 there, 2 on" in line
     assert not (tmp_path / "run").exists()
-    return line
 
 
-def test_hosts_with_other_settings_stop_with_the_setting_and_the_host(tmp_path):
-    workdir = f"--workdir={tmp_path}/run"
-    line = disagreeing(tmp_path, train(workdir), train(workdir, "--respond.samples=3"))
-    assert "differs in --respond.samples: 3 there, 2 on" in line
+def differing(first: dict, second: dict) -> str:
+    """The error of two hosts, a and b, with these facts."""
+    facts = [{name: json.dumps(value) for name, value in host.items()} for host in (first, second)]
+    with pytest.raises(UserError) as caught:
+        distributed._check_equal(facts, ["a", "b"])
+    return str(caught.value)
 
 
-def test_hosts_with_another_seeds_file_stop_with_the_host(tmp_path):
-    places = [tmp_path / "a", tmp_path / "b"]
-    for place in places:
-        place.mkdir()
-        seeds = [{"instruction": f"Say {i} in {place.name}.", "input": "", "output": f"{i}"} for i in range(8)]
-        (place / "seeds.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
-    command = train(f"--workdir={tmp_path}/run", "--synthesize.seeds=seeds.jsonl")
-    assert "differs in the file of seeds: " in disagreeing(tmp_path, command, command, places=places)
+def test_other_seeds_file_is_a_difference_of_the_host(tmp_path, monkeypatch):
+    config = replace_settings(named_config("tiny"), {"synthesize.seeds": "seeds.jsonl"})
+    facts = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        seeds = [{"instruction": f"Say {i} in {name}.", "input": "", "output": f"{i}"} for i in range(8)]
+        (tmp_path / name / "seeds.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
+        monkeypatch.chdir(tmp_path / name)
+        facts.append(train_module._facts(config))
+    assert "host b (process 1 of 2) differs in the file of seeds: " in differing(*facts)
+    assert [name for name in facts[0] if facts[0][name] != facts[1][name]] == ["the file of seeds"]
 
 
-def test_hosts_with_another_version_of_the_code_stop_with_the_host(tmp_path):
-    other = tmp_path / "other"
-    for name in ("isheep_jax", "configs"):
-        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "isheep_jax" / "errors.py").open("a") as file:
+def test_other_version_of_the_code_is_a_difference_of_the_host(tmp_path, monkeypatch):
+    config = named_config("tiny")
+    own = train_module._facts(config)
+    package = shutil.copytree(ROOT / "isheep_jax", tmp_path / "isheep_jax", ignore=shutil.ignore_patterns("*.pyc"))
+    monkeypatch.setattr(distributed, "__file__", str(package / "distributed.py"))
+    assert train_module._facts(config) == own
+    with (package / "loop" / "records.py").open("a") as file:
         file.write("# changed\n")
-    command = train(f"--workdir={tmp_path}/run")
-    line = disagreeing(tmp_path, command, command, places=[ROOT, other], code=[ROOT, other])
-    assert "differs in the source files of isheep_jax: " in line
+    assert "host b (process 1 of 2) differs in the source files of isheep_jax: " in differing(
+        own, train_module._facts(config)
+    )
 
 
 # A small program for what is not the loop's own; it waits less long than the loop does.
