@@ -18,10 +18,6 @@ _ONLY = {
     "use_bidirectional_attention": False,
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-# Defaults of the Gemma classes for fields that config.json leaves out.
-_GEMMA2_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-_GEMMA_QUERY_SCALAR = 256
-_GEMMA3_LOCAL_THETA = 10_000.0
 
 
 def read_architecture(directory: epath.PathLike) -> Architecture:
@@ -79,7 +75,7 @@ def architecture_of(fields: _Fields) -> Architecture:
     family, traits = _family(fields)
     for name, value in _ONLY.items():
         fields.only(name, value)
-    fields.only("hidden_activation" if traits.windows == "pattern" else "hidden_act", traits.activation)
+    fields.only(traits.activation_field, traits.activation)
     if fields["quantization_config"]:
         raise UserError(f"{path}: quantized weights (quantization_config) are not implemented; give the full ones")
 
@@ -92,16 +88,13 @@ def architecture_of(fields: _Fields) -> Architecture:
     if head_dim % 2:
         raise UserError(f"{path}: head_dim={head_dim} is odd, but RoPE turns pairs of coordinates")
     window, windowed_layers = _windows(fields, traits, layers)
-    theta, scaling, window_theta = _read_rope(fields, family)
-    gemma = {}
-    if traits.windows == "pattern":
-        defaults = _GEMMA2_SOFTCAPS if family == "gemma2" else {}
-        gemma = {
-            "query_scalar": fields.number("query_pre_attn_scalar", int, _GEMMA_QUERY_SCALAR),
-            "attention_softcap": fields.optional(
-                "attn_logit_softcapping", float, defaults.get("attn_logit_softcapping")
-            ),
-            "logit_softcap": fields.optional("final_logit_softcapping", float, defaults.get("final_logit_softcapping")),
+    theta, scaling, window_theta = _read_rope(fields, traits)
+    scaling_and_caps = {}
+    if traits.query_scalar is not None:
+        scaling_and_caps = {
+            "query_scalar": fields.number("query_pre_attn_scalar", int, traits.query_scalar),
+            "attention_softcap": fields.optional("attn_logit_softcapping", float, traits.attention_softcap),
+            "logit_softcap": fields.optional("final_logit_softcapping", float, traits.logit_softcap),
         }
     tied = fields["tie_word_embeddings"]
     return Architecture(
@@ -123,7 +116,7 @@ def architecture_of(fields: _Fields) -> Architecture:
         window=window,
         windowed_layers=windowed_layers,
         window_rope_theta=window_theta,
-        **gemma,
+        **scaling_and_caps,
     )
 
 
@@ -181,7 +174,7 @@ def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, 
     return (window, tuple(chosen)) if chosen else (None, ())
 
 
-def _read_rope(fields: _Fields, family: str) -> tuple[float, RopeScaling | None, float | None]:
+def _read_rope(fields: _Fields, traits: Family) -> tuple[float, RopeScaling | None, float | None]:
     """Returns RoPE's base and scaling, and the base of windowed layers if it is another one.
 
     There are two spellings: rope_theta + rope_scaling (and Gemma 3's rope_local_base_freq), or rope_parameters of
@@ -191,16 +184,15 @@ def _read_rope(fields: _Fields, family: str) -> tuple[float, RopeScaling | None,
     values = fields[spelling] or {}
     if not isinstance(values, dict):
         raise UserError(f"{fields.path}: {spelling}={values!r} is not an object")
-    # Files of the first Llamas lack the base, which is 10000. Gemma 3's default is that of its class.
-    theta = 10_000.0 if family != "gemma3_text" else 1_000_000.0
-    if family != "gemma3_text":
+    theta, window_theta = traits.rope_theta, traits.window_rope_theta
+    if window_theta is None:
         return *_rope(fields, values, theta), None
     if {_FULL, _SLIDING} & values.keys():
-        local, local_scaling = _rope(fields, values.get(_SLIDING) or {}, _GEMMA3_LOCAL_THETA, own=True)
+        local, local_scaling = _rope(fields, values.get(_SLIDING) or {}, window_theta, own=True)
         if local_scaling is not None:
             raise fields.refuse(spelling, f"rope_type 'default' for '{_SLIDING}'")
         return *_rope(fields, values.get(_FULL) or {}, theta, own=True), local
-    return *_rope(fields, values, theta), fields.number("rope_local_base_freq", float, _GEMMA3_LOCAL_THETA)
+    return *_rope(fields, values, theta), fields.number("rope_local_base_freq", float, window_theta)
 
 
 def _rope(
@@ -252,8 +244,7 @@ def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
     }
     if not traits.qkv_bias:
         fields["attention_bias"] = False
-    if a.family == "llama":
-        fields["mlp_bias"] = False
+    fields |= traits.exports
     if traits.windows != "none":
         fields["sliding_window"] = a.window
     if traits.windows in ("upper", "pattern"):
@@ -263,9 +254,9 @@ def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
             "use_sliding_window": a.window is not None,
             "max_window_layers": min(a.windowed_layers, default=a.layers),
         }
-    if traits.windows == "pattern":
+    if traits.query_scalar is not None:
         fields |= {
-            "hidden_activation": traits.activation,
+            traits.activation_field: traits.activation,
             "query_pre_attn_scalar": a.query_scalar,
             "attn_logit_softcapping": a.attention_softcap,
             "final_logit_softcapping": a.logit_softcap,

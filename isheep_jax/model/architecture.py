@@ -11,14 +11,19 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Family:
-    """What sets one Hugging Face class apart from the others, beside the sizes: a row of `FAMILIES`.
+    """Traits of a Hugging Face class, apart from its sizes: a row of `FAMILIES`.
 
-    norms: Hugging Face's names of the norms around attention and feed-forward, by leaf; a leaf that is not there is a
-    norm that the family has not. qk_norm: a norm of each query and key "head", or of the whole "projection".
-    norm_offset: added to a stored norm weight. windows: which layers see a window of tokens only: "none", "all",
-    "upper" (those from max_window_layers on, where use_sliding_window is set), or "pattern" (all but every
-    `pattern`-th). tied_embeddings, head_dim, pattern: what holds where config.json does not say; head_dim None is
-    hidden_size / heads.
+    norms: Hugging Face names of the norms around attention and feed-forward, by leaf; the family has no other norms.
+    qk_norm: a norm of each query and key "head", or of the whole "projection".
+    norm_offset: added to a stored norm weight.
+    activation_field: field of config.json that names the activation.
+    windows: layers with a sliding window: "none", "all", "upper" (from max_window_layers on, if use_sliding_window is
+        set), or "pattern" (all but every `pattern`-th).
+    tied_embeddings, head_dim, pattern, rope_theta: values if config.json has none (head_dim None: hidden_size / heads).
+    window_rope_theta: the same for the RoPE base of layers with a window; None: they share that of the others.
+    query_scalar, attention_softcap, logit_softcap: the same for query_pre_attn_scalar, attn_logit_softcapping and
+        final_logit_softcapping; the family lacks all three fields if query_scalar is None.
+    exports: fields of an exported config.json that only this family has.
     """
 
     class_name: str
@@ -29,11 +34,18 @@ class Family:
     qk_norm: Literal["none", "head", "projection"] = "none"
     norm_offset: float = 0.0
     activation: Literal["silu", "gelu_pytorch_tanh"] = "silu"
+    activation_field: str = "hidden_act"
     scaled_embeddings: bool = False
     windows: Literal["none", "all", "upper", "pattern"] = "none"
     tied_embeddings: bool = False
     head_dim: int | None = None
     pattern: int = 0
+    rope_theta: float = 10_000.0
+    window_rope_theta: float | None = None
+    query_scalar: int | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    exports: dict[str, Any] = field(default_factory=dict)
 
 
 _FOUR_NORMS = {
@@ -46,20 +58,29 @@ _GEMMA = {
     "norms": _FOUR_NORMS,
     "norm_offset": 1.0,
     "activation": "gelu_pytorch_tanh",
+    "activation_field": "hidden_activation",
     "scaled_embeddings": True,
     "windows": "pattern",
     "tied_embeddings": True,
     "head_dim": 256,
+    "query_scalar": 256,
 }
 
 # By the model_type of config.json.
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM"),
+    "llama": Family("LlamaForCausalLM", exports={"mlp_bias": False}),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windows="upper"),
     "qwen3": Family("Qwen3ForCausalLM", qk_norm="head", windows="upper", head_dim=128),
     "mistral": Family("MistralForCausalLM", windows="all"),
-    "gemma2": Family("Gemma2ForCausalLM", **_GEMMA, pattern=2),
-    "gemma3_text": Family("Gemma3ForCausalLM", **_GEMMA, qk_norm="head", pattern=6),
+    "gemma2": Family("Gemma2ForCausalLM", **_GEMMA, pattern=2, attention_softcap=50.0, logit_softcap=30.0),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        **_GEMMA,
+        qk_norm="head",
+        pattern=6,
+        rope_theta=1_000_000.0,
+        window_rope_theta=10_000.0,
+    ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
         norms={"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
