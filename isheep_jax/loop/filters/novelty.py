@@ -1,11 +1,9 @@
-"""Which instructions are new: ROUGE-L F1 against one pool that lives as long as the run.
+"""Which instructions are new: ROUGE-L F1 against one pool of earlier instructions that lives as long as the run.
 
-Exact, not approximate: the filters of `overlap` drop no pair that is above the limit, and what they let through is
+The search is exact, not approximate: the filters of `rouge` drop no pair above the limit, and what passes them is
 decided by the longest common subsequence of its tokens (RapidFuzz, with a code point per token).
 """
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,50 +11,14 @@ import numpy as np
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
 
+from isheep_jax.loop.filters.normalization import normalize as normalize
+from isheep_jax.loop.filters.normalization import tokenize
 from isheep_jax.loop.filters.rouge import Bounds, Pairs, Segment, Texts, Vocabulary, all_pairs, batched
 
-_ASCII_WORD = re.compile(r"[a-z0-9]+")
-# Scripts that put no spaces between words: every character counts as a word.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
-)
-# Instructions that are compared with the pool at a time.
+# Instructions compared with the pool at a time.
 _BLOCK = 2048
-# Above this many comparisons in one call, threads pay for themselves.
-_MANY = 20_000
-
-
-def tokenize(text: str) -> list[str]:
-    """Lower-case words of any script, without punctuation; single characters where a script has no spaces.
-
-    On ASCII text these are the tokens of ROUGE's usual tokenizer (without stemming).
-    """
-    text = text.lower()
-    if text.isascii():
-        return _ASCII_WORD.findall(text)
-    tokens: list[str] = []
-    open_word = False
-    for char in unicodedata.normalize("NFC", text):
-        category = unicodedata.category(char)[0]
-        if category == "M" and tokens:
-            tokens[-1] += char
-        elif _UNSPACED.match(char) and category in "LN":
-            tokens.append(char)
-            open_word = False
-        elif category in "LN":
-            if open_word:
-                tokens[-1] += char
-            else:
-                tokens.append(char)
-            open_word = True
-        else:
-            open_word = False
-    return tokens
-
-
-def normalize(text: str) -> str:
-    """The text as its tokens, one space between them: what "the same instruction" means in decontamination."""
-    return " ".join(tokenize(text))
+# Comparisons per call above which threads pay for themselves.
+_MIN_THREADED = 20_000
 
 
 def rouge_l(lcs: int, m: int, n: int) -> float:
@@ -68,20 +30,25 @@ def rouge_l(lcs: int, m: int, n: int) -> float:
 
 
 @dataclass(frozen=True)
-class Neighbor:
-    """The pool's most similar member that is too similar."""
+class NearDuplicate:
+    """The member of the pool that an instruction repeats.
+
+    similarity: ROUGE-L F1 (0 to 1); 1 for equal texts.
+    """
 
     id: str
     similarity: float
 
 
 class Pool:
-    """All instructions so far: seeds, then what every iteration accepted. Takes about 1 kB for each."""
+    """All instructions so far: seeds, then what every iteration accepted. Each takes about 1 kB."""
 
     def __init__(self, limit: float, segment: int = 16384):
-        """limit: highest ROUGE-L F1 (0 to 1) that is still new; with 1 only exact repetitions are not.
+        """Makes an empty pool.
 
-        segment: instructions from which on they are indexed (count); no decision depends on it.
+        Args:
+            limit: Highest ROUGE-L F1 (0 to 1) of a new instruction; with 1 only exact repetitions are dropped.
+            segment: Number of instructions that are worth an index. No decision depends on it.
         """
         self.limit = limit
         self._ids: list[str] = []
@@ -94,21 +61,24 @@ class Pool:
         self._segment = segment
 
     def add(self, id: str, instruction: str, input: str = "") -> None:
-        """Puts an instruction into the pool, new or not."""
+        """Adds an instruction, new or not."""
         self._exact.setdefault(_exact_key(instruction, input), id)
         self._ids.append(id)
         self._waiting.append(instruction)
         if len(self._waiting) == _BLOCK:
             self._index_waiting()
 
-    def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbor | None]:
-        """For each instruction in order: None when it is new (it then joins the pool), or what it repeats.
+    def admit(
+        self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]
+    ) -> list[NearDuplicate | None]:
+        """Returns None for each new instruction, which then joins the pool, or what it repeats.
 
-        The same as asking one after the other. ROUGE-L looks at the instruction alone; the exact comparison at
-        instruction and input. Of several that it repeats, the most similar is told, and of these the earliest.
+        The result is the same as for one call per instruction. ROUGE-L looks at the instruction alone, the exact
+        comparison at instruction and input. An instruction that repeats several gets the most similar one, and the
+        earliest of equally similar ones.
         """
         self._index_waiting()
-        verdicts: list[Neighbor | None] = []
+        verdicts: list[NearDuplicate | None] = []
         for start in range(0, len(ids), _BLOCK):
             block = slice(start, start + _BLOCK)
             verdicts += self._admit(ids[block], instructions[block], inputs[block])
@@ -117,7 +87,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def _admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbor | None]:
+    def _admit(
+        self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]
+    ) -> list[NearDuplicate | None]:
         encoded = self._encode(instructions)
         verdicts = self._against_pool(encoded)
         within = self._within(encoded)
@@ -128,10 +100,10 @@ class Pool:
             if near:
                 similarity, j = max(near)
                 if verdicts[i] is None or similarity > verdicts[i].similarity:
-                    verdicts[i] = Neighbor(ids[-j], similarity)
+                    verdicts[i] = NearDuplicate(ids[-j], similarity)
             key = _exact_key(instructions[i], inputs[i])
             if verdicts[i] is None and key in self._exact:
-                verdicts[i] = Neighbor(self._exact[key], 1.0)
+                verdicts[i] = NearDuplicate(self._exact[key], 1.0)
             if verdicts[i] is None:
                 accepted.append(i)
                 is_accepted[i] = True
@@ -141,7 +113,7 @@ class Pool:
         return verdicts
 
     def _encode(self, instructions: Sequence[str]) -> Texts:
-        # With a limit of 1 tokens do not matter.
+        # With a limit of 1, only the exact comparison decides.
         return self._vocabulary.encode(tokenize(text) if self.limit < 1 else [] for text in instructions)
 
     def _index_waiting(self) -> None:
@@ -154,7 +126,7 @@ class Pool:
         start, stop = self._indexed, len(self._texts)
         if stop - start < self._segment or self.limit >= 1:
             return
-        # Segments of like size merge, so that there are few and a text is indexed anew only log2 times.
+        # Segments of similar size merge: there are few, and a text is indexed again only log2 times.
         while self._segments and self._segments[-1].stop - self._segments[-1].start < 2 * (stop - start):
             start = self._segments.pop().start
         self._segments.append(Segment(self._texts, start, stop, self._bounds))
@@ -163,14 +135,14 @@ class Pool:
     def _indexed(self) -> int:
         return self._segments[-1].stop if self._segments else 0
 
-    def _against_pool(self, encoded: Texts) -> list[Neighbor | None]:
+    def _against_pool(self, encoded: Texts) -> list[NearDuplicate | None]:
         best: dict[int, tuple[float, int]] = {}
         for i, j, similarity in self._close(encoded, self._texts, self._candidates(encoded)):
             order = np.lexsort((j, -similarity, i))
             first = order[np.unique(i[order], return_index=True)[1]]
             for q, k, value in zip(i[first].tolist(), j[first].tolist(), similarity[first].tolist()):
                 best[q] = max(best.get(q, (0.0, 0)), (value, -k))
-        return [Neighbor(self._ids[-best[i][1]], best[i][0]) if i in best else None for i in range(len(encoded))]
+        return [NearDuplicate(self._ids[-best[i][1]], best[i][0]) if i in best else None for i in range(len(encoded))]
 
     def _candidates(self, encoded: Texts) -> Iterator[Pairs]:
         for segment in self._segments:
@@ -181,7 +153,7 @@ class Pool:
             yield i, j + self._indexed
 
     def _within(self, encoded: Texts) -> dict[int, list[tuple[int, float]]]:
-        """For each instruction of a block, the earlier ones of the block that are too similar."""
+        """The earlier instructions of a block that are too similar to each one: (index, similarity) by index."""
         pairs = all_pairs(encoded, np.arange(len(encoded)), encoded.lengths, encoded.narrow, self._bounds)
         within: dict[int, list[tuple[int, float]]] = {}
         for columns in self._close(encoded, encoded, ((i[j < i], j[j < i]) for i, j in pairs)):
@@ -192,19 +164,19 @@ class Pool:
     def _close(
         self, queries: Texts, members: Texts, pairs: Iterable[Pairs]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The pairs (query, member) whose ROUGE-L F1 is above the limit, with it: three arrays."""
+        """Yields the pairs whose ROUGE-L F1 is above the limit: indices of queries and members, and F1 [pairs]."""
         for i, j in batched(pairs):
             m, n = queries.lengths[i], members.lengths[j]
             need = self._bounds.need(m, n)
-            # The bitmaps again, now the wide ones, and the need of just these two lengths.
+            # The bitmap filter once more, now with wide bitmaps and the need of exactly these two lengths.
             bits = np.bitwise_count(queries.wide[i] ^ members.wide[j]).sum(axis=1, dtype=np.int64)
-            left = np.flatnonzero(bits <= m + n - 2 * need)
-            i, j, need = i[left], j[left], need[left]
+            passed = np.flatnonzero(bits <= m + n - 2 * need)
+            i, j, need = i[passed], j[passed], need[passed]
             a, b = [queries.strings[k] for k in i.tolist()], [members.strings[k] for k in j.tolist()]
-            workers = -1 if len(left) > _MANY else 1
+            workers = -1 if len(i) > _MIN_THREADED else 1
             lcs = cpdist(a, b, scorer=LCSseq.similarity, dtype=np.int32, workers=workers)
-            left = np.flatnonzero(lcs >= need)
-            i, j, lcs = i[left], j[left], lcs[left]
+            passed = np.flatnonzero(lcs >= need)
+            i, j, lcs = i[passed], j[passed], lcs[passed]
             if self._vocabulary.ambiguous:
                 tokens = self._vocabulary.tokens
                 both = [(tokens(queries, q), tokens(members, k)) for q, k in zip(i.tolist(), j.tolist())]
@@ -217,30 +189,37 @@ class Pool:
 
 
 class RestartingPool:
-    """A pool that forgets: each time so many instructions have been kept, it begins again with the seeds alone.
+    """A pool that starts again with the seeds alone each time a number of instructions has been kept.
 
     The authors' driver of the 72B models does so (I-SHEEP, `context_generate_single.py`), at every hundred or more.
     """
 
     def __init__(self, start: Callable[[], Pool], every: int):
-        """start: makes the pool of seeds. every: kept instructions until it begins again (count)."""
+        """Starts with the seeds.
+
+        Args:
+            start: Makes the pool of seeds.
+            every: Number of kept instructions after which the pool starts again.
+        """
         self._start, self._every = start, every
         self._pool, self._kept = start(), 0
 
     def add(self, id: str, instruction: str, input: str = "") -> None:
-        """Puts a kept instruction into the pool."""
+        """Adds a kept instruction."""
         self._pool.add(id, instruction, input)
         self._count(1)
 
-    def admit(self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]) -> list[Neighbor | None]:
-        """As `Pool.admit`, for instructions one after the other."""
-        verdicts: list[Neighbor | None] = []
+    def admit(
+        self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]
+    ) -> list[NearDuplicate | None]:
+        """Does what `Pool.admit` does."""
+        verdicts: list[NearDuplicate | None] = []
         while len(verdicts) < len(ids):
-            # No more than may be kept before it begins again.
+            # At most as many as can be kept before the pool starts again.
             block = slice(len(verdicts), len(verdicts) + self._every - self._kept)
-            found = self._pool.admit(ids[block], instructions[block], inputs[block])
-            verdicts += found
-            self._count(found.count(None))
+            block_verdicts = self._pool.admit(ids[block], instructions[block], inputs[block])
+            verdicts += block_verdicts
+            self._count(block_verdicts.count(None))
         return verdicts
 
     def _count(self, kept: int) -> None:
@@ -250,7 +229,7 @@ class RestartingPool:
 
 
 def _f1(precision, recall):
-    """In the order of operations of `rouge_score`, for numbers and arrays alike."""
+    """F1 in the order of operations of `rouge_score`, of numbers or arrays."""
     return 2 * precision * recall / (precision + recall)
 
 

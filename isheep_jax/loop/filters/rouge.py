@@ -1,19 +1,19 @@
-"""Pairs of texts that may be similar: filters that drop nothing whose ROUGE-L F1 is above a limit.
+"""Near-linear search for pairs of texts that may be similar: no pair whose ROUGE-L F1 is above the limit is missed.
 
 F1 is 2 LCS / (m + n) for two texts of m and n tokens, and their longest common subsequence (LCS) is no longer than the
-number of tokens that they share, counted with repetition. Two texts above the limit h thus share at least
-`need` = floor(h (m + n) / 2) + 1 tokens. Three filters follow, in this order:
+number of tokens they share, counted with repetition. Two texts above the limit h therefore share at least
+`need` = floor(h (m + n) / 2) + 1 tokens. This gives three filters, applied in this order:
 
 1. Length: `need` is at most min(m, n).
 2. Prefix (AllPairs: Bayardo, Ma and Srikant, 2007; PPJoin: Xiao et al., 2008): with the tokens of both texts in one
-   fixed order, the first that they share is among the first m - need + 1 of one and n - need + 1 of the other. The
-   order is rarest first, so that few texts have a token there.
+   fixed order, the first shared token is among the first m - need + 1 of one text and n - need + 1 of the other. The
+   order is rarest first, so that few texts share a token there.
 3. Bitmap (Sandes, Teodoro and Melo, 2020): each token flips one bit of its text's bitmap. Two bitmaps differ in at most
-   as many bits as the texts in tokens, which is at most m + n - 2 need.
+   as many bits as the texts differ in tokens, which is at most m + n - 2 need.
 
-A token that a text repeats counts as a new *element* at each repetition, so that texts are sets of elements. Where the
-prefix filter would find many texts, since all share their words, the bitmaps of all texts of a fitting length are
-compared instead: that costs a nanosecond or two per text, so that no data make the search slower than this.
+Each repetition of a token within a text counts as a separate *element*, so that texts are sets of elements. If the
+prefix filter would find many texts, because all share their words, the bitmaps of all texts of a suitable length are
+compared instead: that costs a nanosecond or two per text, which bounds the time on any data.
 """
 
 from collections import Counter
@@ -21,26 +21,26 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-# (index of the query, index of the member), both int64 of the same length.
+# Indices of queries and of members, int64 [pairs] each.
 Pairs = tuple[np.ndarray, np.ndarray]
 
-# Bitmaps that are compared at a time: few enough for the processor's cache.
+# Bitmaps compared at a time: few enough for the processor's cache.
 _CACHED = 1 << 15
-# Candidates that are passed on at a time.
+# Candidate pairs that are passed on together.
 _BATCH = 1 << 17
-# Following the lists of the prefix filter costs this many times what comparing with all costs, per text.
+# Cost per text of following the lists of the prefix filter, relative to comparing all bitmaps.
 _LIST_COST = 6
 # 64-bit words of a wide bitmap.
 _WORDS = 4
-# Code points that can stand for a token: all but 0 and the surrogates.
+# Number of code points that can represent a token: all but 0 and the surrogates.
 _CODE_POINTS = 0x110000 - 0x800 - 1
-# Taken off the limit in all filters: no rounding drops a tie, which the exact formula decides.
+# Subtracted from the limit in all filters, so that rounding drops no tie; the exact formula decides ties.
 _MARGIN = 1e-9
 _FAR = np.iinfo(np.int32).max
 
 
 class Column:
-    """An array that grows at its end."""
+    """An array that grows at the end, in amortized constant time per value."""
 
     def __init__(self, dtype: type, width: tuple[int, ...] = ()):
         self._data = np.zeros((0, *width), dtype)
@@ -61,10 +61,11 @@ class Column:
 
 
 class Texts:
-    """Encoded texts, as columns.
+    """Encoded texts, stored as columns.
 
-    strings: a code point per token. elements: of all texts, in the order of their tokens. starts, lengths: where a
-    text's elements lie (count). wide: bitmaps of 64 * _WORDS bits. narrow: of 64 bits, the wide ones folded.
+    strings: each text as a string with a code point per token. elements: the elements of all texts, in the order of
+    their tokens. starts, lengths: the range of each text in `elements`. wide: bitmaps [N, _WORDS] of 64 * _WORDS bits.
+    narrow: bitmaps [N] of 64 bits, the XOR of the wide ones' words.
     """
 
     def __init__(self):
@@ -88,7 +89,7 @@ class Texts:
 
     def extend(self, strings: Sequence[str], elements: np.ndarray, lengths: np.ndarray) -> None:
         starts = len(self.elements) + np.cumsum(lengths) - lengths
-        # Fibonacci hashing: neighbors in the vocabulary get different bits.
+        # Fibonacci hashing gives neighbors in the vocabulary different bits.
         bit = (elements.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(56)
         word = np.repeat(np.arange(len(lengths)) * _WORDS, lengths) + (bit // 64).astype(np.int64)
         wide = np.zeros(len(lengths) * _WORDS, np.uint64)
@@ -100,7 +101,7 @@ class Texts:
             column.extend(values)
 
     def take(self, chosen: Sequence[int]) -> "Texts":
-        """Some of the texts, in the given order."""
+        """Returns the chosen texts, in the given order."""
         taken = Texts()
         index = np.array(chosen, np.int64)
         taken.extend(
@@ -112,7 +113,7 @@ class Texts:
 
 
 class Vocabulary:
-    """Numbers for tokens, in the order in which they were met; a token's repetition in a text has one of its own."""
+    """Numbers for elements in the order of their first appearance; a repeated token is another element."""
 
     def __init__(self):
         self._elements: dict[str | tuple[str, int], int] = {}
@@ -120,11 +121,11 @@ class Vocabulary:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether there are more tokens than code points, so that one of these may stand for several."""
+        """Whether there are more elements than code points, so that a code point may represent several tokens."""
         return len(self._elements) > _CODE_POINTS
 
     def encode(self, texts: Iterable[Sequence[str]]) -> Texts:
-        """texts: lists of tokens."""
+        """Encodes texts, given as lists of tokens, and adds their new elements to the vocabulary."""
         known = self._elements
         elements: list[int] = []
         lengths: list[int] = []
@@ -156,39 +157,39 @@ class Vocabulary:
         return encoded
 
     def tokens(self, texts: Texts, index: int) -> list[int]:
-        """A number for each token of a text, the same for its repetitions."""
+        """Returns a number for each token of a text, the same for its repetitions."""
         start = texts.starts[index]
         return self._first.values[texts.elements[start : start + texts.lengths[index]]].tolist()
 
 
 class Bounds:
-    """What the lengths m and n (tokens) of two texts say about them if they are above the limit."""
+    """What two texts of m and n tokens must satisfy to be above the limit."""
 
     def __init__(self, limit: float):
         self._half = (limit - _MARGIN) / 2
 
     def need(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-        """Tokens that both have (count), and so the length of the LCS."""
+        """Least number of shared tokens, and so the least length of the LCS."""
         return np.maximum(np.floor(self._half * (m + n)).astype(np.int64) + 1, 1)
 
     def differences(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-        """Two bitmaps of 64 bits differ in fewer bits than this; 0 where the lengths rule the pair out."""
+        """Upper bound (exclusive) on the bits in which the narrow bitmaps differ; 0 if the lengths exclude the pair."""
         need = self.need(m, n)
         return np.where(need > np.minimum(m, n), 0, np.minimum(m + n - 2 * need + 1, 65)).astype(np.uint8)
 
     def most_differences(self, m: np.ndarray, longest: np.ndarray) -> np.ndarray:
-        """At least `differences` for every partner of at most `longest` tokens.
+        """Upper bound on `differences` over all partners of at most `longest` tokens.
 
-        `differences` itself falls where `need` rises; this bound, in which `need` is not rounded, does not.
+        `differences` is not monotonic in the length, since `need` is rounded; this bound does not round it.
         """
         return np.minimum(np.floor((m + longest) * (1 - 2 * self._half)) + 1, 65).astype(np.uint8)
 
     def shortest(self, m: np.ndarray) -> np.ndarray:
-        """Tokens of the shortest partner, or one less, of a text of m tokens."""
+        """Length of the shortest possible partner of a text of m tokens, or one less."""
         return np.maximum(np.floor(max(self._half, 0) * m / (1 - self._half) - 1e-6).astype(np.int64), 1)
 
     def longest(self, m: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """Tokens of the longest partner, or one more, where the first shared element is the one at `position`."""
+        """Length of the longest possible partner, or one more, if the first shared element is at `position`."""
         if self._half <= 0:
             return np.full(np.shape(m), _FAR, np.int64)
         return np.minimum(np.floor((m - position) / self._half - m + 1e-6), _FAR).astype(np.int64)
@@ -197,34 +198,39 @@ class Bounds:
 def all_pairs(
     queries: Texts, chosen: np.ndarray, lengths: np.ndarray, narrow: np.ndarray, bounds: Bounds
 ) -> Iterator[Pairs]:
-    """Pairs of a chosen query and a member that pass the filters of length and bitmap, without an index.
+    """Yields the pairs of a chosen query and a member that pass the length and bitmap filters, without an index.
 
-    chosen: indices of queries. lengths, narrow: of the members; sorted by length this is faster.
+    Args:
+        queries: Encoded texts.
+        chosen: Indices of the queries to compare.
+        lengths: Number of tokens of each member [N]. If members are sorted by length, this is faster.
+        narrow: Bitmap of each member [N].
+        bounds: Bounds of the limit.
     """
     is_sorted = bool(np.all(lengths[1:] >= lengths[:-1]))
-    of_chosen = queries.lengths[chosen]
-    for m in np.unique(of_chosen[of_chosen > 0]):
-        group = chosen[of_chosen == m]
+    chosen_lengths = queries.lengths[chosen]
+    for m in np.unique(chosen_lengths[chosen_lengths > 0]):
+        group = chosen[chosen_lengths == m]
         low, high = 0, len(lengths)
         if is_sorted:
             low, high = np.searchsorted(lengths, [bounds.shortest(m), bounds.longest(m, np.int64(0)) + 1]).tolist()
         for start in range(low, high, _CACHED):
-            some = narrow[start : min(start + _CACHED, high)]
-            below = bounds.differences(m, lengths[start : start + len(some)])
-            step = max(1, _CACHED // len(some))
+            block = narrow[start : min(start + _CACHED, high)]
+            below = bounds.differences(m, lengths[start : start + len(block)])
+            step = max(1, _CACHED // len(block))
             for first in range(0, len(group), step):
                 rows = group[first : first + step]
-                near = np.flatnonzero(np.bitwise_count(queries.narrow[rows, None] ^ some) < below)
+                near = np.flatnonzero(np.bitwise_count(queries.narrow[rows, None] ^ block) < below)
                 if len(near):
-                    row, column = np.divmod(near, len(some))
+                    row, column = np.divmod(near, len(block))
                     yield rows[row], column + start
 
 
 class Segment:
-    """The prefix filter of the members `start` to `stop` of a pool. It does not change.
+    """An immutable index for the prefix filter over the members `start` to `stop` of a pool.
 
-    Members are sorted by length, and the list of an element by member, so that the members of a list whose lengths are
-    in some range lie together.
+    Members are sorted by length, and the list of each element by member, so that the members of a list with lengths in
+    a given range are contiguous.
     """
 
     def __init__(self, texts: Texts, start: int, stop: int, bounds: Bounds):
@@ -250,7 +256,10 @@ class Segment:
         self._list_narrow = self._narrow[self._lists % len(order)]
 
     def candidates(self, queries: Texts) -> Iterator[Pairs]:
-        """Pairs of a query and a member (index in the pool): all above the limit, some of them twice, and others."""
+        """Yields pairs of a query and a member (index in the pool): all above the limit, and others.
+
+        A pair may come twice.
+        """
         size, bounds = len(self._members), self._bounds
         elements = queries.elements
         known = elements < len(self._rank)
@@ -279,18 +288,18 @@ class Segment:
         pieces = np.searchsorted(np.cumsum(counts), np.arange(_CACHED, counts.sum() + _CACHED, _CACHED))
         first = 0
         for last in (pieces + 1).tolist():
-            some = slice(first, last)
-            index = ranges(begin[some], counts[some])
-            q = np.repeat(row[some], counts[some])
+            part = slice(first, last)
+            index = ranges(begin[part], counts[part])
+            q = np.repeat(row[part], counts[part])
             bits = np.bitwise_count(self._list_narrow[index] ^ queries.narrow[q])
-            near = np.flatnonzero(bits < np.repeat(below[some], counts[some]))
+            near = np.flatnonzero(bits < np.repeat(below[part], counts[part]))
             if len(near):
                 yield q[near], self._members[self._lists[index[near]] % size]
             first = last
 
 
 def batched(pairs: Iterable[Pairs]) -> Iterator[Pairs]:
-    """The same pairs in fewer, longer arrays."""
+    """Yields the same pairs in fewer, longer arrays."""
     waiting: list[Pairs] = []
     size = 0
     for pair in pairs:
@@ -304,14 +313,14 @@ def batched(pairs: Iterable[Pairs]) -> Iterator[Pairs]:
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """start, start + 1, ... (count of them) of each range, one range after the other."""
+    """Concatenates the ranges [start, start + count)."""
     counts = counts.astype(np.int64)
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(counts.sum())
 
 
 def _sorted_elements(row: np.ndarray, rank: np.ndarray, ranks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Elements sorted by text and then rank: text, rank (-1 to ranks - 1), and position in the text from 0."""
+    """Sorts elements by text and rank; returns text, rank (-1 to ranks - 1) and position within the text of each."""
     key = np.sort(row * (ranks + 1) + rank + 1)
     row, rank = np.divmod(key, ranks + 1)
     return row, rank - 1, np.arange(len(row)) - np.searchsorted(row, row)

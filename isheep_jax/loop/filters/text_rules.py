@@ -1,8 +1,8 @@
-"""Rules that drop malformed instructions and responses, before any score is asked for.
+"""Rules that drop malformed instructions and responses before they are scored.
 
-'paper': the heuristics of I-SHEEP (arXiv 2408.08072 section 3.1 and its released filters). They are meant for English
-and are crude: an answer that names "vitamin A." is dropped as a list of options. 'basic': only what no run can use.
-Each function returns None, or the reason as one of few fixed texts.
+'paper' are the heuristics of I-SHEEP (arXiv 2408.08072 section 3.1 and its released filters). They are made for English
+and crude: an answer that names "vitamin A." is dropped as a list of options. 'basic' drops only what no run can use.
+Each function returns None or the reason, one of a few fixed strings by which records are counted.
 """
 
 import re
@@ -15,7 +15,7 @@ _BEYOND_TEXT = re.compile(
 )
 _NO_INPUT = re.compile(r"<?\bno ?input\b>?", re.IGNORECASE)
 _LABEL = re.compile(r"(^|\n)\s*(\d+\s*[.:)]\s*)?(instruction|input|output|response)\s*:|###", re.IGNORECASE)
-# What a model writes when it does not begin a new line for the next field.
+# A field label that does not start a line.
 _LABEL_WITHIN = re.compile(r"\S\s+(Instruction|Input|Output):")
 _LINK = re.compile(r"https?:", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<[^<>\n]{1,20}>")
@@ -23,14 +23,14 @@ _ROLE = re.compile(r"(^|\n)(assistant|system|human|question|output|user)\s*(:|\n
 _CHOICES = re.compile(r"\banswer\s+choices\s*:", re.IGNORECASE)
 _QUESTION_BACK = re.compile(r"(^|\n)can you\b|\bdo you\b", re.IGNORECASE)
 _CLOSING_QUESTION = re.compile(r"\n\s*\n[^\n?]{1,100}\?")
-# The authors' is wider: without regard to case and what follows, so that "e.g." and c.lower() in a program are options.
+# Narrower than the authors' pattern, which ignores case and context: "e.g." and c.lower() in a program match there.
 _OPTION = re.compile(r"\b[A-E]\.(\s|$)|\([A-Ea-e]\)")
 _FOREIGN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _ANSWER_LABEL = re.compile(r"\s*(答案|回答|答)\s*[:：]\s*")
 
 
 def instruction_reason(rules: str, instruction: str, input: str) -> str | None:
-    """Why an instruction is dropped, or None. rules: 'paper' or 'basic'."""
+    """Returns why an instruction is dropped, or None. rules: 'paper' or 'basic'."""
     if not re.search(r"\w", instruction):
         return "empty"
     if _LABEL.search(instruction) or _LABEL.search(input):
@@ -58,14 +58,14 @@ def instruction_reason(rules: str, instruction: str, input: str) -> str | None:
 
 
 def clean_response(rules: str, response: str) -> str:
-    """The response without surrounding white space and, with 'paper', without a leading Chinese label for "answer"."""
+    """Strips white space around the response and, with 'paper', a leading Chinese label for "answer"."""
     if rules == "paper":
         response = _ANSWER_LABEL.sub("", response, count=1) if _ANSWER_LABEL.match(response) else response
     return response.strip()
 
 
 def response_reason(rules: str, instruction: str, input: str, response: str) -> str | None:
-    """Why a (cleaned, finished) response is dropped, or None. rules: 'paper' or 'basic'."""
+    """Returns why a response (cleaned, complete) is dropped, or None. rules: 'paper' or 'basic'."""
     if not response.strip():
         return "empty"
     if rules == "basic":
@@ -80,8 +80,8 @@ def response_reason(rules: str, instruction: str, input: str, response: str) -> 
         return "asks back"
     if _FOREIGN.search(response):
         return "foreign script"
-    asked = f"{instruction}\n{input}"
-    if _NO_INPUT.search(asked) or _PLACEHOLDER.search(asked) or "none" in asked.lower():
+    task = f"{instruction}\n{input}"
+    if _NO_INPUT.search(task) or _PLACEHOLDER.search(task) or "none" in task.lower():
         return "instruction has a placeholder"
     if input and input in instruction:
         return "input repeats the instruction"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
-from isheep_jax.loop.filters.novelty import normalize
+from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.records import Instruction
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
+from isheep_jax.loop.filters.verdicts import not_decoded
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.loop.records import KEPT, Verdict, dropped, kept
@@ -207,8 +208,8 @@ class _Brainstorm:
             part.append(Topic(id, type.name, topic, self.round, prompt, verdict))
 
         for type, n, completion in answers:
-            if completion.finish_reason == "error":
-                add(type, n, "", dropped("not decoded", completion.error))
+            if verdict := not_decoded(completion):
+                add(type, n, "", verdict)
                 continue
             for topic in read_topics(completion.text, finished=completion.finish_reason == "stop"):
                 reason = topic_reason(topic)

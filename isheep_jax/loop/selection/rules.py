@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from isheep_jax.config import Config, SelectConfig, is_server
 from isheep_jax.errors import UserError
+from isheep_jax.loop.filters.verdicts import NOT_DECODED, UNFINISHED
 from isheep_jax.loop.records import Selected, Verdict, dropped
 
 Need = Literal["scores", "perplexities", "clusters"]
 
 # Reasons after which a pair has nothing to learn from, whatever a rule says.
-_UNUSABLE = ("not decoded", "unfinished", "empty", "no thoughts", "no answer")
+_UNUSABLE = (NOT_DECODED, UNFINISHED, "empty", "no thoughts", "no answer")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from fractions import Fraction
 import pytest
 
 from isheep_jax.errors import UserError
-from isheep_jax.loop.filters.novelty import Pool, tokenize
+from isheep_jax.loop.filters.normalization import tokenize
+from isheep_jax.loop.filters.novelty import Pool
 from isheep_jax.loop.filters.text_rules import clean_response, instruction_reason, response_reason
 from isheep_jax.loop.prompting import templates
 from isheep_jax.loop.prompting.seeds import read_seeds
