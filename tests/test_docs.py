@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import math
 import re
 import shlex
@@ -13,8 +12,9 @@ import pytest
 
 from isheep_jax.cli.arguments import parse_config
 from isheep_jax.cli.console import Console
-from isheep_jax.config import Config, config_names, flatten, named_config
+from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
+from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.studies.definitions import STUDIES
 
 ROOT = Path(__file__).parent.parent
@@ -122,12 +122,19 @@ def test_values_of_settings_in_prose_are_possible(name):
         settings = [word for word in words if re.fullmatch(r"--[a-z_.]+=[^A-Z\s][^\s]*", word)]
         if not settings or "..." in span or not all(word[2:].partition("=")[0] in SETTINGS for word in settings):
             continue
-        try:
-            parse_config(["--config=tiny", *settings], "isheep_jax.train")
-        except UserError as error:
-            # Prose may leave out what else a setting needs, but not misname a value.
-            assert " is not " not in str(error), f"{name}: {error}"
-            assert "out of range" not in str(error), f"{name}: {error}"
+        error = refusal(settings)
+        # Prose may leave out what else a setting needs, but not misname a value.
+        assert " is not " not in error, f"{name}: {error}"
+        assert "out of range" not in error, f"{name}: {error}"
+
+
+def refusal(settings: list[str]) -> str:
+    """Returns the message with which the settings are refused, or ""."""
+    try:
+        parse_config(["--config=tiny", *settings], "isheep_jax.train")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -139,7 +146,7 @@ def test_files_named_in_prose_exist(name):
             and span != EXAMPLE
         ):
             assert list(ROOT.glob(span.rstrip("/"))), f"{name}: {span}"
-        elif re.fullmatch(r"[\w/]+\.py", span) and span != EXAMPLE:
+        elif re.fullmatch(r"[\w/]+\.py", span):
             here = [ROOT / name, *(ROOT / folder / "x" for folder in FOLDERS)]
             beside = any((path.parent / span).exists() for path in here)
             assert beside or list(ROOT.glob(f"isheep_jax/**/{span}")), f"{name}: {span}"
@@ -286,9 +293,9 @@ def test_plan_table_shows_the_configs_as_they_are():
 
 
 def test_config_in_readme_is_one(tmp_path, monkeypatch):
-    import isheep_jax.config as config
+    from isheep_jax import named_configs
 
     (tmp_path / "mine.py").write_text(re.search(r"^```python\n(.*?)^```", TEXTS["README.md"], flags=re.M | re.S)[1])
-    monkeypatch.setattr(config, "configs_directory", lambda: tmp_path)
+    monkeypatch.setattr(named_configs, "configs_directory", lambda: tmp_path)
     mine = parse_config(["--config=mine", "--preset=i_sheep"], "isheep_jax.train")
-    assert json.loads(config.to_json(mine))["name"] == "mine"
+    assert (mine.name, mine.synthesize.seeds, mine.assess.read) == ("mine", "seeds.jsonl", "sampled")
