@@ -169,7 +169,7 @@ def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
 
 @dataclass(frozen=True)
 class ActivationSharding:
-    """Where activations lie, for XLA to keep to; without a mesh, anywhere.
+    """Fixes the sharding of activations. A method is named by the layout it gives; without a mesh it does nothing.
 
     Left to itself, XLA splits the model's width and exchanges whole activations in every layer of training: for 8
     billion parameters on 16 chips 8 times the bytes, in 3 times the memory (planned for a TPU v5e).
@@ -180,36 +180,36 @@ class ActivationSharding:
 
     @property
     def platform(self) -> str:
-        """Of the devices: "cpu", "gpu" or "tpu". Programs may be compiled for devices that are not here."""
+        """The devices' platform, "cpu", "gpu" or "tpu". Programs may be compiled for devices that are not here."""
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
-    def rows(self, x: jax.Array) -> jax.Array:
-        """[B, ...] split over the batch's axes alone."""
+    def batch_sharded(self, x: jax.Array) -> jax.Array:
+        """Splits [B, ...] over the batch's mesh axes alone."""
         return self._constrain(x, self.rules.batch)
 
-    def columns(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] with its width split as that of the weights, and the batch over the axes that this leaves."""
-        return self._constrain(x, self._replicas, None, self.rules.embed)
+    def embed_sharded(self, x: jax.Array) -> jax.Array:
+        """Splits [B, T, D] by its width as the weights are, and the batch over the mesh axes that this leaves."""
+        return self._constrain(x, self._replica_axes, None, self.rules.embed)
 
-    def tokens(self, x: jax.Array) -> jax.Array:
-        """[B, ...] split over the replicas of the weights alone: the devices that share one look at the same rows."""
-        return self._constrain(x, self._replicas)
+    def replica_sharded(self, x: jax.Array) -> jax.Array:
+        """Splits [B, ...] over the replicas of the weights: devices that share one replica see the same rows."""
+        return self._constrain(x, self._replica_axes)
 
-    def head(self, x: jax.Array, tied: bool) -> jax.Array:
-        """The output head, [V, D] if tied and else [D, V], with its vocabulary split over all that split a weight."""
-        axes = self._vocabulary(x.shape[0 if tied else 1])
-        return self._constrain(x, *((axes, None) if tied else (None, axes)))
+    def vocab_sharded(self, x: jax.Array) -> jax.Array:
+        """Splits logits [B, T, V] by the vocabulary as `lm_head_sharded`, and the batch over the replicas."""
+        return self._constrain(x, self._replica_axes, None, self._vocab_axes(x.shape[-1]))
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """[B, T, V] split as `head`, and the batch over the replicas of the weights."""
-        return self._constrain(x, self._replicas, None, self._vocabulary(x.shape[-1]))
+    def lm_head_sharded(self, head: jax.Array, tied: bool) -> jax.Array:
+        """Splits the lm_head ([V, D] if tied, otherwise [D, V]) by the vocabulary over all axes that split weights."""
+        axes = self._vocab_axes(head.shape[0 if tied else 1])
+        return self._constrain(head, *((axes, None) if tied else (None, axes)))
 
     @property
-    def _replicas(self) -> tuple[str, ...]:
+    def _replica_axes(self) -> tuple[str, ...]:
         batch = self.rules.batch
         return tuple(axis for axis in ((batch,) if isinstance(batch, str) else batch) if axis != self.rules.embed)
 
-    def _vocabulary(self, size: int) -> tuple[str, ...]:
+    def _vocab_axes(self, size: int) -> tuple[str, ...]:
         axes = tuple(axis for axis in (self.rules.embed, self.rules.vocab) if axis is not None)
         shards = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
         return axes if size % shards == 0 else (self.rules.vocab,)

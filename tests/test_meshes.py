@@ -117,9 +117,8 @@ def logits(family: str, sizes: tuple[int, int, int]) -> np.ndarray:
             architecture,
             batch.tokens,
             batch.positions,
+            transformer.ForwardSetup(jnp.float32, ActivationSharding(mesh)),
             segment_ids=batch.segment_ids,
-            compute_dtype=jnp.float32,
-            activations=ActivationSharding(mesh),
         )
         return transformer.logits(params, architecture, hidden, jnp.float32)
 

@@ -21,7 +21,7 @@ from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_he
 from isheep_jax.errors import UserError
 from isheep_jax.files import whole_directory
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
-from isheep_jax.model.quantization import Storage, quantize
+from isheep_jax.model.quantization import StorageDtype, quantize
 from isheep_jax.sharding import AXES, ShardingRules, partition
 from isheep_jax.text.tokenizer import Tokenizer
 
@@ -97,7 +97,7 @@ def load_parameters(
     mesh: Mesh,
     rules: ShardingRules,
     dtype: jnp.dtype,
-    weights: Storage = "model",
+    weights: StorageDtype = "model",
 ) -> dict[str, Any]:
     """Loads the parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
 

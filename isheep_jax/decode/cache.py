@@ -7,8 +7,10 @@ from jax.sharding import PartitionSpec as P
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attention import PACKED_KEYS, cached_keys
+from isheep_jax.model.attention_blockwise import PACKED_BLOCK
+from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
+from isheep_jax.model.transformer import ForwardSetup
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 
 # Caches are read in blocks, which their lengths are multiples of; a multiple of the tiles that a CPU reads.
@@ -24,7 +26,7 @@ def cache_length(context: int) -> int:
 
 def alignment(mesh: Mesh | None) -> int:
     """Prompts begin at multiples of this in packed rows (tokens), so that neighbors change nothing of their sums."""
-    return _LANES if decode_activations(mesh).platform == "tpu" else PACKED_KEYS
+    return _LANES if decode_activations(mesh).platform == "tpu" else PACKED_BLOCK
 
 
 def bucket_of(length: int, align: int) -> int:
@@ -88,6 +90,11 @@ def decode_activations(mesh: Mesh | None) -> ActivationSharding:
     return ActivationSharding(mesh, DECODE_RULES)
 
 
+def decode_setup(mesh: Mesh | None, compute_dtype: jnp.dtype) -> ForwardSetup:
+    """Returns the static choices of a forward pass while decoding."""
+    return ForwardSetup(compute_dtype, decode_activations(mesh), differentiable=False)
+
+
 def allocate(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None) -> KVCache:
     """An empty cache of `slots` rows for `context` tokens, each device making only its own part."""
     return init_cache(architecture, slots, cache_length(context), dtype, cache_sharding(mesh), _tile(mesh))
@@ -102,4 +109,4 @@ def abstract_cache(
 
 def _tile(mesh: Mesh | None) -> int:
     platform = decode_activations(mesh).platform
-    return cached_keys(platform) if platform == "cpu" else 0
+    return cache_block(platform) if platform == "cpu" else 0

@@ -25,7 +25,7 @@ from isheep_jax.decode.stops import lone_byte, settled_text
 from isheep_jax.decode.tokenization import TokenizedPrompt, TooLong, tokenize
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
-from isheep_jax.model.quantization import check_storage, place_leaf
+from isheep_jax.model.quantization import check_storage_dtype, put_weight
 from isheep_jax.sharding import DECODE_RULES, check_divisible
 from isheep_jax.text.tokenizer import Tokenizer
 
@@ -61,8 +61,8 @@ class Engine:
         config = dataclasses.replace(config, max_length=config.max_length or architecture.context_length)
         if config.steps_per_call < 1:
             raise UserError(f"decode.steps_per_call={config.steps_per_call} must be at least 1")
-        check_storage("decode.weights_dtype", config.weights_dtype)
-        check_storage("decode.kv_cache_dtype", config.kv_cache_dtype)
+        check_storage_dtype("decode.weights_dtype", config.weights_dtype)
+        check_storage_dtype("decode.kv_cache_dtype", config.kv_cache_dtype)
         if config.slots:
             check_rows("decode.slots", config.slots, mesh)
         elif jax.process_count() > 1:
@@ -89,7 +89,7 @@ class Engine:
         )
         places = weight_places(self.chunk_shape)
         # One leaf at a time, to bound the peak of memory.
-        place = functools.partial(place_leaf, dtype=self.compute_dtype)
+        place = functools.partial(put_weight, dtype=self.compute_dtype)
         self.params = jax.tree.map(place, parameter_table(architecture), params, places)
         self.statistics = Statistics()
 

@@ -23,15 +23,15 @@ from isheep_jax.decode.cache import (
     constrain_cache,
     constrain_rows,
     decode_activations,
+    decode_setup,
     replicate,
     rows_sharding,
 )
 from isheep_jax.decode.packing import AT, SEGMENT, SLOT, TOKEN
 from isheep_jax.decode.sampling import GENERATED, PROMPT, DeviceSamplingParams, logprobs_of, sample
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attention import Context
-from isheep_jax.model.kv_cache import KVCache, init_cache
-from isheep_jax.model.quantization import Storage, abstract_weights, weight_table
+from isheep_jax.model.kv_cache import CacheWrite, KVCache, PrefixKV, init_cache
+from isheep_jax.model.quantization import StorageDtype, abstract_weights, weight_table
 from isheep_jax.model.transformer import forward, logits
 from isheep_jax.sharding import DECODE_RULES, param_shardings
 
@@ -77,12 +77,12 @@ def prefix_sharding(mesh: Mesh | None) -> NamedSharding | SingleDeviceSharding:
     return where if mesh is None else NamedSharding(mesh, PartitionSpec(None, None, *where.spec[2:]))
 
 
-def prefix_contexts(prefix: Prefix | None) -> tuple[Context, ...]:
+def prefix_kv(prefix: Prefix | None) -> tuple[PrefixKV, ...]:
     """The prefix as every token sees it."""
     if prefix is None:
         return ()
     slots = jnp.arange(prefix.cache.length, dtype=jnp.int32)
-    return (Context(prefix.cache, (slots < prefix.length)[None, None], slots[None]),)
+    return (PrefixKV(prefix.cache, (slots < prefix.length)[None, None], slots[None]),)
 
 
 def prefix_length(prefix: Prefix | None) -> jax.Array | int:
@@ -128,10 +128,8 @@ def make_prefix(
         architecture,
         tokens,
         positions,
-        collect=True,
-        differentiable=False,
-        compute_dtype=compute_dtype,
-        activations=decode_activations(mesh),
+        decode_setup(mesh, compute_dtype),
+        collect_kv=True,
     )
     where = prefix_sharding(mesh)
     return Prefix(
@@ -161,14 +159,10 @@ def prefill(
         architecture,
         packed[..., TOKEN],
         packed[..., AT] + prefix_length(prefix),
+        decode_setup(mesh, compute_dtype),
         segment_ids=packed[..., SEGMENT],
-        cache=cache,
-        at=packed[..., AT],
-        rows=packed[..., SLOT],
-        contexts=prefix_contexts(prefix),
-        differentiable=False,
-        compute_dtype=compute_dtype,
-        activations=decode_activations(mesh),
+        prefix_kv=prefix_kv(prefix),
+        cache=CacheWrite(cache, packed[..., AT], packed[..., SLOT]),
     )
     return constrain_cache(cache, mesh)
 
@@ -225,7 +219,7 @@ def decode_chunk(
     updates = constrain_rows(updates, mesh)
     control = jnp.where(updates[:, CHANGED:] > 0, updates[:, :CHANGED], slots.control)
     keys = jax.lax.bitcast_convert_type(control[:, KEY], jnp.uint32)
-    contexts, before = prefix_contexts(prefix), prefix_length(prefix)
+    shared_kv, before = prefix_kv(prefix), prefix_length(prefix)
 
     def unfinished(carry):
         step, remaining = carry[0], carry[4]
@@ -240,12 +234,9 @@ def decode_chunk(
             architecture,
             token[:, None],
             place[:, None] + before,
-            cache=cache,
-            at=jnp.where(busy, place, -1)[:, None],
-            contexts=contexts,
-            differentiable=False,
-            compute_dtype=compute_dtype,
-            activations=decode_activations(mesh),
+            decode_setup(mesh, compute_dtype),
+            prefix_kv=shared_kv,
+            cache=CacheWrite(cache, jnp.where(busy, place, -1)[:, None]),
         )
         scores = logits(params, architecture, hidden[:, 0], compute_dtype)
         new = sample(scores, keys, place + before + 1, settings, seen, mesh=mesh)
@@ -291,8 +282,8 @@ class ChunkShape:
     end_ids: tuple[int, ...]
     mesh: Mesh | None
     compute_dtype: jnp.dtype
-    weights: Storage = "model"
-    cache: Storage = "model"
+    weights: StorageDtype = "model"
+    cache: StorageDtype = "model"
     prefix: int = 0
     penalties: bool = False
     logprobs: bool = False

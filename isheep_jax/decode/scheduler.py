@@ -36,7 +36,7 @@ from isheep_jax.decode.requests import Completion, SamplingParams
 from isheep_jax.decode.sampling import DeviceSamplingParams
 from isheep_jax.decode.stops import cut_at_stop
 from isheep_jax.decode.tokenization import TokenizedPrompt
-from isheep_jax.model.attention import cached_keys
+from isheep_jax.model.attention_cached import cache_block
 
 if TYPE_CHECKING:
     from isheep_jax.decode.engine import Engine
@@ -67,7 +67,7 @@ class Generation:
         self.shards = data_shards(engine.mesh)
         self.on_cpu = decode_activations(engine.mesh).platform == "cpu"
         # As long as the longest may become, in few lengths.
-        block = cached_keys(decode_activations(engine.mesh).platform)
+        block = cache_block(decode_activations(engine.mesh).platform)
         longest = min(bucket_of(self._room(self.waiting[0]), block), engine.config.max_length)
         self.context = cache_length(-(-longest // block) * block)
         new = [self._most_new(prompt) for prompt in prompts]

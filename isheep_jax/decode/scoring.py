@@ -22,17 +22,16 @@ from isheep_jax.decode.cache import (
     constrain_cache,
     constrain_rows,
     data_shards,
-    decode_activations,
+    decode_setup,
     replicate,
 )
 from isheep_jax.decode.packing import AT, SEGMENT, TOKEN, Row, empty_rows, fill, pack
-from isheep_jax.decode.programs import Prefix, prefix_contexts, prefix_length
+from isheep_jax.decode.programs import Prefix, prefix_kv, prefix_length
 from isheep_jax.decode.requests import ChoiceLogprobs, Embedding, Request, TextLogprob
 from isheep_jax.decode.tokenization import TooLong
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attention import Context
-from isheep_jax.model.kv_cache import KVCache
+from isheep_jax.model.kv_cache import KVCache, PrefixKV
 from isheep_jax.model.transformer import forward, logits
 
 if TYPE_CHECKING:
@@ -325,12 +324,10 @@ def _score_rows(
         architecture,
         packed[..., TOKEN],
         packed[..., AT] + prefix_length(prefix),
+        decode_setup(mesh, compute_dtype),
         segment_ids=packed[..., SEGMENT],
-        contexts=prefix_contexts(prefix),
-        collect=collect,
-        differentiable=False,
-        compute_dtype=compute_dtype,
-        activations=decode_activations(mesh),
+        prefix_kv=prefix_kv(prefix),
+        collect_kv=collect,
     )
     hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
     scores = _logprobs(params, architecture, hidden, targets, compute_dtype)
@@ -355,17 +352,15 @@ def _score_branches(
     """
     packed, inputs = constrain_rows(packed, mesh), constrain_rows(inputs, mesh)
     prompts, before = inputs[..., _PROMPT], prefix_length(prefix)
-    own = Context(cache, prompts[:, :, None] == packed[:, None, :, SEGMENT], packed[..., AT] + before)
+    own = PrefixKV(cache, prompts[:, :, None] == packed[:, None, :, SEGMENT], packed[..., AT] + before)
     hidden, _ = forward(
         params,
         architecture,
         inputs[..., _TOKEN],
         inputs[..., _AT] + before,
+        decode_setup(mesh, compute_dtype),
         segment_ids=prompts * 1024 + inputs[..., _BRANCH],
-        contexts=(*prefix_contexts(prefix), own),
-        differentiable=False,
-        compute_dtype=compute_dtype,
-        activations=decode_activations(mesh),
+        prefix_kv=(*prefix_kv(prefix), own),
     )
     scores = _logprobs(params, architecture, hidden, inputs[..., _TARGET:], compute_dtype)
     return replicate(scores[..., 0], mesh)
@@ -388,10 +383,8 @@ def _embed_rows(
         architecture,
         packed[..., TOKEN],
         packed[..., AT],
+        decode_setup(mesh, compute_dtype),
         segment_ids=packed[..., SEGMENT],
-        differentiable=False,
-        compute_dtype=compute_dtype,
-        activations=decode_activations(mesh),
     )
     mine = (packed[:, None, :, SEGMENT] == 1 + jnp.arange(segments)[:, None]).astype(jnp.float32)
     total = jnp.einsum("rst,rtd->rsd", mine, hidden.astype(jnp.float32))

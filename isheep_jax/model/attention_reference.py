@@ -1,127 +1,175 @@
-"""Attention: the reference, and attention that is put together from parts of the keys.
+"""Attention in plain XLA: the reference for every other implementation, and attention computed in parts.
 
-Letters: B rows, T queries, S keys, N query heads, K key heads, G = N / K, H head dim.
+B rows, T query tokens, S key positions, N query heads, K key-value heads, G = N / K, H head dim.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row without any allowed key (padding) gives numbers and not NaN.
+# Logit of a key that a query must not see. Finite, so that a query without any key (padding) gives numbers, not NaN.
 MASKED = -1e30
+# Stand-in window for full attention: longer than any sequence.
+_NO_WINDOW = 2**30
+
+# How keys and values lie in memory.
+KVLayout = Literal["rows", "shared", "tiles"]
+# Equations of the attention logits and of the weighted values.
+_EQUATIONS = {
+    "rows": ("bkgth,bskh->bkgts", "bkgts,bskh->bkgth"),  # k, v [B, S, K, H]
+    "shared": ("bkgth,skh->bkgts", "bkgts,skh->bkgth"),  # k, v [S, K, H], the same for all rows
+    "tiles": ("bkgth,bkhs->bkgts", "bkgts,bksh->bkgth"),  # k [B, K, H, S], v [B, K, S, H]
+}
+_KV_HEADS_AXIS = {"rows": 2, "shared": 1, "tiles": 1}
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-) -> jax.Array:
-    """Grouped-query attention with a float32 softmax (XLA; the reference for all others).
+@flax.struct.dataclass
+class AttentionConfig:
+    """Static numbers of a model's attention.
 
-    q: [B, T, N, H]. k, v: [B, S, K, H] with N a multiple of K; query head n uses key head n // (N // K).
-    mask: [B or 1, T, S], true where a query may see a key. scale: of the scores (None: 1 / sqrt(H)). softcap: bound c
-    of the scores, as c tanh(score / c) (Gemma 2 report, section 2). Returns [B, T, N, H] in q's dtype.
+    scale: factor of the attention logits; None: 1 / sqrt(H). softcap: bound c of the logits, as c tanh(logit / c)
+    (Gemma 2 report, section 2); None: unbounded. windows: for each kind of layer, how many tokens a token sees, itself
+    included; None: all.
     """
-    weights = jax.nn.softmax(_scores(q, k, mask, scale, softcap), axis=-1).astype(v.dtype)
+
+    scale: float | None = flax.struct.field(pytree_node=False, default=None)
+    softcap: float | None = flax.struct.field(pytree_node=False, default=None)
+    windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=(None,))
+
+    def window(self, kind: jax.Array) -> jax.Array | int | None:
+        """Returns the window of a layer's kind, a traced index that is unused when there is only one kind."""
+        if len(self.windows) == 1:
+            return self.windows[0]
+        return jnp.asarray([_NO_WINDOW if window is None else window for window in self.windows])[kind]
+
+
+def reference_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: AttentionConfig
+) -> jax.Array:
+    """Returns grouped-query attention [B, T, N, H] in q's dtype, with a float32 softmax.
+
+    Args:
+        q: [B, T, N, H].
+        k: [B, S, K, H] with N a multiple of K; query head n uses key head n // (N // K).
+        v: [B, S, K, H].
+        mask: [B or 1, T, S], true where a query may see a key.
+        config: scale and softcap; windows are part of the mask.
+    """
+    weights = jax.nn.softmax(_attention_logits(q, k, mask, config), axis=-1).astype(v.dtype)  # [B, K, G, T, S]
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
 
 
 class Partial(NamedTuple):
-    """Attention to some of the keys, in float32, to which others can be added (Milakov and Gimelshein 2018).
+    """Attention to some of the keys, in float32, which more keys can be added to (Milakov and Gimelshein 2018)."""
 
-    top: the highest score [B, K, G, T]. mass: sum of exp(score - top) [B, K, G, T]. values: sum of exp(score - top) v
-    [B, K, G, T, H].
-    """
-
-    top: jax.Array
-    mass: jax.Array
-    values: jax.Array
+    max: jax.Array  # [B, K, G, T], the highest logit
+    sum: jax.Array  # [B, K, G, T], sum of exp(logit - max)
+    acc: jax.Array  # [B, K, G, T, H], sum of exp(logit - max) v
 
     @classmethod
-    def none(cls, q: jax.Array, key_heads: int) -> "Partial":
-        """Of queries [B, T, N, H] that have seen no key."""
+    def init(cls, q: jax.Array, kv_heads: int) -> "Partial":
+        """Returns the state of queries [B, T, N, H] that have seen no key."""
         B, T, N, H = q.shape
-        shape = (B, key_heads, N // key_heads, T)
+        shape = (B, kv_heads, N // kv_heads, T)
         return cls(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, H)))
 
-    def add(
+    def update(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
         mask: jax.Array,
+        config: AttentionConfig,
         *,
-        scale: float | None = None,
-        softcap: float | None = None,
         k_scale: jax.Array | None = None,
         v_scale: jax.Array | None = None,
-        by_head: bool = False,
+        layout: KVLayout = "rows",
     ) -> "Partial":
-        """Attention to these keys as well; arguments as in `attention`, or k, v [S, K, H] that all rows share.
+        """Adds attention to more keys. Keys that a query may not see change none of its bits.
 
-        k_scale, v_scale: [B, S, K], of keys and values of each row that are to be multiplied with them. by_head: k is
-        [B, K, H, S] and v is [B, K, S, H]. Keys that a query may not see change nothing of it, not even by rounding.
+        Args:
+            q: [B, T, N, H].
+            k: keys, in the shape that `layout` says.
+            v: values, likewise.
+            mask: [B or 1, T or 1, S], true where a query may see a key.
+            config: scale and softcap.
+            k_scale: [B, S, K], factors of int8 keys; None: keys are as they are.
+            v_scale: [B, S, K], factors of int8 values.
+            layout: "rows" [B, S, K, H], "shared" [S, K, H], or "tiles" with k [B, K, H, S] and v [B, K, S, H].
         """
-        keys, values = ("bkhs", "bksh") if by_head else ("bskh", "bskh") if k.ndim == 4 else ("skh", "skh")
-        scores = _scores(q, k, mask, scale, softcap, k_scale, keys)
-        top = jnp.maximum(self.top, scores.max(axis=-1))
-        # A query that has seen nothing keeps a mass of 0, whatever exp(MASKED - MASKED) is.
-        weights = jnp.where(mask[:, None, None], jnp.exp(scores - top[..., None]), 0.0)
-        scaled = weights if v_scale is None else weights * _of_keys(v_scale)
-        new = jnp.einsum(f"bkgts,{values}->bkgth", scaled.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        old = jnp.exp(self.top - top)
-        return Partial(top, old * self.mass + weights.sum(axis=-1), old[..., None] * self.values + new)
+        logits = _attention_logits(q, k, mask, config, k_scale, layout)  # [B, K, G, T, S]
+        maximum = jnp.maximum(self.max, logits.max(axis=-1))
+        # A query that has seen nothing keeps a sum of 0, whatever exp(MASKED - MASKED) is.
+        weights = jnp.where(mask[:, None, None], jnp.exp(logits - maximum[..., None]), 0.0)
+        scaled = weights if v_scale is None else weights * _per_key(v_scale)
+        new = jnp.einsum(_EQUATIONS[layout][1], scaled.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        decay = jnp.exp(self.max - maximum)
+        return Partial(maximum, decay * self.sum + weights.sum(axis=-1), decay[..., None] * self.acc + new)
 
     def merge(self, other: "Partial") -> "Partial":
-        """Attention to the keys of both."""
-        top = jnp.maximum(self.top, other.top)
-        a, b = jnp.exp(self.top - top), jnp.exp(other.top - top)
-        return Partial(top, a * self.mass + b * other.mass, a[..., None] * self.values + b[..., None] * other.values)
+        """Returns attention to the keys of both."""
+        maximum = jnp.maximum(self.max, other.max)
+        a, b = jnp.exp(self.max - maximum), jnp.exp(other.max - maximum)
+        return Partial(maximum, a * self.sum + b * other.sum, a[..., None] * self.acc + b[..., None] * other.acc)
 
-    def result(self, dtype: jnp.dtype) -> jax.Array:
-        """[B, T, N, H]; 0 where a query has seen no key."""
-        B, K, G, T, H = self.values.shape
-        out = self.values / jnp.maximum(self.mass, jnp.finfo(jnp.float32).tiny)[..., None]
+    def finalize(self, dtype: jnp.dtype) -> jax.Array:
+        """Returns the attention [B, T, N, H]; 0 where a query has seen no key."""
+        B, K, G, T, H = self.acc.shape
+        out = self.acc / jnp.maximum(self.sum, jnp.finfo(jnp.float32).tiny)[..., None]
         return jnp.moveaxis(out, 3, 1).reshape(B, T, K * G, H).astype(dtype)
 
 
 def packed_mask(length: int, segment_ids: jax.Array | None, window: int | jax.Array | None = None) -> jax.Array:
-    """[B, T, T], B = 1 without segment_ids: causal within a row; with segment_ids [B, T] also within a segment.
+    """Returns the mask [B, T, T] of packed rows: causal within a row and, given segment ids, within a segment.
 
-    The order of a row decides what is earlier, so positions may restart with each segment. length: T. window: tokens
-    that a token sees, itself included.
+    The order in the row decides what is earlier, so positions may restart with each segment.
+
+    Args:
+        length: T.
+        segment_ids: [B, T]; None: each row is one segment, and B is 1.
+        window: tokens that a token sees, itself included; None: all.
     """
-    distance = jnp.arange(length)[:, None] - jnp.arange(length)
+    distance = jnp.arange(length)[:, None] - jnp.arange(length)  # [T, T]
     causal = (distance >= 0)[None] if window is None else ((distance >= 0) & (distance < window))[None]
     return causal if segment_ids is None else causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
-def cached_mask(positions: jax.Array, slots: jax.Array, window: int | jax.Array | None = None) -> jax.Array:
-    """[B, T, S]: a query at position p [B, T] sees the slots [S] up to p, the last `window` of them."""
-    last = positions[:, :, None]
-    return slots <= last if window is None else (slots <= last) & (slots > last - window)
+def cached_mask(
+    query_positions: jax.Array, key_positions: jax.Array, window: int | jax.Array | None = None
+) -> jax.Array:
+    """Returns the mask [B, T, S] of a cache: a query sees the cache positions up to its own, the last `window` of them.
+
+    query_positions: [B, T]. key_positions: [S].
+    """
+    last = query_positions[:, :, None]
+    return key_positions <= last if window is None else (key_positions <= last) & (key_positions > last - window)
 
 
-def _of_keys(scale: jax.Array) -> jax.Array:
-    """Scales of keys [B, S, K] as those of scores [B, K, 1, 1, S]."""
+def _per_key(scale: jax.Array) -> jax.Array:
+    """Returns factors of keys [B, S, K] in the axes of attention logits [B, K, 1, 1, S]."""
     return jnp.moveaxis(scale, 1, 2)[:, :, None, None]
 
 
-def _scores(q, k, mask, scale, softcap, k_scale=None, keys="bskh") -> jax.Array:
-    """[B, K, G, T, S] in float32. keys: the axes of k."""
+def _attention_logits(
+    q: jax.Array,
+    k: jax.Array,
+    mask: jax.Array,
+    config: AttentionConfig,
+    k_scale: jax.Array | None = None,
+    layout: KVLayout = "rows",
+) -> jax.Array:
+    """Returns attention logits [B, K, G, T, S] in float32, `MASKED` where the mask is false."""
     B, T, _, H = q.shape
+    K = k.shape[_KV_HEADS_AXIS[layout]]
     # Axes in the order of the result's: XLA then multiplies with the keys as they lie.
-    grouped = jnp.moveaxis(q.reshape(B, T, k.shape[keys.index("k")], -1, H), 1, 3)
-    scores = jnp.einsum(f"bkgth,{keys}->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores *= 1 / math.sqrt(H) if scale is None else scale
+    grouped = jnp.moveaxis(q.reshape(B, T, K, -1, H), 1, 3)  # [B, K, G, T, H]
+    logits = jnp.einsum(_EQUATIONS[layout][0], grouped, k, preferred_element_type=jnp.float32)
+    logits *= 1 / math.sqrt(H) if config.scale is None else config.scale
     if k_scale is not None:
-        scores *= _of_keys(k_scale)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    return jnp.where(mask[:, None, None], scores, MASKED)
+        logits *= _per_key(k_scale)
+    if config.softcap is not None:
+        logits = config.softcap * jnp.tanh(logits / config.softcap)
+    return jnp.where(mask[:, None, None], logits, MASKED)

@@ -1,6 +1,6 @@
-"""Keys and values of earlier tokens: how they lie in memory, and how new ones are written.
+"""The KV cache: how keys and values of earlier tokens lie in memory, and how new ones are written.
 
-Letters: L layers, B rows, S cache slots, C slots of a tile, T new tokens, K key heads, H head dim.
+L layers, B rows, S cache positions, C cache positions of a tile, T new tokens, K key-value heads, H head dim.
 """
 
 import functools
@@ -12,36 +12,54 @@ from jax.sharding import PartitionSpec, Sharding
 
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.quantization import quantize
-from isheep_jax.sharding import ANYWHERE, ActivationSharding, ShardingRules
+from isheep_jax.sharding import ActivationSharding, ShardingRules
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of earlier tokens. The slot of a token is its position.
+    """Keys and values of earlier tokens, by cache position.
 
     Heads and their width share an axis: XLA pads an axis of heads of its own to what a TPU likes, and copies the whole
     cache where a chip's heads are no power of 2 (27 GiB per chip for 20 heads on 4 chips of a v5e; planned). On a CPU a
     cache may lie in tiles: what is read at a time lies together, as its products take it.
-
-    k: [L, B, S, K * H], after RoPE; in tiles [L, B, S / C, K, H, C].
-    v: [L, B, S, K * H]; in tiles [L, B, S / C, K, C, H].
-    k_scale, v_scale: [L, B, S, K] float32, of int8 keys and values, one for each token and head (see `quantized`); None
-    where these are floats.
     """
 
-    k: jax.Array
-    v: jax.Array
-    k_scale: jax.Array | None = None
-    v_scale: jax.Array | None = None
+    k: jax.Array  # [L, B, S, K * H], after RoPE; in tiles [L, B, S / C, K, H, C]
+    v: jax.Array  # [L, B, S, K * H]; in tiles [L, B, S / C, K, C, H]
+    k_scale: jax.Array | None = None  # [L, B, S, K] float32, factors of int8 keys; None: keys are floats
+    v_scale: jax.Array | None = None  # [L, B, S, K] float32, factors of int8 values
 
     @property
     def length(self) -> int:
+        """Cache positions of a row, S."""
         return self.k.shape[2] * max(self.tile, 1)
 
     @property
     def tile(self) -> int:
-        """Slots of a tile; 0: there are none."""
+        """Cache positions of a tile, C; 0: the cache is flat."""
         return self.k.shape[5] if self.k.ndim == 6 else 0
+
+
+@flax.struct.dataclass
+class CacheWrite:
+    """The cache that a forward pass writes its tokens' keys and values to, and where.
+
+    Without `rows` the tokens also attend to the cache: row b of the batch is cache row b, and a token sees the cache
+    positions up to its own. With `rows` they only attend to each other, as prompts that are prefilled in packed rows.
+    """
+
+    cache: KVCache
+    positions: jax.Array  # [B, T], cache positions; outside 0..S-1, such as -1 for padding, nothing is written
+    rows: jax.Array | None = None  # [B, T], cache rows, each on the device of the token's row
+
+
+@flax.struct.dataclass
+class PrefixKV:
+    """Keys and values that tokens [B, T] attend to besides those of their own row."""
+
+    cache: KVCache  # flat floats [L, B or 1, S, K * H], 1: the same for all rows; without L inside a layer
+    mask: jax.Array  # [B or 1, T or 1, S], true where a token may see a key
+    positions: jax.Array  # [B or 1, S], positions in the sequence
 
 
 def init_cache(
@@ -52,14 +70,23 @@ def init_cache(
     sharding: Sharding | None = None,
     tile: int = 0,
 ) -> KVCache:
-    """An empty cache for `batch` rows of `length` positions. dtype: int8 has scales. tile: divides length; 0: none."""
+    """Returns an empty cache.
+
+    Args:
+        architecture: gives layers, heads and their width.
+        batch: rows.
+        length: cache positions of a row.
+        dtype: of keys and values; int8 adds scales.
+        sharding: of each array.
+        tile: cache positions of a tile, a divisor of length; 0: flat.
+    """
     shape = (architecture.layers, batch, length)
     K, H = architecture.kv_heads, architecture.head_dim
     k = v = (*shape, K * H)
     if tile:
         tiles = (architecture.layers, batch, length // tile, K)
         k, v = (*tiles, H, tile), (*tiles, tile, H)
-    cache = KVCache(*(jnp.zeros(numbers, dtype, device=sharding) for numbers in (k, v)))
+    cache = KVCache(*(jnp.zeros(sizes, dtype, device=sharding) for sizes in (k, v)))
     if dtype != jnp.int8:
         return cache
     scales = [jnp.zeros((*shape, K), jnp.float32, device=sharding) for _ in "kv"]
@@ -67,65 +94,76 @@ def init_cache(
 
 
 def cache_spec(rules: ShardingRules) -> PartitionSpec:
-    """How a cache is split: its rows as the batch, its heads as the key heads."""
+    """Returns how a cache is split: its rows as the batch, its heads as the key-value heads."""
     return PartitionSpec(None, rules.batch, None, rules.kv_heads)
 
 
 def write_tokens(
-    cache: KVCache,
-    layer: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    at: jax.Array,
-    rows: jax.Array | None = None,
-    activations: ActivationSharding = ANYWHERE,
+    write: CacheWrite, layer: jax.Array, k: jax.Array, v: jax.Array, sharding: ActivationSharding
 ) -> KVCache:
-    """Writes a layer's new keys and values [B, T, K, H] to slots of the cache, rounded if it is one of integers.
+    """Returns the cache with a layer's new keys and values, rounded where it holds int8.
 
-    at: [B, T], slots; outside 0..S-1 nothing is written. rows: [B, T], of the cache, on the device of the token's row;
-    None: token rows are the cache's rows. Each device writes into its own rows: XLA does not see by itself that no keys
-    need to travel, and would gather keys, values and slots of all rows on every device.
+    Each device writes to its own rows: XLA does not see by itself that no keys need to travel, and would gather keys,
+    values and positions of all rows on every device.
+
+    Args:
+        write: the cache and where the tokens go.
+        layer: scalar, the layer's number.
+        k: [B, T, K, H].
+        v: [B, T, K, H].
+        sharding: of the batch and the heads.
     """
+    cache, positions, rows = write.cache, write.positions, write.rows
     # Negative indices would wrap; one past the end is dropped by the scatter.
-    at = jnp.where(at < 0, cache.length, at)
-    shards = 1 if activations.mesh is None else activations.mesh.shape[activations.rules.batch]
-    rows = jnp.arange(at.shape[0])[:, None] if rows is None else rows
-    rows = jnp.broadcast_to(rows % (cache.k.shape[1] // shards), at.shape)
+    positions = jnp.where(positions < 0, cache.length, positions)
+    shards = 1 if sharding.mesh is None else sharding.mesh.shape[sharding.rules.batch]
+    rows = jnp.arange(positions.shape[0])[:, None] if rows is None else rows
+    rows = jnp.broadcast_to(rows % (cache.k.shape[1] // shards), positions.shape)  # rows on their own device
 
-    def write(old, new, at, rows, layer, place):
-        """place: axis of a tile's slots."""
-        index = (layer, rows, at)
-        if old.ndim == 6:
-            index = (layer, rows, at // cache.tile, *(slice(None),) * (place - 3), at % cache.tile)
-        else:
-            new = new.reshape(*at.shape, -1)
-        return old.at[index].set(new.astype(old.dtype), mode="drop")
-
-    def write_split(old, new, place=0):
-        put = functools.partial(write, place=place)
-        if activations.mesh is not None:
-            rules = activations.rules
-            batch = PartitionSpec(rules.batch)
-            heads = PartitionSpec(rules.batch, None, rules.kv_heads)
-            put = jax.shard_map(
-                put,
-                mesh=activations.mesh,
-                in_specs=(cache_spec(rules), heads, batch, batch, PartitionSpec()),
-                out_specs=cache_spec(rules),
+    def scatter(old: jax.Array, new: jax.Array, tile_axis: int = 0) -> jax.Array:
+        write_local = functools.partial(_scatter, tile=cache.tile, tile_axis=tile_axis)
+        if sharding.mesh is not None:
+            batch = PartitionSpec(sharding.rules.batch)
+            heads = PartitionSpec(sharding.rules.batch, None, sharding.rules.kv_heads)
+            spec = cache_spec(sharding.rules)
+            write_local = jax.shard_map(
+                write_local,
+                mesh=sharding.mesh,
+                in_specs=(spec, heads, batch, batch, PartitionSpec()),
+                out_specs=spec,
             )
-        return put(old, new, at, rows, layer)
+        return write_local(old, new, positions, rows, layer)
 
     if cache.k_scale is None:
-        return KVCache(write_split(cache.k, k, 5), write_split(cache.v, v, 4))
+        return KVCache(scatter(cache.k, k, 5), scatter(cache.v, v, 4))
     k, v = quantize(k, (3,)), quantize(v, (3,))
     return KVCache(
-        write_split(cache.k, k.values, 5),
-        write_split(cache.v, v.values, 4),
-        write_split(cache.k_scale, k.scale),
-        write_split(cache.v_scale, v.scale),
+        scatter(cache.k, k.values, 5),
+        scatter(cache.v, v.values, 4),
+        scatter(cache.k_scale, k.scale),
+        scatter(cache.v_scale, v.scale),
     )
 
 
+def _scatter(
+    old: jax.Array,
+    new: jax.Array,
+    positions: jax.Array,
+    rows: jax.Array,
+    layer: jax.Array,
+    *,
+    tile: int,
+    tile_axis: int,
+) -> jax.Array:
+    """Writes new [B, T, K, ...] to one of a cache's arrays. tile_axis: the axis of the positions within a tile."""
+    if old.ndim == 6:
+        index = (layer, rows, positions // tile, *(slice(None),) * (tile_axis - 3), positions % tile)
+    else:
+        index = (layer, rows, positions)
+        new = new.reshape(*positions.shape, -1)
+    return old.at[index].set(new.astype(old.dtype), mode="drop")
+
+
 def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
-    """Keys or values [..., K * H] as [..., K, H]."""
+    """Returns keys or values [..., K * H] as [..., K, H]."""
     return x.reshape(*x.shape[:-1], -1, head_dim)

@@ -1,8 +1,8 @@
-"""Arrays as 8-bit integers with scales: weights while decoding, and keys and values of a cache.
+"""int8 with scales: weights while decoding, and the keys and values of a cache.
 
-Symmetric and to the nearest: x is about scale * values with scale = max |x| / 127, of all elements that a product sums
-over. So a product takes the integers as they are and its result is scaled, and XLA converts them on their way out of
-memory: no matrix of floats is ever there as a whole.
+Symmetric, rounded to the nearest: x is about scale * values with scale = max |x| / 127, taken over all elements that a
+product sums over. A product then takes the integers as they are and scales its result, and XLA converts them on their
+way out of memory: a whole matrix of floats never exists.
 """
 
 import dataclasses
@@ -20,31 +20,31 @@ from isheep_jax.model.architecture import Architecture, ParameterSpec, parameter
 
 Tree = Any
 
-# How weights and keys and values are stored while decoding: in the number format of the activations, or as integers.
-Storage = Literal["model", "int8"]
-STORAGES = ("model", "int8")
+# How weights, or keys and values, are stored while decoding: in the dtype of the activations, or as int8 with scales.
+StorageDtype = Literal["model", "int8"]
+STORAGE_DTYPES = ("model", "int8")
 
-# Of the largest element.
+# int8 is used symmetrically: -127..127.
 _LARGEST = 127
 
 
 @flax.struct.dataclass
 class Quantized:
-    """values: int8. scale: float32, with those axes of the values that have scales of their own."""
+    """An array as integers: about scale * values."""
 
-    values: jax.Array
-    scale: jax.Array
+    values: jax.Array  # int8
+    scale: jax.Array  # float32, with the axes of `values` that have scales of their own
 
 
-def check_storage(setting: str, storage: str) -> None:
-    """Raises `UserError` unless `storage` is one of `STORAGES`."""
-    if storage not in STORAGES:
-        raise UserError(f"{setting}={storage} is not known; it must be {' or '.join(STORAGES)}")
+def check_storage_dtype(setting: str, dtype: str) -> None:
+    """Raises `UserError` unless `dtype` is one of `STORAGE_DTYPES`."""
+    if dtype not in STORAGE_DTYPES:
+        raise UserError(f"{setting}={dtype} is not known; it must be {' or '.join(STORAGE_DTYPES)}")
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def quantize(x: jax.Array, axes: tuple[int, ...]) -> Quantized:
-    """axes: along which a scale is shared. An element is off by half a scale at most."""
+    """Rounds an array to int8; an element is off by half a scale at most. axes: along which a scale is shared."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / _LARGEST
     values = jnp.clip(jnp.round(x / jnp.where(scale > 0, scale, 1)), -_LARGEST, _LARGEST)
@@ -52,33 +52,36 @@ def quantize(x: jax.Array, axes: tuple[int, ...]) -> Quantized:
 
 
 def dequantize(x: Quantized, axes: tuple[int, ...]) -> jax.Array:
-    """Float32 numbers; axes as in `quantize`."""
+    """Returns float32 numbers; axes as in `quantize`."""
     return x.values * jnp.expand_dims(x.scale, axes)
 
 
-def product(letters: str, x: jax.Array, matrix: jax.Array | Quantized, dtype: jnp.dtype, **settings) -> jax.Array:
-    """einsum(letters, x, matrix) in `dtype`. The last axes of the result are those of the matrix's scale."""
+def einsum(equation: str, x: jax.Array, matrix: jax.Array | Quantized, dtype: jnp.dtype, **options) -> jax.Array:
+    """Returns jnp.einsum(equation, x, matrix) in `dtype`.
+
+    The last axes of the result must be those of a quantized matrix's scale. options: of jnp.einsum.
+    """
     if not isinstance(matrix, Quantized):
-        return jnp.einsum(letters, x, matrix.astype(dtype), **settings)
-    y = jnp.einsum(letters, x, matrix.values.astype(dtype), **settings)
+        return jnp.einsum(equation, x, matrix.astype(dtype), **options)
+    y = jnp.einsum(equation, x, matrix.values.astype(dtype), **options)
     return (y * matrix.scale).astype(y.dtype)
 
 
-def look_up(table: jax.Array | Quantized, rows: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows [..., D] of a table [V, D]. rows: [...]."""
+def embedding_lookup(table: jax.Array | Quantized, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns rows [..., D] of a table [V, D]. tokens: [...]."""
     if not isinstance(table, Quantized):
-        return table[rows].astype(dtype)
-    return (table.values[rows] * table.scale[rows][..., None]).astype(dtype)
+        return table[tokens].astype(dtype)
+    return (table.values[tokens] * table.scale[tokens][..., None]).astype(dtype)
 
 
-def weight_table(architecture: Architecture, weights: Storage) -> Tree:
-    """`parameter_table`; with int8 weights a `Quantized` of two `ParameterSpec` in the place of each matrix.
+def weight_table(architecture: Architecture, weights_dtype: StorageDtype) -> Tree:
+    """Returns `parameter_table`, for int8 with a `Quantized` of two `ParameterSpec` in place of each matrix.
 
     The embeddings have a scale for each token, all other matrices one for each output of a layer.
     """
 
     def stored(spec: ParameterSpec) -> ParameterSpec | Quantized:
-        if weights == "model" or not spec.is_matrix:
+        if weights_dtype == "model" or not spec.is_matrix:
             return spec
         kept = [i for i in range(len(spec.shape)) if i not in spec.input_axes]
         pick = {name: tuple(getattr(spec, name)[i] for i in kept) for name in ("shape", "axes")}
@@ -87,8 +90,8 @@ def weight_table(architecture: Architecture, weights: Storage) -> Tree:
     return jax.tree.map(stored, parameter_table(architecture))
 
 
-def abstract_weights(architecture: Architecture, weights: Storage, dtype: jnp.dtype) -> Tree:
-    """A `jax.ShapeDtypeStruct` for each array of the weights; dtype: of what is not quantized."""
+def abstract_weights(architecture: Architecture, weights_dtype: StorageDtype, dtype: jnp.dtype) -> Tree:
+    """Returns a `jax.ShapeDtypeStruct` for each array of the weights; dtype: of what is not quantized."""
 
     def shape(spec: ParameterSpec | Quantized) -> Any:
         if isinstance(spec, Quantized):
@@ -97,11 +100,11 @@ def abstract_weights(architecture: Architecture, weights: Storage, dtype: jnp.dt
             )
         return jax.ShapeDtypeStruct(spec.shape, dtype)
 
-    return jax.tree.map(shape, weight_table(architecture, weights), is_leaf=lambda x: isinstance(x, Quantized))
+    return jax.tree.map(shape, weight_table(architecture, weights_dtype), is_leaf=lambda x: isinstance(x, Quantized))
 
 
 def dequantize_weights(params: Tree, architecture: Architecture) -> Tree:
-    """The weights as float32, where they are quantized."""
+    """Returns the parameters with float32 in place of quantized matrices."""
 
     def plain(spec: ParameterSpec, leaf: jax.Array | Quantized) -> jax.Array:
         return dequantize(leaf, spec.input_axes) if isinstance(leaf, Quantized) else leaf
@@ -109,14 +112,21 @@ def dequantize_weights(params: Tree, architecture: Architecture) -> Tree:
     return jax.tree.map(plain, parameter_table(architecture), params)
 
 
-def place_leaf(
-    spec: ParameterSpec, leaf: jax.Array | Quantized, place: Sharding | Format | Quantized, dtype: jnp.dtype
+def put_weight(
+    spec: ParameterSpec, leaf: jax.Array | Quantized, target: Sharding | Format | Quantized, dtype: jnp.dtype
 ) -> jax.Array | Quantized:
-    """A leaf at its place; quantized where the place is a `Quantized` of two, else as `dtype`."""
-    if not isinstance(place, Quantized):
-        return jax.device_put(jnp.asarray(leaf, dtype), place)
+    """Moves a leaf to its devices, in `dtype` or as int8.
+
+    Args:
+        spec: of the leaf.
+        leaf: floats, or already quantized.
+        target: sharding or format of the result; a `Quantized` of two asks for int8.
+        dtype: of floats.
+    """
+    if not isinstance(target, Quantized):
+        return jax.device_put(jnp.asarray(leaf, dtype), target)
     if not isinstance(leaf, Quantized):
-        # As floats where the integers are going to lie, so that each device rounds its own part.
-        split = place.values.sharding if isinstance(place.values, Format) else place.values
-        leaf = quantize(jax.device_put(leaf, split), spec.input_axes)
-    return jax.device_put(leaf, place)
+        # As floats in the integers' sharding, so that each device rounds its own part.
+        sharding = target.values.sharding if isinstance(target.values, Format) else target.values
+        leaf = quantize(jax.device_put(leaf, sharding), spec.input_axes)
+    return jax.device_put(leaf, target)

@@ -1,35 +1,67 @@
-"""The forward pass, shared by training, prefill, scoring and decoding: pure functions on the parameter tree.
+"""The decoder-only transformer: `forward` gives hidden states, `logits` the logits of the next tokens.
 
-Letters: B rows, T tokens, S cache slots, D model, F feed-forward, N query heads, K key heads, H head dim, V vocabulary,
-L layers, R LoRA rank.
+Training, prefill, scoring and decoding share these pure functions on the parameter tree (`architecture` has its table).
+The layers are stacked on a leading axis and scanned.
+
+B rows, T tokens, S cache positions, D model width, F feed-forward width, N query heads, K key-value heads, H head dim,
+V vocabulary, L layers.
 """
 
 import functools
 import math
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
-from isheep_jax.model.attention import Context, Scores, attend_cached, attend_packed
-from isheep_jax.model.kv_cache import KVCache, split_heads, write_tokens
-from isheep_jax.model.quantization import Quantized, look_up, product
+from isheep_jax.model.attention import cached_attention, packed_attention
+from isheep_jax.model.attention_reference import AttentionConfig
+from isheep_jax.model.kv_cache import CacheWrite, KVCache, PrefixKV, write_tokens
+from isheep_jax.model.linear import linear
+from isheep_jax.model.quantization import Quantized, einsum, embedding_lookup
 from isheep_jax.sharding import ANYWHERE, ActivationSharding
 
-# For each linear leaf: the letters of its input, of its weights' input and output sides, and of its output.
-_LINEAR = {
-    "wq": ("btd", "d", "nh", "btnh"),
-    "wk": ("btd", "d", "kh", "btkh"),
-    "wv": ("btd", "d", "kh", "btkh"),
-    "wo": ("btnh", "nh", "d", "btd"),
-    "w_gate": ("btd", "d", "f", "btf"),
-    "w_up": ("btd", "d", "f", "btf"),
-    "w_down": ("btf", "f", "d", "btd"),
-}
-LINEAR_LEAVES = tuple(_LINEAR)
-
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+
+@dataclass(frozen=True)
+class ForwardSetup:
+    """Static choices of a forward pass.
+
+    compute_dtype: of activations and products. sharding: of activations. remat: "full" computes a layer's activations
+    again in the backward pass instead of keeping them. differentiable: False allows implementations without a gradient.
+    """
+
+    compute_dtype: jnp.dtype = jnp.bfloat16
+    sharding: ActivationSharding = ANYWHERE
+    remat: Literal["none", "full"] = "none"
+    differentiable: bool = True
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """What all layers of one forward pass share, besides the hidden states."""
+
+    architecture: Architecture
+    setup: ForwardSetup
+    attention: AttentionConfig
+    rope: list[tuple[jax.Array, jax.Array]]  # cosines and sines [B, T, 1, H / 2] of each kind of layer
+    positions: jax.Array  # [B, T], in the sequence
+    segment_ids: jax.Array | None  # [B, T]
+    prefix_kv: tuple[PrefixKV, ...]
+    cache: CacheWrite | None  # of its arrays only positions and rows are used: the cache itself is carried
+    collect_kv: bool
+
+
+class Layer(NamedTuple):
+    """One layer's part of what is scanned over."""
+
+    weights: dict[str, Any]
+    prefix_kv: tuple[KVCache, ...]  # of each of `ForwardInputs.prefix_kv`
+    number: jax.Array  # scalar
+    kind: jax.Array  # scalar, index into the architecture's attention kinds
 
 
 def forward(
@@ -37,154 +69,194 @@ def forward(
     architecture: Architecture,
     tokens: jax.Array,
     positions: jax.Array,
+    setup: ForwardSetup,
     *,
     segment_ids: jax.Array | None = None,
-    cache: KVCache | None = None,
-    at: jax.Array | None = None,
-    rows: jax.Array | None = None,
-    contexts: tuple[Context, ...] = (),
-    collect: bool = False,
-    differentiable: bool = True,
-    lora: dict[str, Any] | None = None,
-    lora_scale: float = 1.0,
-    lora_dropout: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    compute_dtype: jnp.dtype = jnp.bfloat16,
-    remat: Literal["none", "full"] = "none",
-    activations: ActivationSharding = ANYWHERE,
+    prefix_kv: tuple[PrefixKV, ...] = (),
+    cache: CacheWrite | None = None,
+    collect_kv: bool = False,
 ) -> tuple[jax.Array, KVCache | None]:
-    """Hidden states after the final norm.
+    """Returns hidden states after the final norm [B, T, D] in compute_dtype, and a KV cache or None.
 
-    tokens: [B, T]. positions: [B, T], in their sequences, for RoPE and windows. The tokens of a row see the earlier
-    ones of the row, of the same segment where segment_ids [B, T] are given (0 is padding). contexts: keys and values
-    that they see beside those.
+    A token attends to the earlier tokens of its row and segment, or of its cache row, and to `prefix_kv`.
 
-    cache: gets the keys and values of the tokens, in the slots at [B, T] (None: positions; outside 0..S-1, such as -1
-    for padding, nothing is written) of its rows [B, T]. rows None: token row b is cache row b, and its tokens see the
-    slots 0..at of that row, whether T is 1 (decode) or more. collect: without a cache, the keys and values of the
-    tokens come back as one of T slots, in the order of the row. differentiable: False where no gradient is needed.
-
-    lora: {"layers": {"wq": {"a": [L, D, R], "b": [L, R, N, H]}, ...}} adds lora_scale * x a b to those linear leaves
-    (Hu et al. 2021); with a dropout_key (two uint32), lora_dropout of x is dropped before a. activations: where they
-    lie.
-
-    Returns ([B, T, D] in compute_dtype, the cache with the new tokens or None).
+    Args:
+        params: the parameter tree; a matrix of a layer may be an array, `Quantized` or `LoraWeight`.
+        architecture: of the model.
+        tokens: [B, T] int32.
+        positions: [B, T] int32, positions in the sequence, for RoPE and windows.
+        setup: static choices.
+        segment_ids: [B, T] int32, the sequences packed in a row, 0 for padding; None: each row is one sequence.
+        prefix_kv: keys and values that tokens attend to besides those of their row.
+        cache: where keys and values are written, and whether the tokens attend to it (see `CacheWrite`); the returned
+            cache is this one with the new tokens.
+        collect_kv: without a `cache`, returns the tokens' keys and values [L, B, T, K * H] as a cache.
     """
-    a, traits = architecture, architecture.traits
+    with jax.named_scope("embed"):
+        x = embed(params, architecture, tokens, setup)  # [B, T, D]
+    kinds, kind_of_layer = architecture.attention_kinds
+    inputs = ForwardInputs(
+        architecture=architecture,
+        setup=setup,
+        attention=attention_config(architecture),
+        rope=[rope_rotation(positions, architecture.head_dim, kind) for kind in kinds],
+        positions=positions,
+        segment_ids=segment_ids,
+        prefix_kv=prefix_kv,
+        cache=cache,
+        collect_kv=collect_kv,
+    )
+    layers = Layer(
+        weights=params["layers"],
+        prefix_kv=tuple(prefix.cache for prefix in prefix_kv),
+        number=jnp.arange(architecture.layers),
+        kind=jnp.asarray(kind_of_layer),
+    )
+    layer = functools.partial(decoder_layer, inputs)
+    if setup.remat == "full":
+        # A scan keeps the two passes apart by itself, so that XLA need not be kept from sharing work between them.
+        layer = jax.checkpoint(layer, prevent_cse=False)
+    carry = x, None if cache is None else cache.cache
+    (x, kv_cache), collected = jax.lax.scan(layer, carry, layers)
+    with jax.named_scope("final_norm"):
+        hidden = norm(architecture, x, params["final_norm"])
+    return hidden, collected if collect_kv else kv_cache
+
+
+def embed(params: dict[str, Any], architecture: Architecture, tokens: jax.Array, setup: ForwardSetup) -> jax.Array:
+    """Returns the tokens' embeddings [B, T, D]."""
     # Each device looks its columns up for the rows of all that share a copy of the table, which is never gathered.
-    x = activations.columns(look_up(params["embed"], activations.tokens(tokens), compute_dtype))
-    if traits.scaled_embeddings:
-        x *= jnp.asarray(math.sqrt(a.hidden_size), compute_dtype)
-    kinds, kind_of_layer = a.attention_kinds
-    angles = [_rope_angles(positions, a.head_dim, kind) for kind in kinds]
-    scores = Scores((a.query_scalar or a.head_dim) ** -0.5, a.attention_softcap, tuple(kind.window for kind in kinds))
-    at = positions if at is None else at
+    tokens = setup.sharding.replica_sharded(tokens)
+    x = setup.sharding.embed_sharded(embedding_lookup(params["embed"], tokens, setup.compute_dtype))
+    if architecture.traits.scaled_embeddings:
+        x *= jnp.asarray(math.sqrt(architecture.hidden_size), setup.compute_dtype)
+    return x
 
-    def layer(carry, inputs):
-        x, cache = carry
-        weights, adapters, beside, index, kind = inputs
-        x = activations.rows(x)
-        cos, sin = _one_of(angles, kind)
 
-        def norm(name: str, x: jax.Array) -> jax.Array:
-            return rms_norm(x, weights[name], a.norm_eps, traits.norm_offset) if name in weights else x
+def decoder_layer(
+    inputs: ForwardInputs, carry: tuple[jax.Array, KVCache | None], layer: Layer
+) -> tuple[tuple[jax.Array, KVCache | None], KVCache | None]:
+    """One step of the scan over layers.
 
-        def linear(name: str, x: jax.Array) -> jax.Array:
-            into, inside, outside, out = _LINEAR[name]
-            y = product(f"{into},{inside}{outside}->{out}", x, weights[name], compute_dtype)
-            if adapters is not None and name in adapters:
-                low = x
-                if dropout_key is not None and lora_dropout > 0:
-                    purpose = index * len(LINEAR_LEAVES) + LINEAR_LEAVES.index(name)
-                    kept = kept_by_dropout(dropout_key, purpose, x.shape, lora_dropout)
-                    low = jnp.where(kept, x / (1 - lora_dropout), 0).astype(x.dtype)
-                low = jnp.einsum(f"{into},{inside}r->btr", low, adapters[name]["a"].astype(compute_dtype))
-                y += lora_scale * jnp.einsum(f"btr,r{outside}->{out}", low, adapters[name]["b"].astype(compute_dtype))
-            return y
+    carry: hidden states [B, T, D] and the cache of all layers. It is carried and only the new positions are written, so
+    that a decode step does not rewrite a layer's whole cache. Returns the new carry, and the tokens' keys and values
+    where they are collected.
+    """
+    x, cache = carry
+    sharding = inputs.setup.sharding
+    x = sharding.batch_sharded(x)
+    with jax.named_scope("attention_block"):
+        x, cache, kv = attention_block(inputs, layer, x, cache)
+    with jax.named_scope("mlp_block"):
+        x = mlp_block(inputs, layer, x)
+    return (sharding.batch_sharded(x), cache), kv if inputs.collect_kv else None
 
-        h = norm("attn_norm", x)
-        q, k, v = linear("wq", h), linear("wk", h), linear("wv", h)
-        if traits.qkv_bias:
-            q, k, v = (y + weights[b].astype(compute_dtype) for y, b in ((q, "bq"), (k, "bk"), (v, "bv")))
-        q, k = _rotate(norm("q_norm", q), cos, sin), _rotate(norm("k_norm", k), cos, sin)
-        see = {
-            "positions": positions,
-            "contexts": [
-                (context, split_heads(seen.k, a.head_dim), split_heads(seen.v, a.head_dim))
-                for context, seen in zip(contexts, beside)
-            ],
-            "activations": activations,
-        }
-        if cache is not None:
-            # The cache rides in the carry and only the new slots are written, so that a decode step does not rewrite a
-            # layer's whole cache.
-            cache = write_tokens(cache, index, k, v, at, rows, activations)
-        if cache is not None and rows is None:
-            attended = attend_cached(q, cache, index, kind, scores, at=at, **see)
-        else:
-            see |= {"segment_ids": segment_ids, "differentiable": differentiable}
-            attended = attend_packed(q, k, v, kind, scores, **see)
-        collected = KVCache(*(y.reshape(*y.shape[:2], -1) for y in (k, v))) if collect else None
-        x = x + norm("attn_post_norm", linear("wo", attended))
-        h = norm("mlp_norm", x)
-        h = linear("w_down", activate(linear("w_gate", h)) * linear("w_up", h))
-        return (activations.rows(x + norm("mlp_post_norm", h)), cache), collected
 
-    activate = _ACTIVATIONS[traits.activation]
-    adapters = None if lora is None else lora["layers"]
-    beside = tuple(context.cache for context in contexts)
-    inputs = (params["layers"], adapters, beside, jnp.arange(a.layers), jnp.asarray(kind_of_layer))
-    # A scan keeps the two passes apart by itself, so that XLA need not be kept from sharing work between them.
-    body = jax.checkpoint(layer, prevent_cse=False) if remat == "full" else layer
-    (x, cache), collected = jax.lax.scan(body, (x, cache), inputs)
-    return rms_norm(x, params["final_norm"], a.norm_eps, traits.norm_offset), collected if collect else cache
+def attention_block(
+    inputs: ForwardInputs, layer: Layer, x: jax.Array, cache: KVCache | None
+) -> tuple[jax.Array, KVCache | None, KVCache]:
+    """Returns x [B, T, D] with attention added, the cache with the tokens, and their keys and values [B, T, K * H]."""
+    architecture, weights = inputs.architecture, layer.weights
+    dtype = inputs.setup.compute_dtype
+    cos, sin = _select(inputs.rope, layer.kind)  # [B, T, 1, H / 2]
+    h = norm(architecture, x, weights.get("attn_norm"))  # [B, T, D]
+    with jax.named_scope("qkv"):
+        q = linear("btd,dnh->btnh", h, weights["wq"], dtype)  # [B, T, N, H]
+        k = linear("btd,dkh->btkh", h, weights["wk"], dtype)  # [B, T, K, H]
+        v = linear("btd,dkh->btkh", h, weights["wv"], dtype)  # [B, T, K, H]
+        if architecture.traits.qkv_bias:
+            q, k, v = (y + weights[bias].astype(dtype) for y, bias in ((q, "bq"), (k, "bk"), (v, "bv")))
+    with jax.named_scope("rope"):
+        q = rotate(norm(architecture, q, weights.get("q_norm")), cos, sin)  # [B, T, N, H]
+        k = rotate(norm(architecture, k, weights.get("k_norm")), cos, sin)  # [B, T, K, H]
+    if inputs.cache is not None:
+        with jax.named_scope("cache_write"):
+            cache = write_tokens(inputs.cache.replace(cache=cache), layer.number, k, v, inputs.setup.sharding)
+    with jax.named_scope("attention"):
+        attended = attend(inputs, layer, q, k, v, cache)  # [B, T, N, H]
+    with jax.named_scope("output"):
+        h = linear("btnh,nhd->btd", attended, weights["wo"], dtype)  # [B, T, D]
+    kv = KVCache(*(y.reshape(*y.shape[:2], -1) for y in (k, v)))  # [B, T, K * H]
+    return x + norm(architecture, h, weights.get("attn_post_norm")), cache, kv
+
+
+def attend(
+    inputs: ForwardInputs, layer: Layer, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None
+) -> jax.Array:
+    """Returns attention [B, T, N, H] to the cache, or to the tokens of the row where it is not read."""
+    prefix_kv = tuple(
+        prefix.replace(cache=layer_cache) for prefix, layer_cache in zip(inputs.prefix_kv, layer.prefix_kv)
+    )
+    if inputs.cache is not None and inputs.cache.rows is None:
+        return cached_attention(
+            q,
+            cache,
+            layer.number,
+            inputs.attention,
+            layer.kind,
+            positions=inputs.positions,
+            cache_positions=inputs.cache.positions,
+            prefix_kv=prefix_kv,
+            sharding=inputs.setup.sharding,
+        )
+    return packed_attention(
+        q,
+        k,
+        v,
+        inputs.attention,
+        layer.kind,
+        positions=inputs.positions,
+        segment_ids=inputs.segment_ids,
+        prefix_kv=prefix_kv,
+        differentiable=inputs.setup.differentiable,
+        sharding=inputs.setup.sharding,
+    )
+
+
+def mlp_block(inputs: ForwardInputs, layer: Layer, x: jax.Array) -> jax.Array:
+    """Returns x [B, T, D] with the gated feed-forward network added."""
+    architecture, weights = inputs.architecture, layer.weights
+    dtype = inputs.setup.compute_dtype
+    activate = _ACTIVATIONS[architecture.traits.activation]
+    h = norm(architecture, x, weights.get("mlp_norm"))  # [B, T, D]
+    gate = activate(linear("btd,df->btf", h, weights["w_gate"], dtype))  # [B, T, F]
+    up = linear("btd,df->btf", h, weights["w_up"], dtype)  # [B, T, F]
+    h = linear("btf,fd->btd", gate * up, weights["w_down"], dtype)  # [B, T, D]
+    return x + norm(architecture, h, weights.get("mlp_post_norm"))
 
 
 def logits(
     params: dict[str, Any], architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype
 ) -> jax.Array:
-    """Float32 logits [..., V] of hidden states [..., D] (after the final norm)."""
-    return head_logits(output_head(params, architecture), architecture, hidden, compute_dtype)
+    """Returns float32 logits [..., V] of hidden states [..., D] (after the final norm)."""
+    return lm_head_logits(lm_head(params, architecture), architecture, hidden, compute_dtype)
 
 
-def output_head(params: dict[str, Any], architecture: Architecture) -> jax.Array | Quantized:
-    """What hidden states are multiplied with: [V, D] of tied embeddings, else [D, V]."""
+def lm_head(params: dict[str, Any], architecture: Architecture) -> jax.Array | Quantized:
+    """Returns the matrix that hidden states are multiplied with: [V, D] of tied embeddings, otherwise [D, V]."""
     return params["embed" if architecture.tied_embeddings else "lm_head"]
 
 
-def head_logits(
+def lm_head_logits(
     head: jax.Array | Quantized, architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype
 ) -> jax.Array:
-    """`logits` by a head that stands by itself."""
-    letters = "...d,vd->...v" if architecture.tied_embeddings else "...d,dv->...v"
-    scores = product(letters, hidden.astype(compute_dtype), head, compute_dtype, preferred_element_type=jnp.float32)
-    cap = architecture.logit_softcap
-    return scores if cap is None else cap * jnp.tanh(scores / cap)
+    """Returns float32 logits [..., V] of hidden states [..., D] by a given `lm_head`."""
+    with jax.named_scope("lm_head"):
+        equation = "...d,vd->...v" if architecture.tied_embeddings else "...d,dv->...v"
+        y = einsum(equation, hidden.astype(compute_dtype), head, compute_dtype, preferred_element_type=jnp.float32)
+        cap = architecture.logit_softcap
+        return y if cap is None else cap * jnp.tanh(y / cap)
 
 
-def kept_by_dropout(key: jax.Array, purpose: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Which elements dropout leaves, [*shape] bool: the same on every mesh. key: two uint32; purpose: a number.
-
-    Each element's number is hashed twice with MurmurHash3's finalizer (Appleby). JAX's own generator is expanded at
-    every use, and a training step with its 7 masks took 8 times as long to compile.
-    """
-    number = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        number = number * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    first, second = _mixed(key.astype(jnp.uint32) + purpose.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
-    return _mixed(_mixed(number ^ first) + second) >= jnp.uint32(round(rate * 2**32))
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+def norm(architecture: Architecture, x: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """Returns the model's norm of x; x itself where the family has no such norm (weight None)."""
+    return x if weight is None else rms_norm(x, weight, architecture.norm_eps, architecture.traits.norm_offset)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
-    """Root-mean-square norm (Zhang and Sennrich 2019) over the axes of `weight`, the last of x; computed in float32.
+    """Returns the root-mean-square norm (Zhang and Sennrich 2019) over the axes of `weight`; computed in float32.
 
-    x: [..., *weight.shape]; it is scaled by offset + weight.
+    x: [..., *weight.shape]; the norm is scaled by offset + weight.
     """
     y = x.astype(jnp.float32)
     axes = tuple(range(-weight.ndim, 0))
@@ -192,8 +264,18 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -
     return (y * (offset + weight.astype(jnp.float32))).astype(x.dtype)
 
 
+def attention_config(architecture: Architecture) -> AttentionConfig:
+    """Returns scale, softcap and the windows of the architecture's attention kinds."""
+    kinds, _ = architecture.attention_kinds
+    return AttentionConfig(
+        scale=(architecture.query_scalar or architecture.head_dim) ** -0.5,
+        softcap=architecture.attention_softcap,
+        windows=tuple(kind.window for kind in kinds),
+    )
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
-    """Radians per position [H / 2] (Su et al. 2021), stretched as `RopeScaling` says."""
+    """Returns radians per position [H / 2] (Su et al. 2021), stretched as `RopeScaling` says."""
     frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
         return frequencies
@@ -205,20 +287,20 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
-def _rope_angles(positions: jax.Array, head_dim: int, kind: AttentionKind) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, H / 2] in float32."""
+def rope_rotation(positions: jax.Array, head_dim: int, kind: AttentionKind) -> tuple[jax.Array, jax.Array]:
+    """Returns cosines and sines [B, T, 1, H / 2] in float32. positions: [B, T]."""
     angles = positions[:, :, None, None] * rope_frequencies(head_dim, kind.rope_theta, kind.rope_scaling)
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _one_of(choices: list[Any], index: jax.Array) -> Any:
-    """The `index`-th of trees of like arrays; index: traced scalar, not looked at when there is only one."""
-    if len(choices) == 1:
-        return choices[0]
-    return jax.tree.map(lambda *each: jax.lax.dynamic_index_in_dim(jnp.stack(each), index, keepdims=False), *choices)
-
-
-def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """RoPE on [B, T, heads, H]; the halves of a head are the two coordinates, as in Hugging Face checkpoints."""
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Applies RoPE to [B, T, heads, H]; a head's halves are the two coordinates, as in Hugging Face checkpoints."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _select(choices: list[Any], index: jax.Array) -> Any:
+    """Returns one of several trees of like arrays. index: traced scalar, unused when there is only one choice."""
+    if len(choices) == 1:
+        return choices[0]
+    return jax.tree.map(lambda *x: jax.lax.dynamic_index_in_dim(jnp.stack(x), index, keepdims=False), *choices)

@@ -14,6 +14,7 @@ from isheep_jax.checkpoint.hf_weights import write_tensors
 from isheep_jax.config import SFTConfig
 from isheep_jax.files import whole_directory
 from isheep_jax.model.architecture import Architecture, ParameterSpec, parameter_table
+from isheep_jax.model.linear import LoraWeight, dropout_keys
 
 Tree = Any
 
@@ -62,6 +63,37 @@ def init_lora(key: jax.Array, architecture: Architecture, rank: int) -> Tree:
         return jax.random.uniform(key, spec.shape, jnp.float32, -bound, bound)
 
     return jax.tree.unflatten(tree, [draw(s, k) for s, k in zip(specs, jax.random.split(key, len(specs)))])
+
+
+def apply_lora(
+    params: Tree,
+    adapters: Tree,
+    architecture: Architecture,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> Tree:
+    """Returns the parameters with a `LoraWeight` in place of each adapted weight.
+
+    Args:
+        params: the frozen parameters.
+        adapters: as of `lora_table`.
+        architecture: of the model.
+        scale: factor of the adapters' products, alpha / rank.
+        dropout: share of an adapter's input that is dropped, 0 to below 1.
+        dropout_key: two uint32, another pair in each update; None: nothing is dropped.
+    """
+    # In the table's own order, which numbers the leaves: under jit the keys of a dict are sorted.
+    leaves = [name for name, spec in parameter_table(architecture)["layers"].items() if spec.transposed]
+    layers = dict(params["layers"])
+    for number, name in enumerate(leaves):
+        keys = None
+        if dropout_key is not None and dropout > 0:
+            keys = dropout_keys(dropout_key, architecture.layers, number, len(leaves))
+        adapter = adapters["layers"][name]
+        layers[name] = LoraWeight(layers[name], adapter["a"], adapter["b"], keys, scale, dropout)
+    return {**params, "layers": layers}
 
 
 def merge_lora(params: Tree, lora: Tree, scale: float) -> Tree:

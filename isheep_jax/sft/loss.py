@@ -25,15 +25,15 @@ def cross_entropy(
     *,
     chunk: int,
     compute_dtype: jnp.dtype,
-    activations: ActivationSharding = ANYWHERE,
+    sharding: ActivationSharding = ANYWHERE,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over the trained tokens of -log p(target), and their count; both float32 scalars over the global batch.
 
     hidden: [B, T, D] after the final norm. targets, loss_mask: [B, T]. chunk: positions of each row whose logits
-    [B, chunk, V] are in memory at a time; they are computed again in the backward pass. activations: where they lie;
+    [B, chunk, V] are in memory at a time; they are computed again in the backward pass. sharding: of activations;
     the hidden states then travel to the parts of the head, which is never gathered, and neither is its gradient.
     """
-    head = activations.head(transformer.output_head(params, architecture), architecture.tied_embeddings)
+    head = sharding.lm_head_sharded(transformer.lm_head(params, architecture), architecture.tied_embeddings)
     B, T = targets.shape
     chunk = min(chunk, T)
     n = -(-T // chunk)
@@ -46,8 +46,8 @@ def cross_entropy(
     def chunk_sum(total, inputs):
         h, target, mask = inputs
         # [B, chunk, V] float32
-        logits = transformer.head_logits(head, architecture, activations.tokens(h), compute_dtype)
-        logits = activations.logits(logits)
+        logits = transformer.lm_head_logits(head, architecture, sharding.replica_sharded(h), compute_dtype)
+        logits = sharding.vocab_sharded(logits)
         # A masked sum in place of a gather: it needs no communication of logits when V is sharded.
         is_target = jnp.arange(logits.shape[-1]) == target[..., None]
         chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)

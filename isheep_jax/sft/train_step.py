@@ -114,21 +114,21 @@ def programs(architecture: Architecture, settings: StepSettings, mesh: Mesh) -> 
             weights = jax.tree.map(lambda p: p.astype(jnp.float32), params)
         return TrainState(weights, optimizer.init(weights))
 
+    setup = transformer.ForwardSetup(compute_dtype, activations, settings.remat)
+
     def loss(weights, base, batch: Batch, dropout_key):
-        params = base if is_lora else weights
+        params = weights
+        if is_lora:
+            params = lora.apply_lora(
+                base,
+                weights,
+                architecture,
+                scale=settings.lora_scale,
+                dropout=settings.lora_dropout,
+                dropout_key=dropout_key,
+            )
         hidden, _ = transformer.forward(
-            params,
-            architecture,
-            batch.tokens,
-            batch.positions,
-            segment_ids=batch.segment_ids,
-            lora=weights if is_lora else None,
-            lora_scale=settings.lora_scale,
-            lora_dropout=settings.lora_dropout,
-            dropout_key=dropout_key,
-            compute_dtype=compute_dtype,
-            remat=settings.remat,
-            activations=activations,
+            params, architecture, batch.tokens, batch.positions, setup, segment_ids=batch.segment_ids
         )
         return cross_entropy(
             params,
@@ -138,7 +138,7 @@ def programs(architecture: Architecture, settings: StepSettings, mesh: Mesh) -> 
             batch.loss_mask,
             chunk=chunk,
             compute_dtype=compute_dtype,
-            activations=activations,
+            sharding=activations,
         )
 
     def train_step(state: TrainState, base, batch: Batch, learning_rate, step, seed):

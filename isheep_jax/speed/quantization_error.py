@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
-from isheep_jax.decode.cache import alignment, allocate, bucket_of, constrain_rows, data_shards, decode_activations
+from isheep_jax.decode.cache import alignment, allocate, bucket_of, constrain_rows, data_shards, decode_setup
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.packing import empty_rows, fill
 from isheep_jax.decode.programs import prefill
@@ -19,7 +19,7 @@ from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.decode.tokenization import TokenizedPrompt
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.kv_cache import KVCache
+from isheep_jax.model.kv_cache import CacheWrite, KVCache
 from isheep_jax.model.transformer import forward, logits
 from isheep_jax.text.conversation import Prompt
 from isheep_jax.text.tokenizer import Tokenizer
@@ -138,11 +138,8 @@ def _compare(
             architecture,
             inputs,
             jnp.maximum(at, 0),
-            cache=cache,
-            at=at,
-            differentiable=False,
-            compute_dtype=compute_dtype,
-            activations=decode_activations(mesh),
+            decode_setup(mesh, compute_dtype),
+            cache=CacheWrite(cache, at),
         )[0]
 
     def some(piece):

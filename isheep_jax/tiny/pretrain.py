@@ -23,7 +23,7 @@ import sentencepiece
 
 from isheep_jax.checkpoint.hf_weights import save_checkpoint
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
-from isheep_jax.model.transformer import forward, logits
+from isheep_jax.model.transformer import ForwardSetup, forward, logits
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import corpus, vocabulary
 
@@ -123,12 +123,12 @@ def loss_fn(params, architecture: Architecture, batch: dict[str, jax.Array]) -> 
         architecture,
         batch["tokens"],
         batch["positions"],
+        ForwardSetup(jnp.float32),
         segment_ids=batch["segment_ids"],
-        compute_dtype=jnp.float32,
     )
-    scores = logits(params, architecture, hidden, jnp.float32)
+    token_logits = logits(params, architecture, hidden, jnp.float32)
     learn = batch["targets"] >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(batch["targets"], 0))
+    losses = optax.softmax_cross_entropy_with_integer_labels(token_logits, jnp.maximum(batch["targets"], 0))
     return jnp.sum(losses * learn) / jnp.sum(learn)
 
 

@@ -10,7 +10,7 @@ from isheep_jax.decode.cache import allocate, bucket_of, cache_length, cache_sha
 from isheep_jax.decode.packing import ROW, empty_rows, fill, pack
 from isheep_jax.decode.programs import copy_slots, make_prefix, prefill
 from isheep_jax.model.kv_cache import KVCache
-from isheep_jax.model.transformer import forward
+from isheep_jax.model.transformer import ForwardSetup, forward
 
 
 def test_buckets_are_few_and_waste_little():
@@ -64,9 +64,8 @@ STATIC = {"architecture": ARCHITECTURE, "compute_dtype": jnp.dtype("float32")}
 def keys_of(params, tokens) -> np.ndarray:
     """Keys [L, T, K * H] of a prompt by the plain forward."""
     row = jnp.asarray(tokens)[None]
-    _, cache = forward(
-        params, ARCHITECTURE, row, jnp.arange(len(tokens))[None], collect=True, compute_dtype=jnp.float32
-    )
+    positions = jnp.arange(len(tokens))[None]
+    _, cache = forward(params, ARCHITECTURE, row, positions, ForwardSetup(jnp.float32), collect_kv=True)
     return np.asarray(cache.k[:, 0])
 
 

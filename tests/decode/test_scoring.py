@@ -7,7 +7,7 @@ from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine,
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.requests import Request
 from isheep_jax.decode.scoring import _score_rows
-from isheep_jax.model.transformer import forward
+from isheep_jax.model.transformer import ForwardSetup, forward
 
 CHOICES = {
     "single": ["a", "0", "."],
@@ -117,5 +117,5 @@ def test_an_embedding_is_the_mean_of_the_prompts_hidden_states(params):
     found = {embedding.id: embedding for embedding in make_engine(params).embed(requests)}
     for request in requests:
         tokens = np.asarray(TableTokenizer().encode(request.prompt))[None]
-        hidden, _ = forward(params, ARCHITECTURE, tokens, np.arange(tokens.shape[1])[None], compute_dtype=jnp.float32)
+        hidden, _ = forward(params, ARCHITECTURE, tokens, np.arange(tokens.shape[1])[None], ForwardSetup(jnp.float32))
         np.testing.assert_allclose(found[request.id].vector, hidden[0].mean(axis=0), atol=1e-4)

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from tiles import in_tiles
 
-from isheep_jax.model import attention as dispatch
-from isheep_jax.model.attention import PACKED_KEYS, Context, Scores, attend_cached, attend_packed
-from isheep_jax.model.attention_reference import Partial, attention, cached_mask, packed_mask
-from isheep_jax.model.kv_cache import KVCache
+from isheep_jax.model.attention import cached_attention, packed_attention
+from isheep_jax.model.attention_blockwise import PACKED_BLOCK
+from isheep_jax.model.attention_cached import cache_block
+from isheep_jax.model.attention_reference import (
+    AttentionConfig,
+    Partial,
+    cached_mask,
+    packed_mask,
+    reference_attention,
+)
+from isheep_jax.model.kv_cache import KVCache, PrefixKV
 from isheep_jax.sharding import ANYWHERE
 
 N, K, H = 6, 2, 8
@@ -20,12 +27,12 @@ def arrays(*shapes):
 
 
 def packed(B, T, *lengths):
-    """Segment ids [B, T] of segments that begin at multiples of PACKED_KEYS, and positions within them."""
+    """Segment ids [B, T] of segments that begin at multiples of PACKED_BLOCK, and positions within them."""
     segments, positions, start = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32), 0
     for number, length in enumerate(lengths, start=1):
         segments[:, start : start + length] = number
         positions[:, start : start + length] = np.arange(length)
-        start += -(-length // PACKED_KEYS) * PACKED_KEYS
+        start += -(-length // PACKED_BLOCK) * PACKED_BLOCK
     return jnp.asarray(segments), jnp.asarray(positions)
 
 
@@ -36,57 +43,57 @@ def test_blocks_of_packed_rows_equal_the_reference(T, lengths, kind, softcap):
     q, k, v = arrays((2, T, N, H), (2, T, K, H), (2, T, K, H))
     segments, positions = packed(2, T, *lengths)
     windows = (None, 20)
-    scores = Scores(0.3, softcap, windows)
+    config = AttentionConfig(0.3, softcap, windows)
     found = jax.jit(
-        lambda kind: attend_packed(
+        lambda kind: packed_attention(
             q,
             k,
             v,
+            config,
             kind,
-            scores,
             positions=positions,
             segment_ids=segments,
-            contexts=[],
+            prefix_kv=(),
             differentiable=False,
-            activations=ANYWHERE,
+            sharding=ANYWHERE,
         )
     )(kind)
-    expected = attention(q, k, v, packed_mask(T, segments, windows[kind]), scale=0.3, softcap=softcap)
+    expected = reference_attention(q, k, v, packed_mask(T, segments, windows[kind]), AttentionConfig(0.3, softcap))
     tokens = np.asarray(segments) > 0 if lengths else slice(None)  # what padding sees is nobody's business
     np.testing.assert_allclose(found[tokens], expected[tokens], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("shared", [True, False])
-def test_contexts_are_seen_beside_the_row(shared, kind):
+def test_a_prefix_is_seen_besides_the_row(shared, kind):
     B, T, S = 2, 64, 50
     rows = 1 if shared else B
     q, k, v, before_k, before_v = arrays((B, T, N, H), (B, T, K, H), (B, T, K, H), (rows, S, K, H), (rows, S, K, H))
     segments, positions = packed(B, T, 40)
     length, windows = 45, (None, 60)
     held = jnp.arange(S)[None, None] < length
-    cache = KVCache(*(x.reshape(1, rows, S, K * H) for x in (before_k, before_v)))
-    context = Context(cache, held, jnp.arange(S)[None])
-    found = attend_packed(
+    cache = KVCache(*(x.reshape(rows, S, K * H) for x in (before_k, before_v)))
+    prefix = PrefixKV(cache, held, jnp.arange(S)[None])
+    found = packed_attention(
         q,
         k,
         v,
+        AttentionConfig(0.3, None, windows),
         jnp.asarray(kind),
-        Scores(0.3, None, windows),
         positions=positions + length,
         segment_ids=segments,
-        contexts=[(context, before_k, before_v)],
+        prefix_kv=(prefix,),
         differentiable=False,
-        activations=ANYWHERE,
+        sharding=ANYWHERE,
     )
-    # The same keys in one row: those of the context, then the row's own.
+    # The same keys in one row: those of the prefix, then the row's own.
     whole_k, whole_v = (
         jnp.concatenate([jnp.broadcast_to(a, (B, S, K, H)), b], axis=1) for a, b in ((before_k, k), (before_v, v))
     )
     mask = jnp.concatenate([jnp.broadcast_to(held, (B, T, S)), packed_mask(T, segments)], axis=2)
     places = jnp.concatenate([jnp.broadcast_to(jnp.arange(S), (B, S)), positions + length], axis=1)
     near = (positions + length)[:, :, None] - places[:, None, :] < (windows[kind] or 10_000)
-    expected = attention(q, whole_k, whole_v, mask & near, scale=0.3)
+    expected = reference_attention(q, whole_k, whole_v, mask & near, AttentionConfig(0.3))
     np.testing.assert_allclose(found[:, :40], expected[:, :40], rtol=1e-5, atol=1e-5)
 
 
@@ -97,18 +104,18 @@ def test_a_cache_is_read_as_far_as_each_row_goes(kind, tile):
     at = jnp.asarray([[0], [383], [127], [-1]])
     q, k, v = arrays((B, 1, N, H), (B, S, K, H), (B, S, K, H))
     cache = in_tiles(KVCache(*(jnp.stack([x, -x]).reshape(2, B, S, K * H) for x in (k, v))), tile, H)
-    found = attend_cached(
+    found = cached_attention(
         q,
         cache,
         jnp.asarray(0),
+        AttentionConfig(0.3, None, windows),
         jnp.asarray(kind),
-        Scores(0.3, None, windows),
         positions=at,
-        at=at,
-        contexts=[],
-        activations=ANYWHERE,
+        cache_positions=at,
+        prefix_kv=(),
+        sharding=ANYWHERE,
     )
-    expected = attention(q, k, v, cached_mask(at, jnp.arange(S), windows[kind]), scale=0.3)
+    expected = reference_attention(q, k, v, cached_mask(at, jnp.arange(S), windows[kind]), AttentionConfig(0.3))
     np.testing.assert_allclose(found[:3], expected[:3], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found[3], 0)  # an idle row sees nothing
 
@@ -119,18 +126,18 @@ def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows
     at = jax.random.permutation(jax.random.key(7), jnp.linspace(0, 383, rows).astype(jnp.int32))[:, None]
     q, k, v = arrays((rows, 1, N, H), (rows, 384, K, H), (rows, 384, K, H))
     cache = in_tiles(KVCache(*(x.reshape(1, rows, 384, K * H) for x in (k, v))), tile, H)
-    found = attend_cached(
+    found = cached_attention(
         q,
         cache,
         jnp.asarray(0),
+        AttentionConfig(0.3, None, (None,)),
         jnp.asarray(0),
-        Scores(0.3, None, (None,)),
         positions=at,
-        at=at,
-        contexts=[],
-        activations=ANYWHERE,
+        cache_positions=at,
+        prefix_kv=(),
+        sharding=ANYWHERE,
     )
-    expected = attention(q, k, v, cached_mask(at, jnp.arange(384)), scale=0.3)
+    expected = reference_attention(q, k, v, cached_mask(at, jnp.arange(384)), AttentionConfig(0.3))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -140,30 +147,31 @@ def test_blocks_behind_the_end_of_a_row_change_no_bit(tile):
     q, k, v = arrays((B, 1, N, H), (B, S, K, H), (B, S, K, H))
     cache = in_tiles(KVCache(*(x.reshape(1, B, S, K * H) for x in (k, v))), tile, H)
     run = jax.jit(
-        lambda at: attend_cached(
+        lambda at: cached_attention(
             q,
             cache,
             jnp.asarray(0),
+            AttentionConfig(0.3, None, (None,)),
             jnp.asarray(0),
-            Scores(0.3, None, (None,)),
             positions=at,
-            at=at,
-            contexts=[],
-            activations=ANYWHERE,
+            cache_positions=at,
+            prefix_kv=(),
+            sharding=ANYWHERE,
         )
     )
-    assert dispatch._CACHED_KEYS["cpu"] < 256
+    assert cache_block("cpu") < 256
     np.testing.assert_array_equal(run(jnp.asarray([[100], [100]]))[0], run(jnp.asarray([[100], [511]]))[0])
 
 
 def test_attention_in_parts_equals_the_whole():
     q, k, v = arrays((2, 5, N, H), (2, 12, K, H), (2, 12, K, H))
     mask = jax.random.bernoulli(jax.random.key(9), 0.5, (2, 5, 12)).at[:, :, 0].set(True)
-    whole = attention(q, k, v, mask, scale=0.5, softcap=3.0)
-    none, shape = Partial.none(q, K), {"scale": 0.5, "softcap": 3.0}
-    first = none.add(q, k[:, :4], v[:, :4], mask[:, :, :4], **shape)
-    both = first.add(q, k[:, 4:], v[:, 4:], mask[:, :, 4:], **shape)
-    merged = none.add(q, k[:, 4:], v[:, 4:], mask[:, :, 4:], **shape).merge(first)
+    config = AttentionConfig(0.5, 3.0)
+    whole = reference_attention(q, k, v, mask, config)
+    none = Partial.init(q, K)
+    first = none.update(q, k[:, :4], v[:, :4], mask[:, :, :4], config)
+    both = first.update(q, k[:, 4:], v[:, 4:], mask[:, :, 4:], config)
+    merged = none.update(q, k[:, 4:], v[:, 4:], mask[:, :, 4:], config).merge(first)
     for partial in (both, merged, merged.merge(none)):
-        np.testing.assert_allclose(partial.result(q.dtype), whole, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(none.result(q.dtype), 0)
+        np.testing.assert_allclose(partial.finalize(q.dtype), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(none.finalize(q.dtype), 0)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isheep_jax.model.attention_reference import attention, cached_mask, packed_mask
+from isheep_jax.model.attention_reference import AttentionConfig, cached_mask, packed_mask, reference_attention
 
 
 def by_loops(q, k, v, mask):
@@ -25,7 +25,9 @@ def test_grouped_queries_equal_the_definition():
         for i, (size, heads) in enumerate([(3, 6), (5, 2), (5, 2)])
     )
     mask = jnp.asarray([[[1, 0, 0, 1, 0], [1, 1, 0, 1, 0], [0, 0, 1, 1, 1]]] * 2, bool)
-    np.testing.assert_allclose(attention(q, k, v, mask), by_loops(q, k, v, mask), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        reference_attention(q, k, v, mask, AttentionConfig()), by_loops(q, k, v, mask), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_grouped_queries_equal_keys_and_values_repeated_for_each_head():
@@ -34,13 +36,13 @@ def test_grouped_queries_equal_keys_and_values_repeated_for_each_head():
         for i, (size, heads) in enumerate([(3, 6), (5, 2), (5, 2)])
     )
     mask = cached_mask(jnp.asarray([[0, 2, 4], [1, 3, 4]]), jnp.arange(5))
-    repeated = attention(q, jnp.repeat(k, 3, axis=2), jnp.repeat(v, 3, axis=2), mask)
-    np.testing.assert_allclose(attention(q, k, v, mask), repeated, rtol=1e-6, atol=1e-6)
+    repeated = reference_attention(q, jnp.repeat(k, 3, axis=2), jnp.repeat(v, 3, axis=2), mask, AttentionConfig())
+    np.testing.assert_allclose(reference_attention(q, k, v, mask, AttentionConfig()), repeated, rtol=1e-6, atol=1e-6)
 
 
 def test_a_query_that_may_see_nothing_gives_numbers():
     q, k = jnp.ones((1, 1, 2, 4)), jnp.ones((1, 3, 2, 4))
-    assert np.isfinite(attention(q, k, k, jnp.zeros((1, 1, 3), bool))).all()
+    assert np.isfinite(reference_attention(q, k, k, jnp.zeros((1, 1, 3), bool), AttentionConfig())).all()
 
 
 def test_packed_mask_is_causal_within_segments():

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from isheep_jax.config import MeshConfig
-from isheep_jax.model.attention_reference import attention, packed_mask
+from isheep_jax.model.attention_reference import AttentionConfig, packed_mask, reference_attention
 from isheep_jax.model.attention_splash import splash_attention
-from isheep_jax.sharding import TRAIN_RULES, make_mesh
+from isheep_jax.sharding import TRAIN_RULES, ActivationSharding, make_mesh
 
 ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -33,14 +33,14 @@ def segments(*rows):
 
 def both(q, k, v, gradient, *, segment_ids=None, window=None, scale=None, softcap=None, mesh=ONE):
     """(output, gradients of q, k and v) of the kernels and of the reference."""
-    mask = packed_mask(q.shape[1], segment_ids, window)
+    mask, config = packed_mask(q.shape[1], segment_ids, window), AttentionConfig(scale, softcap)
 
     def kernels(q, k, v):
-        settings = {"segment_ids": segment_ids, "window": window, "scale": scale, "softcap": softcap}
-        return splash_attention(q, k, v, **settings, mesh=mesh, rules=TRAIN_RULES, interpret=True)
+        settings = {"config": config, "segment_ids": segment_ids, "window": window}
+        return splash_attention(q, k, v, **settings, sharding=ActivationSharding(mesh), interpret=True)
 
     def reference(q, k, v):
-        return attention(q, k, v, mask, scale=scale, softcap=softcap)
+        return reference_attention(q, k, v, mask, config)
 
     def with_gradients(function):
         def run(*qkv):
@@ -130,11 +130,11 @@ def test_layers_choose_among_windows_inside_a_scan_with_rematerialization():
         return out, *pull(jnp.repeat(gradient, 2, axis=2))
 
     def kernels(x, window):
-        settings = {"segment_ids": ids, "window": window, "scale": None, "softcap": None, "interpret": True}
-        return splash_attention(x, k, v, **settings, mesh=mesh, rules=TRAIN_RULES)
+        settings = {"config": AttentionConfig(), "segment_ids": ids, "window": window, "interpret": True}
+        return splash_attention(x, k, v, **settings, sharding=ActivationSharding(mesh))
 
     def reference(x, window):
-        return attention(x, k, v, packed_mask(128, ids, window))
+        return reference_attention(x, k, v, packed_mask(128, ids, window), AttentionConfig())
 
     assert_equal(jax.jit(lambda: stack(kernels))(), jax.jit(lambda: stack(reference))())
 
@@ -142,18 +142,19 @@ def test_layers_choose_among_windows_inside_a_scan_with_rematerialization():
 def test_heads_that_are_split_differently_are_refused():
     q, k, v, _ = inputs(1, 128, 2, 2, 8)
     rules = dataclasses.replace(TRAIN_RULES, kv_heads=None)
-    settings = {"segment_ids": None, "window": None, "scale": None, "softcap": None, "interpret": True}
+    settings = {"config": AttentionConfig(), "segment_ids": None, "window": None, "interpret": True}
     with pytest.raises(ValueError, match="key heads over None"):
-        splash_attention(q, k, v, **settings, mesh=ONE, rules=rules)
+        splash_attention(q, k, v, **settings, sharding=ActivationSharding(ONE, rules))
 
 
 # In a process of its own: it needs what libtpu reads from the environment when it is loaded.
 COMPILE = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+    from isheep_jax.model.attention_reference import AttentionConfig
     from isheep_jax.model.attention_splash import splash_attention
     from isheep_jax.planning.hardware import prepare_environment, slice_devices
-    from isheep_jax.sharding import AXES, TRAIN_RULES
+    from isheep_jax.sharding import AXES, ActivationSharding
 
     topology, T, N, K, H = "{topology}", 2048, 16, 4, {head_dim}
     prepare_environment(topology)
@@ -164,7 +165,7 @@ COMPILE = """
     ids = jax.ShapeDtypeStruct((4, T), jnp.int32, sharding=rows)
 
     def loss(q, k, v, ids):
-        settings = dict(segment_ids=ids, scale=None, softcap=30.0, mesh=mesh, rules=TRAIN_RULES)
+        settings = dict(config=AttentionConfig(softcap=30.0), segment_ids=ids, sharding=ActivationSharding(mesh))
         branches = [lambda q, k, v, w=w: splash_attention(q, k, v, window=w, **settings) for w in (None, 300)]
 
         def layer(x, kind):
@@ -197,10 +198,12 @@ def test_the_kernels_compile_for_a_tpu(topology, head_dim):
 def test_other_keys_can_be_added_to_partial_attention():
     (q, k, v, _), (_, before_k, before_v, _) = inputs(2, 150, 4, 2, 64), inputs(2, 30, 4, 2, 64)
     ids = segments(((1, 100), (2, 50)), ((1, 150),))
-    settings = {"segment_ids": ids, "window": None, "scale": None, "softcap": None, "mesh": ONE, "rules": TRAIN_RULES}
+    config = AttentionConfig()
+    settings = {"config": config, "segment_ids": ids, "window": None, "sharding": ActivationSharding(ONE)}
     partial = splash_attention(q, k, v, **settings, partial=True, interpret=True)
-    np.testing.assert_allclose(partial.result(q.dtype), attention(q, k, v, packed_mask(150, ids)), atol=1e-5)
-    found = partial.add(q, before_k, before_v, jnp.ones((2, 150, 30), bool)).result(q.dtype)
+    expected = reference_attention(q, k, v, packed_mask(150, ids), config)
+    np.testing.assert_allclose(partial.finalize(q.dtype), expected, atol=1e-5)
+    found = partial.update(q, before_k, before_v, jnp.ones((2, 150, 30), bool), config).finalize(q.dtype)
     both_k, both_v = (jnp.concatenate(pair, axis=1) for pair in ((before_k, k), (before_v, v)))
     mask = jnp.concatenate([jnp.ones((2, 150, 30), bool), packed_mask(150, ids)], axis=2)
-    np.testing.assert_allclose(found, attention(q, both_k, both_v, mask), atol=1e-5)
+    np.testing.assert_allclose(found, reference_attention(q, both_k, both_v, mask, config), atol=1e-5)

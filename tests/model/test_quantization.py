@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from architectures import small
-from tiles import flat, in_tiles
+from tiles import in_tiles
 
 from isheep_jax.model.architecture import init_parameters, leaves, parameter_table
-from isheep_jax.model.attention import Scores, attend_cached
-from isheep_jax.model.attention_reference import attention, cached_mask
-from isheep_jax.model.kv_cache import KVCache, init_cache, write_tokens
+from isheep_jax.model.attention import cached_attention
+from isheep_jax.model.attention_reference import AttentionConfig, cached_mask, reference_attention
+from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.model.quantization import (
     Quantized,
     abstract_weights,
     dequantize,
     dequantize_weights,
-    place_leaf,
+    put_weight,
     quantize,
     weight_table,
 )
-from isheep_jax.model.transformer import forward, logits
+from isheep_jax.model.transformer import ForwardSetup, forward, logits
 from isheep_jax.sharding import ANYWHERE
 
 ARCHITECTURE = small(vocab_size=40, hidden_size=24, intermediate_size=36, heads=6, tied_embeddings=False)
@@ -84,7 +84,7 @@ def test_quantized_weights_give_what_their_floats_give(family, tied):
         lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), weight_table(architecture, "int8")
     )
     quantized = jax.tree.map(
-        lambda spec, leaf, where: place_leaf(spec, leaf, where, jnp.float32),
+        lambda spec, leaf, where: put_weight(spec, leaf, where, jnp.float32),
         parameter_table(architecture),
         params,
         place,
@@ -105,7 +105,7 @@ def test_quantized_weights_give_what_their_floats_give(family, tied):
 
     @jax.jit
     def run(params):
-        hidden, _ = forward(params, architecture, tokens, jnp.arange(9)[None], compute_dtype=jnp.float32)
+        hidden, _ = forward(params, architecture, tokens, jnp.arange(9)[None], ForwardSetup(jnp.float32))
         return logits(params, architecture, hidden, jnp.float32)
 
     found, expected, exact = run(quantized), run(rounded), run(params)
@@ -134,32 +134,16 @@ def test_attention_to_a_cache_of_integers_is_attention_to_its_floats(rows, windo
     cache = in_tiles(cache, tile, 8)
     q = normal(rows, 1, 6, 8)
     at = jnp.linspace(0, 191, rows).astype(jnp.int32)[:, None]
-    found = attend_cached(
+    found = cached_attention(
         q,
         cache,
         jnp.asarray(0),
+        AttentionConfig(0.3, softcap, (window,)),
         jnp.asarray(0),
-        Scores(0.3, softcap, (window,)),
         positions=at,
-        at=at,
-        contexts=[],
-        activations=ANYWHERE,
+        cache_positions=at,
+        prefix_kv=(),
+        sharding=ANYWHERE,
     )
-    expected = attention(q, k, v, cached_mask(at, jnp.arange(192), window), scale=0.3, softcap=softcap)
+    expected = reference_attention(q, k, v, cached_mask(at, jnp.arange(192), window), AttentionConfig(0.3, softcap))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("tile", [0, 8])
-def test_new_keys_are_rounded_by_token_and_head_and_nothing_else_is_touched(tile):
-    cache = init_cache(ARCHITECTURE, 3, 16, jnp.dtype(jnp.int8), tile=tile)
-    k, v = normal(3, 2, 2, 8), normal(3, 2, 2, 8, seed=1) * 100
-    at = jnp.asarray([[4, 5], [0, -1], [15, 16]])
-    found = write_tokens(cache, jnp.asarray(1), k, v, at)
-    for values, scale, x in zip(flat(found), (found.k_scale, found.v_scale), (k, v)):
-        expected = quantize(x, (3,))
-        for row, place, token in ((0, 4, 0), (0, 5, 1), (1, 0, 0), (2, 15, 0)):
-            np.testing.assert_array_equal(values[1, row, place], expected.values[row, token].reshape(-1))
-            np.testing.assert_array_equal(scale[1, row, place], expected.scale[row, token])
-        assert np.count_nonzero(scale) == 4 * 2
-        assert not np.any(values[0])
-    assert init_cache(ARCHITECTURE, 3, 16, jnp.dtype(jnp.bfloat16)).k_scale is None

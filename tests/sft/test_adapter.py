@@ -15,7 +15,7 @@ from small_model import LLAMA, QWEN, SETTINGS, copying, on_host, same_bits, weig
 from isheep_jax.checkpoint.hf_config import config_json
 from isheep_jax.checkpoint.hf_weights import write_tensors
 from isheep_jax.model.architecture import parameter_table
-from isheep_jax.model.transformer import forward, logits
+from isheep_jax.model.transformer import ForwardSetup, forward, logits
 from isheep_jax.sft.lora import lora_table, merge_lora, save_adapter
 from isheep_jax.sft.trainer import fine_tune
 
@@ -165,7 +165,7 @@ def test_peft_gives_the_logits_of_the_merged_model(tuned, tmp_path):
         plain = model(torch.tensor(tokens)).logits.numpy()
         adapted = peft.PeftModel.from_pretrained(model, directory).eval()(torch.tensor(tokens)).logits.numpy()
     positions = jnp.broadcast_to(jnp.arange(20), (2, 20))
-    hidden, _ = forward(merged, architecture, jnp.asarray(tokens), positions, compute_dtype=jnp.float32)
+    hidden, _ = forward(merged, architecture, jnp.asarray(tokens), positions, ForwardSetup(jnp.float32))
     ours = np.asarray(logits(merged, architecture, hidden, jnp.float32))
     assert np.abs(ours - adapted).max() < 1e-4 * np.abs(ours).max()
     assert np.abs(ours - plain).max() > 0.05 * np.abs(ours).max()

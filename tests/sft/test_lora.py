@@ -5,8 +5,8 @@ import pytest
 from small_model import LLAMA, QWEN, weights
 
 from isheep_jax.model import transformer
-from isheep_jax.model.transformer import kept_by_dropout
-from isheep_jax.sft.lora import init_lora, lora_table, merge_lora
+from isheep_jax.model.linear import LoraWeight, dropout_keys, dropout_mask
+from isheep_jax.sft.lora import apply_lora, init_lora, lora_table, merge_lora
 
 TOKENS = jnp.asarray([[0, 5, 6, 7, 2, 9, 1]])
 
@@ -14,10 +14,11 @@ TOKENS = jnp.asarray([[0, 5, 6, 7, 2, 9, 1]])
 KEY = jnp.asarray([3, 4], jnp.uint32)
 
 
-def logits(params, architecture, **lora):
-    hidden, _ = transformer.forward(
-        params, architecture, TOKENS, jnp.arange(TOKENS.shape[1])[None], compute_dtype=jnp.float32, **lora
-    )
+def logits(params, architecture, adapters=None, *, scale=1.0, **dropout):
+    if adapters is not None:
+        params = apply_lora(params, adapters, architecture, scale=scale, **dropout)
+    positions, setup = jnp.arange(TOKENS.shape[1])[None], transformer.ForwardSetup(jnp.float32)
+    hidden, _ = transformer.forward(params, architecture, TOKENS, positions, setup)
     return np.asarray(transformer.logits(params, architecture, hidden, jnp.float32))
 
 
@@ -29,13 +30,13 @@ def trained(architecture) -> dict:
 
 def test_new_adapters_change_nothing():
     adapters = init_lora(jax.random.key(1), LLAMA, rank=4)
-    np.testing.assert_array_equal(logits(weights(), LLAMA), logits(weights(), LLAMA, lora=adapters, lora_scale=2.0))
+    np.testing.assert_array_equal(logits(weights(), LLAMA), logits(weights(), LLAMA, adapters, scale=2.0))
 
 
 @pytest.mark.parametrize("architecture", [LLAMA, QWEN], ids=["llama", "qwen2"])
 def test_merged_weights_are_the_adapted_model(architecture):
     params, adapters = weights(architecture), trained(architecture)
-    in_graph = logits(params, architecture, lora=adapters, lora_scale=0.5)
+    in_graph = logits(params, architecture, adapters, scale=0.5)
     merged = logits(merge_lora(params, adapters, 0.5), architecture)
     np.testing.assert_allclose(in_graph, merged, atol=1e-5)
     assert np.abs(in_graph - logits(params, architecture)).max() > 0.1
@@ -49,22 +50,27 @@ def test_merging_keeps_the_number_format():
 
 
 def test_adapters_sit_on_all_linear_leaves():
-    assert set(lora_table(QWEN, 4)["layers"]) == set(transformer.LINEAR_LEAVES)
+    leaves = {"wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"}
+    assert set(lora_table(QWEN, 4)["layers"]) == leaves
+    adapted = apply_lora(weights(QWEN), trained(QWEN), QWEN, scale=1.0)
+    assert {name for name, leaf in adapted["layers"].items() if isinstance(leaf, LoraWeight)} == leaves
 
 
 def test_dropout_needs_a_key():
-    lora = {"lora": trained(LLAMA), "lora_dropout": 0.5}
-    plain = logits(weights(), LLAMA, lora=trained(LLAMA))
-    np.testing.assert_array_equal(plain, logits(weights(), LLAMA, **lora))
-    assert np.abs(plain - logits(weights(), LLAMA, **lora, dropout_key=KEY)).max() > 0.1
+    plain = logits(weights(), LLAMA, trained(LLAMA))
+    np.testing.assert_array_equal(plain, logits(weights(), LLAMA, trained(LLAMA), dropout=0.5))
+    dropped = [logits(weights(), LLAMA, trained(LLAMA), dropout=0.5, dropout_key=key) for key in (KEY, KEY, KEY + 1)]
+    assert np.abs(plain - dropped[0]).max() > 0.1
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert np.abs(dropped[0] - dropped[2]).max() > 1e-3
 
 
 def test_dropout_leaves_its_share_and_masks_are_unlike():
     shape, rate = (8, 64, 96), 0.3
     draws = [
-        kept_by_dropout(key, jnp.asarray(purpose), shape, rate)
+        dropout_mask(dropout_keys(key, 32, leaf, 7)[layer], shape, rate)
         for key in (KEY, KEY + 1, jnp.asarray([4, 3], jnp.uint32))
-        for purpose in (0, 1, 2, 223)
+        for layer, leaf in ((0, 0), (0, 1), (0, 2), (31, 6))
     ]
     masks = np.stack(draws).reshape(len(draws), -1).astype(float)
     count = masks.shape[1]

@@ -22,8 +22,8 @@ def mean_loss(params, architecture, batch, *, packed=True, chunk=8):
         architecture,
         batch.tokens,
         batch.positions,
+        transformer.ForwardSetup(jnp.float32),
         segment_ids=batch.segment_ids if packed else None,
-        compute_dtype=jnp.float32,
     )
     total, count = cross_entropy(
         params, architecture, hidden, batch.targets, batch.loss_mask, chunk=chunk, compute_dtype=jnp.float32

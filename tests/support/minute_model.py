@@ -12,7 +12,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import init_parameters
-from isheep_jax.model.transformer import forward, logits
+from isheep_jax.model.transformer import ForwardSetup, forward, logits
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ARCHITECTURE = small(context_length=128, tied_embeddings=False)
@@ -85,7 +85,7 @@ def ragged(count: int) -> list[Request]:
 
 @jax.jit
 def _plain_forward(params, row):
-    hidden, _ = forward(params, ARCHITECTURE, row, jnp.arange(row.shape[1])[None], compute_dtype=jnp.float32)
+    hidden, _ = forward(params, ARCHITECTURE, row, jnp.arange(row.shape[1])[None], ForwardSetup(jnp.float32))
     return logits(params, ARCHITECTURE, hidden, jnp.float32)
 
 

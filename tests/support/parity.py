@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
+from isheep_jax.model import transformer
 from isheep_jax.model.architecture import Architecture, leaves, parameter_table
-from isheep_jax.model.transformer import forward, logits
 from isheep_jax.sharding import TRAIN_RULES
 
 FIXTURES = Path(__file__).parents[1] / "model" / "fixtures"
@@ -38,11 +38,20 @@ def plain_positions(tokens) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
 
+@partial(jax.jit, static_argnames=("architecture", "compute_dtype", "remat"))
+def forward(
+    params, architecture: Architecture, tokens, positions, *, compute_dtype=jnp.float32, remat="none", **options
+):
+    """`transformer.forward`, compiled."""
+    setup = transformer.ForwardSetup(compute_dtype, remat=remat)
+    return transformer.forward(params, architecture, tokens, positions, setup, **options)
+
+
 @partial(jax.jit, static_argnums=(1, 3))
 def plain_logits(params, architecture: Architecture, tokens, compute_dtype=jnp.float32) -> jax.Array:
     """[B, T, V] of whole rows without padding."""
     hidden, _ = forward(params, architecture, tokens, plain_positions(tokens), compute_dtype=compute_dtype)
-    return logits(params, architecture, hidden, compute_dtype)
+    return transformer.logits(params, architecture, hidden, compute_dtype)
 
 
 def mean_loss(params, architecture: Architecture, tokens, labels) -> jax.Array:
