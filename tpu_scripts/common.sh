@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # what is set here is used in the scripts that source this file
-# Functions that the scripts beside this file share. It is sourced, never run.
-# Written for bash 3.2 too, which is what macOS brings.
+# shellcheck disable=SC2034  # variables set here are used in the scripts that source this file
+# Functions shared by the scripts in this directory, which source this file.
+# Works with bash 3.2, the version of macOS.
 
 SCRIPT=$(basename "$0")
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# Where this machine keeps locks, archives and files on their way to the workers.
+# Directory of this machine for locks, archives and files that are sent to the workers.
 STATE_DIRECTORY=${ISHEEP_TPU_STATE:-$HOME/.isheep_jax}
-# Seconds between two looks at a slice or a run, and the first pause before a slice is created again.
+# Seconds between two status checks of a slice or a run, and the first pause before a slice is created again.
 POLL_SECONDS=${ISHEEP_POLL_SECONDS:-30}
 BACKOFF_SECONDS=${ISHEEP_BACKOFF_SECONDS:-60}
 
@@ -21,17 +21,17 @@ DRY_RUN=0
 COMMON_OPTIONS="Options of every script:
   --project=ID, --zone=ZONE  default: gcloud's configuration (core/project, compute/zone)
   --iap                      reach the workers through Identity-Aware Proxy (no external addresses)
-  --dry-run                  print every command, ready to be pasted, and run none
+  --dry-run                  print every command, ready to paste, and run none
   --help                     this text
 Exit codes: 0 done, 1 failed, 2 bad use."
 
-# Bad use: one line, exit code 2.
+# Reports bad use in one line; exit code 2.
 die() {
   printf '%s: %s\n' "$SCRIPT" "$*" >&2
   exit 2
 }
 
-# Something went wrong that the user did not type: exit code 1.
+# Reports any other failure; exit code 1.
 fail() {
   printf '%s: %s\n' "$SCRIPT" "$*" >&2
   exit 1
@@ -40,7 +40,7 @@ fail() {
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*"; }
 
 # Reads one option that all scripts have. Returns 1 for any other argument.
-# A name is whatever does not begin with a dash.
+# An argument without a leading dash is the name.
 common_option() {
   case $1 in
     --project=?*) PROJECT=${1#*=} ;;
@@ -65,11 +65,11 @@ unknown_option() { die "unknown option '$1'; see $SCRIPT --help (values come aft
 
 configured() { gcloud config get-value "$1" --quiet 2>/dev/null </dev/null || true; }
 
-# A name is there, and gcloud knows (or is told) a project and a zone.
+# Checks that there is a name, a project and a zone, given here or in the configuration of gcloud.
 check_common() {
   [ -n "$NAME" ] || die "which slice? Usage: $SCRIPT NAME ...; see $SCRIPT --help"
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
-    die "'$NAME' is no name for a slice: small letters, digits and dashes, a letter first"
+    die "'$NAME' is not a valid name: use lower-case letters, digits and dashes, starting with a letter"
   KNOWN_PROJECT=$PROJECT KNOWN_ZONE=$ZONE
   [ "$DRY_RUN" = 0 ] || return 0
   command -v gcloud >/dev/null || die "gcloud is not on the PATH: https://cloud.google.com/sdk/docs/install"
@@ -98,7 +98,7 @@ quoted() {
 
 note() { if [ "$DRY_RUN" = 1 ]; then printf '# %s\n' "$*"; fi; }
 
-# Runs a command, or prints it in a dry run. No input: gcloud's ssh would swallow the caller's.
+# Runs a command, or prints it in a dry run. Without input, because the ssh of gcloud would consume the caller's.
 run() {
   if [ "$DRY_RUN" = 1 ]; then
     quoted "$@"
@@ -107,49 +107,49 @@ run() {
   fi
 }
 
-# --project and --zone for gcloud, where they were given.
-set_place() {
-  PLACE=()
-  [ -z "$PROJECT" ] || PLACE+=("--project=$PROJECT")
-  [ -z "$ZONE" ] || PLACE+=("--zone=$ZONE")
+# Sets the arguments of gcloud for --project, --zone and --iap, if given.
+set_target() {
+  TARGET=()
+  [ -z "$PROJECT" ] || TARGET+=("--project=$PROJECT")
+  [ -z "$ZONE" ] || TARGET+=("--zone=$ZONE")
   TPU_VM=(gcloud compute tpus tpu-vm)
   REACH=()
   if [ "$IAP" = 1 ]; then
-    # The released tpu-vm commands have no tunnel yet.
+    # Only the alpha tpu-vm commands have a tunnel.
     TPU_VM=(gcloud alpha compute tpus tpu-vm)
     REACH=(--tunnel-through-iap)
   fi
 }
 
-# queued VERB [FLAGS]: a command on the queued resource.
+# queued VERB [FLAGS]: runs a command on the queued resource.
 queued() {
   local verb=$1
   shift
-  run gcloud compute tpus queued-resources "$verb" "$NAME" ${PLACE[@]+"${PLACE[@]}"} "$@"
+  run gcloud compute tpus queued-resources "$verb" "$NAME" ${TARGET[@]+"${TARGET[@]}"} "$@"
 }
 
-# node VERB [FLAGS]: a command on the slice's machines.
+# node VERB [FLAGS]: runs a command on the machines of the slice.
 node() {
   local verb=$1
   shift
-  run "${TPU_VM[@]}" "$verb" "$NAME" ${PLACE[@]+"${PLACE[@]}"} "$@"
+  run "${TPU_VM[@]}" "$verb" "$NAME" ${TARGET[@]+"${TARGET[@]}"} "$@"
 }
 
-# on_workers WORKER COMMAND: over ssh, on one worker or on all of them at once. A machine that has gone is noticed after
-# seconds, not after TCP's quarter of an hour.
+# on_workers WORKER COMMAND: runs a command over ssh on one worker or on all of them at once. The flags detect a lost
+# machine within seconds; TCP alone would take a quarter of an hour.
 on_workers() {
   node ssh ${REACH[@]+"${REACH[@]}"} \
     "--worker=$1" --quiet --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=30 "--command=$2"
 }
 
-# copy_to_workers FILE...: into isheep_jax/ in the home directory of every worker.
+# copy_to_workers FILE...: copies files to isheep_jax/ in the home directory of every worker.
 copy_to_workers() {
-  run "${TPU_VM[@]}" scp "$@" "$NAME:isheep_jax/" ${PLACE[@]+"${PLACE[@]}"} ${REACH[@]+"${REACH[@]}"} \
+  run "${TPU_VM[@]}" scp "$@" "$NAME:isheep_jax/" ${TARGET[@]+"${TARGET[@]}"} ${REACH[@]+"${REACH[@]}"} \
     --worker=all --quiet
 }
 
-# Sets QUEUED_STATE to the state of the queued resource, ABSENT where there is none, or UNKNOWN where gcloud could not
-# tell (then QUEUED_ERROR says why): a network that is down must never look like a slice that is gone.
+# Sets QUEUED_STATE to the state of the queued resource, ABSENT if there is none, or UNKNOWN if gcloud fails (with the
+# reason in QUEUED_ERROR): a network failure must never look like a deleted slice.
 read_queued_state() {
   local errors
   QUEUED_ERROR=
@@ -165,7 +165,7 @@ read_queued_state() {
   rm -f "$errors"
 }
 
-# Sets NODE_STATE in the same way for the slice's machines: READY, PREEMPTED, ...
+# Sets NODE_STATE likewise for the machines of the slice: READY, PREEMPTED, ...
 read_node_state() {
   local errors
   errors=$(mktemp)
@@ -179,7 +179,7 @@ read_node_state() {
   rm -f "$errors"
 }
 
-# Sets ACCELERATOR, CHIPS and WORKERS from the slice itself: how many hosts a slice has is known to Google alone.
+# Sets ACCELERATOR, CHIPS and WORKERS from the slice itself: only Google knows the number of hosts.
 try_read_slice() {
   local answer
   set -- node describe '--format=value(acceleratorType,networkEndpoints.len())'
@@ -198,14 +198,14 @@ read_slice() {
   try_read_slice || fail "there is no slice '$NAME' that is ready; see watch.sh $NAME, or create.sh --help"
 }
 
-# Sets ACCELERATOR (gcloud's name), CHIPS and RUNTIME for a slice's name, or ends with a message.
+# Sets ACCELERATOR (the name in gcloud), CHIPS and RUNTIME for the name of a slice, or exits with a message.
 # v4 and v5p count TensorCores, two to a chip; v5e and v6e count chips.
 # Runtime versions: https://cloud.google.com/tpu/docs/runtimes
 slice_facts() {
   local generation size known='v4-N, v5e-N (v5litepod-N), v5p-N, v6e-N'
   [[ $1 =~ ^(v4|v5e|v5litepod|v5p|v6e)-([1-9][0-9]*)$ ]] || case $1 in
-    *7x*) die "'$1': TPU7x is only to be had on GKE; see gke_job.yaml" ;;
-    *) die "'$1' is no slice that is known here: $known" ;;
+    *7x*) die "'$1': TPU7x is only available on GKE; see gke_job.yaml" ;;
+    *) die "'$1' is not a known slice: $known" ;;
   esac
   generation=${BASH_REMATCH[1]} size=${BASH_REMATCH[2]}
   case $generation in
@@ -228,9 +228,9 @@ slice_facts() {
   esac
 }
 
-# The words of a command that every worker is to run, checked.
+# Checks the command that every worker will run.
 check_program() {
-  [ $# -gt 0 ] || die "what shall run? Give it after --, such as: -- python -m isheep_jax.train --config=llama_70b_v4"
+  [ $# -gt 0 ] || die "no command: give it after --, such as: -- python -m isheep_jax.train --config=llama_70b_v4"
   if [ "${1:-}" != python ] || [ "${2:-}" != -m ] || [[ ! ${3:-} =~ ^isheep_jax\. ]]; then
     die "after -- comes a command of the package, 'python -m isheep_jax...', not '$*'"
   fi
@@ -246,29 +246,28 @@ read_variable() {
       ;;
     *) value=${!variable-} ;;
   esac
-  [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "--env=$variable: no name of a variable"
+  [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "--env=$variable: not a valid variable name"
   [ -n "$value" ] || die "--env=$variable: not set on this machine"
 }
 
-# Whether a program's run directory outlives the slice.
+# Tests whether the run directory of a program outlives the slice.
 workdir_is_remote() { [[ " $* " =~ \ --workdir[=\ ]gs://[^\ ] ]]; }
 
-# Where the supervisor of this slice holds its lock.
+# Prints the path of the lock of this slice's supervisor.
 lock_path() { printf '%s/%s.%s.%s.lock' "$STATE_DIRECTORY" "$KNOWN_PROJECT" "$KNOWN_ZONE" "$NAME"; }
 
-# Prints the process id of a supervisor that is alive.
+# Prints the process id of a running supervisor.
 supervisor_pid() {
   local pid
   pid=$(readlink "$(lock_path)") && kill -0 "$pid" 2>/dev/null && printf '%s' "$pid"
 }
 
-# What asks a worker, also where install.sh has not been.
+# Command for the status of a worker; works before install.sh, too.
 STATUS_COMMAND='test ! -f isheep_jax/worker.sh || bash isheep_jax/worker.sh status'
 
-# Sets STATUS to the workers' lines, one each, and RUN_STATE to what they come to: running, finished (all with code 0),
-# failed (some ended otherwise), stopped (by stop.sh), none (nothing was started), bare (install.sh has not been there),
-# or unreachable (then RUN_ERROR may say why).
-# EXIT_CODE is the first exit code that is not 0, by worker.
+# Sets STATUS to one line per worker and RUN_STATE to their summary: running, finished (all with exit code 0), failed
+# (any other exit code), stopped (by stop.sh), none (nothing was started), bare (install.sh has not run), or unreachable
+# (with the reason, if known, in RUN_ERROR). EXIT_CODE is the first exit code other than 0, by worker.
 read_run_state() {
   local lines errors reached=1
   EXIT_CODE=0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Requests a TPU slice by a queued resource, and waits until it is there.
+# Requests a TPU slice as a queued resource and waits until it is active.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,15 +8,15 @@ usage() {
   cat <<EOF
 Usage: create.sh NAME --type=TYPE [--spot | --reserved] [options] [-- GCLOUD_FLAGS...]
 
-Requests a TPU slice by a queued resource, and waits until it is ACTIVE. Started again, it waits for the same request.
+Requests a TPU slice as a queued resource and waits until it is ACTIVE. Run again, it waits for the same request.
 
   --type=TYPE             v4-256, v5e-16 (or v5litepod-16), v5p-128, v6e-8, ...; v4 and v5p count cores, two to a chip
-  --spot                  cheaper, and can be taken away at any moment; see supervise.sh
+  --spot                  cheaper, but can be preempted at any time; see supervise.sh
   --reserved              from the project's reservation; default: on demand
   --runtime-version=NAME  default, by generation: v4 tpu-ubuntu2204-base, v5e v2-alpha-tpuv5-lite, v5p v2-alpha-tpuv5,
                           v6e v2-alpha-tpuv6e
-  --no-wait               return when the request is made
-  -- GCLOUD_FLAGS         to 'gcloud compute tpus queued-resources create' as they are, such as --network=NAME,
+  --no-wait               return as soon as the request is made
+  -- GCLOUD_FLAGS         further flags of 'gcloud compute tpus queued-resources create', such as --network=NAME,
                           --service-account=EMAIL, --internal-ips, --valid-until-duration=6h
 EOF
 }
@@ -42,14 +42,14 @@ done
 [ -n "$type" ] || [ -z "$NAME" ] || die "which slice? Give --type=TYPE, such as --type=v4-256"
 [ -z "$type" ] || slice_facts "$type"
 check_common
-set_place
+set_target
 
 request() {
   queued create "--node-id=$NAME" "--accelerator-type=$ACCELERATOR" "--runtime-version=${runtime:-$RUNTIME}" \
     ${tier:+"$tier"} "$@" --quiet
 }
 
-# What is known of a request that came to nothing.
+# Prints the reason why a request failed.
 reason() {
   local text
   text=$(queued describe '--format=value(state.failedData.error.message)' 2>/dev/null || true)
@@ -57,15 +57,15 @@ reason() {
 }
 
 wait_until_active() {
-  local began state='' unknown=0 looks=0
+  local began state='' unknown=0 checks=0
   began=$(date +%s)
   while :; do
     read_queued_state
-    # A line when the state changes, and now and then in between.
-    if [ "$QUEUED_STATE" != "$state" ] || [ $((looks % 10)) = 0 ]; then
+    # Prints a line when the state changes, and at every tenth check.
+    if [ "$QUEUED_STATE" != "$state" ] || [ $((checks % 10)) = 0 ]; then
       say "$NAME ($ACCELERATOR, $CHIPS chips): $QUEUED_STATE, $((($(date +%s) - began) / 60)) min"
     fi
-    looks=$((looks + 1))
+    checks=$((checks + 1))
     state=$QUEUED_STATE
     case $state in
       ACTIVE) return ;;
@@ -74,7 +74,7 @@ wait_until_active() {
         fail "the slice was taken away (preempted, or its time was up), and this request will not get another." \
           "delete.sh $NAME, then create.sh; supervise.sh does both by itself"
         ;;
-      ABSENT | DELETING) fail "the request is gone: somebody deleted it" ;;
+      ABSENT | DELETING) fail "the request was deleted" ;;
       UNKNOWN)
         unknown=$((unknown + 1))
         [ "$unknown" -lt 10 ] || fail "gcloud does not answer: ${QUEUED_ERROR:-no state}"
@@ -103,12 +103,12 @@ case $QUEUED_STATE in
     ;;
   UNKNOWN) fail "gcloud does not answer: ${QUEUED_ERROR:-no state}" ;;
   *)
-    there=$(queued describe '--format=value(tpu.nodeSpec[0].node.acceleratorType)' || true)
-    [ "$there" = "$ACCELERATOR" ] || fail "$NAME is there already, as ${there:-something else}, not $ACCELERATOR"
-    say "$NAME is there already: $QUEUED_STATE"
+    existing=$(queued describe '--format=value(tpu.nodeSpec[0].node.acceleratorType)' || true)
+    [ "$existing" = "$ACCELERATOR" ] || fail "$NAME exists as ${existing:-another type}, not $ACCELERATOR"
+    say "$NAME exists: $QUEUED_STATE"
     ;;
 esac
 [ "$wait" = 1 ] || exit 0
-say "waiting; Ctrl-C ends the waiting, not the request"
+say "waiting; Ctrl-C stops waiting but keeps the request"
 wait_until_active
-say "$NAME is there. It is charged from now on: $CHIPS chip-hours every hour, until delete.sh $NAME"
+say "$NAME is active and charged from now on: $CHIPS chip-hours every hour, until delete.sh $NAME"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gives a slice back.
+# Deletes a slice.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,7 +8,7 @@ usage() {
   cat <<EOF
 Usage: delete.sh NAME [--yes] [options]
 
-Deletes the queued resource and its machines, with everything on their disks. What is in gs:// stays.
+Deletes the queued resource and its machines with everything on their disks. Files in gs:// stay.
 
   --yes  do not ask
 EOF
@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 check_common
-set_place
+set_target
 
 if [ "$DRY_RUN" = 0 ]; then
   if pid=$(supervisor_pid); then
@@ -38,7 +38,7 @@ if [ "$DRY_RUN" = 0 ]; then
       ;;
   esac
   if [ "$yes" = 0 ]; then
-    [ -t 0 ] || die "nobody is there to ask; give --yes"
+    [ -t 0 ] || die "there is no terminal to ask; give --yes"
     read -r -p "Delete $NAME ($QUEUED_STATE) and its disks? [y/N] " answer
     [[ $answer =~ ^[yY] ]] || fail "$NAME was not deleted"
   fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts the package on every worker of a slice, and checks that they all have the same.
+# Installs the package on every worker of a slice and checks that all have the same versions.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -11,7 +11,7 @@ Usage: install.sh NAME [--ref=REF] [--python=VERSION] [options]
 Copies the package to every worker, installs it with its [tpu] extra in a virtual environment, and checks that all
 workers have the same versions and see the whole slice. Workers need PyPI; they need no access to the repository.
 
-  --ref=REF         a commit, tag or branch of this checkout; default: the tracked files as they are, edits included
+  --ref=REF         a commit, tag or branch of this checkout; default: the tracked files, including edits
   --python=VERSION  default: 3.11
 EOF
 }
@@ -27,11 +27,11 @@ while [ $# -gt 0 ]; do
 done
 [[ $python =~ ^3\.[0-9]+(\.[0-9]+)?$ ]] || die "--python=$python: a version such as 3.11"
 check_common
-set_place
+set_target
 
 checkout=$(dirname "$HERE")
 git -C "$checkout" rev-parse --git-dir >/dev/null 2>&1 ||
-  die "$checkout is no git checkout: it does not say which files to send"
+  die "$checkout is not a git checkout, which defines the files to send"
 if [ -n "$ref" ]; then
   label=$(git -C "$checkout" rev-parse --verify --quiet --short "$ref^{commit}") ||
     die "--ref=$ref: no such commit, tag or branch in $checkout"
@@ -58,11 +58,11 @@ pack || fail "the tracked files could not be packed; see the lines above"
 read_slice
 on_workers all 'mkdir -p isheep_jax' ||
   fail "not every worker answers; several need ssh's key in the agent: ssh-add ~/.ssh/google_compute_engine"
-copy_to_workers "$archive" "$HERE/worker.sh" || fail "not every worker got the files; the same command tries again"
+copy_to_workers "$archive" "$HERE/worker.sh" || fail "not every worker got the files; run the same command to try again"
 on_workers all "bash isheep_jax/worker.sh install $python $label" ||
-  fail "the installation failed on at least one worker; see the lines above. The same command tries again"
+  fail "the installation failed on at least one worker; see the lines above. Run the same command to try again"
 
-# One line from each worker: the versions must be equal, and the devices as many as the slice has chips.
+# Every worker prints a line; versions must be equal, and the number of devices must be that of the chips of the slice.
 command='bash isheep_jax/worker.sh check'
 if [ "$DRY_RUN" = 1 ]; then
   on_workers all "$command"
@@ -80,7 +80,7 @@ if [ "$(printf '%s\n' "$different" | wc -l)" -gt 1 ]; then
 fi
 facts=${lines%%$'\n'*}
 facts=${facts#* }
-[[ " $facts " == *" source=$label "* ]] || fail "the workers have something else than $label: $facts"
+[[ " $facts " == *" source=$label "* ]] || fail "the workers have another version than $label: $facts"
 [[ " $facts " == *" platform=tpu devices=$CHIPS "* ]] ||
   fail "the slice has $CHIPS chips, but JAX says: $facts"
 say "$NAME: all $WORKERS workers: $facts"

@@ -8,13 +8,13 @@ usage() {
   cat <<EOF
 Usage: run.sh NAME [--env=VARIABLE]... [--wait] [options] -- python -m isheep_jax.COMMAND ...
 
-Starts the command on every worker, detached: it goes on when this machine sleeps. Each worker writes its own log; see
-watch.sh. Refuses while something is running on the slice.
+Starts the command on every worker, detached: it keeps running when this machine sleeps. Each worker writes its own log;
+see watch.sh. Refuses while a run is active on the slice.
 
-  --env=VARIABLE         passes this machine's value on, such as --env=HF_TOKEN; it goes by a file that only you can
-                         read, is never printed, and is removed from the worker's disk when the command has started
+  --env=VARIABLE         passes the value of this machine, such as --env=HF_TOKEN; it travels in a file that only you
+                         can read, is never printed, and is removed from the worker's disk once the command has started
   --env=VARIABLE=VALUE   such as --env=LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536
-  --wait                 wait for the end, and exit with the command's exit code (the first that is not 0, by worker)
+  --wait                 wait for the end and exit with the command's exit code (the first other than 0, by worker)
 EOF
 }
 
@@ -39,17 +39,17 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$NAME" ] || check_program "$@"
 check_common
-set_place
+set_target
 
 if [ "${3:-}" = isheep_jax.train ] && ! workdir_is_remote "$@"; then
-  printf '%s: warning: no --workdir=gs://...: each worker has a run directory of its own, which goes with the slice\n' \
+  printf '%s: warning: no --workdir=gs://...: each worker has its own run directory, which goes with the slice\n' \
     "$SCRIPT" >&2
 fi
 
 started=$(date -u +%Y%m%dT%H%M%SZ)
 read_slice
 if [ "$DRY_RUN" = 1 ]; then
-  note "nothing may be running:"
+  note "no run may be active:"
   on_workers all "$STATUS_COMMAND"
 else
   read_run_state
@@ -72,7 +72,7 @@ if [ -n "$variables" ]; then
 fi
 
 if ! on_workers all "bash isheep_jax/worker.sh start $started -- $(quoted "$@")"; then
-  # The others would wait for it for ever.
+  # The other workers would wait for it forever.
   on_workers all 'bash isheep_jax/worker.sh end' >/dev/null 2>&1 || true
   fail "at least one worker did not start; see the lines above. The others were ended"
 fi
@@ -106,7 +106,7 @@ while :; do
     stopped) fail "$NAME: stopped by stop.sh" ;;
     *)
       lost=$((lost + 1))
-      [ "$lost" -lt 10 ] || fail "$NAME does not answer any more; watch.sh $NAME --once shows the slice's state"
+      [ "$lost" -lt 10 ] || fail "$NAME no longer answers; watch.sh $NAME --once shows the slice's state"
       ;;
   esac
   sleep "$POLL_SECONDS"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ends what runs on a slice. The slice stays, and is charged.
+# Stops the run on a slice. The slice stays and is charged.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,8 +8,8 @@ usage() {
   cat <<EOF
 Usage: stop.sh NAME [options]
 
-Asks the run's processes on every worker to end, and kills those that have not after a minute. A supervisor takes this
-as the end and does not start the run again. The slice stays, and is charged; see delete.sh.
+Asks the processes of the run on every worker to exit, and kills those that have not exited after a minute. A supervisor
+does not start the run again. The slice stays and is charged; see delete.sh.
 EOF
 }
 
@@ -18,5 +18,5 @@ while [ $# -gt 0 ]; do
   shift
 done
 check_common
-set_place
+set_target
 on_workers all 'bash isheep_jax/worker.sh stop' || fail "not every worker answered; see the lines above"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Keeps one command going on a slice that can be preempted.
+# Keeps a command running on a slice that can be preempted.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,23 +8,23 @@ usage() {
   cat <<EOF
 Usage: supervise.sh NAME --type=TYPE [--spot | --reserved] [options] -- python -m isheep_jax.COMMAND ...
 
-Creates the slice where it is not there, installs, runs the command and watches it. When the slice is preempted, fails
-or is gone: deletes the request, waits, creates it again, installs and runs the same command, which resumes by itself
-from its run directory; that must therefore be in gs://. When only the command fails, it is started again on the same
-slice. A run that is going on already is taken over. Let it run in tmux on a machine that stays awake.
+Creates the slice if needed, installs the package, runs the command and watches it. When the slice is preempted, fails
+or disappears, this script deletes the request, waits, creates the slice again, installs and runs the same command,
+which resumes from its run directory; that must therefore be in gs://. When only the command fails, it is started again
+on the same slice. An active run is taken over. Run this script in tmux on a machine that stays awake.
 
-  --type, --spot, --reserved, --runtime-version, --create-flags="FLAGS"  as in create.sh (FLAGS: what comes after --)
+  --type, --spot, --reserved, --runtime-version, --create-flags="FLAGS"  as in create.sh (FLAGS: those after --)
   --ref, --python           as in install.sh
   --env=VARIABLE            as in run.sh
   --max-preemptions=N       slices that may be lost; default: 50
-  --max-failures=N          failures of the command in a row (an hour's run breaks the row); default: 3. Bad use (exit
-                            code 2) is never tried again
+  --max-failures=N          failures of the command in a row (a run of an hour starts a new row); default: 3. Bad use
+                            (exit code 2) is never tried again
   --delete                  delete the slice when the command has finished
-Exit code: the command's, 1 where it gave up.
+Exit code: that of the command, or 1 after giving up.
 EOF
 }
 
-create=() install=() start=() place=() create_flags=''
+create=() install=() start=() target=() create_flags=''
 max_preemptions=50 max_failures=3 delete=0 type=
 while [ $# -gt 0 ]; do
   case $1 in
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
     --create-flags=*) create_flags=${1#*=} ;;
     --ref=?* | --python=?*) install+=("$1") ;;
     --env=?*)
-      # Said now, and not when the slice is there.
+      # Checked now, not once the slice exists.
       read_variable "${1#*=}"
       start+=("$1")
       ;;
@@ -45,7 +45,7 @@ while [ $# -gt 0 ]; do
     --delete) delete=1 ;;
     --project=?* | --zone=?* | --iap)
       common_option "$1"
-      place+=("$1")
+      target+=("$1")
       ;;
     --)
       shift
@@ -60,13 +60,13 @@ done
 [[ $max_failures =~ ^[0-9]+$ ]] || die "--max-failures=$max_failures: a number"
 [ -z "$NAME" ] || check_program "$@"
 if [ "${3:-}" = isheep_jax.train ] && ! workdir_is_remote "$@"; then
-  die "give the command --workdir=gs://BUCKET/RUN: a new slice has none of the old one's disks"
+  die "give the command --workdir=gs://BUCKET/RUN: a new slice does not have the disks of the old one"
 fi
 [ -z "$type" ] || slice_facts "$type"
 check_common
-set_place
+set_target
 
-# A child in the background, so that a signal is obeyed at once and not after hours of waiting for a slice.
+# Runs a child in the background, so that a signal takes effect at once, not after hours of waiting for a slice.
 child=
 in_background() {
   local code=0
@@ -80,13 +80,13 @@ in_background() {
 sibling() {
   local script=$1
   shift
-  in_background "$HERE/$script" "$NAME" ${place[@]+"${place[@]}"} "$@"
+  in_background "$HERE/$script" "$NAME" ${target[@]+"${target[@]}"} "$@"
 }
 # shellcheck disable=SC2086  # the flags are several words
 create_slice() { sibling create.sh "${create[@]}" "$@" -- $create_flags; }
 
 if [ "$DRY_RUN" = 1 ]; then
-  note "the slice, where it is not there:"
+  note "the slice, if it does not exist:"
   create_slice --dry-run
   note "the package:"
   sibling install.sh --dry-run ${install[@]+"${install[@]}"}
@@ -96,12 +96,12 @@ if [ "$DRY_RUN" = 1 ]; then
   queued describe '--format=value(state.state)'
   node describe '--format=value(state)'
   on_workers all "$STATUS_COMMAND"
-  note "when the slice is lost, and then again from the top:"
+  note "when the slice is lost, before starting over:"
   sibling delete.sh --dry-run --yes
   exit 0
 fi
 
-# The link's target is this process: made and read in one step, and it can be seen whether its owner still lives.
+# The lock is a link to this process id: creating it is atomic, and others can check whether its owner is running.
 mkdir -p "$STATE_DIRECTORY"
 lock=$(lock_path)
 if ! ln -s "$$" "$lock" 2>/dev/null; then
@@ -116,14 +116,14 @@ trap '[ -z "$child" ] || kill "$child" 2>/dev/null; exit 143' TERM INT HUP
 
 preemptions=0 failures=0 unsure=0
 
-# Twice as long each time, sixteen times at most.
+# Pauses twice as long each time, up to sixteen times.
 pause() {
   local factor=1 n
   for ((n = 1; n < $1 && n < 5; n++)); do factor=$((factor * 2)); done
   in_background sleep $((BACKOFF_SECONDS * factor))
 }
 
-# Nothing is deleted or started on the strength of an answer that did not come.
+# Without an answer from gcloud nothing is deleted or started.
 wait_unsure() {
   unsure=$((unsure + 1))
   [ "$unsure" -lt 60 ] ||
@@ -131,8 +131,8 @@ wait_unsure() {
   in_background sleep "$POLL_SECONDS"
 }
 
-# Sets SLICE: usable; lost; queued, where create.sh is to wait; absent; or unsure.
-look_at_slice() {
+# Sets SLICE: usable; lost; queued (create.sh waits for it); absent; or unsure.
+check_slice() {
   NODE_STATE=-
   read_queued_state
   case $QUEUED_STATE in
@@ -160,14 +160,14 @@ recreate() {
   pause "$preemptions"
 }
 
-# attempt WHAT COMMAND...: a step that may fail a few times in a row. Bad use is never tried again.
+# attempt WHAT COMMAND...: runs a step that may fail a few times in a row. Bad use is never tried again.
 attempt() {
   local what=$1 code=0
   shift
   "$@" || code=$?
   [ "$code" != 0 ] || return 0
-  look_at_slice
-  # The loop deals with that.
+  check_slice
+  # The main loop handles a lost slice.
   [ "$SLICE" != lost ] || return 1
   failed_once "$what" "$code"
   return 1
@@ -191,7 +191,7 @@ failed_once() {
 follow() {
   unsure=0
   while :; do
-    look_at_slice
+    check_slice
     case $SLICE in
       lost | absent)
         OUTCOME=lost
@@ -206,7 +206,7 @@ follow() {
             return
             ;;
           none | bare)
-            # The machines were replaced under the same name.
+            # The machines were replaced by new ones with the same name.
             OUTCOME=failed EXIT_CODE=137 installed=0
             return
             ;;
@@ -221,7 +221,7 @@ follow() {
 
 installed=0
 while :; do
-  look_at_slice
+  check_slice
   case $SLICE in
     lost)
       recreate
@@ -245,7 +245,7 @@ while :; do
     continue
   fi
   if [ "$RUN_STATE" = running ]; then
-    say "$NAME: taking over the run that is going on"
+    say "$NAME: taking over the active run"
     installed=1
   else
     if [ "$installed" = 0 ]; then
@@ -256,7 +256,7 @@ while :; do
   fi
   began=$(date +%s)
   follow
-  # The failures before an hour's run are another story.
+  # A run of an hour starts a new row of failures.
   [ $(($(date +%s) - began)) -lt 3600 ] || failures=0
   case $OUTCOME in
     finished)
@@ -264,7 +264,7 @@ while :; do
       if [ "$delete" = 1 ]; then
         queued delete --force --quiet || fail "$NAME was not deleted"
       else
-        say "the slice is still there, and charged: delete.sh $NAME"
+        say "the slice still exists and is charged: delete.sh $NAME"
       fi
       exit 0
       ;;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the state of a slice and of what runs on it, and follows its log.
+# Shows the state of a slice and its run, and follows the log.
 set -euo pipefail
 # shellcheck source=tpu_scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,10 +8,10 @@ usage() {
   cat <<EOF
 Usage: watch.sh NAME [--worker=K | --worker=all] [--lines=N] [--once] [--fetch=DIRECTORY] [options]
 
-Shows the state of the slice and of each worker's process, then follows the log. Ctrl-C ends the watching, not the run.
+Shows the state of the slice and of each worker's process, then follows the log. Ctrl-C does not stop the run.
 
-  --worker=K         whose log; default: 0, which writes the run's results. 'all': every log, each line with its worker
-  --lines=N          how much of the log's end comes first; default: 20
+  --worker=K         worker of the log; default: 0, which writes the results. 'all': every log, lines with their worker
+  --lines=N          number of last lines to begin with; default: 20
   --once             do not follow
   --fetch=DIRECTORY  copy every worker's log to DIRECTORY/worker_K.txt instead of showing it
 EOF
@@ -31,7 +31,7 @@ done
 [[ $worker =~ ^([0-9]+|all)$ ]] || die "--worker=$worker: a number, or all"
 [[ $lines =~ ^[0-9]+$ ]] || die "--lines=$lines: a number"
 check_common
-set_place
+set_target
 
 if [ "$DRY_RUN" = 1 ]; then
   queued describe '--format=value(state.state)'
@@ -64,7 +64,7 @@ if [ -n "$directory" ]; then
   fi
   for ((k = 0; k <= last; k++)); do
     run "${TPU_VM[@]}" scp "$NAME:isheep_jax/current/log.txt" "$directory/worker_$k.txt" \
-      ${PLACE[@]+"${PLACE[@]}"} ${REACH[@]+"${REACH[@]}"} "--worker=$k" --quiet || fail "no log from worker $k"
+      ${TARGET[@]+"${TARGET[@]}"} ${REACH[@]+"${REACH[@]}"} "--worker=$k" --quiet || fail "no log from worker $k"
   done
   [ "$DRY_RUN" = 1 ] || say "logs are in $directory"
   exit 0

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# What happens on a worker. install.sh copies this file to every worker; the other scripts call it over ssh.
+# Runs on a worker. install.sh copies this file to every worker; the other scripts call it over ssh.
 #
 #   worker.sh install PYTHON LABEL      a virtual environment with the package and its [tpu] extra
 #   worker.sh check                     versions and devices, as one line
 #   worker.sh start RUN -- COMMAND...   detached, with a log
 #   worker.sh status                    one line: worker, state, run, exit code, seconds, command
-#   worker.sh stop                      ends the run's processes, and notes that a person wanted it
-#   worker.sh end                       ends them without that note
+#   worker.sh stop                      ends the processes of the run and records that the user stopped it
+#   worker.sh end                       ends them without that record
 #   worker.sh log LINES [follow|once] [plain|prefix]
 #
-# Everything lies in isheep_jax/ in the home directory: source/, venv/, runs/RUN/{command,log.txt,pid,exit_code}, and
+# All files are in isheep_jax/ in the home directory: source/, venv/, runs/RUN/{command,log.txt,pid,exit_code}, and
 # current, the newest run.
 set -euo pipefail
 
 ROOT=$HOME/isheep_jax
 
-# The metadata server is where JAX finds its process number as well.
+# JAX also takes its process number from the metadata server.
 worker_number() {
   local number
   number=$(curl --silent --fail --max-time 5 -H 'Metadata-Flavor: Google' \
@@ -28,7 +28,7 @@ WORKER=${ISHEEP_WORKER:-$(worker_number)}
 
 explain() { printf 'worker %s: %s\n' "$WORKER" "$*" >&2; }
 
-# The process number alone could by now belong to another process.
+# The process id alone could belong to another process by now.
 is_running() {
   local run pid
   run=$(basename "$(readlink "$ROOT/current" || true)")
@@ -56,7 +56,7 @@ install() {
 }
 
 check() {
-  # Every worker runs this at once: the count of devices is that of the whole slice.
+  # All workers run this at the same time, so that JAX counts the devices of the whole slice.
   cd "$ROOT"
   timeout "${ISHEEP_CHECK_SECONDS:-600}" venv/bin/python - "$WORKER" "$(cat venv/source_label)" <<'PYTHON'
 import importlib.metadata
@@ -102,17 +102,17 @@ start() {
   printf '%q ' "$@" >"$ROOT/runs/$run/command"
   ln -sfn "runs/$run" "$ROOT/current"
   date +%s >"$ROOT/current/started"
-  # A session of its own: the end of the ssh session does not reach it, and its group can be ended as one.
+  # A new session survives the end of the ssh session, and its process group can be ended at once.
   setsid nohup bash "$0" execute "$run" "$@" </dev/null >>"$ROOT/current/log.txt" 2>&1 &
   echo $! >"$ROOT/current/pid"
   explain "started $run"
 }
 
-# Not called over ssh: this is the process that start leaves behind.
+# Runs in the process that start leaves behind; never called over ssh.
 execute() {
   local run=$1 code=0
   shift
-  # So that the exit code is written even when the whole group is asked to end.
+  # The exit code is written even when the whole process group is asked to exit.
   trap : TERM INT HUP
   cd "$ROOT"
   if [ -f "$run.environment" ]; then
@@ -120,7 +120,7 @@ execute() {
     # shellcheck disable=SC1090
     . "./$run.environment"
     set +a
-    # Secrets stay in the process, not on the disk.
+    # Secrets must not stay on the disk.
     rm -f "$run.environment"
   fi
   export PATH=$ROOT/venv/bin:$PATH PYTHONUNBUFFERED=1
@@ -145,7 +145,7 @@ status() {
     elif is_running; then
       state=running
     else
-      # No exit code and no process: out of memory, or the machine was restarted.
+      # Neither exit code nor process: out of memory, or the machine restarted.
       state=killed code=137
     fi
     seconds=$((end - $(cat "$ROOT/current/started")))
@@ -175,7 +175,7 @@ end() {
   explain "ended"
 }
 
-# The end of the log, or all that comes as well.
+# Prints the end of the log and optionally follows it.
 log() {
   local lines=$1 follow=${2:-once} prefix=${3:-plain} options=()
   [ -f "$ROOT/current/log.txt" ] || {
@@ -206,5 +206,5 @@ main() {
   esac
 }
 
-# On one line with exit: install.sh may replace this file while execute is still at it.
+# On one line with exit, because install.sh may replace this file while execute is still running.
 main "$@"; exit
