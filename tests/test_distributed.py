@@ -138,7 +138,7 @@ def test_two_processes_write_what_one_writes(of_one, tmp_path):
     assert group.errors(0) == group.errors(1) == []
 
 
-def test_hosts_with_other_settings_stop_with_the_setting_and_the_host(tmp_path):
+def test_hosts_with_other_settings_stop_with_setting_and_host(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     with Group([train(workdir), train(workdir, "--respond.samples=3")], tmp_path / "output") as group:
         assert group.codes(100) == [2, 2], group.text(0, "err")
@@ -156,7 +156,7 @@ def differing(first: dict, second: dict) -> str:
     return str(caught.value)
 
 
-def test_other_seeds_file_is_a_difference_of_the_host(tmp_path, monkeypatch):
+def test_other_seeds_file_is_difference_of_host(tmp_path, monkeypatch):
     config = replace_settings(named_config("tiny"), {"synthesize.seeds": "seeds.jsonl"})
     facts = []
     for name in ("a", "b"):
@@ -169,7 +169,7 @@ def test_other_seeds_file_is_a_difference_of_the_host(tmp_path, monkeypatch):
     assert [name for name in facts[0] if facts[0][name] != facts[1][name]] == ["the file of seeds"]
 
 
-def test_other_version_of_the_code_is_a_difference_of_the_host(tmp_path, monkeypatch):
+def test_other_version_of_code_is_difference_of_host(tmp_path, monkeypatch):
     config = named_config("tiny")
     own = train_module._facts(config)
     package = shutil.copytree(ROOT / "isheep_jax", tmp_path / "isheep_jax", ignore=shutil.ignore_patterns("*.pyc"))
@@ -219,7 +219,7 @@ def host(index: int, count: int = 2) -> str:
     return f"{socket.gethostname()} (process {index} of {count})"
 
 
-def test_processes_that_agree_go_on_and_end_together(tmp_path):
+def test_processes_that_agree_continue_and_end_together(tmp_path):
     body = f"distributed.check_agreement({{'a': [1]}}); distributed.check_shared({str(tmp_path)!r})"
     with small_program(tmp_path, body) as group:
         assert group.codes(100) == [0, 0]
@@ -227,7 +227,7 @@ def test_processes_that_agree_go_on_and_end_together(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"output"}
 
 
-def test_an_error_of_process_0_is_everyones(tmp_path):
+def test_error_of_process_0_is_everyones(tmp_path):
     with small_program(tmp_path, "distributed.from_primary(refuse)") as group:
         assert group.codes(100) == [2, 2]
         for index in (0, 1):
@@ -239,7 +239,7 @@ def test_an_error_of_process_0_is_everyones(tmp_path):
     ("error", "code", "words"),
     [("UserError('the disk is full')", 2, "the disk is full"), ("ValueError('a bug')", 1, "ValueError: a bug")],
 )
-def test_an_error_in_one_process_ends_the_others_with_its_host_and_words(tmp_path, error, code, words):
+def test_error_in_one_process_ends_others_with_its_host_and_words(tmp_path, error, code, words):
     body = f"if index == 1: raise {error}\nwhile True: time.sleep(1)"
     with small_program(tmp_path, body) as group:
         assert group.codes(100) == [code, code]
@@ -247,7 +247,7 @@ def test_an_error_in_one_process_ends_the_others_with_its_host_and_words(tmp_pat
         assert words in group.text(1, "err")
 
 
-def test_of_three_processes_the_one_that_is_killed_is_named_by_the_others(tmp_path):
+def test_of_three_processes_one_that_is_killed_is_named_by_others(tmp_path):
     with small_program(tmp_path, "while True: time.sleep(1)", count=3) as group:
         group.kill(1, "joined")
         assert group.codes(60) == [1, -9, 1]
@@ -257,7 +257,7 @@ def test_of_three_processes_the_one_that_is_killed_is_named_by_the_others(tmp_pa
             ]
 
 
-def test_without_process_0_the_others_end(tmp_path):
+def test_without_process_0_others_end(tmp_path):
     with small_program(tmp_path, "while True: time.sleep(1)") as group:
         group.kill(0, "joined")
         killed, other = group.codes(60)
@@ -265,7 +265,7 @@ def test_without_process_0_the_others_end(tmp_path):
         assert other not in (0, None)
 
 
-def test_a_directory_that_only_some_hosts_see_names_the_others(tmp_path):
+def test_directory_that_only_some_hosts_see_names_others(tmp_path):
     for index in (0, 1):
         (tmp_path / str(index)).mkdir()
     with small_program(tmp_path, f"distributed.check_shared({str(tmp_path)!r} + '/' + str(index))") as group:
@@ -275,7 +275,7 @@ def test_a_directory_that_only_some_hosts_see_names_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_whose_processes_are_killed_goes_on_and_ends_with_the_same_records(tmp_path):
+def test_run_whose_processes_are_killed_resumes_to_same_records(tmp_path):
     settings = "--iterations=2"
     run(1, tmp_path / "one", settings)
     command = train(f"--workdir={tmp_path}/two", settings)

@@ -47,12 +47,12 @@ def test_all_four_programs_are_compiled_and_counted(planned):
     assert result["programs"][programs.DECODE]["gib_per_chip"]["cache"] > 0
 
 
-def test_the_json_says_which_settings_it_is_of(planned):
+def test_json_says_which_settings_it_is_of(planned):
     settings = planned[1]["settings"]
     assert (settings["mesh.fsdp"], settings["decode.slots"], settings["sft.method"]) == (4, 128, "full")
 
 
-def test_plans_become_the_rows_of_a_table(planned, tmp_path, capsys):
+def test_plans_become_rows_of_table(planned, tmp_path, capsys):
     _, result = planned
     on_a_chip = json.loads(json.dumps(result)) | {"iteration": {"seconds": 5400.0, "chip_hours": 12.0}}
     for program in on_a_chip["programs"].values():
@@ -73,31 +73,31 @@ def test_plans_become_the_rows_of_a_table(planned, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"programs": {}}'])
-def test_a_table_of_something_else_names_the_file(text, tmp_path):
+def test_table_of_something_else_names_file(text, tmp_path):
     if text is not None:
         (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"--table: .*a\.json is not a file that --output wrote"):
         plan.main(["--table", str(tmp_path / "a.json")])
 
 
-def test_a_table_needs_files():
+def test_table_needs_files():
     with pytest.raises(UserError, match="--table needs files"):
         plan.main(["--table"])
 
 
-def test_without_a_chips_peaks_no_time_is_told(planned):
+def test_without_peaks_of_chip_there_are_no_times(planned):
     printed, result = planned
     assert "no public peaks" in printed
     assert "iteration" not in result
 
 
-def test_the_report_has_a_row_of_memory_and_of_collectives_for_each_program(planned):
+def test_report_has_row_of_memory_and_of_collectives_for_each_program(planned):
     printed, _ = planned
     for name in programs.NAMES:
         assert sum(line.startswith(name) for line in printed.splitlines()) == 2
 
 
-def test_a_config_that_does_not_fit_exits_with_one_and_names_the_setting(monkeypatch, capsys):
+def test_config_that_does_not_fit_exits_with_one_and_names_setting(monkeypatch, capsys):
     monkeypatch.setattr("isheep_jax.planning.plan.local_memory", lambda device: 1e6)
     with pytest.raises(SystemExit) as end:
         plan.main(SMALL)
@@ -124,7 +124,7 @@ def test_fit_finds_more_slots_where_there_is_room(monkeypatch, capsys, tmp_path)
         ([*SMALL, "--decode.slots=3"], "decode.slots=3"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_compiled(arguments, words, monkeypatch):
+def test_bad_input_is_reported_before_anything_is_compiled(arguments, words, monkeypatch):
     monkeypatch.setattr("isheep_jax.planning.plan.compile_program", None)
     with pytest.raises(UserError) as error:
         plan.main(arguments)
@@ -132,7 +132,7 @@ def test_bad_input_is_told_before_anything_is_compiled(arguments, words, monkeyp
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_the_docstring_of_a_named_config_tells_command_hardware_memory_and_speed(name):
+def test_docstring_of_named_config_tells_command_hardware_memory_and_speed(name):
     text = config_description(name)
     assert f"python -m isheep_jax.train --config={name}" in text
     for title in ("Hardware:", "Memory:", "Speed:"):
@@ -146,7 +146,7 @@ def test_the_docstring_of_a_named_config_tells_command_hardware_memory_and_speed
 
 
 @pytest.mark.parametrize("name", TPU)
-def test_the_figures_of_a_docstring_agree_with_each_other_and_with_the_settings(name):
+def test_figures_of_docstring_agree_with_each_other_and_with_settings(name):
     config, told = named_config(name), figures(name)
     chips = parse_topology(config.mesh.topology).chips
     assert told["decode_rate"] * told["decode_ms"] / 1000 * chips == pytest.approx(config.decode.slots, rel=0.02)
@@ -172,7 +172,7 @@ def figures(name):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_named_configs_follow_the_paper(name):
+def test_named_configs_follow_paper(name):
     config = named_config(name)
     assert (config.assess.read, config.assess.judge) == ("sampled", "base")
     assert (config.select.rule, config.select.threshold, config.select.max_pairs) == ("threshold", 8.0, 3000)
@@ -183,7 +183,7 @@ def test_named_configs_follow_the_paper(name):
 
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("name", TPU)
-def test_a_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
+def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
     result = assert_it_fits([f"--config={name}"], tmp_path)
     chips, made, told = result["chips"], result["programs"], figures(name)
     seconds = {program: made[program]["least_seconds_per_step"]["seconds"] for program in made}
@@ -203,20 +203,20 @@ def test_a_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("length", [1024, 4096])
-def test_the_70b_fits_v4_256_by_either_method_at_either_length(method, length, tmp_path):
+def test_70b_fits_v4_256_by_either_method_at_either_length(method, length, tmp_path):
     settings = [f"--sft.method={method}", f"--sft.sequence_length={length}"]
     assert_it_fits(["--config=llama_70b_v4", *settings], tmp_path)
 
 
 @pytest.mark.tpu_compile
-def test_the_70b_fits_the_smaller_slice_that_its_docstring_names(tmp_path):
+def test_70b_fits_smaller_slice_that_its_docstring_names(tmp_path):
     settings = re.findall(r"--\S+=\S+", config_description("llama_70b_v4").partition("Smaller:")[2])
     result = assert_it_fits(["--config=llama_70b_v4", *settings], tmp_path)
     assert result["chips"] < parse_topology(named_config("llama_70b_v4").mesh.topology).chips
 
 
 @pytest.mark.tpu_compile
-def test_layers_with_and_without_a_window_and_capped_scores_never_hold_the_scores(tmp_path):
+def test_layers_with_and_without_window_and_capped_scores_never_hold_scores(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(GEMMA_2))
     length, rows = 16384, 4
     result = assert_it_fits(

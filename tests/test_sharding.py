@@ -47,14 +47,14 @@ ARCHITECTURE = small(
         ((2, 4, -1), (2, 4, 1)),
     ],
 )
-def test_a_size_of_minus_one_takes_the_devices_that_remain(sizes, expected):
+def test_size_of_minus_one_takes_devices_that_remain(sizes, expected):
     mesh = make_mesh(MeshConfig(*sizes))
     assert tuple(mesh.shape.values()) == expected
     assert mesh.axis_names == ("data", "fsdp", "tensor")
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
-def test_one_device_is_a_mesh_like_any_other():
+def test_one_device_is_mesh_like_any_other():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert tuple(mesh.shape.values()) == (1, 1, 1)
 
@@ -87,7 +87,7 @@ def test_one_device_is_a_mesh_like_any_other():
         ),
     ],
 )
-def test_a_mesh_that_does_not_fit_the_devices_is_one_line_with_the_numbers(sizes, message):
+def test_mesh_that_does_not_fit_devices_is_one_line_with_numbers(sizes, message):
     with pytest.raises(UserError) as error:
         make_mesh(MeshConfig(*sizes))
     assert str(error.value) == message
@@ -150,14 +150,14 @@ def test_only_data_goes_across_slices(slices, sizes):
         ),
     ],
 )
-def test_data_that_does_not_fill_the_slices_names_the_nearest_that_does(sizes, message):
+def test_data_that_does_not_fill_slices_names_nearest_that_does(sizes, message):
     with pytest.raises(UserError) as error:
         make_mesh(MeshConfig(*sizes), chips(4))
     assert str(error.value) == message
     assert make_mesh(MeshConfig(4, -1, 1), chips(4)).shape["fsdp"] == 8
 
 
-def test_a_copy_of_the_weights_that_would_cross_slices_names_the_nearest_that_does_not():
+def test_copy_of_weights_that_would_cross_slices_names_nearest_that_does_not():
     with pytest.raises(UserError) as error:
         decode_mesh(make_mesh(MeshConfig(2, 8, 1), chips(2)), 16)
     assert str(error.value) == (
@@ -166,7 +166,7 @@ def test_a_copy_of_the_weights_that_would_cross_slices_names_the_nearest_that_do
     )
 
 
-def test_hosts_of_a_gpu_cluster_are_no_slices():
+def test_hosts_of_gpu_cluster_are_not_slices():
     devices = [dataclasses.replace(chip, platform="gpu", device_kind="NVIDIA H100") for chip in chips(2)]
     assert make_mesh(MeshConfig(1, -1, 1), devices).shape["fsdp"] == 16
 
@@ -181,7 +181,7 @@ def test_described_slices_are_laid_out_like_slices():
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])
-def test_the_decode_mesh_has_the_same_devices_in_the_same_order(tensor):
+def test_decode_mesh_has_same_devices_in_same_order(tensor):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     decoding = decode_mesh(mesh, tensor)
     assert tuple(decoding.shape.values()) == (8 // tensor, 1, tensor)
@@ -189,7 +189,7 @@ def test_the_decode_mesh_has_the_same_devices_in_the_same_order(tensor):
 
 
 @pytest.mark.parametrize(("tensor", "nearest"), [(3, "2 or 4"), (16, "8"), (0, "1 or 2"), (-1, "1 or 2")])
-def test_a_decode_mesh_that_does_not_divide_names_the_nearest(tensor, nearest):
+def test_decode_mesh_that_does_not_divide_names_nearest(tensor, nearest):
     with pytest.raises(UserError) as error:
         decode_mesh(make_mesh(MeshConfig()), tensor)
     assert (
@@ -198,7 +198,7 @@ def test_a_decode_mesh_that_does_not_divide_names_the_nearest(tensor, nearest):
 
 
 @pytest.mark.parametrize("rules", [TRAIN_RULES, DECODE_RULES], ids=["train", "decode"])
-def test_every_leaf_has_a_sharding_whose_parts_are_equal(rules):
+def test_every_leaf_has_sharding_whose_parts_are_equal(rules):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     table = parameter_table(ARCHITECTURE)
     shardings = param_shardings(table, mesh, rules)
@@ -215,7 +215,7 @@ def test_training_splits_every_matrix_over_fsdp_and_decoding_none():
         assert "data" not in (*partition(spec.axes, TRAIN_RULES), *partition(spec.axes, DECODE_RULES))
 
 
-def test_rows_of_a_batch_go_to_different_devices():
+def test_rows_of_batch_go_to_different_devices():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     assert batch_sharding(mesh, TRAIN_RULES).spec == PartitionSpec(("data", "fsdp"))
     assert batch_sharding(mesh, TRAIN_RULES).shard_shape((8, 5)) == (2, 5)
@@ -223,7 +223,7 @@ def test_rows_of_a_batch_go_to_different_devices():
     assert batch_sharding(decoding, DECODE_RULES).shard_shape((8, 5)) == (2, 5)
 
 
-def test_two_axes_of_a_leaf_on_one_mesh_axis_are_refused():
+def test_two_axes_of_leaf_on_one_mesh_axis_are_refused():
     with pytest.raises(ValueError, match=r"\('vocab', 'ffn'\) collide on the mesh"):
         partition(("vocab", "ffn"), TRAIN_RULES)
 
@@ -272,7 +272,7 @@ def test_sizes_that_divide_are_accepted(sizes):
         ),
     ],
 )
-def test_sizes_that_do_not_divide_name_the_setting_the_numbers_and_what_works(changed, sizes, rules, message):
+def test_sizes_that_do_not_divide_name_setting_numbers_and_what_works(changed, sizes, rules, message):
     architecture = dataclasses.replace(ARCHITECTURE, **changed)
     with pytest.raises(UserError) as error:
         check_divisible(parameter_table(architecture), make_mesh(MeshConfig(*sizes)), rules)
@@ -281,7 +281,7 @@ def test_sizes_that_do_not_divide_name_the_setting_the_numbers_and_what_works(ch
     check_divisible(parameter_table(architecture), decode_mesh(make_mesh(MeshConfig()), works), DECODE_RULES)
 
 
-def test_the_message_names_the_setting_of_the_rules_that_were_given():
+def test_message_names_setting_of_rules_that_were_given():
     # Equal rules, another object: the setting's name belongs to the rules and not to which object holds them.
     mesh = decode_mesh(make_mesh(MeshConfig()), 8)
     for rules, setting in ((TRAIN_RULES, "mesh.tensor=8"), (DECODE_RULES, "mesh.decode_tensor=8")):

@@ -49,7 +49,7 @@ def test_import_export_import_is_equal_in_every_bit(tmp_path, tokenizer, name, d
     assert {value.dtype for value in stored.values()} == {np.dtype(dtype)}
 
 
-def test_an_export_has_the_tensors_of_the_original(tmp_path, tokenizer):
+def test_export_has_tensors_of_original(tmp_path, tokenizer):
     architecture, params = parity.load(parity.FIXTURES / "qwen2")
     save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
     ours, theirs = (load_file(d / "model.safetensors") for d in (tmp_path / "out", parity.FIXTURES / "qwen2"))
@@ -58,7 +58,7 @@ def test_an_export_has_the_tensors_of_the_original(tmp_path, tokenizer):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def test_several_files_have_an_index_and_read_back_equal(tmp_path, tokenizer, monkeypatch):
+def test_several_files_have_index_and_read_back_equal(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(hf_weights, "SHARD_BYTES", 8_000)
     architecture, params = parity.load(parity.FIXTURES / "llama")
     save_checkpoint(tmp_path / "out", params, architecture, tokenizer, card="A card.\n")
@@ -77,7 +77,7 @@ def test_several_files_have_an_index_and_read_back_equal(tmp_path, tokenizer, mo
 @pytest.mark.parametrize(
     ("sizes", "rules"), [((2, 2, 2), TRAIN_RULES), ((1, 4, 2), TRAIN_RULES), ((4, 1, 2), DECODE_RULES)]
 )
-def test_a_sharded_import_equals_a_whole_one_and_goes_out_again(tmp_path, tokenizer, sizes, rules):
+def test_sharded_import_equals_whole_one_and_goes_out_again(tmp_path, tokenizer, sizes, rules):
     mesh = mesh_of(sizes)
     architecture, whole = parity.load(parity.FIXTURES / "qwen2")
     _, sharded = parity.load(parity.FIXTURES / "qwen2", mesh=mesh, rules=rules)
@@ -88,7 +88,7 @@ def test_a_sharded_import_equals_a_whole_one_and_goes_out_again(tmp_path, tokeni
     assert_equal_bits(whole, parity.load(tmp_path / "out")[1])
 
 
-def test_every_byte_is_read_once_whatever_the_devices(monkeypatch):
+def test_every_byte_is_read_once_whatever_devices(monkeypatch):
     read = []
 
     def counted(tensor, start, stop, out):
@@ -107,7 +107,7 @@ def test_every_byte_is_read_once_whatever_the_devices(monkeypatch):
             assert sorted(rows) == list(range(spec.hf_shape[0])), name
 
 
-def test_a_bucket_is_read_and_written_like_a_directory(tmp_path, tokenizer, monkeypatch):
+def test_bucket_is_read_and_written_like_directory(tmp_path, tokenizer, monkeypatch):
     bucket = memory_bucket(monkeypatch)
     architecture, params = parity.load(parity.FIXTURES / "qwen2")
     save_checkpoint(bucket / "out", params, architecture, tokenizer, card="A card.\n")
@@ -118,7 +118,7 @@ def test_a_bucket_is_read_and_written_like_a_directory(tmp_path, tokenizer, monk
     assert_equal_bits(params, parity.load(bucket / "out")[1])
 
 
-def test_layers_of_unlike_formats_are_read_in_the_wider_one(damaged):
+def test_layers_of_different_dtypes_are_read_in_wider_one(damaged):
     tensors = load_file(damaged / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name] = tensors[name].astype(jnp.bfloat16)
@@ -127,7 +127,7 @@ def test_layers_of_unlike_formats_are_read_in_the_wider_one(damaged):
     np.testing.assert_array_equal(params["layers"]["w_up"][1], tensors[name].astype(np.float32).T)
 
 
-def test_the_head_of_tied_embeddings_may_be_stored_once_more(damaged):
+def test_tied_lm_head_may_be_stored_again(damaged):
     tensors = load_file(damaged / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
@@ -135,7 +135,7 @@ def test_the_head_of_tied_embeddings_may_be_stored_once_more(damaged):
     assert_equal_bits(parity.load(damaged)[1], parity.load(parity.FIXTURES / "llama")[1])
 
 
-def test_nothing_stands_under_the_final_name_when_writing_fails(tmp_path, tokenizer, monkeypatch):
+def test_no_directory_has_final_name_when_writing_fails(tmp_path, tokenizer, monkeypatch):
     architecture, params = parity.load(parity.FIXTURES / "llama")
 
     def full(*_, **__):

@@ -20,13 +20,13 @@ def module(*lines: str) -> str:
     return "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", *(f"  {line}" for line in lines), "}"])
 
 
-def test_a_loop_of_known_length_counts_each_of_its_rounds():
+def test_loop_of_known_length_counts_each_of_its_rounds():
     gather = next(c for c in collectives(MODULE) if c.kind == "all-gather")
     assert (gather.count, gather.group, gather.size) == (5, 4, 512 * 512 * 2)
     assert gather.wire_bytes == 5 * 512 * 512 * 2 * 3 / 4
 
 
-def test_a_loop_whose_end_depends_on_data_counts_one_round():
+def test_loop_whose_end_depends_on_data_counts_one_round():
     assert [c.count for c in collectives(MODULE) if c.kind == "all-reduce"] == [1, 1]
 
 
@@ -73,17 +73,17 @@ def test_groups_are_read_in_every_notation(groups):
         ),
     ],
 )
-def test_bytes_on_the_wire_follow_the_kind(line, kind, wire_bytes):
+def test_bytes_on_wire_follow_kind(line, kind, wire_bytes):
     (found,) = collectives(module(line))
     assert (found.kind, found.wire_bytes) == (kind, wire_bytes)
 
 
-def test_the_pieces_of_one_asynchronous_collective_count_once():
+def test_pieces_of_one_asynchronous_collective_count_once():
     line = "all-gather(%x), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}"
     assert len(collectives(module(f"%a = f32[8]{{0}} {line}", f"%b = f32[8]{{0}} {line}"))) == 1
 
 
-def test_a_collective_of_one_device_is_none():
+def test_collective_of_one_device_is_none():
     assert collectives(module("%r = f32[8]{0} all-reduce(%x), replica_groups=[8,1]<=[8], to_apply=%a")) == []
 
 
@@ -91,7 +91,7 @@ def test_sizes_of_types():
     assert array_bytes("(bf16[2,3]{1,0:T(8,128)(2,1)}, pred[5], s32[], f8e4m3fn[4], u4[3])") == [12, 5, 4, 4, 2]
 
 
-def test_a_program_compiled_here_has_the_collectives_that_it_was_written_with():
+def test_program_compiled_here_has_collectives_that_it_was_written_with():
     mesh = Mesh(np.array(jax.devices()), ("x",), axis_types=(AxisType.Auto,))
 
     def step(x):

@@ -28,17 +28,17 @@ def tiny(tmp_path_factory):
     return config, architecture, make_meshes(config, architecture, jax.devices())
 
 
-def test_arguments_outputs_and_temporaries_less_aliases_are_the_total():
+def test_arguments_outputs_and_temporaries_less_aliases_are_total():
     memory = memory_split(PROGRAM, analysis(argument=18, output=7, temp=3, alias=5))
     assert (memory.temporaries, memory.other) == (3 + 7 - 5, 18 - 15)
     assert memory.total == 18 + 7 + 3 - 5
 
 
-def test_an_argument_that_a_program_does_not_use_still_takes_its_place():
+def test_argument_that_program_does_not_use_still_takes_its_place():
     assert memory_split(PROGRAM, analysis(argument=9, output=0, temp=0, alias=0)).total == 15
 
 
-def test_a_twentieth_of_the_memory_stays_free():
+def test_twentieth_of_memory_stays_free():
     compiled = Compiled(PROGRAM, 1.0, Memory(10.0, 0.0, 5.0, 4.0, 0.0))
     assert compiled.fits(20.0)
     assert not compiled.fits(19.9)
@@ -56,7 +56,7 @@ def test_arguments_of_real_programs_are_what_their_shardings_say(name, tiny):
     assert any(c.kind == "all-reduce" for c in compiled.collectives)  # tensor=2
 
 
-def test_a_program_too_large_for_the_compiler_is_a_result(monkeypatch):
+def test_program_too_large_for_compiler_is_result(monkeypatch):
     def lower():
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (39.04G) "
@@ -82,7 +82,7 @@ def test_a_program_too_large_for_the_compiler_is_a_result(monkeypatch):
         (programs.TRAIN, Memory(1, 1, 0, 9, 0), {"remat": "full"}, "--sft.sequence_length=64"),
     ],
 )
-def test_advice_names_the_setting_that_shrinks_the_largest_part(name, memory, changes, setting, tiny):
+def test_advice_names_setting_that_shrinks_largest_part(name, memory, changes, setting, tiny):
     config, architecture, meshes = tiny
     config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, **changes))
     program = dataclasses.replace(PROGRAM, name=name)

@@ -50,7 +50,7 @@ def with_sft(**changes) -> Config:
         (programs.TRAIN, with_sft(method="lora", remat="none")),
     ],
 )
-def test_counted_operations_are_the_compilers(name, config):
+def test_counted_operations_are_those_of_compiler(name, config):
     meshes = make_meshes(config, ONE_LAYER, jax.devices()[:1])
     program = make_program(name, config, ONE_LAYER, meshes)
     # Before optimization, which may turn products with few rows into loops that the compiler then counts as sums.
@@ -59,7 +59,7 @@ def test_counted_operations_are_the_compilers(name, config):
     assert ours == pytest.approx(compilers, rel=0.1)
 
 
-def test_a_decode_step_reads_the_weights_once_and_the_whole_cache():
+def test_decode_step_reads_weights_once_and_whole_cache():
     meshes = make_meshes(CONFIG, ONE_LAYER, jax.devices()[:1])
     program = make_program(programs.DECODE, CONFIG, ONE_LAYER, meshes)
     layers, head = matrix_parameters(ONE_LAYER)
@@ -68,7 +68,7 @@ def test_a_decode_step_reads_the_weights_once_and_the_whole_cache():
     assert program_hbm_bytes(program, CONFIG, ONE_LAYER, meshes) == 4 * (layers + head + norms + cache)
 
 
-def test_integers_and_their_scales_are_what_an_int8_step_reads():
+def test_integers_and_their_scales_are_what_int8_step_reads():
     config = dataclasses.replace(CONFIG, decode=dataclasses.replace(CONFIG.decode, weights="int8", cache="int8"))
     meshes = make_meshes(config, ONE_LAYER, jax.devices()[:1])
     program = make_program(programs.DECODE, config, ONE_LAYER, meshes)
@@ -93,10 +93,10 @@ def test_integers_and_their_scales_are_what_an_int8_step_reads():
         (Cost(100.0, 5.0, 2.0), "interconnect", 2.0),
     ],
 )
-def test_the_slowest_part_bounds_a_step(cost, by, seconds):
+def test_slowest_part_bounds_step(cost, by, seconds):
     result = bound(cost, CHIP)
     assert (result.by, result.seconds) == (by, seconds)
 
 
-def test_a_single_device_has_no_interconnect_to_wait_for():
+def test_single_device_has_no_interconnect_to_wait_for():
     assert bound(Cost(1.0, 1.0, 1e9), dataclasses.replace(CHIP, interconnect=0.0)).interconnect == 0.0

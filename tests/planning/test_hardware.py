@@ -17,7 +17,7 @@ from isheep_jax.planning.hardware import TPU_CHIPS, local_chip, parse_topology, 
         ("v6e-8", 8, (2, 4)),
     ],
 )
-def test_a_slice_has_the_chips_of_its_name(name, chips, shape):
+def test_slice_has_chips_of_its_name(name, chips, shape):
     described = parse_topology(name)
     assert (described.chips, described.shape) == (chips, shape)
     assert described.chip.name.endswith(described.generation)
@@ -33,7 +33,7 @@ def test_a_slice_has_the_chips_of_its_name(name, chips, shape):
         ("v5e-2", ["v5e-1"]),
     ],
 )
-def test_a_slice_that_there_is_not_is_answered_with_those_that_there_are(name, words):
+def test_unknown_slice_names_known_ones(name, words):
     with pytest.raises(UserError, match=r"--mesh\.topology") as error:
         parse_topology(name)
     assert all(word in str(error.value) for word in words)

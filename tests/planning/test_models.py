@@ -21,30 +21,30 @@ PUBLISHED = {
 }
 
 
-def test_every_known_model_has_a_published_count():
+def test_every_known_model_has_published_count():
     assert sorted(PUBLISHED) == known_models()
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
-def test_parameter_counts_are_the_published_ones(model, tmp_path):
+def test_parameter_counts_are_published_ones(model, tmp_path):
     assert parameter_count(planned_architecture(model, tmp_path)) == PUBLISHED[model]
 
 
-def test_a_revision_does_not_change_the_architecture(tmp_path):
+def test_revision_does_not_change_architecture(tmp_path):
     with_revision = planned_architecture("Qwen/Qwen1.5-4B@main", tmp_path)
     assert with_revision == planned_architecture("Qwen/Qwen1.5-4B", tmp_path)
 
 
-def test_a_directory_is_read_itself(small_checkpoint, tmp_path):
+def test_directory_is_read_itself(small_checkpoint, tmp_path):
     assert planned_architecture(str(small_checkpoint), tmp_path).hidden_size == 32
 
 
-def test_an_unknown_model_is_answered_with_those_that_are_known(tmp_path):
+def test_unknown_model_names_known_ones(tmp_path):
     with pytest.raises(UserError, match=r"--model\.path: nobody/nothing .*known: .*Qwen/Qwen1\.5-72B"):
         planned_architecture("nobody/nothing", tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if not name.startswith("tiny")])
-def test_the_models_of_named_configs_are_known(name, tmp_path):
+def test_models_of_named_configs_are_known(name, tmp_path):
     architecture = planned_architecture(named_config(name).model.path, tmp_path)
     assert architecture.context_length >= named_config(name).decode.max_length

@@ -22,7 +22,7 @@ def stages(config):
     return {stage.name: stage for stage in plan_iteration(config, MADE, BOUNDS)}
 
 
-def test_every_token_of_a_response_is_a_step_of_one_slot():
+def test_every_token_of_response_is_step_of_one_slot():
     respond = stages(CONFIG)["respond"]
     assert respond.steps[programs.DECODE] == CONFIG.synthesize.instructions * Lengths().response / CONFIG.decode.slots
     assert respond.seconds == pytest.approx(
@@ -30,7 +30,7 @@ def test_every_token_of_a_response_is_a_step_of_one_slot():
     )
 
 
-def test_twice_the_instructions_take_twice_the_time_to_write_and_judge():
+def test_writing_and_judging_take_time_in_proportion_to_instructions():
     double = dataclasses.replace(
         CONFIG, synthesize=dataclasses.replace(CONFIG.synthesize, instructions=2 * CONFIG.synthesize.instructions)
     )
@@ -49,13 +49,13 @@ def test_expected_scores_are_prefilled_and_sampled_ones_decoded():
     assert set(stages(CONFIG)["assess"].steps) == {programs.PREFILL, programs.DECODE}
 
 
-def test_updates_follow_from_the_kept_pairs():
+def test_updates_follow_from_kept_pairs():
     fewer = replace_settings(CONFIG, {"select.max_pairs": 300, "sft.packing": True})
     tokens = 300 * 0.9 * (30 + 250 + 20)
     assert stages(fewer)["fine-tune"].steps[programs.TRAIN] == 2 * -(-tokens // 16384)
 
 
-def test_without_packing_an_update_takes_a_pair_per_row():
+def test_without_packing_update_takes_pair_per_row():
     # The paper's own count: 2,700 pairs, sixteen at a time, twice.
     assert stages(CONFIG)["fine-tune"].steps[programs.TRAIN] == 2 * -(-2700 // 16)
 
@@ -69,14 +69,14 @@ def test_without_packing_an_update_takes_a_pair_per_row():
         ({"respond.samples": 2}, 2),
     ],
 )
-def test_only_the_judgments_that_are_asked_for_are_planned(settings, share):
+def test_only_judgments_that_are_asked_for_are_planned(settings, share):
     # 256 judgments and more fill the slots, so that the steps are in proportion.
     planned, whole = (stages(c)["assess"].seconds for c in (replace_settings(CONFIG, settings), CONFIG))
     assert planned == pytest.approx(share * whole)
 
 
 @pytest.mark.parametrize("settings", [{"assess.level": "none"}, {"assess.judge": "http://localhost:1/v1"}])
-def test_what_the_models_own_devices_do_not_judge_takes_none_of_their_time(settings):
+def test_what_models_own_devices_do_not_judge_takes_none_of_their_time(settings):
     assert "assess" not in stages(replace_settings(CONFIG, settings))
 
 
@@ -96,7 +96,7 @@ def test_what_settings_add_is_planned(settings, names):
     assert all(planned[name].seconds > 0 for name in names)
 
 
-def test_a_second_turn_is_answered_judged_and_learned_for_each_kept_pair():
+def test_second_turn_is_answered_judged_and_learned_for_each_kept_pair():
     one, two = stages(CONFIG), stages(replace_settings(CONFIG, {"synthesize.turns": 2}))
     kept = CONFIG.select.max_pairs / CONFIG.synthesize.instructions
     assert two["respond (second turn)"].steps[programs.DECODE] == pytest.approx(
@@ -107,7 +107,7 @@ def test_a_second_turn_is_answered_judged_and_learned_for_each_kept_pair():
     assert two["fine-tune"].steps[programs.TRAIN] == pytest.approx(2 * one["fine-tune"].steps[programs.TRAIN], abs=2)
 
 
-def test_the_density_rules_learn_from_a_pair_per_cluster():
+def test_density_rules_learn_from_pair_per_cluster():
     few = replace_settings(CONFIG, {"select.rule": "density", "select.clusters": 160})
     assert stages(few)["fine-tune"].steps[programs.TRAIN] == 2 * 9
 
@@ -120,7 +120,7 @@ def test_chip_hours_are_seconds_on_all_chips():
     assert result["planned"] is True
 
 
-def test_verbose_cloning_is_a_second_fine_tuning_after_an_answer_to_every_instruction():
+def test_verbose_cloning_is_second_fine_tuning_after_answer_to_every_instruction():
     plain, cloned = (stages(replace_settings(CONFIG, {"clone.enabled": on})) for on in (False, True))
     assert cloned["engrave"].steps == plain["fine-tune"].steps
     assert cloned["fine-tune"].steps[programs.TRAIN] > plain["fine-tune"].steps[programs.TRAIN]
@@ -129,7 +129,7 @@ def test_verbose_cloning_is_a_second_fine_tuning_after_an_answer_to_every_instru
     assert cloned["respond"] == plain["respond"]
 
 
-def test_thoughts_are_written_before_a_response_by_principles():
+def test_thoughts_are_written_before_response_by_principles():
     steps = stages(replace_settings(CONFIG, {"respond.method": "principles"}))["respond"].steps[programs.DECODE]
     written = Lengths().thoughts + Lengths().response
     assert steps == pytest.approx(CONFIG.synthesize.instructions * written / CONFIG.decode.slots)

@@ -26,7 +26,7 @@ def scores(model):
     return [x for request in REQUESTS for x in found[request.id]]
 
 
-def test_a_foreign_judge_scores_as_it_does_by_itself_and_the_writer_stays_what_it_is(small_checkpoint, tmp_path):
+def test_foreign_judge_scores_as_it_does_by_itself_and_writer_stays_what_it_is(small_checkpoint, tmp_path):
     alone, _ = backend(tmp_path, "tiny")
     expected = scores(alone.load(None))
     run, _ = backend(tmp_path, small_checkpoint, "tiny")
@@ -36,7 +36,7 @@ def test_a_foreign_judge_scores_as_it_does_by_itself_and_the_writer_stays_what_i
     assert scores(run.load(None)) == pytest.approx(writer, abs=1e-5)
 
 
-def test_a_judge_that_is_no_model_is_refused_before_anything_is_written(small_checkpoint, tmp_path):
+def test_judge_that_is_no_model_is_refused_before_anything_is_written(small_checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"empty/config\.json"):

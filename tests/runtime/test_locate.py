@@ -19,24 +19,24 @@ def make_model(directory):
     return directory
 
 
-def test_tiny_is_the_embedded_model():
+def test_tiny_is_embedded_model():
     assert str(locate_model("tiny")) == str(CHECKPOINT)
 
 
-def test_a_run_directory_means_its_newest_finished_model(tmp_path):
+def test_run_directory_means_its_newest_finished_model(tmp_path):
     models = {number: make_model(tmp_path / f"iteration_{number}" / "model") for number in (1, 2, 10)}
     (tmp_path / "iteration_11" / "checkpoints").mkdir(parents=True)
     assert str(locate_model(str(tmp_path))) == str(models[10])
     assert sorted(finished_models(tmp_path)) == [1, 2, 10]
 
 
-def test_a_run_without_a_finished_model_says_to_go_on(tmp_path):
+def test_run_without_finished_model_says_to_go_on(tmp_path):
     (tmp_path / "iteration_0").mkdir()
     with pytest.raises(UserError, match="no finished model yet"):
         locate_model(str(tmp_path))
 
 
-def test_a_model_directory_means_itself(tmp_path, monkeypatch):
+def test_model_directory_means_itself(tmp_path, monkeypatch):
     assert str(locate_model(str(make_model(tmp_path / "org" / "model")))) == str(tmp_path / "org" / "model")
     # Also where it looks like a hub id.
     monkeypatch.chdir(tmp_path)
@@ -45,19 +45,19 @@ def test_a_model_directory_means_itself(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "nowhere", "./org/name", "tests/nowhere"])
-def test_what_is_no_directory_and_no_hub_id_is_refused_without_asking_the_hub(path, monkeypatch, pytestconfig):
+def test_what_is_no_directory_and_no_hub_id_is_refused_without_asking_hub(path, monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     with pytest.raises(UserError, match=rf"--model\.path: {path} is no directory"):
         locate_model(path, "--model.path")
 
 
-def test_a_directory_of_something_else_is_refused(tmp_path):
+def test_directory_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         locate_model(str(tmp_path))
 
 
-def test_a_hub_id_is_downloaded_without_other_formats(tmp_path, monkeypatch):
+def test_hub_id_is_downloaded_without_other_formats(tmp_path, monkeypatch):
     asked = {}
 
     def download(repository, **options):
@@ -94,7 +94,7 @@ class Response:
         (OSError(28, "No space left on device"), "cannot be downloaded"),
     ],
 )
-def test_trouble_with_the_hub_is_one_line(error, words, monkeypatch):
+def test_trouble_with_hub_is_one_line(error, words, monkeypatch):
     def download(*_, **__):
         raise error
 
@@ -104,7 +104,7 @@ def test_trouble_with_the_hub_is_one_line(error, words, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_bucket_without_its_package_names_the_package():
+def test_bucket_without_its_package_names_package():
     # In a process of its own: other tests put a bucket in memory in the place of Google's for good.
     program = (
         "import sys; sys.modules['gcsfs'] = None\n"

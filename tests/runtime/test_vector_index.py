@@ -24,14 +24,14 @@ def mesh(request):
 
 
 @pytest.mark.parametrize("count", [1, 7, 300])
-def test_the_ranking_is_that_of_exact_products(monkeypatch, mesh, count):
+def test_ranking_is_that_of_exact_products(monkeypatch, mesh, count):
     monkeypatch.setattr(vector_index, "BLOCK_ROWS", 100)
     monkeypatch.setattr(vector_index, "QUERY_BATCH", 8)
     vectors, queries = normal(0, 730, 48), normal(1, 21, 48)
     np.testing.assert_array_equal(Index(vectors, mesh).nearest(queries, count), exact(vectors, queries, count))
 
 
-def test_of_equal_vectors_those_with_the_lowest_index_come_first(monkeypatch, mesh):
+def test_lowest_index_comes_first_among_equal_vectors(monkeypatch, mesh):
     monkeypatch.setattr(vector_index, "BLOCK_ROWS", 64)
     few = normal(2, 5, 32)
     vectors = few[np.random.default_rng(3).integers(5, size=500)]
@@ -43,7 +43,7 @@ def test_of_equal_vectors_those_with_the_lowest_index_come_first(monkeypatch, me
     assert (np.diff(found[0][:50]) > 0).all()
 
 
-def test_differences_below_the_error_of_float32_decide(monkeypatch):
+def test_differences_below_error_of_float32_decide(monkeypatch):
     monkeypatch.setattr(vector_index, "SPARE", 2)
     monkeypatch.setattr(vector_index, "BLOCK_ROWS", 50)
     base = normal(5, 1, 512)

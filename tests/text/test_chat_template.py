@@ -27,14 +27,14 @@ MESSAGES = [{"role": "user", "content": 'Say "grün".'}, {"role": "assistant", "
         "{% set x = namespace(n=0) %}{% for m in messages %}{% set x.n = x.n + 1 %}{% endfor %}{{ x.n }}",
     ],
 )
-def test_the_text_is_transformers_own(template):
+def test_text_is_transformers_own(template):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     theirs = render_jinja_template([MESSAGES], chat_template=template, eos_token="</s>")[0][0]
     assert render_template(template, messages=MESSAGES, eos_token="</s>") == theirs
 
 
-def test_a_template_that_refuses_or_is_malformed_is_one_line():
+def test_template_that_refuses_or_is_malformed_is_one_line():
     with pytest.raises(UserError, match="no system turns"):
         render_template("{{ raise_exception('no system turns') }}")
     with pytest.raises(UserError, match="chat template cannot render") as caught:
@@ -45,19 +45,19 @@ def test_a_template_that_refuses_or_is_malformed_is_one_line():
 @pytest.mark.parametrize(
     "template", ["{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ messages[0]['name'] + 'a' }}", "{{ range(10 ** 9) | list }}"]
 )
-def test_any_failure_inside_a_template_is_one_line(template):
+def test_any_failure_inside_template_is_one_line(template):
     with pytest.raises(UserError, match="chat template cannot render") as caught:
         render_template(template, messages=MESSAGES)
     assert "\n" not in str(caught.value)
 
 
-def test_a_syntax_error_names_the_file_and_the_line():
+def test_syntax_error_names_file_and_line():
     check_syntax("{% for m in messages %}{{ m }}{% endfor %}", "FILE")
     with pytest.raises(UserError, match=r"^FILE is not a valid Jinja template \(line 2\): "):
         check_syntax("\n{% for %}", "FILE")
 
 
-def test_thinking_is_off_here_and_by_default_in_an_export():
+def test_thinking_is_off_here_and_by_default_in_export():
     template = "\n{% if enable_thinking is defined and not enable_thinking %}quiet{% else %}thinking{% endif %}"
     assert render_template(template) == "\nquiet"
     exported = without_thinking(template)
@@ -75,7 +75,7 @@ def test_setting_offers_every_named_template():
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_named_templates_render_a_whole_conversation_with_every_text_in_it_once(name):
+def test_named_templates_render_whole_conversation_with_every_text_in_it_once(name):
     turns = [("system", "one"), ("user", "two"), ("assistant", "three"), ("user", "four")]
     messages = [{"role": role, "content": content} for role, content in turns]
     values = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>"}
@@ -86,10 +86,10 @@ def test_named_templates_render_a_whole_conversation_with_every_text_in_it_once(
     assert text.startswith(render_template(named_template(name, has_bos=True), add_generation_prompt=False, **values))
 
 
-def test_a_template_cannot_reach_python():
+def test_template_cannot_reach_python():
     with pytest.raises(UserError):
         render_template("{{ ''.__class__.__mro__ }}")
 
 
-def test_a_date_in_a_template_does_not_depend_on_the_day():
+def test_date_in_template_does_not_depend_on_day():
     assert render_template("{{ strftime_now('%d %b %Y') }}") == "26 Jul 2024"

@@ -48,7 +48,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_hard_texts_get_sentencepieces_ids_before_and_after_an_export(tmp_path, kind):
+def test_hard_texts_get_sentencepieces_ids_before_and_after_export(tmp_path, kind):
     from transformers import AutoTokenizer
 
     options, portable = MODELS[kind]
@@ -81,7 +81,7 @@ def test_hard_texts_get_sentencepieces_ids_before_and_after_an_export(tmp_path, 
     ],
     ids=["no beginning", "a space put first"],
 )
-def test_an_export_keeps_the_ids_whatever_the_tokenizer_puts_first(tmp_path, options, config):
+def test_export_keeps_ids_whatever_tokenizer_puts_first(tmp_path, options, config):
     from transformers import AutoTokenizer
 
     for name in ("in", "out"):
@@ -104,7 +104,7 @@ def test_an_export_keeps_the_ids_whatever_the_tokenizer_puts_first(tmp_path, opt
     [{"add_dummy_prefix": True}, {"remove_extra_whitespaces": True}, {"treat_whitespace_as_suffix": True}],
     ids=str,
 )
-def test_a_model_that_tokenizer_json_cannot_say_travels_as_it_is(tmp_path, options):
+def test_model_that_tokenizer_json_cannot_express_is_exported_unchanged(tmp_path, options):
     for name in ("in", "out"):
         (tmp_path / name).mkdir()
     (tmp_path / "in" / "tokenizer.model").write_bytes(trained_model(**options))

@@ -139,7 +139,7 @@ def trained_part(tokenizer: Tokenizer, conversation, answer: str) -> list[int]:
     return [i for i, m in zip(*tokenizer.encode_example(conversation, answer)) if m]
 
 
-def test_each_familys_template_passes_and_trains_the_answer_and_its_end(family):
+def test_each_familys_template_passes_and_trains_answer_and_its_end(family):
     name, directory = family
     tokenizer = Tokenizer.load(directory)
     check_template(tokenizer)
@@ -152,7 +152,7 @@ def test_each_familys_template_passes_and_trains_the_answer_and_its_end(family):
     assert tokenizer.decode([i for i, m in zip(ids, mask) if m][:-1]).strip() == "Ab."
 
 
-def test_each_familys_template_is_rendered_as_transformers_renders_it_from_an_export(family, tmp_path):
+def test_each_familys_template_is_rendered_as_transformers_renders_it_from_export(family, tmp_path):
     from transformers import AutoTokenizer
 
     _, directory = family
@@ -173,7 +173,7 @@ def test_each_familys_template_is_rendered_as_transformers_renders_it_from_an_ex
     assert again.encode_example(QUESTION, "green") == tokenizer.encode_example(QUESTION, "green")
 
 
-def test_a_base_without_a_template_is_told_which_named_ones_fit_and_these_pass(family, tmp_path):
+def test_base_without_template_is_told_which_named_ones_fit_and_these_pass(family, tmp_path):
     name, _ = family
     base = Tokenizer.load(write_family(name, tmp_path / "base"))
     with pytest.raises(UserError) as caught:
@@ -195,7 +195,7 @@ def test_a_base_without_a_template_is_told_which_named_ones_fit_and_these_pass(f
         assert (tokenizer.encode_prompt(QUESTION)[:1] == [tokenizer.bos_id]) == (tokenizer.bos_id is not None)
 
 
-def test_a_named_templates_end_of_turn_stops_generation_where_the_vocabulary_has_it(tmp_path):
+def test_named_templates_end_of_turn_stops_generation_where_vocabulary_has_it(tmp_path):
     markers = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "plain": "</s>"}
     assert set(markers) == set(CHAT_TEMPLATES)
     write_byte_level(tmp_path, list(markers.values()), eos_token="</s>")
@@ -208,7 +208,7 @@ def test_a_named_templates_end_of_turn_stops_generation_where_the_vocabulary_has
         assert Tokenizer.load(tmp_path / name).eos_ids == tokenizer.eos_ids
 
 
-def test_a_marker_that_the_vocabulary_lacks_is_shown_as_the_text_that_it_would_train(tmp_path):
+def test_marker_that_vocabulary_lacks_is_shown_as_text_that_it_would_train(tmp_path):
     directory = write_family("llama2", tmp_path)
     with pytest.raises(UserError) as caught:
         check_template(Tokenizer.load(directory, "chatml"))
@@ -238,7 +238,7 @@ def test_a_marker_that_the_vocabulary_lacks_is_shown_as_the_text_that_it_would_t
     ],
     ids=["open thought", "trained thought", "unknown end", "two ends", "changed", "merged", "refused"],
 )
-def test_a_template_that_breaks_a_property_is_refused_in_one_line_that_names_it(tmp_path, change, message):
+def test_template_that_breaks_property_is_refused_in_one_line_that_names_it(tmp_path, change, message):
     write_byte_level(tmp_path, ["<|im_start|>", "<|im_end|>", "<|stop|>"], eos_token="<|im_end|>")
     text = CHAT_TEMPLATES["chatml"]
     for old, new in zip(change[::2], change[1::2]):
@@ -254,7 +254,7 @@ def test_a_template_that_breaks_a_property_is_refused_in_one_line_that_names_it(
     check_template(Tokenizer.load(tmp_path, "chatml"))
 
 
-def test_an_end_of_turn_named_in_config_json_counts(tmp_path):
+def test_end_of_turn_named_in_config_json_counts(tmp_path):
     write_byte_level(tmp_path, ["<|im_start|>", "<|im_end|>", "<|stop|>"], eos_token="<|im_end|>")
     (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATES["chatml"].replace("}}<|im_end|>", "}}<|stop|>"))
     with pytest.raises(UserError, match="does not stop generation"):
@@ -265,7 +265,7 @@ def test_an_end_of_turn_named_in_config_json_counts(tmp_path):
     assert trained_part(Tokenizer.load(tmp_path), QUESTION, "Ab.")[-1:] == stop
 
 
-def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+def test_tokenizer_without_end_is_refused(tmp_path):
     write_byte_level(tmp_path, ["<|im_start|>"])
     for choice in ("auto", "chatml", "plain"):
         tokenizer = Tokenizer.load(tmp_path, choice)
@@ -273,7 +273,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
             check_template(tokenizer)
 
 
-def test_an_end_named_by_id_alone_serves_templates_that_write_it(tmp_path):
+def test_end_named_by_id_alone_serves_templates_that_write_it(tmp_path):
     write_byte_level(tmp_path, ["<|done|>"])
     end = Tokenizer.load(tmp_path).encode("<|done|>")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end[0]}))
@@ -282,7 +282,7 @@ def test_an_end_named_by_id_alone_serves_templates_that_write_it(tmp_path):
     assert trained_part(tokenizer, QUESTION, "Ab.") == [*tokenizer.encode("Ab."), *end]
 
 
-def test_a_thinking_models_export_answers_without_thoughts_unless_asked(tmp_path):
+def test_thinking_models_export_answers_without_thoughts_unless_asked(tmp_path):
     from transformers import AutoTokenizer
 
     directory = write_family("qwen3", tmp_path / "in")
@@ -296,7 +296,7 @@ def test_a_thinking_models_export_answers_without_thoughts_unless_asked(tmp_path
         assert text.endswith(end)
 
 
-def test_the_embedded_models_own_template_passes():
+def test_embedded_models_own_template_passes():
     tokenizer = Tokenizer.load(TINY)
     check_template(tokenizer)
     for name in CHAT_TEMPLATES.keys() - {"plain"}:

@@ -63,13 +63,13 @@ def test_text_comes_back_without_special_tokens(tokenizer):
     assert tokenizer.decode([*tokenizer.encode_prompt(QUESTION), *tokenizer.eos_ids]) == " Copy red cat."
 
 
-def test_special_tokens_are_found_by_how_they_are_written(tokenizer, export):
+def test_special_tokens_are_found_by_name(tokenizer, export):
     for each in (tokenizer, Tokenizer.load(export)):
         assert [each.special_id(text) for text in ("<|end|>", "</s>")] == list(reversed(sorted(each.eos_ids)))
         assert [each.special_id(text) for text in ("\u2581red", "red", "\u2581", " ", "<|none|>", "")] == [None] * 6
 
 
-def test_an_export_gives_the_same_ids_here_and_in_transformers(tokenizer, export):
+def test_export_gives_same_ids_here_and_in_transformers(tokenizer, export):
     from transformers import AutoTokenizer
 
     theirs, again = AutoTokenizer.from_pretrained(export), Tokenizer.load(export)
@@ -91,14 +91,14 @@ def test_an_export_gives_the_same_ids_here_and_in_transformers(tokenizer, export
     assert ids == tokenizer.encode_prompt(QUESTION)
 
 
-def test_an_export_of_an_export_is_the_same_files(export, tmp_path):
+def test_export_of_export_is_same_files(export, tmp_path):
     Tokenizer.load(export).save(tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (export / path.name).read_bytes(), path.name
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in export.iterdir()} - {"config.json"}
 
 
-def test_a_prompt_is_bare_text_with_a_beginning_or_the_rendered_conversation(tokenizer):
+def test_prompt_is_bare_text_with_beginning_or_rendered_conversation(tokenizer):
     assert tokenizer.encode_prompt("a red") == tokenizer.encode("a red")
     assert tokenizer.render(QUESTION) == "<s><|user|> Copy red cat.<|assistant|>"
     ids = tokenizer.encode_prompt(QUESTION)
@@ -106,7 +106,7 @@ def test_a_prompt_is_bare_text_with_a_beginning_or_the_rendered_conversation(tok
     assert ids == tokenizer.encode("<|user|> Copy red cat.<|assistant|>")
 
 
-def test_a_choice_is_the_tokens_that_follow_the_prompt(tokenizer):
+def test_choice_is_tokens_that_follow_prompt(tokenizer):
     prompt, choices = "Quality (1-10):", (" 1", " 10", " red cat")
     found = tokenizer.encode_choices(prompt, choices)
     assert [tokenizer.encode(prompt) + ids for ids in found] == [tokenizer.encode(prompt + c) for c in choices]
@@ -117,7 +117,7 @@ def test_a_choice_is_the_tokens_that_follow_the_prompt(tokenizer):
         tokenizer.encode_choices("a r", ["eddish"])
 
 
-def test_the_mask_is_one_on_the_response_and_its_end_of_turn(tokenizer):
+def test_mask_is_one_on_response_and_its_end_of_turn(tokenizer):
     ids, mask = tokenizer.encode_example(QUESTION, "red cat")
     prompt = tokenizer.encode_prompt(QUESTION)
     assert ids[: len(prompt)] == prompt
@@ -132,26 +132,26 @@ def load_with_template(directory, tmp_path, template) -> Tokenizer:
     return Tokenizer.load(tmp_path / "copy")
 
 
-def test_what_follows_the_end_of_turn_is_not_learned(sentencepiece_directory, tmp_path):
+def test_text_after_end_of_turn_is_not_trained(sentencepiece_directory, tmp_path):
     tokenizer = load_with_template(sentencepiece_directory, tmp_path, TEMPLATE + "\n\n")
     ids, mask = tokenizer.encode_example(QUESTION, "red")
     assert ids[-1] in tokenizer.eos_ids
     assert mask[-1] == 1
 
 
-def test_a_template_without_an_end_of_turn_gets_the_end_of_text(sentencepiece_directory, tmp_path):
+def test_template_without_end_of_turn_gets_end_of_text(sentencepiece_directory, tmp_path):
     tokenizer = load_with_template(sentencepiece_directory, tmp_path, TEMPLATE.replace("<|end|>", ""))
     ids, mask = tokenizer.encode_example(QUESTION, "red")
     assert (ids[-1], mask[-1]) == (2, 1)
 
 
-def test_a_template_that_rewrites_the_prompt_is_refused(sentencepiece_directory, tmp_path):
+def test_template_that_rewrites_prompt_is_refused(sentencepiece_directory, tmp_path):
     template = "{% if messages[-1]['role'] == 'assistant' %}answered: {% endif %}" + TEMPLATE
     with pytest.raises(UserError, match="not stable when the answer is appended"):
         load_with_template(sentencepiece_directory, tmp_path, template).encode_example(QUESTION, "red")
 
 
-def test_named_templates_stand_in_for_a_base_models_own(sentencepiece_directory, tmp_path):
+def test_named_templates_stand_in_for_base_models_own(sentencepiece_directory, tmp_path):
     chatml = Tokenizer.load(sentencepiece_directory, "chatml").render(QUESTION, "red")
     assert chatml == "<s><|im_start|>user\nCopy red cat.<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
     llama3 = Tokenizer.load(sentencepiece_directory, "llama3").render(QUESTION)
@@ -177,7 +177,7 @@ def with_setting(source: Path, directory: Path, **settings) -> Path:
 
 
 @pytest.mark.parametrize("choice", [True, False])
-def test_with_tokenizer_model_a_setting_says_whether_texts_have_a_beginning(sentencepiece_directory, tmp_path, choice):
+def test_with_tokenizer_model_setting_says_whether_texts_have_beginning(sentencepiece_directory, tmp_path, choice):
     from transformers import AutoTokenizer
 
     directory = with_setting(
@@ -192,7 +192,7 @@ def test_with_tokenizer_model_a_setting_says_whether_texts_have_a_beginning(sent
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "PreTrainedTokenizerFast", "GemmaTokenizer"])
 @pytest.mark.parametrize("choice", [True, False])
 @pytest.mark.parametrize("begins", [True, False])
-def test_with_tokenizer_json_the_file_says_whether_texts_have_a_beginning(tmp_path, name, choice, begins):
+def test_with_tokenizer_json_file_says_whether_texts_have_beginning(tmp_path, name, choice, begins):
     from transformers import AutoTokenizer
 
     (tmp_path / "in").mkdir()
@@ -216,7 +216,7 @@ def test_with_tokenizer_json_the_file_says_whether_texts_have_a_beginning(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
-def test_a_tokenizer_in_a_bucket_is_read_and_written_as_on_disk(
+def test_tokenizer_in_bucket_is_read_and_written_as_on_disk(
     sentencepiece_directory, export, tmp_path, monkeypatch, kind
 ):
     source = sentencepiece_directory if kind == "tokenizer.model" else export
@@ -237,7 +237,7 @@ def test_a_tokenizer_in_a_bucket_is_read_and_written_as_on_disk(
         Tokenizer.load(bucket / "none")
 
 
-def test_a_directory_without_a_tokenizer_is_said(tmp_path):
+def test_directory_without_tokenizer_is_said(tmp_path):
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         Tokenizer.load(tmp_path)
 
@@ -276,7 +276,7 @@ TEMPLATE_WITH_AN_ERROR = "{% for m in messages %}\n{{ m['content' }}"
         ("config.json", b'{"eos_token_id": [2, -1]}', "it must be a token id or a list of token ids"),
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content, message):
+def test_damaged_file_is_named_in_one_line(tmp_path, name, content, message):
     model = trained_model()
     (tmp_path / "tokenizer.model").write_bytes(model)
     Tokenizer.load(tmp_path)
@@ -298,7 +298,7 @@ def test_special_tokens_are_also_found_where_older_files_name_them(tmp_path):
     assert list(tokenizer.eos_ids) == tokenizer.encode("<|stop|>")
 
 
-def test_a_beginning_that_only_tokenizer_json_names_is_written_by_templates(tmp_path):
+def test_beginning_that_only_tokenizer_json_names_is_written_by_templates(tmp_path):
     write_byte_level(tmp_path, ["<|begin|>", "<|stop|>"], bos_token="<|begin|>", eos_token="<|stop|>")
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "generation_config.json").write_text("{}")
@@ -308,7 +308,7 @@ def test_a_beginning_that_only_tokenizer_json_names_is_written_by_templates(tmp_
     assert tokenizer.render(QUESTION).startswith("<|begin|>")
 
 
-def test_tokens_added_with_a_gap_count_up_to_the_last_id(tmp_path):
+def test_tokens_added_with_gap_count_up_to_last_id(tmp_path):
     write_byte_level(tmp_path, ["<|stop|>"], eos_token="<|stop|>")
     file = json.loads((tmp_path / "tokenizer.json").read_text())
     file["model"]["vocab"] |= {"<|stop|>": 1000}
@@ -319,7 +319,7 @@ def test_tokens_added_with_a_gap_count_up_to_the_last_id(tmp_path):
     assert tokenizer.vocab_size == 1001
 
 
-def test_a_file_that_asks_for_truncation_and_padding_does_not_get_it(tmp_path):
+def test_file_that_asks_for_truncation_and_padding_does_not_get_it(tmp_path):
     write_byte_level(tmp_path, ["<|pad|>"])
     path = tmp_path / "tokenizer.json"
     whole = Tokenizer.load(tmp_path).encode("red cat " * 20)

@@ -20,7 +20,7 @@ def fill_in_job(**fields):
 
 
 @pytest.mark.skipif(shutil.which("envsubst") is None, reason="envsubst (gettext) is not installed")
-def test_the_job_file_is_complete_with_the_fields_of_its_head():
+def test_job_file_is_complete_with_fields_of_its_head():
     filled = fill_in_job(WORKERS=4, SLICES=2, CHIPS_PER_WORKER=4, RESTARTS=7)
     assert "${" not in filled
     job = yaml.safe_load(filled)
@@ -36,19 +36,19 @@ def test_the_job_file_is_complete_with_the_fields_of_its_head():
 
 
 @pytest.mark.skipif(shutil.which("envsubst") is None, reason="envsubst (gettext) is not installed")
-def test_the_job_file_hands_a_command_with_quotes_on_unchanged():
+def test_job_file_hands_command_with_quotes_on_unchanged():
     command = 'python -m isheep_jax.generate --prompt "one: two, {three}"'
     job = yaml.safe_load(fill_in_job(COMMAND=command))
     container = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
     assert container["args"] == [f"exec {command}\n"]
 
 
-def test_the_page_names_every_script():
+def test_page_names_every_script():
     for script in SCRIPTS.glob("*.sh"):
         assert f"`{script.name}`" in README
 
 
-def test_the_page_uses_options_that_the_scripts_have(pod):
+def test_page_uses_options_that_scripts_have(pod):
     block = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
     commands = re.findall(r"^tpu_scripts/(\w+\.sh) +(pod[^#\n]*)", block, flags=re.MULTILINE)
     assert {script for script, _ in commands} >= {"create.sh", "install.sh", "run.sh", "watch.sh", "supervise.sh"}
@@ -56,7 +56,7 @@ def test_the_page_uses_options_that_the_scripts_have(pod):
         pod.dry_run(script, *arguments.split(), HF_TOKEN="token")
 
 
-def test_the_table_of_chips_agrees_with_the_scripts(pod):
+def test_table_of_chips_agrees_with_scripts(pod):
     rows = re.findall(r"\| `(v\w+-\d+)`, `(v\w+-\d+)` \| (\d+) \| ([\d,]+) (?=\|)", README)
     assert len(rows) == 14
     for *names, chips, hours in rows:

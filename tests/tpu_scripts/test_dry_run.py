@@ -40,7 +40,7 @@ STATUS = ssh("test ! -f isheep_jax/worker.sh || bash isheep_jax/worker.sh status
         ("v6e-8", "v6e-8", "v2-alpha-tpuv6e"),
     ],
 )
-def test_create_requests_the_named_slice_with_its_generations_runtime(pod, name, accelerator, runtime):
+def test_create_requests_named_slice_with_its_generations_runtime(pod, name, accelerator, runtime):
     printed = pod.dry_run("create.sh", "pod", *TARGET, f"--type={name}")
     create = ["compute", "tpus", "queued-resources", "create", "pod", *TARGET, "--node-id=pod"]
     create += [f"--accelerator-type={accelerator}", f"--runtime-version={runtime}", "--quiet"]
@@ -62,7 +62,7 @@ def test_create_passes_tier_runtime_and_further_flags(pod):
     ]
 
 
-def test_install_prints_the_commands_that_it_runs(pod):
+def test_install_prints_commands_that_it_runs(pod):
     printed = pod.dry_run("install.sh", "pod", *TARGET, "--ref=HEAD", "--python=3.12")
     label = subprocess.run(
         ["git", "-C", SCRIPTS, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
@@ -81,7 +81,7 @@ def test_install_prints_the_commands_that_it_runs(pod):
     assert pod.commands() == printed
 
 
-def test_run_prints_the_commands_that_it_runs(pod):
+def test_run_prints_commands_that_it_runs(pod):
     arguments = ["pod", *TARGET, "--env=TOKEN=secret", "--", *TRAIN, "--prompts=it's two words"]
     printed = pod.dry_run("run.sh", *arguments)
     pod.ready()
@@ -96,7 +96,7 @@ def test_run_prints_the_commands_that_it_runs(pod):
     assert [[word.replace(other, moment) for word in call] for call in pod.commands()] == printed
 
 
-def test_watch_prints_the_commands_that_it_runs(pod):
+def test_watch_prints_commands_that_it_runs(pod):
     arguments = ["pod", *TARGET, "--worker=1", "--lines=5", "--once"]
     printed = pod.dry_run("watch.sh", *arguments)
     log = ssh("bash isheep_jax/worker.sh log 5 once plain", worker=1)
@@ -106,7 +106,7 @@ def test_watch_prints_the_commands_that_it_runs(pod):
     assert pod.commands() == printed
 
 
-def test_stop_and_delete_print_the_commands_that_they_run(pod):
+def test_stop_and_delete_print_commands_that_they_run(pod):
     delete = ["compute", "tpus", "queued-resources", "delete", "pod", *TARGET, "--force", "--quiet"]
     assert pod.dry_run("stop.sh", "pod", *TARGET) == [ssh("bash isheep_jax/worker.sh stop")]
     assert pod.dry_run("delete.sh", "pod", *TARGET) == [delete]
@@ -116,7 +116,7 @@ def test_stop_and_delete_print_the_commands_that_they_run(pod):
     assert pod.commands() == [ssh("bash isheep_jax/worker.sh stop"), describe("state.state"), delete]
 
 
-def test_supervise_prints_what_the_other_scripts_print(pod):
+def test_supervise_prints_what_other_scripts_print(pod):
     slice_options = ["--type=v4-16", "--spot"]
     printed = pod.dry_run("supervise.sh", "pod", *TARGET, *slice_options, "--ref=HEAD", "--", *TRAIN)
     parts = pod.dry_run("create.sh", "pod", *TARGET, *slice_options)
@@ -127,13 +127,13 @@ def test_supervise_prints_what_the_other_scripts_print(pod):
     assert printed[-1] == pod.dry_run("delete.sh", "pod", *TARGET)[0]
 
 
-def test_identity_aware_proxy_reaches_the_workers_through_its_tunnel(pod):
+def test_identity_aware_proxy_reaches_workers_through_its_tunnel(pod):
     (stop,) = pod.dry_run("stop.sh", "pod", "--iap")
     assert stop[:4] == ["alpha", "compute", "tpus", "tpu-vm"]
     assert "--tunnel-through-iap" in stop
 
 
-def test_a_dry_run_shows_no_secret(pod):
+def test_dry_run_shows_no_secret(pod):
     result = pod.run("run.sh", "pod", "--dry-run", "--env=HF_TOKEN", "--", *TRAIN, HF_TOKEN="hunter2")
     assert "HF_TOKEN" in result.stdout
     assert "hunter2" not in result.stdout + result.stderr
@@ -189,7 +189,7 @@ def test_bad_use_is_one_line_and_exit_code_2(pod, arguments, words):
 
 
 @pytest.mark.parametrize("setting", ["project", "zone"])
-def test_a_missing_project_or_zone_is_named(pod, setting):
+def test_missing_project_or_zone_is_named(pod, setting):
     pod.set(**{setting: ""})
     assert f"--{setting}=" in pod.run("stop.sh", "pod", code=2).stderr
 

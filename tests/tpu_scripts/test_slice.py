@@ -19,7 +19,7 @@ def wait_for(condition, seconds=20):
         time.sleep(0.02)
 
 
-def test_create_waits_until_the_slice_is_active_and_says_each_state_once(pod):
+def test_create_waits_until_slice_is_active_and_says_each_state_once(pod):
     pod.set(on_create="WAITING_FOR_RESOURCES\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
     out = pod.run("create.sh", "pod", "--type=v4-16").stdout
     assert out.count("WAITING_FOR_RESOURCES") == out.count("PROVISIONING") == 1
@@ -27,13 +27,13 @@ def test_create_waits_until_the_slice_is_active_and_says_each_state_once(pod):
     assert pod.verbs() == ["create"]
 
 
-def test_create_waits_for_a_request_that_is_there_already(pod):
+def test_create_waits_for_request_that_is_there_already(pod):
     pod.set(states="PROVISIONING\nPROVISIONING\nACTIVE\n")
     pod.run("create.sh", "pod", "--type=v4-16")
     assert pod.verbs() == []
 
 
-def test_create_refuses_a_name_that_belongs_to_another_slice(pod):
+def test_create_refuses_name_that_belongs_to_another_slice(pod):
     pod.set(states="ACTIVE\n")
     assert "v4-16" in pod.run("create.sh", "pod", "--type=v4-32", code=1).stderr
 
@@ -47,7 +47,7 @@ def test_create_refuses_a_name_that_belongs_to_another_slice(pod):
         ("PROVISIONING\nNETWORK\n", ["does not answer", "problem with the network"]),
     ],
 )
-def test_create_explains_a_request_that_comes_to_nothing(pod, states, words):
+def test_create_explains_request_that_comes_to_nothing(pod, states, words):
     pod.set(on_create=states)
     error = pod.run("create.sh", "pod", "--type=v4-16", code=1).stderr
     assert error.count("\n") == 1
@@ -55,13 +55,13 @@ def test_create_explains_a_request_that_comes_to_nothing(pod, states, words):
         assert word in error
 
 
-def test_create_does_not_mistake_a_broken_network_for_a_missing_slice(pod):
+def test_create_does_not_mistake_broken_network_for_missing_slice(pod):
     pod.set(states="NETWORK\n")
     pod.run("create.sh", "pod", "--type=v4-16", code=1)
     assert pod.verbs() == []
 
 
-def test_install_puts_the_tracked_files_on_every_worker(pod):
+def test_install_puts_tracked_files_on_every_worker(pod):
     pod.set(states="ACTIVE\n")
     pod.run("install.sh", "pod")
     for worker in (0, 1):
@@ -74,26 +74,26 @@ def test_install_puts_the_tracked_files_on_every_worker(pod):
         assert calls[1].endswith("./source[tpu]")
 
 
-def test_install_fails_when_a_worker_has_another_version(pod):
+def test_install_fails_when_worker_has_another_version(pod):
     pod.set(states="ACTIVE\n", old_version_1="")
     error = pod.run("install.sh", "pod", code=1).stderr
     assert "isheep_jax=0.0.9" in error
     assert "workers differ" in error
 
 
-def test_install_fails_when_jax_does_not_see_the_whole_slice(pod):
+def test_install_fails_when_jax_does_not_see_whole_slice(pod):
     pod.set(states="ACTIVE\n", devices="4\n")
     error = pod.run("install.sh", "pod", code=1).stderr
     assert "8 chips" in error
     assert "devices=4" in error
 
 
-def test_install_fails_when_a_worker_does_not_answer(pod):
+def test_install_fails_when_worker_does_not_answer(pod):
     pod.set(states="ACTIVE\n", silent_1="")
     assert "ssh-add" in pod.run("install.sh", "pod", code=1).stderr
 
 
-def test_install_leaves_a_run_that_is_going_on_alone(pod):
+def test_install_leaves_run_that_is_going_on_alone(pod):
     pod.ready()
     pod.set(program=WAITING)
     pod.run("run.sh", "pod", *GENERATE)
@@ -101,7 +101,7 @@ def test_install_leaves_a_run_that_is_going_on_alone(pod):
     assert " state=running " in pod.run("watch.sh", "pod", "--once").stdout
 
 
-def test_a_run_has_a_log_on_every_worker_and_its_arguments_arrive_whole(pod):
+def test_run_has_log_on_every_worker_and_its_arguments_arrive_whole(pod):
     pod.ready()
     pod.set(program='echo "worker $ISHEEP_WORKER"\nprintf "<%s>" "$@"\n')
     pod.run("run.sh", "pod", "--wait", *GENERATE)
@@ -111,7 +111,7 @@ def test_a_run_has_a_log_on_every_worker_and_its_arguments_arrive_whole(pod):
         assert log.endswith("<-m><isheep_jax.generate><--prompt><it's a test>")
 
 
-def test_a_run_outlives_the_session_that_started_it(pod):
+def test_run_outlives_session_that_started_it(pod):
     pod.ready()
     pod.set(program=WAITING + "echo done\n")
     pod.run("run.sh", "pod", *GENERATE)
@@ -121,7 +121,7 @@ def test_a_run_outlives_the_session_that_started_it(pod):
     assert pod.log(0) == pod.log(1) == "done\n"
 
 
-def test_a_second_run_is_refused_while_one_is_going_on(pod):
+def test_second_run_is_refused_while_one_is_going_on(pod):
     pod.ready()
     pod.set(program=WAITING)
     pod.run("run.sh", "pod", *GENERATE)
@@ -129,7 +129,7 @@ def test_a_second_run_is_refused_while_one_is_going_on(pod):
     assert pod.verbs().count("start") == 1
 
 
-def test_wait_gives_the_commands_exit_code_and_ends_the_other_workers(pod):
+def test_wait_gives_commands_exit_code_and_ends_other_workers(pod):
     pod.ready()
     pod.set(program=f'[ "$ISHEEP_WORKER" = 0 ] || exit 7\n{WAITING}')
     error = pod.run("run.sh", "pod", "--wait", *GENERATE, code=7).stderr
@@ -137,7 +137,7 @@ def test_wait_gives_the_commands_exit_code_and_ends_the_other_workers(pod):
     assert "state=running" not in pod.run("watch.sh", "pod", "--once").stdout
 
 
-def test_a_killed_process_is_told_from_one_that_finished(pod):
+def test_killed_process_is_told_from_one_that_finished(pod):
     pod.ready()
     pod.set(program=WAITING)
     pod.run("run.sh", "pod", *GENERATE)
@@ -145,14 +145,14 @@ def test_a_killed_process_is_told_from_one_that_finished(pod):
     wait_for(lambda: "worker=1 state=killed" in pod.run("watch.sh", "pod", "--once").stdout)
 
 
-def test_a_worker_that_does_not_answer_keeps_a_run_from_starting(pod):
+def test_worker_that_does_not_answer_keeps_run_from_starting(pod):
     pod.ready()
     pod.set(silent_1="")
     assert "ssh to worker 1" in pod.run("run.sh", "pod", *GENERATE, code=1).stderr
     assert "start" not in pod.verbs()
 
 
-def test_a_worker_that_cannot_start_ends_the_others(pod):
+def test_worker_that_cannot_start_ends_others(pod):
     pod.ready()
     pod.set(program=WAITING)
     (pod.worker(1) / "venv" / "bin" / "python").unlink()
@@ -161,7 +161,7 @@ def test_a_worker_that_cannot_start_ends_the_others(pod):
     assert "worker=0 state=running" not in pod.run("watch.sh", "pod", "--once").stdout
 
 
-def test_a_slice_without_the_package_is_told_to_install(pod):
+def test_slice_without_package_is_told_to_install(pod):
     pod.set(states="ACTIVE\n")
     assert "install.sh pod" in pod.run("run.sh", "pod", *GENERATE, code=1).stderr
 
@@ -179,14 +179,14 @@ def test_variables_reach_every_worker_and_are_neither_shown_nor_kept(pod):
     assert {path.rsplit("/", 1)[1] for path in kept.stdout.split()} == {"log.txt"}
 
 
-def test_training_without_a_shared_run_directory_is_warned_of(pod):
+def test_training_without_shared_run_directory_is_warned_of(pod):
     pod.ready()
     train = ["--", "python", "-m", "isheep_jax.train", "--config=tiny"]
     assert "gs://" in pod.run("run.sh", "pod", "--wait", *train).stderr
     assert pod.run("run.sh", "pod", "--wait", *train, "--workdir=gs://bucket/run").stderr.count("warning") == 0
 
 
-def test_watch_shows_the_end_of_the_chosen_log(pod):
+def test_watch_shows_end_of_chosen_log(pod):
     pod.ready()
     pod.set(program='for n in 1 2 3; do echo "$ISHEEP_WORKER line $n"; done\n')
     pod.run("run.sh", "pod", "--wait", *GENERATE)
@@ -198,7 +198,7 @@ def test_watch_shows_the_end_of_the_chosen_log(pod):
     assert "worker 1: 1 line 3\n" in every
 
 
-def test_watch_fetches_a_log_per_worker(pod):
+def test_watch_fetches_log_per_worker(pod):
     pod.ready()
     pod.set(program='echo "worker $ISHEEP_WORKER"\n')
     pod.run("run.sh", "pod", "--wait", *GENERATE)
@@ -210,7 +210,7 @@ def test_watch_fetches_a_log_per_worker(pod):
     }
 
 
-def test_watch_says_that_a_slice_is_lost(pod):
+def test_watch_says_that_slice_is_lost(pod):
     pod.set(states="SUSPENDED\n", node_state="PREEMPTED\n")
     assert "request SUSPENDED, machines PREEMPTED" in pod.run("watch.sh", "pod", code=1).stdout
 
@@ -232,7 +232,7 @@ def test_stop_kills_what_does_not_end_by_itself(pod):
     assert pod.run("watch.sh", "pod", "--once").stdout.count(" state=stopped ") == 2
 
 
-def test_delete_gives_the_slice_back_and_may_be_repeated(pod):
+def test_delete_may_be_repeated(pod):
     pod.set(states="ACTIVE\n")
     pod.run("delete.sh", "pod", "--yes")
     assert pod.commands()[-1][2:] == ["queued-resources", "delete", "pod", "--force", "--quiet"]
@@ -240,7 +240,7 @@ def test_delete_gives_the_slice_back_and_may_be_repeated(pod):
     assert pod.verbs() == ["delete"]
 
 
-def test_the_check_reports_the_whole_slice_from_every_worker(tmp_path):
+def test_check_reports_whole_slice_from_every_worker(tmp_path):
     """The Python part of worker.sh, with a module in place of jax that must be initialized first."""
     root = tmp_path / "isheep_jax"
     (root / "venv" / "bin").mkdir(parents=True)

@@ -17,17 +17,17 @@ def supervise(pod, *options, code=0):
     return pod.run("supervise.sh", "pod", *RUN, *options, *TRAIN, code=code)
 
 
-def test_the_command_runs_to_its_end_on_a_new_slice(pod):
+def test_command_runs_to_its_end_on_new_slice(pod):
     assert "finished" in supervise(pod).stdout
     assert pod.verbs() == ["create", *ATTEMPT]
 
 
-def test_the_slice_is_deleted_at_the_end_if_wished(pod):
+def test_slice_is_deleted_at_end_if_wished(pod):
     supervise(pod, "--delete")
     assert pod.verbs() == ["create", *ATTEMPT, "delete"]
 
 
-def test_a_preempted_slice_is_created_again_and_the_same_command_runs_there(pod):
+def test_preempted_slice_is_created_again_and_same_command_runs_there(pod):
     pod.set(program=WAITING_ONCE, lose_after="4\n")
     out = supervise(pod).stdout
     assert "is lost (request SUSPENDED" in out
@@ -40,27 +40,27 @@ def test_a_preempted_slice_is_created_again_and_the_same_command_runs_there(pod)
     assert pod.log(0) == pod.log(1) == "resumed\n"
 
 
-def test_a_slice_whose_machines_were_preempted_is_lost_though_its_request_is_active(pod):
+def test_slice_whose_machines_were_preempted_is_lost_though_its_request_is_active(pod):
     pod.ready()
     pod.set(node_state="PREEMPTED\n")
     supervise(pod)
     assert pod.verbs() == ["delete", "create", *ATTEMPT]
 
 
-def test_a_request_that_failed_is_made_again(pod):
+def test_request_that_failed_is_made_again(pod):
     pod.set(states="FAILED\n")
     supervise(pod)
     assert pod.verbs() == ["delete", "create", *ATTEMPT]
 
 
-def test_a_slice_that_is_lost_again_and_again_is_given_up(pod):
+def test_slice_that_is_lost_again_and_again_is_given_up(pod):
     pod.set(on_create="PROVISIONING\nFAILED\n")
     error = supervise(pod, "--max-preemptions=2", code=1).stderr
     assert "--max-preemptions" in error
     assert pod.verbs() == ["create", "delete", "create", "delete", "create"]
 
 
-def test_a_command_that_fails_is_started_again_on_the_same_slice(pod):
+def test_command_that_fails_is_started_again_on_same_slice(pod):
     pod.set(
         program='[ ! -e "$STAND_IN/failed_$ISHEEP_WORKER" ] || exit 0\n: >"$STAND_IN/failed_$ISHEEP_WORKER"\nexit 1\n'
     )
@@ -69,25 +69,25 @@ def test_a_command_that_fails_is_started_again_on_the_same_slice(pod):
     assert pod.verbs() == ["create", *ATTEMPT, "end", "start"]
 
 
-def test_a_command_that_always_fails_is_given_up_with_its_exit_code(pod):
+def test_command_that_always_fails_is_given_up_with_its_exit_code(pod):
     pod.set(program="exit 7\n")
     assert "--max-failures" in supervise(pod, "--max-failures=2", code=7).stderr
     assert pod.verbs().count("start") == 2
 
 
-def test_a_command_that_refuses_its_settings_is_not_tried_again(pod):
+def test_command_that_refuses_its_settings_is_not_tried_again(pod):
     pod.set(program="exit 2\n")
     assert "not trying again" in supervise(pod, code=2).stderr
     assert pod.verbs().count("start") == 1
 
 
-def test_an_installation_that_fails_is_tried_again(pod):
+def test_installation_that_fails_is_tried_again(pod):
     pod.set(devices="4\n")
     supervise(pod, "--max-failures=2", code=1)
     assert pod.verbs() == ["create", "scp", "install", "check", "scp", "install", "check"]
 
 
-def test_a_network_that_is_down_deletes_nothing(pod):
+def test_network_that_is_down_deletes_nothing(pod):
     pod.ready()
     pod.set(states="NETWORK\n" * 5 + "ACTIVE\n")
     supervise(pod)
@@ -95,7 +95,7 @@ def test_a_network_that_is_down_deletes_nothing(pod):
     assert "create" not in pod.verbs()
 
 
-def test_workers_that_do_not_answer_for_a_while_keep_their_run(pod):
+def test_workers_that_do_not_answer_for_while_keep_their_run(pod):
     pod.set(program=WAITING)
     process = start_in_background(pod)
     pod.set(silent_1="")
@@ -124,7 +124,7 @@ def start_in_background(pod):
     return process
 
 
-def test_two_supervisors_do_not_share_a_slice(pod):
+def test_two_supervisors_do_not_share_slice(pod):
     pod.set(program=WAITING)
     process = start_in_background(pod)
     refusal = supervise(pod, code=1).stderr
@@ -136,7 +136,7 @@ def test_two_supervisors_do_not_share_a_slice(pod):
     supervise(pod)
 
 
-def test_a_lock_without_a_living_owner_is_taken_over(pod):
+def test_lock_without_living_owner_is_taken_over(pod):
     locks = pod.directory / "laptop" / ".isheep_jax"
     locks.mkdir()
     ended = subprocess.Popen(["true"])
@@ -145,7 +145,7 @@ def test_a_lock_without_a_living_owner_is_taken_over(pod):
     supervise(pod)
 
 
-def test_a_supervisor_that_ends_leaves_the_run_and_the_next_one_takes_it_over(pod):
+def test_supervisor_that_ends_leaves_run_and_next_one_takes_it_over(pod):
     pod.set(program=WAITING)
     process = start_in_background(pod)
     os.kill(process.pid, signal.SIGTERM)
@@ -160,7 +160,7 @@ def test_a_supervisor_that_ends_leaves_the_run_and_the_next_one_takes_it_over(po
     assert pod.verbs().count("start") == 1
 
 
-def test_a_run_that_a_person_stopped_is_not_started_again(pod):
+def test_run_that_person_stopped_is_not_started_again(pod):
     pod.set(program=WAITING)
     process = start_in_background(pod)
     pod.run("stop.sh", "pod")
