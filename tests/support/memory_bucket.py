@@ -1,4 +1,4 @@
-"""gs:// paths in memory: what epath does with a bucket, without a network."""
+"""A bucket in memory, so that tests use gs:// paths without a network."""
 
 import itertools
 
@@ -20,8 +20,8 @@ class _Bucket(MemoryFileSystem):
 
 
 def memory_bucket(monkeypatch) -> epath.Path:
-    """An empty gs:// directory, for the rest of the process."""
-    monkeypatch.setenv("EPATH_USE_TF", "false")  # TensorFlow's file systems come first where it is installed
+    """Returns an empty gs:// directory that lasts for the rest of the process."""
+    monkeypatch.setenv("EPATH_USE_TF", "false")  # TensorFlow's file systems take precedence if it is installed
     fsspec.register_implementation("gcs", _Bucket, clobber=True)
     path = epath.Path(f"gs://memory-{next(_COUNT)}/models")
     path.mkdir(parents=True)

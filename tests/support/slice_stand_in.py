@@ -1,4 +1,4 @@
-"""A slice of TPU machines that is not there: a stand-in for gcloud that runs what is sent to the workers here."""
+"""A stand-in for a TPU slice: a fake gcloud that runs the commands for the workers on this machine."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ STAND_IN = Path(__file__).parents[1] / "tpu_scripts" / "stand_in"
 
 
 class Slice:
-    """Runs the scripts against the stand-in; `stand_in/gcloud` says which files set its answers."""
+    """Runs the scripts against the stand-in, whose answers are set by files; see `stand_in/gcloud`."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -39,7 +39,7 @@ class Slice:
         return ["bash", str(SCRIPTS / script), *arguments]
 
     def run(self, script: str, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
-        """Runs a script and demands its exit code."""
+        """Runs a script and asserts its exit code."""
         result = subprocess.run(
             self.command(script, *arguments),
             env=self.environment | environment,
@@ -52,7 +52,7 @@ class Slice:
         return result
 
     def dry_run(self, script: str, *arguments: str, **environment: str) -> list[list[str]]:
-        """The gcloud commands that a dry run prints, without the word gcloud. Nothing may run."""
+        """Returns the gcloud commands that a dry run prints, without the word gcloud, and asserts that nothing ran."""
         before = self.calls()
         name, *rest = arguments
         lines = self.run(script, name, "--dry-run", *rest, **environment).stdout.splitlines()
@@ -63,11 +63,11 @@ class Slice:
         return [shlex.split(line) for line in (self.directory / "calls").read_text().splitlines()]
 
     def commands(self) -> list[list[str]]:
-        """The calls that concern the slice, without the questions about gcloud's configuration."""
+        """Returns the calls about the slice, without those that read gcloud's configuration."""
         return [call for call in self.calls() if call[0] != "config"]
 
     def verbs(self) -> list[str]:
-        """What happened to the slice, in order: create, delete, and what the workers were asked to do."""
+        """Returns what happened to the slice in order: create, delete, and the commands of the workers."""
         verbs = []
         for call in self.commands():
             remote = [word for word in call if word.startswith("--command=bash isheep_jax/worker.sh")]
@@ -86,7 +86,7 @@ class Slice:
         return (self.worker(number) / "current" / "log.txt").read_text()
 
     def ready(self) -> None:
-        """An active slice as install.sh leaves it."""
+        """Makes the slice active, as install.sh leaves it."""
         self.set(states="ACTIVE\n")
         for number in range(2):
             worker = self.worker(number)

@@ -1,4 +1,4 @@
-"""Small tokenizers of both kinds, made on the spot."""
+"""Trains small tokenizers of both formats."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def random_texts(count=300):
 
 
 def trained_model(**options) -> bytes:
-    """A small SentencePiece model, some of whose pieces are user-defined and begin with a space."""
+    """Returns a small SentencePiece model; some of its pieces are user-defined and begin with a space."""
     rng = random.Random(1)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -66,10 +66,11 @@ def trained_model(**options) -> bytes:
 
 
 def write_byte_level(directory: Path, special: list[str], plain: tuple[str, ...] = (), **config) -> Path:
-    """A directory with a byte-level BPE tokenizer.json, as those of Llama 3, Qwen and OLMo 2.
+    """Writes a directory with a byte-level BPE tokenizer.json, like those of Llama 3, Qwen and OLMo 2.
 
-    special: tokens that are left out of decoded text; plain: added tokens that are not. config: tokenizer_config.json.
-    A `bos_token` is put before texts, unless it is also the `eos_token`.
+    special: tokens that decoding leaves out.
+    plain: added tokens that decoding keeps.
+    config: fields of tokenizer_config.json. A `bos_token` precedes texts, unless it is also the `eos_token`.
     """
     rng = random.Random(1)
     tokenizer = Tokenizer(models.BPE())
@@ -93,7 +94,7 @@ def write_byte_level(directory: Path, special: list[str], plain: tuple[str, ...]
 
 
 def write_sentencepiece(directory: Path, config: dict | None = None, **options) -> Path:
-    """A directory with a tokenizer.model, as those of Llama 2, Mistral and Gemma."""
+    """Writes a directory with a tokenizer.model, like those of Llama 2, Mistral and Gemma."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.model").write_bytes(trained_model(**options))
     (directory / "tokenizer_config.json").write_text(json.dumps(config or {}))
