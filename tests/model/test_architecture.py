@@ -91,7 +91,7 @@ def test_an_exports_config_reads_back_equal(tmp_path, name):
         ({"hidden_size": 32.5}, "hidden_size=32.5"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
         ({"head_dim": 7}, "head_dim=7 is odd"),
-        ({"eos_token_id": "</s>"}, "eos_token_id='</s>' has the wrong type"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; it must be a token id"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, words):

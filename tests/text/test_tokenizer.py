@@ -263,7 +263,7 @@ TEMPLATE_WITH_AN_ERROR = "{% for m in messages %}\n{{ m['content' }}"
         ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<new>"}}}, "'<new>' has the id 900"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<s>"}}}, "it has the id 1"),
         ("tokenizer_config.json", {"added_tokens_decoder": ["<s>"]}, "added_tokens_decoder is not an object"),
-        ("tokenizer_config.json", {"chat_template": 3}, "chat_template is neither a text nor"),
+        ("tokenizer_config.json", {"chat_template": 3}, "chat_template is neither a string nor"),
         ("tokenizer_config.json", {"chat_template": TEMPLATE_WITH_AN_ERROR}, "valid Jinja template (line 2)"),
         ("chat_template.jinja", TEMPLATE_WITH_AN_ERROR.encode(), "is not a valid Jinja template (line 2)"),
         ("chat_template.jinja", b"{{ 1 | nothing }}", "is not a valid Jinja template (line 1)"),
