@@ -18,7 +18,7 @@ MeshAxes = str | tuple[str, ...] | None
 
 
 class Shaped(Protocol):
-    """What the functions below know of a tensor, such as a `ParameterSpec`: a logical axis for each of its sizes."""
+    """A tensor to be split, such as a `ParameterSpec`: its sizes and a logical axis for each of them."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

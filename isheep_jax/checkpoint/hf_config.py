@@ -188,20 +188,20 @@ def _read_rope(fields: _Fields, traits: Family) -> tuple[float, RopeScaling | No
     if window_theta is None:
         return *_rope(fields, values, theta), None
     if {_FULL, _SLIDING} & values.keys():
-        local, local_scaling = _rope(fields, values.get(_SLIDING) or {}, window_theta, own=True)
+        local, local_scaling = _rope(fields, values.get(_SLIDING) or {}, window_theta, nested=True)
         if local_scaling is not None:
             raise fields.refuse(spelling, f"rope_type 'default' for '{_SLIDING}'")
-        return *_rope(fields, values.get(_FULL) or {}, theta, own=True), local
+        return *_rope(fields, values.get(_FULL) or {}, theta, nested=True), local
     return *_rope(fields, values, theta), fields.number("rope_local_base_freq", float, window_theta)
 
 
 def _rope(
-    fields: _Fields, values: dict[str, Any], default_theta: float, own: bool = False
+    fields: _Fields, values: dict[str, Any], default_theta: float, nested: bool = False
 ) -> tuple[float, RopeScaling | None]:
-    """Returns base and scaling of one set of RoPE parameters. own: the base is in the set itself or missing."""
+    """Returns base and scaling of one set of RoPE parameters. nested: the base is in the set itself or missing."""
     inner = _Fields(fields.path, values)
     inner.only("partial_rotary_factor", 1.0)
-    base = fields if values.get("rope_theta") is None and not own else inner
+    base = fields if values.get("rope_theta") is None and not nested else inner
     theta = base.number("rope_theta", float, default_theta)
     kind = values.get("rope_type", values.get("type", "default"))
 
