@@ -32,7 +32,7 @@ def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
 
 
 def i_sheep(config: Config) -> Config:
-    """I-SHEEP as published (arXiv 2408.08072 v3 and its code, which the README's "Reproducing the paper" compares).
+    """I-SHEEP as published (arXiv 2408.08072 v3 and its code, compared in docs/reproduce.md).
 
     `iterations` stays: the paper's number follows the model's size, and the named configs have it.
     """
