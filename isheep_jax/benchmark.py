@@ -1,4 +1,4 @@
-"""How fast the hardware at hand runs a config's decoding, beside what it could do at best.
+"""The command that measures how fast this hardware decodes for a config, next to what it could do at best.
 
 python -m isheep_jax.benchmark decode --config=NAME
 """
@@ -9,49 +9,58 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from isheep_jax.cli.arguments import parse_config, run_command
+from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.errors import run_command
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
 
-MODULE = "isheep_jax.benchmark"
-USAGE = """python -m isheep_jax.benchmark decode --config=NAME [--workload=LIST] [--requests=N] [--output=FILE]
-    [--random] [--section.field=value ...]
-
-Measures a copy and the products at the model's shapes, then the decode engine on lists of requests with the lengths of
-the loop's stages: synthesize, respond, assess. Prints requests and tokens per second, how full the slots were, how long
-the devices waited for the host, and the share of the least time that the measured ceilings allow. Where
-decode.weights_dtype or decode.kv_cache_dtype is int8, also what that changes in the model's predictions.
-
---workload=LIST  some of synthesize,respond,assess; with commas (default: all)
---requests=N     requests of each list (default: 256)
---output=FILE    write the figures as JSON too
---random         random weights: of a model that is not here, only its shapes count.
-                 --model.path=llama_100m is a small Llama that needs no files
-"""
 # New tokens of each seed task's instruction on which int8 is compared.
 _COMPARED_TOKENS = 32
 
 
+@dataclasses.dataclass(frozen=True)
+class BenchmarkOptions(ConfigOptions):
+    """Options of the command."""
+
+    measure: Literal["", "decode"] = ""
+    """What to measure. 'decode': the decode engine."""
+    workload: tuple[Literal["synthesize", "respond", "assess"], ...] = ("synthesize", "respond", "assess")
+    """Lists of requests to decode, with the lengths of these stages of the loop."""
+    requests: int = 256
+    """Requests of each list (count)."""
+    output: str = ""
+    """JSON file to write the figures to, too."""
+    random: bool = False
+    """Random weights: of a model that is not here, only its shapes count. --model.path=llama_100m is a small Llama that
+    needs no files."""
+
+
+COMMAND = Command(
+    module="isheep_jax.benchmark",
+    options=BenchmarkOptions,
+    usage=(
+        "decode --config=NAME [--workload=LIST] [--requests=N] [--output=FILE] [--random] [--section.field=value ...]",
+    ),
+    about="Measures a copy and the products at the model's shapes, then the decode engine on lists of requests with "
+    "the lengths of the loop's stages. Prints requests and tokens per second, how full the slots were, how long the "
+    "devices waited for the host, and the share of the least time that the measured ceilings allow. Where "
+    "decode.weights_dtype or decode.kv_cache_dtype is int8, also what that changes in the model's predictions.",
+    example="decode --config=tiny",
+    positional=("measure",),
+    required=("measure",),
+    ranges={"requests": "[1, inf)"},
+)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Measures. Raises `UserError` for bad input."""
-    if any(a in ("-h", "--help") for a in arguments):
-        print(USAGE)
-        parse_config(["--help"], MODULE)  # and exits
-    options, rest = _own_options(arguments)
-    if rest[:1] != ["decode"]:
-        raise UserError("say what to measure: python -m isheep_jax.benchmark decode --config=NAME")
-    _decode(parse_config(rest[1:], MODULE), options)
-
-
-def _decode(config: Config, options: "_Options") -> None:
-    from isheep_jax.speed.workloads import WORKLOADS
-
-    for name in options.workloads or ():
-        if name not in WORKLOADS:
-            raise UserError(f"--workload: {name} is not one of {', '.join(WORKLOADS)}")
-    if options.output and not options.output.parent.is_dir():
-        raise UserError(f"--output: there is no directory {options.output.parent}")
+    options = COMMAND.parse(arguments)
+    config = options.settings
+    output = Path(options.output) if options.output else None
+    if output and not output.parent.is_dir():
+        raise UserError(f"--output: there is no directory {output.parent}")
 
     import jax
     import jax.numpy as jnp
@@ -62,7 +71,7 @@ def _decode(config: Config, options: "_Options") -> None:
     from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
     from isheep_jax.speed import decoding, report
     from isheep_jax.speed.ceilings import measure_ceilings
-    from isheep_jax.speed.workloads import IdTokenizer
+    from isheep_jax.speed.workloads import WORKLOADS, IdTokenizer
 
     use_compilation_cache()
     mesh = decode_mesh(make_mesh(config.mesh), config.mesh.decode_tensor)
@@ -81,12 +90,12 @@ def _decode(config: Config, options: "_Options") -> None:
     del params
     found = report.Report(describe_devices(jax.devices()), config.model.path, dtype.name, ceilings, quality)
     print("\n".join(found.opening()), flush=True)
-    for name in options.workloads or WORKLOADS:
+    for name in options.workload:
         workload = WORKLOADS[name](options.requests, config.seed).within(engine.config.max_length)
         found.speeds.append(decoding.measure_speed(engine, workload, ceilings))
         print("\n".join(found.lines(found.speeds[-1])), flush=True)
-    if options.output:
-        options.output.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+    if output:
+        output.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
 
 
 class _Model:
@@ -146,41 +155,5 @@ class _Model:
         )
 
 
-@dataclasses.dataclass
-class _Options:
-    """The command's own options."""
-
-    workloads: tuple[str, ...] | None = None
-    requests: int = 256
-    output: Path | None = None
-    random: bool = False
-
-
-def _own_options(arguments: Sequence[str]) -> tuple[_Options, list[str]]:
-    """The command's own options, and the arguments that are the config's."""
-    options, rest = _Options(), []
-    words = iter(arguments)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == "--random":
-            options.random = True
-            continue
-        if name not in ("--workload", "--requests", "--output"):
-            rest.append(word)
-            continue
-        value = value if equals else next(words, "")
-        if not value:
-            raise UserError(f"{name} needs a value: see --help")
-        if name == "--workload":
-            options.workloads = tuple(value.split(","))
-        elif name == "--output":
-            options.output = Path(value)
-        elif not value.isdigit() or int(value) < 1:
-            raise UserError(f"--requests: {value!r} is not a number of requests from 1 upward")
-        else:
-            options.requests = int(value)
-    return options, rest
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main, MODULE))
+    sys.exit(run_command(main, COMMAND.module))

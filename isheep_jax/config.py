@@ -379,6 +379,38 @@ class Config:
         return epath.Path(self.workdir or f"runs/{self.name}")
 
 
+# The settings that most runs change. `--help` and `docs/settings.md` list them before the details of the method.
+EVERYDAY = (
+    "workdir",
+    "iterations",
+    "seed",
+    "prompts",
+    "model.path",
+    "model.chat_template",
+    "model.compute_dtype",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "mesh.decode_tensor",
+    "synthesize.seeds",
+    "synthesize.instructions",
+    "respond.samples",
+    "assess.judge",
+    "select.rule",
+    "select.threshold",
+    "select.fraction",
+    "sft.method",
+    "sft.start",
+    "sft.learning_rate",
+    "sft.epochs",
+    "sft.sequence_length",
+    "sft.batch_size",
+    "decode.slots",
+    "decode.max_length",
+    "evaluate.tasks",
+    "evaluate.limit",
+)
+
+
 def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 

@@ -102,10 +102,23 @@ def check_together(config: Config) -> None:
 
 def check_range(name: str, number: float, interval: str) -> None:
     """Raises `UserError` when the number is outside the interval, written as in `RANGES`."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    low, high = _ends(interval)
     inside = low < number < high or (interval[0] == "[" and number == low) or (interval[-1] == "]" and number == high)
     if not inside:
-        parts = [f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"]
-        if math.isfinite(high):
-            parts.append(f"at most {high:g}" if interval[-1] == "]" else f"below {high:g}")
-        raise UserError(f"--{name}: {number} is out of range; it must be {' and '.join(parts)}")
+        raise UserError(f"--{name}: {number} is out of range; it must be {describe_range(interval)}")
+
+
+def describe_range(interval: str) -> str:
+    """Returns the interval in words, such as "above 0 and at most 1"."""
+    low, high = _ends(interval)
+    parts = []
+    if math.isfinite(low):
+        parts.append(f"at least {low:g}" if interval[0] == "[" else f"above {low:g}")
+    if math.isfinite(high):
+        parts.append(f"at most {high:g}" if interval[-1] == "]" else f"below {high:g}")
+    return " and ".join(parts) or "a finite number"
+
+
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)

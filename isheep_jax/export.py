@@ -1,4 +1,4 @@
-"""A run's model out of its run directory, with a card that tells its lineage.
+"""The command that copies a run's model or adapter to a directory of its own, with a card that tells its lineage.
 
 python -m isheep_jax.export runs/tiny my-model
 """
@@ -15,25 +15,20 @@ from typing import Any
 
 from etils import epath
 
-from isheep_jax.cli.arguments import parse_settings, run_command
-from isheep_jax.config_checks import check_range
+from isheep_jax.cli.arguments import Command
+from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.text.tokenizer import Tokenizer
 
-MODULE = "isheep_jax.export"
-DESCRIPTION = (
-    f"python -m {MODULE} RUN OUTPUT [--iteration=N] [--adapter]\n\n"
-    "Copies the model of a run's iteration to OUTPUT, a directory in Hugging Face format, with a model card."
-)
 _CARD = "README.md"
 # Bytes copied at a time: large enough for object stores, small enough for any host.
 _BLOCK = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class ExportConfig:
-    """One call of the command."""
+class ExportOptions:
+    """Options of the command."""
 
     run: str = ""
     """Directory of a run."""
@@ -45,13 +40,21 @@ class ExportConfig:
     """Copy what LoRA learned as a PEFT adapter directory, instead of the merged model."""
 
 
+COMMAND = Command(
+    module="isheep_jax.export",
+    options=ExportOptions,
+    usage=("RUN OUTPUT [--iteration=N] [--adapter]",),
+    about="Copies the model of a run's iteration to OUTPUT, a directory in Hugging Face format, with a model card.",
+    example="runs/tiny my-model",
+    positional=("run", "output"),
+    required=("run", "output"),
+    ranges={"iteration": "[-1, inf)"},
+)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Copies one iteration's model, or its adapter. Raises `UserError` for bad input, before anything is written."""
-    config = parse_settings(ExportConfig, ExportConfig(), arguments, MODULE, DESCRIPTION, ("run", "output"))
-    check_range("iteration", config.iteration, "[-1, inf)")
-    for name in ("run", "output"):
-        if not getattr(config, name):
-            raise UserError(f"--{name} is missing; for example: python -m {MODULE} runs/tiny my-model")
+    config = COMMAND.parse(arguments)
     try:
         run, output = (epath.Path(path).expanduser() for path in (config.run, config.output))
         settings, digest = _settings(run)
@@ -170,4 +173,4 @@ def _removed_on_failure(staging: epath.Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, MODULE))
+    sys.exit(run_command(main, COMMAND.module))

@@ -1,4 +1,4 @@
-"""Whether a config fits its hardware, what limits it, and what an iteration costs, before any of it is rented.
+"""The command that says whether a config fits its hardware, what limits it, and what an iteration costs.
 
 python -m isheep_jax.plan --config=NAME
 """
@@ -7,34 +7,50 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from isheep_jax.cli.arguments import parse_config, run_command
+from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
 
-MODULE = "isheep_jax.plan"
-USAGE = """python -m isheep_jax.plan --config=NAME [--preset=NAME] [--output=FILE] [--fit] [--section.field=value ...]
-python -m isheep_jax.plan --table FILE...
 
-Compiles the programs of an iteration for the config's hardware (a TPU slice is compiled for without a TPU) and prints
-memory per chip, collectives, least possible times and the cost of an iteration. Exit code 1: it does not fit.
+@dataclass(frozen=True)
+class PlanOptions(ConfigOptions):
+    """Options of the command."""
 
---output=FILE  write the plan as JSON too
---fit          search the largest decode.slots and sft.batch_size that fit, and the least remat
---table        print plans that --output wrote as a table in Markdown
-"""
+    output: str = ""
+    """JSON file to write the plan to, too."""
+    fit: bool = False
+    """Search the largest decode.slots and sft.batch_size that fit, and the least remat."""
+    table: tuple[str, ...] = ()
+    """Plan nothing: print plans that --output wrote as a Markdown table."""
+
+
+COMMAND = Command(
+    module="isheep_jax.plan",
+    options=PlanOptions,
+    usage=(
+        "--config=NAME [--preset=NAME] [--output=FILE] [--fit] [--section.field=value ...]",
+        "--table FILE...",
+    ),
+    about="Compiles the programs of an iteration for the config's hardware (a TPU slice is compiled for without a TPU) "
+    "and prints memory per chip, collectives, least possible times and the cost of an iteration. Exit code 1: it does "
+    "not fit.",
+    example="--config=tiny",
+    instead_of_config="table",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Plans a config. Raises `UserError` for bad input, and exits with 1 when a program does not fit."""
-    if any(a in ("-h", "--help") for a in arguments):
-        print(USAGE)
-    elif "--table" in arguments:
-        return _print_table([a for a in arguments if a != "--table"])
-    output, searching, rest = _own_options(arguments)
+    options = COMMAND.parse(arguments)
+    if not options.config:
+        return _print_table(options.table)
+    config = options.settings
+    output = Path(options.output) if options.output else None
     if output and not output.parent.is_dir():
         raise UserError(f"--output: there is no directory {output.parent}")
-    config = parse_config(rest, MODULE)
 
     # Imported here, after the environment is set that jax reads at its first import.
     from isheep_jax.planning.hardware import parse_topology, prepare_environment
@@ -50,12 +66,12 @@ def main(arguments: Sequence[str]) -> None:
         architecture = planned_architecture(config.model.path, Path(work))
     hardware = find_hardware(config)
     found = {}
-    if searching:
+    if options.fit:
         before = config
-        config = fit.fit(config, architecture, hardware, _tell_attempt)
+        config = fit.fit(config, architecture, hardware, _report_attempt)
         found = {"fit": fit.changes(before, config)}
         print(f"the largest that fits: {' '.join(found['fit']) or 'the config as it is'}\n")
-    plan = make_plan(config, architecture, hardware, on_program=lambda name: _tell(f"compiling {name} ..."))
+    plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"compiling {name} ..."))
     print("\n".join(report.lines(plan)))
     if output:
         output.write_text(json.dumps(as_dict(plan) | found, indent=2) + "\n")
@@ -63,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _print_table(names: list[str]) -> None:
+def _print_table(names: Sequence[str]) -> None:
     from isheep_jax.planning import programs, report
 
     if not names:
@@ -79,30 +95,13 @@ def _print_table(names: list[str]) -> None:
     print("\n".join(report.table(plans)))
 
 
-def _own_options(arguments: Sequence[str]) -> tuple[Path | None, bool, list[str]]:
-    """(--output, --fit, the arguments that are the config's)."""
-    output, searching, rest = None, False, []
-    words = iter(arguments)
-    for word in words:
-        if word == "--fit":
-            searching = True
-        elif word == "--output" or word.startswith("--output="):
-            name = word.partition("=")[2] or (next(words, "") if word == "--output" else "")
-            if not name:
-                raise UserError("--output needs a file: --output=plan.json")
-            output = Path(name)
-        else:
-            rest.append(word)
-    return output, searching, rest
+def _report_attempt(program: str, setting: str, fits: bool) -> None:
+    _note(f"{setting}: {program} {'fits' if fits else 'does not fit'}")
 
 
-def _tell_attempt(program: str, setting: str, fits: bool) -> None:
-    _tell(f"{setting}: {program} {'fits' if fits else 'does not fit'}")
-
-
-def _tell(line: str) -> None:
+def _note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, MODULE))
+    sys.exit(run_command(main, COMMAND.module))

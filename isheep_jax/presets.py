@@ -8,9 +8,12 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.errors import UserError
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Preset:
     apply: Callable[[Config], Config]
 
 
-def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
-    """The config with other values of some settings, named as on the command line ("sft.learning_rate")."""
+def replace_settings(config: Settings, settings: Mapping[str, object]) -> Settings:
+    """Returns a config with other values of some settings, named as on the command line ("sft.learning_rate")."""
     for name, value in settings.items():
         section, _, rest = name.partition(".")
         if rest:

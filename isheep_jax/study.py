@@ -1,129 +1,130 @@
-"""The rows of a table of the paper, or of this project's own, over several seeds: `--config=tiny --study=filters`.
+"""The command that runs a study: variants of a config over several seeds, as in a table of the paper.
 
-Runs that are there are not repeated, so the same command goes on where it stopped; several processes may share the work
-by --seeds.
+python -m isheep_jax.study --config=tiny --study=filters
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from isheep_jax.cli.arguments import parse_config, run_command
+from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.errors import run_command
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
-from isheep_jax.named_configs import config_names, named_config
+from isheep_jax.named_configs import named_config
 from isheep_jax.studies.definitions import STUDIES, Row, Study, chosen_rows, named_study
 
 if TYPE_CHECKING:
     from isheep_jax.studies.runs import Result
 
-MODULE = "isheep_jax.study"
-USAGE = f"python -m {MODULE} --config=NAME --study=NAME [--seeds N ...] [--section.field=value ...]"
+
+@dataclass(frozen=True)
+class StudyOptions(ConfigOptions):
+    """Options of the command."""
+
+    study: str = ""
+    """Name of the study; they are listed below."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds of the runs."""
+    base: tuple[str, ...] = ()
+    """Base models. Empty: the config's."""
+    rows: tuple[str, ...] = ()
+    """Rows of the study to run. Empty: all."""
+    report: bool = False
+    """Run nothing: report the runs that are there."""
+    results: str = ""
+    """JSON file to write all figures to, too."""
+    figure: str = ""
+    """PNG or SVG file to draw the figures into, too."""
+
+
+def _studies() -> str:
+    studies = (f"  {name}: {s.title} ({', '.join(r.name for r in s.rows)})" for name, s in STUDIES.items())
+    return "\n".join(["Studies (--study=NAME), with their rows:", *studies])
+
+
+COMMAND = Command(
+    module="isheep_jax.study",
+    options=StudyOptions,
+    usage=("--config=NAME --study=NAME [--seeds N ...] [--section.field=value ...]",),
+    about="Runs the rows of a table of the paper, or of this project's own, over several seeds, and prints their "
+    "figures. Runs that are there are not repeated, so the same command goes on where it stopped; several processes "
+    "may share the work by --seeds. All rows have the settings that are given, such as --evaluate.tiny.split=test "
+    "--evaluate.limit=1000 for final figures. --workdir is where the runs go (runs/study).",
+    example="--config=tiny --study=filters",
+    required=("study",),
+    # A study has several.
+    hidden=("seed",),
+    closing=_studies,
+)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs what is missing of the study, and prints its tables. Raises `UserError` for bad input."""
-    options, rest = _parser().parse_known_args(arguments)
+    options = COMMAND.parse(arguments)
     study = named_study(options.study)
-    rows = chosen_rows(study, options.rows)
-    named, config = _configs(options.config, rest)
+    rows = chosen_rows(study, options.rows or None)
+    config = _config_of_all_rows(options.settings)
     study.check(config)
-    if len({Path(base).name for base in options.base or ()}) < len(options.base or ()):
+    if len({Path(base).name for base in options.base}) < len(options.base):
         raise UserError("--base: two bases have the same name; rename the directory of one")
     settings = [row.settings(config) for row in rows]
 
-    # Here, so that --help and misspelled settings answer at once: these bring in jax.
+    # Imported here, so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax.loop.algorithm import read_inputs
     from isheep_jax.runtime.locate import locate_judge
     from isheep_jax.studies import figure, report
 
-    for option in ("results", "figure"):
-        path = getattr(options, option)
-        if path and not path.parent.is_dir():
-            raise UserError(f"--{option}: there is no directory {path.parent}")
-    if options.figure:
-        figure.check(options.figure)
+    outputs = {name: Path(getattr(options, name)) for name in ("results", "figure") if getattr(options, name)}
+    for name, path in outputs.items():
+        if not path.parent.is_dir():
+            raise UserError(f"--{name}: there is no directory {path.parent}")
+    if "figure" in outputs:
+        figure.check(outputs["figure"])
     if not options.report:
-        for each in settings:
-            # Hours may pass before it is the turn of a row that lacks a file.
-            read_inputs(each, locate_judge(each))
-    results = _results(study, rows, settings, named, options)
+        for row_settings in settings:
+            # Hours may pass before a row that lacks a file would be run.
+            read_inputs(row_settings, locate_judge(row_settings))
+    results = _results(study, rows, settings, options)
     if not results:
         raise UserError(f"--report: {config.workdir} has no run of this study yet; without --report they are made")
     print("\n" + report.markdown(study, rows, results, config), flush=True)
-    if options.results:
-        options.results.write_text(json.dumps(report.values(study, rows, results, config), indent=1) + "\n")
-    if options.figure:
-        figure.draw(options.figure, study, rows, results)
+    if "results" in outputs:
+        outputs["results"].write_text(json.dumps(report.values(study, rows, results, config), indent=1) + "\n")
+    if "figure" in outputs:
+        figure.draw(outputs["figure"], study, rows, results)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """In one line, as other bad input."""
-        raise UserError(f"{message}; --help lists all options")
-
-
-def _parser() -> argparse.ArgumentParser:
-    studies = "\n".join(
-        f"  {name}: {study.title} ({', '.join(r.name for r in study.rows)})" for name, study in STUDIES.items()
-    )
-    parser = _Parser(
-        prog=f"python -m {MODULE}",
-        usage=USAGE,
-        description=__doc__,
-        epilog=f"Studies (--study=NAME), with their rows:\n{studies}\n\n"
-        "Every setting of the config may follow, as of `python -m isheep_jax.train --help`; all rows have it, such as\n"
-        "--evaluate.tiny.split=test --evaluate.limit=1000 for the final figures. --workdir is where the runs go\n"
-        "(runs/study).",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, metavar="NAME", help=f"one of {', '.join(config_names())}")
-    parser.add_argument("--study", required=True, metavar="NAME", help="see below")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="seeds of the runs (1 2 3)"
-    )
-    parser.add_argument("--base", nargs="+", metavar="DIR", help="base models (the config's)")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="which rows (all)")
-    parser.add_argument("--report", action="store_true", help="run nothing: report the runs that are there")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="also write all figures to this JSON file")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw them into this PNG or SVG file")
-    return parser
-
-
-def _configs(name: str, settings: Sequence[str]) -> tuple[Config, Config]:
-    """The named config, and the one that all rows start from."""
-    config = parse_config([f"--config={name}", *settings], MODULE)
-    if any(word.partition("=")[0] == "--seed" for word in settings):
-        raise UserError("--seed: a study has several; give them with --seeds")
+def _config_of_all_rows(config: Config) -> Config:
+    """Returns the config that all rows start from. Raises `UserError` for one that no study can use."""
     if not config.evaluate.tasks:
         raise UserError("--evaluate.tasks: it is empty, but a study compares accuracies; name a task")
     if "://" in config.workdir:
         raise UserError("--workdir: runs of a study share files by links; name a directory on a disk")
-    return named_config(name), replace(config, workdir=config.workdir or "runs/study")
+    return replace(config, workdir=config.workdir or "runs/study")
 
 
 def _results(
-    study: Study, rows: Sequence[Row], settings: Sequence[Config], named: Config, options: argparse.Namespace
+    study: Study, rows: Sequence[Row], settings: Sequence[Config], options: StudyOptions
 ) -> "dict[str, dict[str, dict[int, Result]]]":
-    """What came of the runs, by base, row and seed; each is made unless it is there, or left out with --report."""
+    """Returns the results of the runs by base, row and seed; runs that are missing are made, or skipped by --report."""
     from isheep_jax.studies import report, runs
 
+    named = named_config(options.config)
     begun, made, shared = time.monotonic(), 0, 0
     found: dict[str, dict[str, dict[int, Result]]] = {}
     for base in options.base or [settings[0].model.path]:
         # In the study's order, whatever is there.
         by_row = found[Path(base).name] = {row.name: {} for row in rows}
         for seed in options.seeds:
-            for row, each in zip(rows, settings, strict=True):
-                config = runs.place(each, named, base, seed)
+            for row, row_settings in zip(rows, settings, strict=True):
+                config = runs.place(row_settings, named, base, seed)
                 result = runs.result(config) if options.report else runs.obtain(config, _workshop())
                 if result is None:
                     continue
@@ -163,4 +164,4 @@ def _workshop():
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, MODULE))
+    sys.exit(run_command(main, COMMAND.module))

@@ -1,36 +1,43 @@
-"""The whole loop: seeds in, better models out. `python -m isheep_jax.train --config=tiny`; again to resume.
+"""The command that runs the loop: `python -m isheep_jax.train --config=tiny`; the same command again resumes.
 
-On a machine of several hosts, the same command runs on each of them.
+With several hosts, the same command runs on each of them.
 """
 
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from isheep_jax.cli.arguments import command_line, disk_is_full, parse_config, report_error, run_command
+from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.errors import command_line, disk_is_full, report_error, run_command
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
 
-MODULE = "isheep_jax.train"
+COMMAND = Command(
+    module="isheep_jax.train",
+    options=ConfigOptions,
+    usage=("--config=NAME [--preset=NAME] [--section.field=value ...]",),
+    about="Runs the loop of synthesize, respond, assess, select and fine-tune. The same command again resumes a run.",
+    example="--config=tiny",
+)
 
-# What inputs that are no file beside the prompts are called.
+# Names for inputs that are not prompt files, used in error messages.
 _INPUTS = {"seeds": "the file of seeds", "assess.judge": "the model of --assess.judge"}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the config's iterations in its run directory, or goes on with those that are there.
+    """Runs the config's iterations in its run directory, or resumes them.
 
     Raises `UserError` for bad input, before anything is written.
     """
-    config = parse_config(arguments, MODULE)
+    config = COMMAND.parse(arguments).settings
 
     # Imported here so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax import distributed
 
-    with distributed.distributed_session(lambda error: report_error(error, MODULE, arguments)):
+    with distributed.distributed_session(lambda error: report_error(error, COMMAND.module, arguments)):
         if distributed.is_distributed():
             distributed.check_agreement(_facts(config))
         try:
@@ -55,7 +62,7 @@ def _run(config: Config) -> None:
 
 
 def _facts(config: Config) -> dict[str, Any]:
-    """What must be the same on every host, by the name that a person knows it by."""
+    """Returns what must be the same on every host, by the name that the user knows."""
     from isheep_jax import distributed
     from isheep_jax.loop.algorithm import environment, read_inputs
     from isheep_jax.runtime.locate import locate_judge
@@ -63,7 +70,7 @@ def _facts(config: Config) -> dict[str, Any]:
     _, _, inputs = read_inputs(config, locate_judge(config))
     versions = environment()
     return {
-        # The paths of one directory may differ; that it is one is found out when it is opened.
+        # Hosts may have the directory under different paths; opening it checks that it is the same one.
         **{f"--{name}": value for name, value in flatten(config).items() if name != "workdir"},
         **{_INPUTS.get(name, f"the file {name}"): value for name, value in inputs.items()},
         "the source files of isheep_jax": distributed.code_digest(),
@@ -75,9 +82,9 @@ def _facts(config: Config) -> dict[str, Any]:
 def _disk_is_full(directory: "epath.Path", arguments: Sequence[str]) -> str:
     return (
         f"{directory}: no space left on its disk; free some, and the same command goes on from here: "
-        f"{command_line(MODULE, arguments)}"
+        f"{command_line(COMMAND.module, arguments)}"
     )
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, MODULE))
+    sys.exit(run_command(main, COMMAND.module))

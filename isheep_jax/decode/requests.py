@@ -23,24 +23,26 @@ class Request:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of a stage are drawn.
-
-    temperature: 0 takes the most probable token. top_p: mass of the most probable tokens to draw from; 1: all. top_k:
-    count of them; 0: all. min_p: smallest probability relative to the largest; 0: any. repetition_penalty: divides the
-    logits of tokens of prompt and completion; 1: none. presence_penalty: is subtracted from those of tokens of the
-    completion; 0: none. max_tokens: new tokens per completion. stop: strings that end a completion (they are cut off);
-    the model's end-of-turn tokens always do. logprobs: whether to tell how probable each token was.
-    """
+    """How the tokens of a completion are drawn. The model's end-of-turn tokens always end it."""
 
     temperature: float = 1.0
+    """Sampling temperature; 0 takes the most probable token."""
     top_p: float = 1.0
+    """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
     max_tokens: int = 256
+    """New tokens per completion (count)."""
     stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are cut off."""
     top_k: int = 0
+    """Sampling keeps so many of the most probable tokens (count; 0: all)."""
     min_p: float = 0.0
+    """Sampling keeps tokens at least so probable, relative to the most probable one (0 to 1)."""
     repetition_penalty: float = 1.0
+    """Divides the logits of tokens that prompt or completion hold already (1: none)."""
     presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the completion holds already (0: none)."""
     logprobs: bool = False
+    """Whether completions tell how probable each token was."""
 
     @property
     def has_penalties(self) -> bool:
