@@ -37,8 +37,7 @@ INSTALL_REQUIRES = [
     # Paths that may lie in a bucket, as Orbax and tensorflow-datasets take them; fsspec reaches the bucket.
     "etils[epath]>=1.15,<2",
     "fsspec>=2026.2",
-    # Settings and --help, progress and tables, prompt templates, novelty.
-    "tyro>=1.0.17,<2",
+    # Progress and tables, prompt templates, novelty.
     "rich>=15,<16",
     "jinja2>=3.1.6,<4",
     "rapidfuzz>=3.14.6,<4",

@@ -186,7 +186,7 @@ def test_other_version_of_code_is_difference_of_host(tmp_path, monkeypatch):
 PROGRAM = """
 import os, sys, time
 from isheep_jax import distributed
-from isheep_jax.cli.arguments import report_error
+from isheep_jax.cli.errors import report_error
 from isheep_jax.errors import UserError
 
 distributed._HEARTBEAT_TIMEOUT, distributed._VISIBLE_WITHIN = 6.0, 2.0

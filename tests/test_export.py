@@ -14,9 +14,9 @@ import yaml
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from isheep_jax.cli.arguments import run_command
+from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
-from isheep_jax.export import MODULE, main
+from isheep_jax.export import COMMAND, main
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
@@ -177,7 +177,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, word
     (places["damaged"] / "config.json").write_text('{"name": "sm')
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["export", *(a.format(**places) for a in arguments)])
-    assert run_command(main, MODULE) == 2
+    assert run_command(main, COMMAND.module) == 2
     (line,) = capsys.readouterr().err.splitlines()
     for word in words:
         assert word.format(**places) in line
@@ -259,7 +259,7 @@ def test_an_output_in_cloud_storage_is_written_there(run, monkeypatch):
 
 def test_help_shows_the_words_without_names():
     result = subprocess.run(
-        [sys.executable, "-m", MODULE, "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-m", COMMAND.module, "--help"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert result.returncode == 0, result.stderr
     assert "python -m isheep_jax.export RUN OUTPUT" in result.stdout

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from isheep_jax.cli.arguments import parse_config
 from isheep_jax.config import Config, ModelConfig, flatten
 from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
+from isheep_jax.train import COMMAND
 
 # Where a run takes place, what it starts from and how it is measured: no business of a method.
 UNTOUCHED = (
@@ -66,7 +66,7 @@ PUBLISHED = {
 
 
 def parse(*arguments: str) -> Config:
-    return parse_config(list(arguments), "isheep_jax.train")
+    return COMMAND.parse(arguments).settings
 
 
 @pytest.mark.parametrize("start", [Config(), named_config("tiny")], ids=["defaults", "tiny"])

@@ -1,6 +1,5 @@
-"""The train command as a person uses it: one line and exit code 2 for bad input, a table at the end, resume."""
+"""The train command as the user sees it: one line and exit code 2 for bad input, a table at the end, resume."""
 
-import errno
 import os
 import shutil
 import signal
@@ -12,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from isheep_jax.cli.arguments import command_line, disk_is_full, run_command
+from isheep_jax import generate
+from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
 from isheep_jax.train import main
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments, module="isheep_jax.train", **options):
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "isheep_jax.train", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)
 
 
@@ -32,83 +32,8 @@ def assert_one_line(result, *words):
         assert word in line
 
 
-def test_without_a_config_the_command_says_what_to_type():
-    assert_one_line(run(), "--config", "python -m isheep_jax.train --config=tiny")
-
-
-def test_a_misspelled_config_is_answered_with_the_nearest():
-    assert_one_line(run("--config=tinny"), "did you mean 'tiny'")
-
-
-def test_a_misspelled_setting_is_answered_with_the_nearest():
-    assert_one_line(run("--config=tiny", "--sft.learning_rat=1e-4"), "did you mean --sft.learning_rate")
-
-
-def test_a_value_of_the_wrong_type_is_one_line():
-    assert_one_line(run("--config=tiny", "--iterations=many"), "--iterations", "'many'", "a whole number")
-
-
-@pytest.mark.parametrize("module", ["isheep_jax.train", "isheep_jax.generate"])
-def test_help_explains_every_setting_without_importing_jax(module):
-    code = (
-        f"import sys; sys.argv = ['x', '--help']\nfrom {module} import main\ntry:\n    main(['--help'])\n"
-        "except SystemExit as e:\n    assert not e.code\n"
-        "assert 'jax' not in sys.modules\nassert 'transformers' not in sys.modules"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    assert f"python -m {module}" in result.stdout
-    assert "(count)" in result.stdout
-
-
-def test_help_lists_the_configs():
-    result = run("--help")
-    assert result.returncode == 0
-    assert "tiny: The whole loop on the embedded model" in result.stdout
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device", "/x"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-        ValueError("RESOURCE_EXHAUSTED: write failed [OS error 28: ENOSPC No space left on device]"),
-    ],
-)
-def test_a_full_disk_is_recognized_also_when_a_library_wraps_it(error):
-    wrapped = RuntimeError("saving failed")
-    wrapped.__cause__ = error
-    assert disk_is_full(error)
-    assert disk_is_full(wrapped)
-    assert not disk_is_full(ValueError("something else"))
-
-
-def exit_code_and_line(capsys, raised):
-    def fail(arguments):
-        raise raised
-
-    code = run_command(fail, "isheep_jax.train")
-    return code, capsys.readouterr().err.strip()
-
-
-def test_bad_input_ends_with_its_line_and_code_2(capsys):
-    assert exit_code_and_line(capsys, UserError("a\nb")) == (2, "error: a b")
-
-
-def test_a_file_that_cannot_be_opened_is_named(capsys):
-    code, line = exit_code_and_line(capsys, PermissionError(errno.EACCES, "Permission denied", "/x/y"))
-    assert (code, line) == (2, "error: /x/y: Permission denied")
-
-
-def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train", "--config=tiny", "--workdir=a b"])
-    code, line = exit_code_and_line(capsys, KeyboardInterrupt())
-    assert code == 130
-    assert "python -m isheep_jax.train --config=tiny '--workdir=a b'" in line
-
-
-def test_a_command_is_written_so_that_a_shell_reads_it_back():
-    assert command_line("m", ["--prompt", "it's"]) == "python -m m --prompt 'it'\"'\"'s'"
+def test_bad_input_is_one_line_and_exit_code_2():
+    assert_one_line(run("--config=tinny"), "error: --config", "did you mean 'tiny'")
 
 
 @pytest.mark.slow
@@ -212,25 +137,23 @@ def test_a_run_ends_with_its_table_and_the_next_command(finished):
     assert (directory / "log.txt").read_text() == result.stdout
 
 
-def test_the_same_command_on_a_finished_run_changes_nothing(finished):
+def test_same_command_on_a_finished_run_changes_nothing(finished):
     directory, arguments, _ = finished
     before = results(directory)
-    result = run(*arguments, f"--workdir={directory}")
-    assert result.returncode == 0, result.stderr
+    main([*arguments, f"--workdir={directory}"])
     assert results(directory) == before
 
 
-def test_a_directory_with_another_run_is_refused_with_the_settings_that_differ(finished):
+def test_directory_with_another_run_is_refused_with_the_settings_that_differ(finished):
     directory, arguments, _ = finished
-    result = run(*arguments, f"--workdir={directory}", "--respond.max_tokens=7")
-    assert result.returncode == 2
-    assert "respond.max_tokens was 40, now 7" in result.stderr.splitlines()[-1]
+    with pytest.raises(UserError, match=r"respond\.max_tokens was 40, now 7"):
+        main([*arguments, f"--workdir={directory}", "--respond.max_tokens=7"])
 
 
-def test_generate_takes_the_newest_model_of_a_run(finished):
+def test_generate_takes_the_newest_model_of_a_run(finished, capsys):
     directory, _, _ = finished
-    result = run("--model", directory, "--prompt", "hello", "--max_tokens=5", module="isheep_jax.generate")
-    assert result.returncode == 0, result.stderr
+    generate.main(["--model", str(directory), "--prompt", "hello", "--max_tokens=5"])
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def files(directory: Path) -> set[Path]:

@@ -20,7 +20,9 @@ def help_text(command: Command, options: Any) -> str:
     own = {n: s for n, s in settings.items() if not (takes_config and s.path.startswith("settings."))}
     everyday = {name: own[name] for name in command.everyday or own}
     further = {name: setting for name, setting in own.items() if name not in everyday}
-    lines = [f"usage: python -m {command.module} {form}" for form in command.usage]
+    lines = [
+        f"{'usage:' if i == 0 else '      '} python -m {command.module} {form}" for i, form in enumerate(command.usage)
+    ]
     lines += ["", *_wrapped(command.about)]
     if command.positional:
         words = ", ".join(f"{name.upper()} (--{name})" for name in command.positional)

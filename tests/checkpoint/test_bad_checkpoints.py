@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from isheep_jax import generate, train
 from isheep_jax.checkpoint.pretrained import open_model
-from isheep_jax.cli.arguments import run_command
+from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -22,7 +22,7 @@ class ScriptedEngine:
     `KeyboardInterrupt` among them stands for Ctrl-C at that moment, a dict for fields of the completion.
     """
 
-    config = SimpleNamespace(context=50)
+    config = SimpleNamespace(max_length=50)
 
     def __init__(self, *answers):
         self.answers = list(answers)

@@ -2,17 +2,18 @@
 
 import json
 
-from isheep_jax.cli.arguments import parse_config
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.evaluation import tiny_domain
 from isheep_jax.evaluation.tasks import evaluators, held_out_texts
 from isheep_jax.loop.algorithm import read_inputs
+from isheep_jax.named_configs import named_config
+from isheep_jax.presets import replace_settings
 from isheep_jax.tiny import world
 
 
 def test_the_file_of_samples_is_what_the_command_prints():
-    config = parse_config(["--config=tiny_domain"], "isheep_jax.train")
+    config = named_config("tiny_domain")
     _, seeds, _ = read_inputs(config, None)
     assert [(s.instruction, s.output) for s in seeds] == [(s["question"], s["answer"]) for s in tiny_domain.samples()]
     assert len(seeds) < 100
@@ -36,7 +37,7 @@ def test_splits_are_held_out_and_share_nothing():
 
 
 def test_the_measurement_is_of_the_domain_and_its_prompts_are_never_learned():
-    config = parse_config(["--config=tiny_domain", "--evaluate.limit=40"], "isheep_jax.train")
+    config = replace_settings(named_config("tiny_domain"), {"evaluate.limit": 40})
     items = tiny_domain.split_items("development", 40)
 
     class Half:

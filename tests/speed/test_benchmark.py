@@ -16,7 +16,7 @@ from isheep_jax.presets import replace_settings
 from isheep_jax.sharding import decode_mesh, make_mesh
 from isheep_jax.speed import decoding
 from isheep_jax.speed.ceilings import Ceilings, measure_ceilings
-from isheep_jax.speed.workloads import IdTokenizer, Workload
+from isheep_jax.speed.workloads import WORKLOADS, IdTokenizer, Workload
 
 MINUTE = small(
     hidden_size=16, intermediate_size=32, head_dim=4, context_length=256, bos_token_id=None, eos_token_ids=()
@@ -79,6 +79,10 @@ def test_ceilings_are_of_all_devices_together(monkeypatch):
     assert found.bandwidth > 0
 
 
+def test_workloads_of_the_command_are_those_of_the_table():
+    assert benchmark.BenchmarkOptions().workload == tuple(WORKLOADS)
+
+
 def test_seeds_that_come_with_the_prompts_are_found_by_name():
     config = replace_settings(named_config("tiny_domain"), {"decode.weights_dtype": "int8", "decode.max_length": 64})
     model = benchmark._Model(config, random=False)
@@ -103,11 +107,11 @@ def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config=tiny"], "say what to measure"),
+        (["--config=tiny"], "--measure is missing"),
         (["decode"], "--config is missing"),
-        (["decode", "--config=tiny", "--workload=respond,nothing"], "--workload: nothing is not one of synthesize"),
-        (["decode", "--config=tiny", "--requests=0"], "--requests: '0'"),
-        (["decode", "--config=tiny", "--output"], "--output needs a value"),
+        (["decode", "--config=tiny", "--workload=respond,nothing"], "--workload: 'respond,nothing' is not a list"),
+        (["decode", "--config=tiny", "--requests=0"], "--requests: 0 is out of range"),
+        (["decode", "--config=tiny", "--output"], "--output needs a string"),
         (["decode", "--config=tiny", "--output=/no/such/file.json"], "no directory /no/such"),
         (["decode", "--config=tiny", "--random", "--model.path=nobody/nothing"], "--model.path: nobody/nothing"),
     ],

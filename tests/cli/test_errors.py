@@ -1,0 +1,53 @@
+"""What a command's errors look like: one line on standard error and an exit code."""
+
+import errno
+import sys
+
+import pytest
+
+from isheep_jax.cli.errors import command_line, disk_is_full, run_command
+from isheep_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/x"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        ValueError("RESOURCE_EXHAUSTED: write failed [OS error 28: ENOSPC No space left on device]"),
+    ],
+)
+def test_a_full_disk_is_recognized_also_when_a_library_wraps_it(error):
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = error
+    assert disk_is_full(error)
+    assert disk_is_full(wrapped)
+    assert not disk_is_full(ValueError("something else"))
+
+
+def exit_code_and_line(capsys, raised):
+    def fail(arguments):
+        raise raised
+
+    code = run_command(fail, "isheep_jax.train")
+    return code, capsys.readouterr().err.strip()
+
+
+def test_bad_input_ends_with_its_line_and_code_2(capsys):
+    assert exit_code_and_line(capsys, UserError("a\nb")) == (2, "error: a b")
+
+
+def test_a_file_that_cannot_be_opened_is_named(capsys):
+    code, line = exit_code_and_line(capsys, PermissionError(errno.EACCES, "Permission denied", "/x/y"))
+    assert (code, line) == (2, "error: /x/y: Permission denied")
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--config=tiny", "--workdir=a b"])
+    code, line = exit_code_and_line(capsys, KeyboardInterrupt())
+    assert code == 130
+    assert "python -m isheep_jax.train --config=tiny '--workdir=a b'" in line
+
+
+def test_a_command_is_written_so_that_a_shell_reads_it_back():
+    assert command_line("m", ["--prompt", "it's"]) == "python -m m --prompt 'it'\"'\"'s'"
