@@ -22,26 +22,28 @@ class ModelConfig:
     """Chat template for answers, training and evaluation. 'auto': the tokenizer's own; base models without one need a
     name, such as 'plain', which suits every vocabulary."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of activations and of the weights while decoding. Full fine-tuning keeps float32 master weights."""
+    """dtype of activations, and of the weights while decoding. Full fine-tuning keeps float32 master weights."""
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out. The product of the three axes is the number of devices."""
+    """The device mesh. The product of the axes data, fsdp and tensor is the number of devices."""
 
     data: int = 1
-    """Replicas of the weights, each with its share of the batch (count; -1: all devices that remain)."""
+    """Replicas of the weights, each with a share of the batch (count; -1: all devices that remain)."""
     fsdp: int = -1
     """Shards of weights, optimizer state and batch while training (count; -1: all devices that remain)."""
     tensor: int = 1
-    """Shards of heads and feed-forward units while training (count; -1: all devices that remain)."""
+    """Tensor parallelism while training: shards of heads and feed-forward units (count; -1: all devices that
+    remain)."""
     decode_tensor: int = 1
-    """Shards of heads and feed-forward units while decoding (count); the other devices hold replicas of the weights."""
+    """Tensor parallelism while decoding: shards of heads and feed-forward units (count); the other devices hold
+    replicas of the weights."""
     topology: str = ""
-    """TPU slice that the config is for, such as v4-256 or v5e-16; `python -m isheep_jax.plan` compiles for it. Training
-    uses the devices that it finds. Empty: the devices of this machine."""
+    """TPU slice that the config is for, such as v4-256 or v5e-16: `python -m isheep_jax.plan` compiles for it, while
+    training uses the devices that it finds. Empty: the devices of this machine."""
     slices: int = 1
-    """Slices of that topology (count); `data` is split over them first."""
+    """TPU slices of this topology (count); the axis `data` is split over them first."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,29 @@ class SynthesizeConfig:
     method: Literal["few_shot", "topics", "retrieved"] = "few_shot"
     """'few_shot': the model continues a list of seed tasks. 'topics': for a share of the instructions it first collects
     topics for each type of question in the prompts' topics.jsonl, and then asks about each topic (SELF-ALIGN).
-    'retrieved': it writes one more question after a pair of the `retrieval` pool and those nearest to it (ISARA)."""
+    'retrieved': it writes one more question after a pair of the `retrieval` pool and its nearest neighbors (ISARA)."""
     topic_share: float = 0.27
-    """Share of the instructions that 'topics' asks for by topic (0 to 1); the rest is 'few_shot'."""
+    """Share of the instructions that the method 'topics' writes by topic (0 to 1); the rest is 'few_shot'."""
     shots: int = 5
-    """Seed tasks shown in each prompt (count), drawn afresh without replacement."""
+    """Seed tasks in each prompt (count), sampled without replacement."""
     temperature: float = 1.0
     """Sampling temperature."""
     top_p: float = 0.95
     """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
     max_tokens: int = 1000
-    """New tokens per completion (count); a completion holds several instructions."""
+    """New tokens per completion (count). A completion holds several instructions."""
     rules: Literal["paper", "basic"] = "paper"
-    """Rules for instructions. 'paper': length, tasks that text alone cannot do, English only, leftovers of the form.
-    'basic': well-formed and not empty."""
+    """Text rules for instructions. 'paper': limits on length, no tasks beyond text, English only, no remains of the
+    prompt's format. 'basic': well-formed and not empty."""
     novelty: float = 0.7
     """Highest ROUGE-L F1 (0 to 1) to any earlier instruction, seeds included; an instruction above it is dropped."""
     novelty_scope: Literal["run", "iteration", "hundred"] = "run"
-    """Which earlier instructions those are beside the seeds: what the run, or this iteration, has kept. 'hundred':
-    those since a hundred were kept, then none again (the authors' driver of the 72B models; it lets repeats in)."""
+    """Which earlier instructions count besides the seeds: all that the run has kept, or this iteration. 'hundred': the
+    list starts again from the seeds after every hundred that are kept (the authors' driver for the 72B models, which
+    lets repeats in)."""
     turns: Literal[1, 2] = 1
-    """Turns of a conversation (count). 2: the model also writes what a user might say next to each kept pair and
-    answers that; scored and selected like the first turn, and trained on as one conversation with it."""
+    """Turns of a conversation (count). 2: after each kept pair the model also writes what a user might say next, and
+    answers it. Second turns are scored and selected like the first, and trained on as one conversation with it."""
 
 
 @dataclass(frozen=True)
@@ -86,36 +89,35 @@ class RespondConfig:
     """A response to each instruction."""
 
     method: Literal["zero_shot", "principles", "retrieved"] = "zero_shot"
-    """'zero_shot': the model is shown the instruction alone. 'principles': after rules of good answers and a few
-    conversations that keep them, it writes down its thoughts and then the answer; only the answer is trained on
-    (SELF-ALIGN). 'retrieved': after the pairs of the `retrieval` pool that are nearest to the instruction (ISARA)."""
-
+    """'zero_shot': the prompt is the instruction alone. 'principles': the prompt has rules of good answers and a few
+    conversations that follow them; the model writes its thoughts and then the answer, and only the answer is trained on
+    (SELF-ALIGN). 'retrieved': the prompt has the pairs of the `retrieval` pool nearest to the instruction (ISARA)."""
     samples: int = 1
-    """Responses per instruction (count); with more than one, the best by score is used."""
+    """Responses per instruction (count). With more than one, the best by score is used."""
     temperature: tuple[float, ...] = (1.0,)
-    """Sampling temperature of iteration 1, 2, ...; the last value holds for all further iterations."""
+    """Sampling temperature of iteration 1, 2, ...; later iterations use the last value."""
     top_p: float = 0.95
     """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
     max_tokens: int = 1000
     """New tokens per response (count)."""
     base_prompt: Literal["bare", "chat"] = "bare"
-    """What the base model is shown in iteration 1: the bare instruction, or the chat template as later iterations."""
+    """Prompt of the base model in iteration 1: the bare instruction, or the chat template as in later iterations."""
     rules: Literal["paper", "basic"] = "paper"
-    """Rules for responses. 'paper': no role lines, option labels, questions back or foreign script. 'basic': finished
-    and not empty."""
+    """Text rules for responses. 'paper': no role lines, option labels, counter-questions or foreign script. 'basic':
+    finished and not empty."""
 
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """Pairs of question and answer that prompts show by similarity, for the methods 'retrieved'. Nearness is the cosine
-    of the writing model's mean last hidden states of the questions."""
+    """Pairs of question and answer that the methods 'retrieved' put into prompts by similarity: the cosine between the
+    questions' mean last hidden states in the model that writes."""
 
     examples: int = 5
     """Pairs in each prompt (count)."""
     pool: Literal["seeds", "seeds_and_kept"] = "seeds"
-    """Where they come from: the seeds, or also what the iterations before have kept."""
+    """Source of the pairs: the seeds, or also what earlier iterations have kept."""
     choose: Literal["nearest", "random"] = "nearest"
-    """'random': drawn without looking at similarity, to compare with."""
+    """'nearest': by similarity. 'random': regardless of it, as a baseline."""
 
 
 @dataclass(frozen=True)
@@ -123,39 +125,39 @@ class AssessConfig:
     """The model's own scores of each pair, from 1 to 10, for quality and for following the instruction."""
 
     level: Literal["none", "quality", "following", "both"] = "both"
-    """Which scores are asked for and used. 'none': no score at all, so that the rules 'threshold' and 'top_fraction'
-    keep everything that passed the text rules."""
+    """Which scores are computed and used. 'none': no scores, so that the rules 'threshold' and 'top_fraction' keep
+    everything that passed the text rules."""
     prompt: Literal["standard", "simple", "joint", "few_shot"] = "standard"
-    """How a score is asked for. 'standard': each criterion spelled out in several aspects (the paper's combined
-    prompt). 'simple': one aspect each. 'joint': both criteria in one prompt, one score. 'few_shot': no criteria but
-    three scored examples, one score. A single score is recorded as quality."""
+    """Prompt of the judge. 'standard': each criterion spelled out in several aspects (the paper's combined prompt).
+    'simple': one aspect each. 'joint': both criteria in one prompt, with one score. 'few_shot': no criteria but three
+    scored examples, with one score. A single score is recorded as quality."""
     judge: str = "current"
-    """Who scores: 'current' (the model that wrote the responses), 'previous' (the one before it), 'base', another model
-    (a directory, a run's directory, gs://..., a hub id), or the URL of an OpenAI-compatible server, such as
-    http://localhost:8000/v1."""
+    """Model that scores: 'current' (the model that wrote the responses), 'previous' (the one before it), 'base',
+    another model (a directory, a run's directory, gs://..., a hub id), or the URL of an OpenAI-compatible server, such
+    as http://localhost:8000/v1."""
     judge_model: str = ""
-    """Name of the model on that server."""
+    """Name of the model on the server of `judge`."""
     judge_key: str = "OPENAI_API_KEY"
-    """Environment variable that holds the server's API key; none is sent where it is not set."""
+    """Environment variable that holds the server's API key. When it is not set, no key is sent."""
     judge_requests: int = 16
-    """Requests to the server at the same time (count)."""
+    """Concurrent requests to the server (count)."""
     read: Literal["expected", "sampled"] = "expected"
     """'expected': the mean of the score under the model's distribution over 1..10, by prefill alone. 'sampled': the
     first number of a sampled judgment; a judgment without one drops the pair."""
     samples: int = 1
     """Judgments per score of 'sampled' (count); the score is the mean of those with a number."""
     parser: Literal["strict", "paper"] = "strict"
-    """How 'sampled' reads the number that a judgment begins with. 'strict': halves go up; a number below zero and the
-    end of a range are none. 'paper': the authors' way; halves go to the even number, "-3" is 3 and "1-10" is 1."""
+    """How 'sampled' parses the number at the start of a judgment. 'strict': rounds halves up, and takes no negative
+    numbers or ranges. 'paper': as the authors' code, rounds halves to even, reads "-3" as 3 and "1-10" as 1."""
     temperature: float = 1.0
     """Sampling temperature of 'sampled'."""
     top_p: float = 0.95
-    """Nucleus of 'sampled' (0 to 1)."""
+    """Nucleus sampling of 'sampled': the most probable tokens up to this share of the probability (0 to 1)."""
     max_tokens: int = 16
-    """New tokens per sampled judgment (count); only a number at the start counts."""
+    """New tokens per sampled judgment (count). Only a number at its start is read."""
     agreement: int = 0
-    """Pairs per iteration (count, drawn at random) that a second judge scores, too: the base model, or the current one
-    where the base model is the judge. How far the two agree goes into summary.json."""
+    """Random pairs per iteration (count) that a second judge scores, too: the base model, or the current one where the
+    base model is the judge. Their agreement goes into summary.json."""
 
 
 # The rules of selection.
@@ -181,50 +183,50 @@ class SelectConfig:
     surprising to the judge. 'density': one pair per cluster of instructions, drawn at random. 'density_perplexity': the
     pair of lowest perplexity of each cluster. 'none': everything that passed the text rules."""
     threshold: float = 8.0
-    """Each score must be strictly above this (-1 to 10). 0: pairs without a score stay, too. -1: also those that
-    respond.rules dropped, other than unfinished and empty ones."""
+    """Each score must be strictly above this (-1 to 10). 0: pairs without a score are kept, too. -1: also pairs that
+    respond.rules dropped, except unfinished and empty responses."""
     fraction: float = 0.3
-    """Share of the instructions that top_fraction and random keep (0 to 1)."""
+    """Share of the instructions that 'top_fraction' and 'random' keep (0 to 1)."""
     ranking: Literal["sum", "probability"] = "sum"
-    """What makes a pair better than another: the sum of its scores, or the probability that all of them, sampled, would
-    be above the threshold (needs assess.read=expected)."""
+    """Order of the pairs: by the sum of the scores, or by the probability that all sampled scores would be above the
+    threshold (needs assess.read=expected)."""
     perplexity: float = 50.0
-    """Highest perplexity per token of a response, given its instruction, that the rule 'perplexity' keeps."""
+    """Highest perplexity per token of a response given its instruction that the rule 'perplexity' keeps."""
     clusters: int = 3000
-    """Clusters of the instructions' mean last-layer vectors by k-means (count), for the density rules and for
-    buckets=clusters, where some tens are enough."""
+    """k-means clusters of the instructions' mean last hidden states (count), for the density rules and for
+    buckets=clusters, where a few dozen are enough."""
     buckets: Literal["none", "sentences", "opening", "clusters"] = "none"
-    """Groups of instructions of which top_fraction and random keep the same share, so that no kind that scores well
-    crowds out the others. 'sentences': by number of sentences (1, 2, 3, more). 'opening': also by first word.
-    'clusters': by meaning."""
+    """Groups of instructions from which 'top_fraction' and 'random' keep the same share each, so that no kind of
+    instruction that scores well crowds out the others. 'sentences': by number of sentences (1, 2, 3, more). 'opening':
+    also by first word. 'clusters': by meaning."""
     bucket_share: float = 1.0
-    """Largest share of what the rule keeps that one bucket may have (0 to 1); the rest of it is dropped, so that no
-    topic takes over."""
+    """Largest share of the kept pairs that may come from one bucket (0 to 1); the excess is dropped, so that no topic
+    takes over."""
     following_ceiling: float = 10.0
-    """A following score above this counts as this (1 to 10), so that quality decides among pairs that all follow."""
+    """Cap on the following score (1 to 10), so that quality decides among pairs that all follow the instruction."""
     top_up_to: int = 0
-    """Where a rule that ranks keeps fewer pairs, the best of the others join until there are this many (count)."""
+    """Fewest pairs that a rule that ranks should keep (count): below it, the best of the other pairs are added."""
     min_pairs: int = 1
-    """The run stops, resumable, when fewer pairs are kept (count)."""
+    """Fewest pairs to train on (count). With fewer, the run stops and can be resumed with other settings."""
     max_pairs: int = 3000
-    """At most this many pairs are kept (count)."""
+    """Most pairs that are kept (count)."""
     max_pairs_order: Literal["best", "first"] = "best"
-    """Which pairs stay when max_pairs cuts: the best by score, or the first in the order of generation (as always with
-    the rules that draw and with 'none', which never look at scores)."""
+    """Which pairs remain when there are more than max_pairs: the best by score, or the first in the order of generation
+    (always so for random rules and for 'none', which do not look at scores)."""
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What happens when an iteration collapses, and when it counts as collapsed."""
+    """When an iteration counts as collapsed, and what happens then."""
 
     action: Literal["warn", "stop", "off"] = "warn"
-    """'stop': the run ends; the same command with a lower limit goes on from there."""
+    """'stop': the run ends; the same command with a lower limit resumes it."""
     min_novelty: float = 0.05
     """Lowest share of the well-formed instructions that are new (0 to 1)."""
     min_score_mass: float = 0.5
-    """Lowest median probability that the judge gives to the ten scores together (0 to 1), where it is known."""
+    """Lowest median probability that the judge gives to the ten scores together (0 to 1), if it is known."""
     min_yield: float = 0.02
-    """Lowest share of synthesize.instructions that is kept in the end (0 to 1)."""
+    """Lowest share of synthesize.instructions that is selected for training (0 to 1)."""
 
 
 @dataclass(frozen=True)
@@ -232,8 +234,8 @@ class StopConfig:
     """When the run ends before its last iteration."""
 
     measure: Literal["none", "accuracy", "validation_loss"] = "none"
-    """'none': after all iterations. 'accuracy': when the mean over evaluate.tasks rises no more. 'validation_loss':
-    when the fine-tuning's falls no more (needs sft.validation_fraction)."""
+    """'none': never. 'accuracy': when the mean accuracy over evaluate.tasks stops rising. 'validation_loss': when the
+    validation loss of fine-tuning stops falling (needs sft.validation_fraction)."""
     patience: int = 1
     """Iterations without a better value before the run ends (count)."""
 
@@ -245,41 +247,41 @@ class SFTConfig:
     start: Literal["base", "previous"] = "base"
     """Weights to start from: the base model's, or the previous iteration's."""
     data: Literal["iteration", "all"] = "iteration"
-    """Pairs to learn from: those that this iteration kept, or those of all iterations so far. With `start` these are
-    the paper's One_base, One_last, Total_base and Total_last."""
+    """Pairs to train on: those that this iteration kept, or those of all iterations so far. Together with `start` these
+    are the paper's One_base, One_last, Total_base and Total_last."""
     seeds: Literal["none", "added", "alone"] = "none"
-    """Whether the seed tasks are learned from, too; all need an output. 'alone': nothing else is, to compare with."""
+    """Whether to train on the seed tasks, too, all of which need an output. 'alone': on nothing else, as a baseline."""
     method: Literal["lora", "full"] = "lora"
     """'lora': low-rank adapters on all linear layers, merged at the end. 'full': all weights."""
     lora_rank: int = 8
     """Rank of the adapters (count)."""
     lora_alpha: float = 16.0
-    """The adapters' product is scaled by lora_alpha / lora_rank."""
+    """The adapters' output is scaled by lora_alpha / lora_rank."""
     lora_dropout: float = 0.05
     """Dropout on the adapters' input (0 to 1)."""
     learning_rate: float = 5e-5
-    """Peak learning rate of AdamW; it falls along a cosine to zero."""
+    """Peak learning rate of AdamW, which decays along a cosine to zero."""
     warmup_steps: int = 20
-    """Updates of linear warm-up (count)."""
+    """Linear warmup (updates)."""
     weight_decay: float = 0.0
-    """AdamW's weight decay on matrices."""
+    """Weight decay of AdamW on matrices."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Global norm to which gradients are clipped."""
     epochs: int = 2
-    """Passes over the kept pairs (count)."""
+    """Epochs over the kept pairs (count)."""
     sequence_length: int = 1024
-    """Tokens per packed row (count); a longer pair is cut."""
+    """Tokens per packed row (count). A longer pair is truncated."""
     batch_size: int = 16
-    """Rows per update (count), over all devices."""
+    """Packed rows per update over all devices (count)."""
     packing: bool = True
-    """Whether as many pairs share a row as fit. Without it a row is one pair, so that an update learns from batch_size
-    pairs, as in the paper; most of a row is then empty."""
+    """Whether to pack as many pairs into a row as fit. Without packing a row is one pair, so that an update is over
+    batch_size pairs, as in the paper, and most of a row is padding."""
     validation_fraction: float = 0.1
-    """Share of the pairs held out of training to choose the best checkpoint (0 to 1)."""
+    """Share of the pairs that is held out to choose the best checkpoint (0 to 1)."""
     checkpoint_every: int = 100
     """Updates between validations and checkpoints (count)."""
     remat: Literal["none", "full"] = "full"
-    """'full': recompute each layer's activations in the backward pass, to save memory."""
+    """Rematerialization. 'full': recompute each layer's activations in the backward pass, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ class CloneConfig:
     iteration's model is fine-tuned on these answers, from the same weights as the first."""
 
     enabled: bool = False
-    """Whether there is this second fine-tuning; the first model is then the iteration's `engraved/model`."""
+    """Whether to do this second fine-tuning. The first model is then the iteration's `engraved/model`."""
     temperature: float = 0.3
     """Sampling temperature."""
     top_p: float = 0.7
@@ -302,19 +304,19 @@ class DecodeConfig:
     """The decode engine."""
 
     slots: int = 0
-    """Sequences decoded at the same time (count, over all devices). 0: as many as the free memory holds, and on a CPU
-    at most 256."""
+    """Slots: sequences decoded together, over all devices (count). 0: as many as the free memory holds, on a CPU at
+    most 256."""
     steps_per_call: int = 32
-    """Decode steps between two looks of the host at the results (count)."""
+    """Decode steps per device call (count); the host refills free slots in between."""
     max_length: int = 0
-    """Longest prompt plus completion (tokens). 0: the model's context. The cache is only as long as the longest request
-    of a stage may become."""
+    """Longest prompt plus completion (tokens). 0: the model's context length. The KV cache is only as long as the
+    longest request of a stage may become."""
     weights_dtype: Literal["model", "int8"] = "model"
-    """How weights are stored while decoding and scoring. 'model': as model.compute_dtype. 'int8': matrices as 8-bit
-    integers with a scale for each output (for each token of the embeddings): half the memory of bfloat16."""
+    """dtype of the weights while decoding and scoring. 'model': the model's compute dtype. 'int8': matrices are
+    quantized with a scale per output (embeddings: per token), which takes half the memory of bfloat16."""
     kv_cache_dtype: Literal["model", "int8"] = "model"
-    """How keys and values of the sequences in the slots are stored. 'model': as model.compute_dtype. 'int8': as 8-bit
-    integers with a scale for each token and head: about half the memory of bfloat16, so twice the slots."""
+    """dtype of the KV cache. 'model': the model's compute dtype. 'int8': quantized with a scale per token and head,
+    which takes about half the memory of bfloat16, so that there are twice the slots."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,7 @@ class Config:
 
     @property
     def directory(self) -> "epath.Path":
-        """Where the run lives."""
+        """The run directory."""
         from etils import epath  # here, so that --help does not wait for it
 
         return epath.Path(self.workdir or f"runs/{self.name}")
@@ -412,11 +414,12 @@ EVERYDAY = (
 
 
 def to_json(config: Config) -> str:
+    """Returns the config as the text of a run's config.json."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Settings by their command-line names: {"sft.learning_rate": 5e-05, ...}."""
+    """Returns the settings by their command-line names: {"sft.learning_rate": 5e-05, ...}."""
 
     def walk(value, prefix):
         for f in dataclasses.fields(value):
@@ -430,5 +433,5 @@ def flatten(config: Config) -> dict[str, object]:
 
 
 def is_server(judge: str) -> bool:
-    """Whether the setting assess.judge is the URL of a server."""
+    """Returns whether the setting assess.judge is the URL of a server."""
     return judge.startswith(("http://", "https://"))
