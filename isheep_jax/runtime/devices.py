@@ -21,3 +21,8 @@ def use_compilation_cache() -> None:
 def describe_devices(devices: Sequence[jax.Device]) -> str:
     """Returns a phrase such as "8 TPU v4 devices" or "1 cpu device"."""
     return f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
+
+
+def default_dtype() -> str:
+    """Returns the compute dtype "auto": float32 on CPUs, bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

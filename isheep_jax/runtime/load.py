@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from isheep_jax.checkpoint.pretrained import Pretrained, open_model
@@ -10,7 +9,7 @@ from isheep_jax.config import DecodeConfig, MeshConfig
 from isheep_jax.decode.cache import data_shards
 from isheep_jax.decode.engine import Engine
 from isheep_jax.model.architecture import parameter_table
-from isheep_jax.runtime.devices import use_compilation_cache
+from isheep_jax.runtime.devices import default_dtype, use_compilation_cache
 from isheep_jax.runtime.locate import locate_model
 from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
 
@@ -55,9 +54,7 @@ def make_engine(
     """Loads the weights of an opened model, as `load`."""
     use_compilation_cache()
     mesh = decode_mesh(make_mesh(MeshConfig()), decode_tensor)
-    if compute_dtype == "auto":
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype = jnp.dtype(compute_dtype)
+    dtype = jnp.dtype(default_dtype() if compute_dtype == "auto" else compute_dtype)
     shards = data_shards(mesh)
     decode = dataclasses.replace(
         decode,

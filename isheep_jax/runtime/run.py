@@ -1,0 +1,63 @@
+"""Runs the loop from Python: `isheep_jax.run`."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from isheep_jax.config import Config
+from isheep_jax.config_checks import check_values
+from isheep_jax.evaluation.tasks import evaluators, held_out_texts
+from isheep_jax.loop import algorithm
+from isheep_jax.loop.protocols import Reporter
+from isheep_jax.runtime.backend import JaxBackend
+
+_logger = logging.getLogger(__name__)
+
+
+def run(config: Config, reporter: Reporter | None = None) -> list[dict]:
+    """Runs all iterations of a config, or resumes the run in `config.directory`.
+
+    Args:
+      config: the settings, such as those of `named_config`.
+      reporter: is told of stages, iterations and warnings; None: the logger "isheep_jax.runtime.run".
+
+    Returns the summary of the base model (iteration 0) and of each iteration. Raises `UserError` for bad input.
+    """
+    check_values(config)
+    backend = JaxBackend(config)
+    return algorithm.run(config, backend, evaluators(config), held_out_texts(config), reporter or LogReporter())
+
+
+class LogReporter:
+    """The `Reporter` of the loop that logs: silent unless the program configures `logging`."""
+
+    @contextmanager
+    def stage(self, iteration: int, name: str, total: int | None, unit: str) -> Iterator["_Stage"]:
+        """Logs the start and the end of a stage."""
+        _logger.info("iteration %d, %s: %s %s", iteration, name, "" if total is None else total, unit)
+        stage = _Stage()
+        yield stage
+        _logger.info("iteration %d, %s: finished %d %s", iteration, name, stage.done, unit)
+
+    def row(self, row: object) -> None:
+        """Logs the summary of an iteration."""
+        _logger.info("%s", row)
+
+    def note(self, text: str) -> None:
+        """Logs a line of information."""
+        _logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Logs a warning."""
+        _logger.warning("%s", text)
+
+
+class _Stage:
+    def __init__(self):
+        self.done = 0
+
+    def advance(self, n: int = 1, **notes: object) -> None:
+        self.done += n
+
+    def update(self, done: int, total: int, **notes: object) -> None:
+        self.done = done
