@@ -1,5 +1,6 @@
 """The documentation agrees with the code: links, commands, settings, file names, generated tables."""
 
+import importlib
 import importlib.util
 import io
 import math
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from isheep_jax.cli.arguments import parse_config
 from isheep_jax.cli.console import Console
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.studies.definitions import STUDIES
+from isheep_jax.train import COMMAND as TRAIN
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -62,18 +63,14 @@ def commands(text: str) -> list[list[str]]:
 
 
 @cache
-def help_of(command: str) -> str:
-    """Help text of a command; of a module in a room, its source."""
+def options(command: str) -> set[str]:
+    """Names of a command's options, without dashes; of a module in a room, those that its source names."""
+    if command in COMMANDS:
+        return {*importlib.import_module(f"isheep_jax.{command}").COMMAND.settings(), "help"}
     path = ROOT / "isheep_jax" / f"{command.replace('.', '/')}.py"
     assert path.exists(), f"there is no command isheep_jax.{command}"
-    return path.read_text()
-
-
-def options(command: str) -> set[str]:
-    """Names of a command's options, without dashes."""
-    text = help_of(command)
-    names = set(re.findall(r"--([a-z_]+)", text)) | set(re.findall(r"^    ([a-z_]+): ", text, flags=re.MULTILINE))
-    return names | {"help", "config", "preset"} | (set(SETTINGS) if "parse_config" in text else set())
+    text = path.read_text()
+    return {*re.findall(r"--([a-z_]+)", text), *re.findall(r"^    ([a-z_]+): ", text, flags=re.MULTILINE), "help"}
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -131,7 +128,7 @@ def test_values_of_settings_in_prose_are_possible(name):
 def refusal(settings: list[str]) -> str:
     """Returns the message with which the settings are refused, or ""."""
     try:
-        parse_config(["--config=tiny", *settings], "isheep_jax.train")
+        TRAIN.parse(["--config=tiny", *settings])
     except UserError as error:
         return str(error)
     return ""
@@ -235,7 +232,7 @@ def test_every_study_is_on_the_page():
 @pytest.mark.parametrize("name", STUDY_BLOCKS)
 def test_a_study_is_shown_as_it_is_defined(name):
     study, (words, body) = STUDIES[name], STUDY_BLOCKS[name]
-    config = parse_config([word for word in words if re.match(r"--(config|evaluate\.)", word)], "isheep_jax.study")
+    config = TRAIN.parse([word for word in words if re.match(r"--(config|evaluate\.)", word)]).settings
     study.check(config)
     assert f" on {config.evaluate.limit} held-out prompts (test); " in body
     header, *rows = tables(body)[0]
@@ -296,5 +293,5 @@ def test_config_in_readme_is_one(tmp_path, monkeypatch):
 
     (tmp_path / "mine.py").write_text(re.search(r"^```python\n(.*?)^```", TEXTS["README.md"], flags=re.M | re.S)[1])
     monkeypatch.setattr(named_configs, "configs_directory", lambda: tmp_path)
-    mine = parse_config(["--config=mine", "--preset=i_sheep"], "isheep_jax.train")
+    mine = TRAIN.parse(["--config=mine", "--preset=i_sheep"]).settings
     assert (mine.name, mine.synthesize.seeds, mine.assess.read) == ("mine", "seeds.jsonl", "sampled")
