@@ -69,7 +69,9 @@ def test_decode_step_reads_weights_once_and_whole_cache():
 
 
 def test_integers_and_their_scales_are_what_int8_step_reads():
-    config = dataclasses.replace(CONFIG, decode=dataclasses.replace(CONFIG.decode, weights="int8", cache="int8"))
+    config = dataclasses.replace(
+        CONFIG, decode=dataclasses.replace(CONFIG.decode, weights_dtype="int8", kv_cache_dtype="int8")
+    )
     meshes = make_meshes(config, ONE_LAYER, jax.devices()[:1])
     program = make_program(programs.DECODE, config, ONE_LAYER, meshes)
     layers, head = matrix_parameters(ONE_LAYER)
