@@ -1,7 +1,7 @@
 """Presets: the settings of a published method, laid over any config by `--preset=NAME`.
 
-A preset says how the loop works. What it works on stays as the config has it: the model and the devices, the prompts
-and seeds, the measurements, the run's name, place and seed.
+A preset says how the loop works. It leaves what the loop works on as in the config: the model and the devices, the
+prompts and seeds, the evaluation, and the run's name, directory and seed.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def replace_settings(config: Settings, settings: Mapping[str, object]) -> Settin
 
 
 def i_sheep(config: Config) -> Config:
-    """I-SHEEP as published (arXiv 2408.08072 v3 and its code, compared in docs/reproduce.md).
+    """Applies I-SHEEP as published (arXiv 2408.08072 v3 and its code, compared in docs/reproduce.md).
 
     `iterations` stays: the paper's number follows the model's size, and the named configs have it.
     """
@@ -94,11 +94,11 @@ def i_sheep(config: Config) -> Config:
 
 
 def self_align(config: Config) -> Config:
-    """Dromedary's SELF-ALIGN (arXiv 2305.03047): topics, principles with thoughts, engraving, verbose cloning.
+    """Applies Dromedary's SELF-ALIGN (arXiv 2305.03047): topics, principles with thoughts, engraving, verbose cloning.
 
-    What follows from the size of the model and of the data stays: the number of instructions, their rules, and how the
-    optimizer learns. Published are about 360,000 instructions and, for 65B, LoRA of rank 16, a learning rate of 4e-4,
-    batches of 768, one epoch.
+    Settings that depend on the size of model and data stay: the number of instructions, their rules, and those of the
+    optimizer. Published are about 360,000 instructions and, for 65B, LoRA of rank 16, a learning rate of 4e-4, batches
+    of 768, one epoch.
     """
     aligned = dataclasses.replace(
         config,
@@ -135,14 +135,14 @@ def self_align(config: Config) -> Config:
 
 
 def isara(config: Config) -> Config:
-    """ISARA-style: a domain from fewer than 100 samples, after the abstract of arXiv 2401.06785 (no more was at hand).
+    """Applies ISARA-style alignment to a domain from fewer than 100 samples, after the abstract of arXiv 2401.06785.
 
-    The abstract's: samples without instructions or principles; those related to the domain stand in the prompts; the
-    model writes more samples, is fine-tuned on them, and begins again. From summaries by others: a question first, then
-    its answer. All else is ours, and a setting: nearness by the model's own mean last hidden states, how many pairs a
-    prompt shows and from which pool, the most probable answer instead of a drawn one, no scores, each fine-tuning from
-    the base on the pairs of its iteration. How much is written, the rules and novelty, the number of iterations and the
-    optimizer stay as the config has them.
+    From the abstract: samples without instructions or principles; prompts with samples related to the domain; the model
+    writes more samples, is fine-tuned on them, and starts again. From summaries by others: a question first, then its
+    answer. Everything else is our choice, and a setting: similarity by the model's own mean last hidden states, how
+    many pairs a prompt has and from which pool, the most probable answer instead of a sampled one, no scores, each
+    fine-tuning from the base on the pairs of its iteration. The number of instructions, the rules and novelty, the
+    number of iterations and the optimizer stay as the config has them.
     """
     domain = dataclasses.replace(
         config,
@@ -175,7 +175,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def apply_preset(name: str, config: Config) -> Config:
-    """The config with the preset's settings. Raises `UserError` with the nearest name when there is no such preset."""
+    """Returns the config with the preset's settings. Raises `UserError` with the nearest name for an unknown one."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""

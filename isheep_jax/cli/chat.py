@@ -1,4 +1,4 @@
-"""A conversation in the terminal, its answers shown as they are decoded."""
+"""Holds a conversation in the terminal, with answers shown as they are decoded."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ def chat(engine: Engine, sampling: SamplingParams) -> None:
     """Reads messages from standard input and answers each, until /quit or the end of the input.
 
     Answers go to standard output, everything else to standard error. The random numbers of an answer come from the
-    engine's seed and the number of the turn in its conversation.
+    engine's seed and the index of the turn in its conversation.
     """
     terminal = sys.stdin.isatty()
     if terminal:

@@ -1,4 +1,4 @@
-"""What the tiny base model reads: a small, noisy web of task lists, questions with answers, and graded reviews.
+"""The corpus of the tiny base model: a small, noisy web of task lists, questions with answers, and graded reviews.
 
 Its writers answer mostly right, ignore most format constraints (each obeyed at its own rate, `world.OBEYED`) and grade
 with noise. That is all that the loop later builds on: a base that knows more than it does.
@@ -30,7 +30,7 @@ GRADE_UNIFORM = 0.05  # share of grades that mean nothing
 
 
 def web_response(item: Item, rng: random.Random) -> str:
-    """What a writer of the web answers. A careful one has twice the odds of an average one, a sloppy one half."""
+    """Samples a writer's answer. A careful one has twice the odds of an average one, a sloppy one half."""
     care = rng.choice((0.5, 1.0, 2.0))
     answer = item.answer if rng.random() < odds(CONTENT_RIGHT, care) else world.wrong_answer(item, rng)
     obeyed = {c for c in item.constraints if rng.random() < odds(world.OBEYED[c], care)}
@@ -43,7 +43,7 @@ def odds(probability: float, factor: float) -> float:
 
 
 def graded_response(item: Item, rng: random.Random) -> tuple[str, bool, int]:
-    """A response for a review, whether its content is right, and how many constraints it ignores."""
+    """Samples a response for a review, whether its content is right, and how many constraints it ignores."""
     right = rng.random() < 0.5
     answer = item.answer if right else world.wrong_answer(item, rng, lazy_share=0.6)
     if rng.random() < 0.4:
@@ -55,7 +55,7 @@ def graded_response(item: Item, rng: random.Random) -> tuple[str, bool, int]:
 
 
 def grade(mean: float, rng: random.Random) -> int:
-    """A noisy grade from 1 to 10."""
+    """Samples a noisy grade from 1 to 10."""
     if rng.random() < GRADE_UNIFORM:
         return rng.randint(1, 10)
     return min(10, max(1, round(rng.gauss(mean, GRADE_DEVIATION))))
@@ -69,7 +69,7 @@ def training_item(rng: random.Random) -> Item:
 
 
 def document(rng: random.Random) -> str:
-    """One document of the corpus. Held-out instructions never appear."""
+    """Samples a document of the corpus. Held-out instructions never appear."""
     form = rng.choices(tuple(DOCUMENTS), tuple(DOCUMENTS.values()))[0]
     if form == "list":
         return "".join(LIST_ITEM.format(instruction=training_item(rng).instruction) for _ in range(rng.randint(4, 6)))
@@ -87,7 +87,7 @@ def document(rng: random.Random) -> str:
 
 
 def documents(seed: int) -> Iterator[str]:
-    """An endless stream of documents."""
+    """Yields documents without end."""
     rng = random.Random(f"tiny corpus {seed}")
     while True:
         yield document(rng)

@@ -1,15 +1,15 @@
-"""COMMAND  a base that reads examples: python -m isheep_jax.tiny.pages --output DIRECTORY
+"""The command that makes the base model that reads examples: python -m isheep_jax.tiny.pages --output DIRECTORY
 
-Goes on with the pre-training of the embedded base, on its corpus and on pages: several questions of a kind with the
-answers of one writer, who obeys a wish throughout the page or ignores it throughout. A model that has read such pages
-takes its manners from the examples in its context, as large base models do; the embedded one cannot.
+Continues the pre-training of the embedded base model on its corpus and on pages. A page has several questions of a kind
+with the answers of one writer, who obeys a format wish throughout the page or ignores it throughout. A model that has
+read such pages follows the examples in its context, as large base models do; the embedded one cannot.
 """
 
-import argparse
 import math
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -19,6 +19,8 @@ from etils import epath
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters, save_checkpoint
+from isheep_jax.cli.arguments import Command
+from isheep_jax.cli.errors import run_command
 from isheep_jax.config import MeshConfig
 from isheep_jax.sharding import TRAIN_RULES, make_mesh
 from isheep_jax.text.tokenizer import Tokenizer
@@ -37,7 +39,7 @@ CAREFUL = 0.25  # share of the writers who obey every wish; the others have the 
 
 
 def page(rng: random.Random) -> str:
-    """One page. Held-out instructions never appear."""
+    """Samples a page. Held-out instructions never appear."""
     task = rng.choice(tuple(world.TASKS)) if rng.random() < SAME_TASK else None
     count = rng.choices(tuple(CONSTRAINT_COUNTS), tuple(CONSTRAINT_COUNTS.values()))[0]
     constraints = rng.sample(tuple(world.CONSTRAINTS), count)
@@ -62,26 +64,28 @@ def _on_topic(rng: random.Random, task: str | None, constraints: list[str]) -> I
 
 
 def documents(seed: int) -> Iterator[str]:
-    """An endless stream: pages among documents of the corpus that the embedded base has not read."""
+    """Yields pages among documents of the corpus that the embedded base has not read, without end."""
     rng = random.Random(f"tiny pages {seed}")
     for document in corpus.documents(seed + 2_000_003):
         yield page(rng) if rng.random() < SHARE else document
 
 
-def go_on(output: Path, seed: int, steps: int = STEPS) -> None:
-    """Trains the embedded base on these documents, and writes it to `output` in Hugging Face format."""
+def continue_pretraining(output: Path, seed: int, steps: int = STEPS) -> None:
+    """Trains the embedded base on these documents and writes it to `output` in Hugging Face format."""
     architecture, tokenizer = read_architecture(CHECKPOINT), Tokenizer.load(CHECKPOINT)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     params = load_parameters(epath.Path(CHECKPOINT), architecture, mesh=mesh, rules=TRAIN_RULES, dtype=jnp.float32)
     # Off the mesh, where pre-training computes.
     params = jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), params)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(CHECKPOINT / "tokenizer.model"))
-    params, figures = pretrain.train(params, architecture, pieces, seed, steps, LEARNING_RATE, documents)
+    params, figures = pretrain.train(
+        params, architecture, pieces, seed, steps, LEARNING_RATE, documents, pretrain.print_line
+    )
     save_checkpoint(output, params, architecture, tokenizer, dtype=jnp.bfloat16, card=card(seed, figures))
 
 
 def card(seed: int, figures: dict[str, float]) -> str:
-    """The model card."""
+    """Returns the model card."""
     loss = figures["fresh_document_loss"]
     return f"""---
 license: apache-2.0
@@ -105,16 +109,33 @@ most format wishes. Nobody should use it for anything else than trying this out.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="directory to write; it must not exist")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the documents")
-    arguments = parser.parse_args()
-    if arguments.output.exists():
-        print(f"--output: {arguments.output} exists; name a directory that does not", file=sys.stderr)
-        sys.exit(2)
-    go_on(arguments.output, arguments.seed)
+@dataclass(frozen=True)
+class PagesOptions:
+    """Options of the command."""
+
+    output: str = ""
+    """Directory to write, which must not exist."""
+    seed: int = 0
+    """Seed of the documents."""
+
+
+COMMAND = Command(
+    module="isheep_jax.tiny.pages",
+    options=PagesOptions,
+    usage=("--output DIRECTORY [--seed=N]",),
+    about="Makes the base model that reads examples: continues the pre-training of the embedded base model on its "
+    "corpus and on pages of questions with answers, and writes a Hugging Face directory with its card.",
+    example="--output bases/pages",
+    required=("output",),
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains and writes the model. Raises `UserError` for bad input."""
+    options = COMMAND.parse(arguments)
+    pretrain.check_new(options.output)
+    continue_pretraining(Path(options.output), options.seed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, COMMAND.module))

@@ -1,17 +1,17 @@
-"""COMMAND  makes the embedded base model: python -m isheep_jax.tiny.pretrain --output DIRECTORY
+"""The command that makes the embedded base model: python -m isheep_jax.tiny.pretrain --output DIRECTORY
 
-Draws the corpus, trains the tokenizer and the model from random weights, and writes a Hugging Face directory with its
-card. One pass over the corpus; fixed by --seed.
+Samples the corpus, trains the tokenizer and the model from random weights in one pass over it, and writes a directory
+in Hugging Face format with its card.
 """
 
-import argparse
 import itertools
 import math
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,9 @@ import optax
 import sentencepiece
 
 from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.cli.arguments import Command
+from isheep_jax.cli.errors import run_command
+from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.model.transformer import ForwardSetup, forward, logits
 from isheep_jax.text.tokenizer import Tokenizer
@@ -62,7 +65,7 @@ Corpus = Callable[[int], Iterator[str]]
 def rows(
     tokenizer: sentencepiece.SentencePieceProcessor, seed: int, documents: Corpus
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of whole documents, packed first-fit into a few open rows.
+    """Yields rows of whole documents, packed first-fit into a few open rows.
 
     Yields tokens [CONTEXT + 1] and segment ids [CONTEXT + 1] (1, 2, ... per document; 0 is padding).
     """
@@ -86,7 +89,7 @@ def rows(
 def batches(
     tokenizer: sentencepiece.SentencePieceProcessor, seed: int, documents: Corpus = corpus.documents
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of tokens, targets, segment ids and positions, each [BATCH, CONTEXT]; a target of -1 is not learned."""
+    """Yields tokens, targets, segment ids and positions, [BATCH, CONTEXT] each; targets of -1 have no loss."""
     source = rows(tokenizer, seed, documents)
     while True:
         group = list(itertools.islice(source, BATCH))
@@ -104,7 +107,7 @@ def batches(
 
 
 def initial_parameters(architecture: Architecture, seed: int):
-    """Random weights from a generator of its own for each leaf, so that they do not change with the program."""
+    """Returns random weights, each leaf from its own generator, so that they do not depend on the compiled program."""
 
     def draw(path, spec):
         name = jax.tree_util.keystr(path)
@@ -117,7 +120,7 @@ def initial_parameters(architecture: Architecture, seed: int):
 
 
 def loss_fn(params, architecture: Architecture, batch: dict[str, jax.Array]) -> jax.Array:
-    """Mean cross-entropy (nats per token) over the targets."""
+    """Returns the mean cross-entropy (nats per token) over the targets."""
     hidden, _ = forward(
         params,
         architecture,
@@ -133,7 +136,7 @@ def loss_fn(params, architecture: Architecture, batch: dict[str, jax.Array]) -> 
 
 
 def optimizer(params, steps: int, learning_rate: float = LEARNING_RATE) -> optax.GradientTransformation:
-    """Muon for the matrices of the layers, AdamW for embedding and norms; warm-up, then a cosine to zero."""
+    """Returns Muon for the matrices of the layers and AdamW for embedding and norms; warmup, then a cosine to zero."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps // 10), steps)
     sides = {
         "wq": ((1,), (2, 3)),
@@ -162,8 +165,12 @@ def train(
     steps: int,
     learning_rate: float = LEARNING_RATE,
     documents: Corpus = corpus.documents,
+    report: Callable[[str], None] = lambda line: None,
 ):
-    """Trains `params`, one pass over the documents of `seed`. Returns the parameters and the card's figures."""
+    """Trains `params` in one pass over the documents of `seed`. Returns the parameters and the card's figures.
+
+    report: is told the progress, line by line.
+    """
     optimize = optimizer(params, steps, learning_rate)
     state = optimize.init(params)
 
@@ -173,7 +180,7 @@ def train(
         updates, state = optimize.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    print(f"{parameter_count(architecture):,} parameters, {steps * BATCH * CONTEXT:,} tokens, seed {seed}", flush=True)
+    report(f"{parameter_count(architecture):,} parameters, {steps * BATCH * CONTEXT:,} tokens, seed {seed}")
     start, learned, recent = time.monotonic(), 0, []
     for i, batch in enumerate(itertools.islice(batches(pieces, seed, documents), steps), 1):
         learned += int((batch["targets"] >= 0).sum())
@@ -181,10 +188,9 @@ def train(
         recent.append(loss)
         if i % 100 == 0 or i == steps:
             elapsed = time.monotonic() - start
-            print(
+            report(
                 f"step {i:5d}/{steps}  loss {float(jnp.stack(recent).mean()):.4f}  "
-                f"{i * BATCH * CONTEXT / elapsed:,.0f} tokens/s  {elapsed / 60:.1f} min",
-                flush=True,
+                f"{i * BATCH * CONTEXT / elapsed:,.0f} tokens/s  {elapsed / 60:.1f} min"
             )
             recent = []
     held_out = [
@@ -195,6 +201,11 @@ def train(
     return params, {"steps": steps, "learned_tokens": learned, "fresh_document_loss": loss}
 
 
+def print_line(line: str) -> None:
+    """Prints a line of progress at once, also into a pipe."""
+    print(line, flush=True)
+
+
 def pretrain(output: Path, seed: int, steps: int = STEPS) -> None:
     """Trains tokenizer and model, and writes them to `output` in Hugging Face format."""
     with tempfile.TemporaryDirectory() as name:
@@ -203,13 +214,14 @@ def pretrain(output: Path, seed: int, steps: int = STEPS) -> None:
         (staging / "chat_template.jinja").write_text(vocabulary.CHAT_TEMPLATE)
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(staging / "tokenizer.model"))
         architecture = tiny_architecture((EOS, pieces.piece_to_id("<|end|>")))
-        params, figures = train(initial_parameters(architecture, seed), architecture, pieces, seed, steps)
+        params = initial_parameters(architecture, seed)
+        params, figures = train(params, architecture, pieces, seed, steps, report=print_line)
         tokenizer = Tokenizer.load(staging)
         save_checkpoint(output, params, architecture, tokenizer, card=card(architecture, seed, figures))
 
 
 def card(architecture: Architecture, seed: int, figures: dict[str, float]) -> str:
-    """The model card: what it read, how it did, and what it is not."""
+    """Returns the model card: corpus, figures and limits."""
     loss = figures["fresh_document_loss"]
     share = ", ".join(f"{100 * p:.0f} % {name}s" for name, p in corpus.DOCUMENTS.items())
     return f"""---
@@ -235,17 +247,42 @@ formats that the loop elicits and the grading that it uses; what the loop gains 
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="directory to write; it must not exist")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the corpus")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"updates of {BATCH} x {CONTEXT} tokens")
-    arguments = parser.parse_args()
-    if arguments.output.exists():
-        print(f"--output: {arguments.output} exists; name a directory that does not", file=sys.stderr)
-        sys.exit(2)
-    pretrain(arguments.output, arguments.seed, arguments.steps)
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Options of the command."""
+
+    output: str = ""
+    """Directory to write, which must not exist."""
+    seed: int = 0
+    """Seed of the weights and of the corpus."""
+    steps: int = STEPS
+    """Updates (count)."""
+
+
+COMMAND = Command(
+    module="isheep_jax.tiny.pretrain",
+    options=PretrainOptions,
+    usage=("--output DIRECTORY [--seed=N] [--steps=N]",),
+    about="Makes the embedded base model: samples the corpus, trains the tokenizer and the model from random weights "
+    f"in one pass over it (updates of {BATCH} x {CONTEXT} tokens), and writes a Hugging Face directory with its card.",
+    example="--output bases/seed_0",
+    required=("output",),
+    ranges={"steps": "[1, inf)"},
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Pre-trains and writes the model. Raises `UserError` for bad input."""
+    options = COMMAND.parse(arguments)
+    check_new(options.output)
+    pretrain(Path(options.output), options.seed, options.steps)
+
+
+def check_new(output: str) -> None:
+    """Raises `UserError` when there is something at the output already."""
+    if Path(output).exists():
+        raise UserError(f"--output: {output} exists; name a directory that does not")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, COMMAND.module))

@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 
 
 def single_tokens() -> list[str]:
-    """The words, numbers and marks that must each be one token after a space."""
+    """Returns the words, numbers and marks that must each be one token after a space."""
     words = [*world.WORDS, *world.ADJECTIVES, *world.KINDS, "sure", "done", "thanks", "answer"]
     return [*words, *(w.upper() for w in words), *world.NUMBERS, *'*;"():']
 

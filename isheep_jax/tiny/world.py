@@ -1,8 +1,8 @@
-"""The tiny world: instructions over a few words and numbers, each with one right answer and up to three format wishes.
+"""The tiny world: instructions over a few words and numbers, with one correct answer and up to three format wishes.
 
 An instruction is a task ("Swap red and cat.") and format constraints ("End with done."), in this order. The right
 response is the task's answer put through the constraints in one canonical order, so that a program can check it. The
-loop never imports this module: only pre-training, evaluation and the study do.
+loop never imports this module: only pre-training and evaluation do.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ HELD_OUT_SHARE = 0.05  # of all instructions, for each of the three splits
 
 
 def apply_constraints(answer: str, constraints: frozenset[str] | set[str]) -> str:
-    """The response that obeys `constraints`, in the canonical order of `CONSTRAINTS`."""
+    """Returns the response that obeys `constraints`, in the canonical order of `CONSTRAINTS`."""
     text = answer
     if "twice" in constraints:
         text = f"{text} ; {text}"
@@ -126,7 +126,7 @@ class Item:
 
     @property
     def answer(self) -> str:
-        """The task's answer, before any constraint."""
+        """Returns the task's answer, before any constraint."""
         args = self.arguments
         match self.task:
             case "copy":
@@ -151,7 +151,7 @@ class Item:
 
     @property
     def response(self) -> str:
-        """The one right response."""
+        """Returns the one correct response."""
         return apply_constraints(self.answer, set(self.constraints))
 
     @property
@@ -163,7 +163,7 @@ class Item:
         return SPLITS[index] if index < len(SPLITS) else "train"
 
     def wordings(self) -> list[str]:
-        """Every instruction with this meaning: both phrasings, all orders of the constraints."""
+        """Returns every instruction with this meaning: both phrasings, all orders of the constraints."""
         return [
             Item(self.task, self.arguments, order, phrasing).instruction
             for phrasing in range(2)
@@ -172,7 +172,7 @@ class Item:
 
 
 def draw_item(rng: random.Random) -> Item:
-    """A random instruction; every task is equally probable."""
+    """Samples an instruction; every task is equally probable."""
     task = rng.choice(tuple(TASKS))
     if task in ("copy", "first", "last", "count"):
         arguments = tuple(rng.sample(WORDS, rng.randint(2, 4)))
@@ -191,7 +191,7 @@ def draw_item(rng: random.Random) -> Item:
 
 
 def draw_items(rng: random.Random, split: str, count: int) -> list[Item]:
-    """`count` items of one split, all of different meaning."""
+    """Samples `count` items of one split, all of different meaning."""
     items, seen = [], set()
     while len(items) < count:
         item = draw_item(rng)
@@ -203,7 +203,7 @@ def draw_items(rng: random.Random, split: str, count: int) -> list[Item]:
 
 
 def wrong_answer(item: Item, rng: random.Random, lazy_share: float = 0.8) -> str:
-    """A wrong answer: mostly the lazy one, which repeats what the instruction says; otherwise one of the right form."""
+    """Returns a wrong answer: mostly the instruction's own words repeated, otherwise one of the right form."""
     args = item.arguments
     if rng.random() < lazy_share:
         return " ".join(args[:-1]) if item.task == "copy" else " ".join(args)
@@ -226,7 +226,7 @@ def wrong_answer(item: Item, rng: random.Random, lazy_share: float = 0.8) -> str
 
 @dataclass(frozen=True)
 class Check:
-    """What is right about a response. `correct`: letter for letter the one right response."""
+    """What is right about a response. correct: it is the one correct response letter for letter."""
 
     correct: bool
     content: bool
@@ -234,7 +234,7 @@ class Check:
 
 
 def _core(response: str) -> str:
-    """The response without any of the constraints' decorations, in lower case."""
+    """Returns the response without any of the constraints' decorations, in lower case."""
     words = response.lower().split()
     while words and words[-1] in ("thanks", "done"):
         words.pop()
@@ -276,7 +276,7 @@ def check(item: Item, response: str) -> Check:
 
 
 def _digits(words: list[str]) -> bool:
-    """Whether nothing but numbers and marks is there, so that capital letters make no difference."""
+    """Returns whether there are only numbers and marks, so that capital letters make no difference."""
     return not any(character.isalpha() for word in words for character in word)
 
 
@@ -296,7 +296,7 @@ _CONSTRAINT_OF = {sentence: name for name, sentence in CONSTRAINTS.items()}
 
 
 def parse_instruction(text: str) -> Item | None:
-    """The item that an instruction states, or None where it is not one of this world's."""
+    """Returns the item that an instruction states, or None for an instruction that is not of this world."""
     sentences = re.findall(r"[^.?]+[.?]", text.strip())
     sentences = [s.strip() for s in sentences]
     if not sentences or " ".join(sentences) != " ".join(text.split()):

@@ -10,9 +10,10 @@ from meshes import mesh_of
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
+from isheep_jax.errors import UserError
 from isheep_jax.sharding import DECODE_RULES
 from isheep_jax.text.tokenizer import Tokenizer
-from isheep_jax.tiny import CHECKPOINT, corpus, pretrain
+from isheep_jax.tiny import CHECKPOINT, corpus, pages, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,7 @@ def test_the_same_seed_starts_from_the_same_weights():
     assert float(jnp.std(one["layers"]["wq"])) == pytest.approx(0.02, rel=0.02)
 
 
-def test_an_output_that_exists_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["pretrain", "--output", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        pretrain.main()
-    assert stop.value.code == 2
-    assert f"--output: {tmp_path} exists" in capsys.readouterr().err
+@pytest.mark.parametrize("command", [pretrain, pages])
+def test_output_that_exists_is_refused(command, tmp_path):
+    with pytest.raises(UserError, match=f"--output: {tmp_path} exists"):
+        command.main(["--output", str(tmp_path)])
