@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = [row.settings(config) for row in rows]
 
     # Imported here, so that --help and misspelled settings answer at once: these bring in jax.
-    from isheep_jax.loop.algorithm import read_inputs
+    from isheep_jax.loop.inputs import read_inputs
     from isheep_jax.runtime.locate import locate_judge
     from isheep_jax.studies import figure, report
 

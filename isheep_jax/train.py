@@ -64,10 +64,10 @@ def _run(config: Config) -> None:
 def _facts(config: Config) -> dict[str, Any]:
     """Returns what must be the same on every host, by the name that the user knows."""
     from isheep_jax import distributed
-    from isheep_jax.loop.algorithm import environment, read_inputs
+    from isheep_jax.loop.inputs import environment, read_inputs
     from isheep_jax.runtime.locate import locate_judge
 
-    _, _, inputs = read_inputs(config, locate_judge(config))
+    inputs = read_inputs(config, locate_judge(config)).digests
     versions = environment()
     return {
         # Hosts may have the directory under different paths; opening it checks that it is the same one.

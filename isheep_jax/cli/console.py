@@ -17,6 +17,7 @@ from isheep_jax import distributed
 from isheep_jax.config import Config
 from isheep_jax.files import on_object_store
 from isheep_jax.loop.selection.select import describe
+from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import config_description, config_names
 
 # Progress lines where there is no terminal: often enough to see life, seldom enough for a log file.
@@ -50,7 +51,7 @@ class Console:
         self._clock = clock
         self._waiting_for_log: list[str] = []
         self._log: _Log | None = None
-        self._rows: list[dict] = []
+        self._rows: list[IterationSummary] = []
         self._worked = False  # a stage has run since the last table
         self._shown = False  # the table holds all rows
 
@@ -81,7 +82,7 @@ class Console:
             self.note(f"  {line}")
 
     @contextmanager
-    def stage(self, iteration: int, name: str, total: int, unit: str) -> Iterator["StageProgress"]:
+    def stage(self, iteration: int, name: str, total: int | None, unit: str) -> Iterator["StageProgress"]:
         self._open_log()
         self._worked = True
         title = f"iteration {iteration} · {name}"
@@ -90,24 +91,30 @@ class Console:
             with self._bar(title, progress):
                 yield progress
         else:
-            self._say(f"{title}: {total} {unit}")
-            last = self._clock()
+            last = None
 
             def say_sometimes() -> None:
                 nonlocal last
-                if self._clock() - last >= SECONDS_BETWEEN_LINES and progress.done < total:
+                if last is None:
+                    last = self._clock()
+                    self._say(f"{title}: {progress.total} {unit}")
+                elif self._clock() - last >= SECONDS_BETWEEN_LINES and progress.done < progress.total:
                     last = self._clock()
                     self._say(f"{title}: {progress.line()}")
 
+            if total is not None:
+                say_sometimes()
             progress.changed = say_sometimes
             yield progress
+        if progress.total is None:
+            return
         self._say(f"{title}: {progress.ending()}")
         if self._log is not None:
             self._log.save()
 
-    def row(self, row: dict) -> None:
+    def row(self, summary: IterationSummary) -> None:
         self._open_log()
-        self._rows.append(row)
+        self._rows.append(summary)
         self._shown = False
         # A run that resumes reports its finished iterations at once: one table shows them all.
         if self._worked:
@@ -121,7 +128,7 @@ class Console:
     def warn(self, text: str) -> None:
         self._say(f"warning: {text}", style="yellow")
 
-    def closing(self, rows: Sequence[dict]) -> None:
+    def closing(self, rows: Sequence[IterationSummary]) -> None:
         """After the last row: three held-out instructions answered before and after, and the next command."""
         if not self._speaks:
             return
@@ -153,7 +160,9 @@ class Console:
         )
         with bar:
             task = bar.add_task(escape(title), total=progress.total, line=escape(progress.line()))
-            progress.changed = lambda: bar.update(task, completed=progress.done, line=escape(progress.line()))
+            progress.changed = lambda: bar.update(
+                task, total=progress.total, completed=progress.done, line=escape(progress.line())
+            )
             yield
 
     def _say(self, line: str, style: str | None = None) -> None:
@@ -208,8 +217,8 @@ class _Log:
 class StageProgress:
     """Counts a stage's units and estimates its rate."""
 
-    def __init__(self, total: int, unit: str, clock: Callable[[], float] = time.monotonic):
-        self.total = total
+    def __init__(self, total: int | None, unit: str, clock: Callable[[], float] = time.monotonic):
+        self.total = total  # None until the work tells
         self.unit = unit
         self.done = 0
         self.notes: dict[str, object] = {}
@@ -227,6 +236,11 @@ class StageProgress:
             self._first = (self._clock(), self.done)
         self.changed()
 
+    def update(self, done: int, total: int, **notes: object) -> None:
+        """Sets how many of how many units are done, for work whose total is known only when it runs."""
+        self.total = total
+        self.advance(done - self.done, **notes)
+
     @property
     def rate(self) -> float:
         """Units per second since the first report; 0 while unknown."""
@@ -238,8 +252,9 @@ class StageProgress:
     def line(self) -> str:
         """The state in the middle of the stage: count, rate, time left."""
         rate = self.rate
-        pace = f", {rate:.3g}/s, {duration((self.total - self.done) / rate)} left" if rate > 0 else ""
-        return f"{self.done}/{self.total} {self.unit}{pace}{self._notes()}"
+        pace = f", {rate:.3g}/s, {duration((self.total - self.done) / rate)} left" if rate > 0 and self.total else ""
+        total = "?" if self.total is None else self.total
+        return f"{self.done}/{total} {self.unit}{pace}{self._notes()}"
 
     def ending(self) -> str:
         """The state after the stage: count and duration."""
@@ -266,22 +281,21 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def row_cells(row: dict) -> dict[str, str]:
-    """The columns of an iteration's row, as text."""
+def row_cells(summary: IterationSummary) -> dict[str, str]:
+    """Returns the columns of an iteration's row, as text."""
 
-    def number(name: str, form: str) -> str:
-        value = row.get(name)
+    def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
     cells = {
-        "iteration": f"{row['iteration']}" if row["iteration"] else "0 (base)",
-        "instructions": number("instructions", "d"),
-        "kept": number("kept", "d"),
-        "quality": number("mean_quality", ".2f"),
-        "following": number("mean_following", ".2f"),
-        "loss": number("train_loss", ".3f"),
+        "iteration": f"{summary.iteration}" if summary.iteration else "0 (base)",
+        "instructions": number(summary.instructions, "d"),
+        "kept": number(summary.kept, "d"),
+        "quality": number(summary.mean_quality, ".2f"),
+        "following": number(summary.mean_following, ".2f"),
+        "loss": number(summary.train_loss, ".3f"),
     }
-    for task, result in row.get("evaluation", {}).items():
+    for task, result in summary.evaluation.items():
         cells[f"{task} accuracy ± 95 %"] = (
             f"{result['accuracy']:.3f} ± {NINETY_FIVE_PERCENT * result.get('stderr', 0.0):.3f}"
         )
@@ -292,23 +306,23 @@ def _line(values: Iterable[str], columns: Iterable[str]) -> str:
     return "  ".join(value.rjust(max(len(column), 6)) for value, column in zip(values, columns, strict=True))
 
 
-def row_warnings(rows: Sequence[dict]) -> list[str]:
-    """What a person should know when the last of the rows is there: the kept answers get much shorter."""
-    lengths = [row["kept_characters"] for row in rows if row.get("kept_characters")]
-    if len(lengths) < 2 or not rows[-1].get("kept_characters") or lengths[-1] > lengths[0] / MUCH_SHORTER:
+def row_warnings(rows: Sequence[IterationSummary]) -> list[str]:
+    """Returns warnings about the last of the rows: the kept answers get much shorter."""
+    lengths = [row.kept_characters for row in rows if row.kept_characters]
+    if len(lengths) < 2 or not rows[-1].kept_characters or lengths[-1] > lengths[0] / MUCH_SHORTER:
         return []
     return [
-        f"iteration {rows[-1]['iteration']}: the kept answers are much shorter than in the first iteration "
+        f"iteration {rows[-1].iteration}: the kept answers are much shorter than in the first iteration "
         f"({lengths[-1]:.0f} characters on average, then {lengths[0]:.0f})"
     ]
 
 
-def before_and_after(directory: epath.Path, rows: Sequence[dict], count: int = 3) -> list[str]:
+def before_and_after(directory: epath.Path, rows: Sequence[IterationSummary], count: int = 3) -> list[str]:
     """Held-out instructions with the base model's answer and the last iteration's, as lines.
 
     They are spread evenly over the held-out set, not chosen by how they were answered.
     """
-    last = max((row["iteration"] for row in rows), default=0)
+    last = max((row.iteration for row in rows), default=0)
     before, after = (_examples(directory / f"iteration_{i}" / "evaluation.json") for i in (0, last))
     if last == 0 or not before or len(before) != len(after):
         return []

@@ -3,12 +3,12 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
-from isheep_jax.loop.protocols import Evaluator, Model, TaskResult
+from isheep_jax.loop.protocols import Evaluator, Model, StageReporter, TaskResult
 from isheep_jax.text.conversation import Message
 from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
@@ -53,7 +53,7 @@ def evaluator(config: EvaluateConfig) -> Evaluator:
 def evaluator_of(items: list[Item], split: str) -> Evaluator:
     """Returns the evaluator on the given items."""
 
-    def evaluate(model: Model, progress: Callable[[int, int], None]) -> TaskResult:
+    def evaluate(model: Model, progress: StageReporter) -> TaskResult:
         requests = [
             Request(f"evaluate/{split}/{i}", (Message("user", item.instruction),)) for i, item in enumerate(items)
         ]
@@ -62,7 +62,7 @@ def evaluator_of(items: list[Item], split: str) -> Evaluator:
         for completion in model.generate(requests, SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)):
             responses[completion.id] = completion.text.strip()
             unfinished += completion.finish_reason != "stop"
-            progress(len(responses), len(items))
+            progress.update(len(responses), len(items))
         return measure(items, [responses[r.id] for r in requests], split) | {"unfinished": unfinished / len(items)}
 
     return evaluate

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 from etils import epath
 
 from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
+from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.sft.examples import Example
 
 
@@ -19,66 +21,112 @@ class Model(Protocol):
     """
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        """One completion per request, in the order in which they finish; found by id."""
+        """Yields one completion per request, in the order in which they finish; found by id."""
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
-        """Natural-log probability of each choice as the continuation of each request's prompt; found by id."""
+        """Yields the natural-log probability of each choice as the continuation of each prompt; found by id."""
 
     def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
-        """Natural-log probability of each text after the prompt of the request of the same index; found by id.
+        """Yields the natural-log probability of each text after the prompt with the same index; found by id.
 
         After a conversation the text is the response as the chat template writes it, its end of turn left out; a
         response has no white space around it, but a template may put some.
         """
 
     def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
-        """Mean of the last layer's hidden states over each prompt's tokens; found by id."""
+        """Yields the mean of the last layer's hidden states over each prompt's tokens; found by id."""
 
 
 class Index(Protocol):
-    """Vectors to search in."""
+    """A set of vectors to search."""
 
     def nearest(self, queries: np.ndarray, count: int) -> np.ndarray:
-        """Indices [Q, count] of the vectors with the highest cosine to each of the queries [Q, D], best first.
+        """Returns indices [Q, count] of the vectors with the highest cosine to each query [Q, D], best first.
 
-        Of equals the lowest index comes first. There are fewer where there are fewer vectors.
+        The lower index comes first among equals. There are fewer where there are fewer vectors.
         """
 
 
+class StageReporter(Protocol):
+    """The progress of one stage."""
+
+    def advance(self, n: int = 1, **notes: object) -> None:
+        """Adds `n` finished units; notes are short facts to show beside the count, such as dropped=12."""
+
+    def update(self, done: int, total: int, **notes: object) -> None:
+        """Sets how many of how many units are finished, for work whose total is known only when it runs."""
+
+
+class Reporter(Protocol):
+    """Shows the user what happens."""
+
+    def stage(self, iteration: int, name: str, total: int | None, unit: str) -> AbstractContextManager[StageReporter]:
+        """Opens a stage of `total` units (None: the work tells by `update`); leaving the context ends it.
+
+        Units that an earlier process finished come as one `advance`.
+        """
+
+    def row(self, summary: IterationSummary) -> None:
+        """Shows the summary of an iteration, which is also in its `summary.json`."""
+
+    def note(self, text: str) -> None:
+        """Shows a line of information."""
+
+    def warn(self, text: str) -> None:
+        """Shows a warning: the run goes on, but the result may suffer."""
+
+
+@dataclass(frozen=True)
+class FineTuneJob:
+    """A fine-tuning, which a second call with the same job resumes and ends with the same weights.
+
+    iteration: whose model it makes.
+    start: model directory with the weights to start from; None: the base model.
+    examples: what to learn from.
+    directory: gets `checkpoints/` (resumable training state), `adapter/` (a PEFT directory, before the model, if
+        low-rank adapters are trained) and `model/` (a Hugging Face directory); each of the last two whole or not at
+        all on a disk.
+    card: text of the model card.
+    """
+
+    iteration: int
+    start: epath.Path | None
+    examples: Sequence[Example]
+    directory: epath.Path
+    card: str
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def adapter(self) -> epath.Path:
+        return self.directory / "adapter"
+
+    @property
+    def model(self) -> epath.Path:
+        return self.directory / "model"
+
+
 class Backend(Protocol):
-    """Gives models and makes new ones."""
+    """Gives models and makes new ones. Holds the weights of one model at a time: two sets may not fit."""
 
     judge: epath.Path | None
     """Directory of the model that `assess.judge` names; None where that is one of the run's own or a server."""
 
-    def index(self, vectors: np.ndarray) -> Index:
-        """To search in the vectors [N, D]."""
-
     def load(self, directory: epath.Path | None) -> Model:
-        """The model in an iteration's `model/` directory, or the base model for None.
+        """Returns the model in an iteration's `model/` directory, or the base model for None.
 
-        The loop holds one model at a time and lets go of it before it asks for the next or fine-tunes.
+        A call for the model that is held already costs nothing.
         """
 
-    def fine_tune(
-        self,
-        start: epath.Path | None,
-        examples: Sequence[Example],
-        *,
-        iteration: int,
-        checkpoints: epath.Path,
-        output: epath.Path,
-        adapter: epath.Path,
-        card: str,
-        on_step: Callable[[int, int, dict], None],
-    ) -> dict:
-        """Trains on the examples and writes a Hugging Face directory to `output`, on a disk whole or not at all.
+    def index(self, vectors: np.ndarray) -> Index:
+        """Returns an index of the vectors [N, D]."""
 
-        adapter: where a PEFT directory goes, before `output` and whole or not at all, if low-rank adapters are trained.
-        start: weights to start from (None: the base model's). checkpoints: resumable training state; a second call
-        with the same arguments goes on from there and ends with the same weights. card: text of the model card.
-        on_step(step, steps in all, metrics): called after each update, or after each few.
-        Returns JSON values about the training, among them "train_loss" (nats per token).
+    def fine_tune(self, job: FineTuneJob, progress: StageReporter) -> dict:
+        """Trains on the job's examples and writes its model.
+
+        Returns JSON values about the training, among them "train_loss" (nats per loss token).
         """
 
 
@@ -103,28 +151,5 @@ class TaskResult(TypedDict):
     examples: NotRequired[list[ExampleAnswer]]
 
 
-# Measures a model on a task: gets the model and `progress(done, total)`.
-Evaluator = Callable[[Model, Callable[[int, int], None]], TaskResult]
-
-
-class StageReporter(Protocol):
-    """The progress of one stage."""
-
-    def advance(self, n: int = 1, **notes: object) -> None:
-        """`n` more units are done; notes are short facts to show beside the bar, such as dropped=12."""
-
-
-class Reporter(Protocol):
-    """Tells a person what happens."""
-
-    def stage(self, iteration: int, name: str, total: int, unit: str) -> AbstractContextManager[StageReporter]:
-        """Opens a stage of `total` units; leaving the context ends it. Units done earlier come as one `advance`."""
-
-    def row(self, row: dict) -> None:
-        """The summary of an iteration, also written to its `summary.json`."""
-
-    def note(self, text: str) -> None:
-        """A line of information."""
-
-    def warn(self, text: str) -> None:
-        """A line that a person should see: the run goes on, but the result may suffer."""
+# Measures a model on a task; reports how many prompts are answered.
+Evaluator = Callable[[Model, StageReporter], TaskResult]

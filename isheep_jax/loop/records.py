@@ -9,7 +9,8 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -36,6 +37,18 @@ KEPT = Verdict(True)
 
 def dropped(reason: str, detail: str = "") -> Verdict:
     return Verdict(False, reason, detail)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic that the model listed for a type. prompt: index of the prompt within the round and type."""
+
+    id: str
+    type: str
+    topic: str
+    round: int
+    prompt: int
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,7 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownExamples:
     """Ids of the pairs that the prompt for the answer to the instruction with the same id shows."""
 
     id: str
@@ -153,6 +166,14 @@ def from_line(cls: type[T], line: str) -> T:
 
 def kept(records: Iterable[T]) -> list[T]:
     return [r for r in records if r.verdict.kept]
+
+
+def counts(records: Sequence[Any]) -> dict[str, Any]:
+    """Returns how many records there are and, if they have verdicts, how many are kept and dropped for each reason."""
+    if not all(hasattr(r, "verdict") for r in records):
+        return {"records": len(records)}
+    reasons = Counter(r.verdict.reason for r in records if not r.verdict.kept)
+    return {"records": len(records), "kept": len(kept(records)), "dropped": dict(sorted(reasons.items()))}
 
 
 @functools.cache

@@ -9,38 +9,17 @@ and tells the others.
 import dataclasses
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.config import Config, flatten, to_json
 from isheep_jax.errors import UserError
-from isheep_jax.files import on_object_store, read_json, read_json_if_there, write_atomically, write_json
-from isheep_jax.loop.records import from_line, to_line
-
-T = TypeVar("T")
-Item = TypeVar("Item")
-
-# The record stages in their order, with the section of the config that each one is the first to read.
-STAGES = {"instructions": "synthesize", "responses": "respond", "scores": "assess", "selected": "select"}
-
-# Stages that depend on what another depends on: those of the judge's view of what is there, of what instructions are
-# about, and of the examples that prompts show.
-_LIKE = {
-    **{"agreement": "scores", "likelihoods": "scores", "vectors": "scores"},
-    **{"topics": "instructions", "pool": "instructions", "examples": "responses"},
-}
-
-# Sections that are read after all of these.
-_LAST = {"sft", "clone"}
-
-# Records per part: what a kill can cost. Items per call of the model: several parts, so that the decode slots run empty
-# only once in a while.
-PART = 256
-BLOCK = 8 * PART
+from isheep_jax.files import on_object_store, read_json, write_atomically, write_json
+from isheep_jax.loop.stage_files import StageFiles
+from isheep_jax.loop.stages.table import LEVELS, STAGES, StageSpec, inputs_after, later_sections
 
 # Settings that say where, how fast and how far a run computes, not what: they may differ when it resumes.
 _FREE = (
@@ -48,124 +27,13 @@ _FREE = (
     *("assess.judge_key", "assess.judge_requests"),
     *("mesh.", "decode.slots", "decode.steps_per_call"),
 )
-# Inputs that are first read for the scores.
-_ASSESS_INPUTS = ("assess.judge", "prompts/quality", "prompts/following", "prompts/joint", "prompts/few_shot")
-# Inputs that are first read with a section other than the first.
-_INPUTS = {"respond.": ("prompts/principles",), "assess.": _ASSESS_INPUTS, "clone.": ("prompts/thorough",)}
-# Files that the commands put into a run directory before or beside the loop.
-_BESIDE = {"log.txt", "metrics", "report.html"}
+# Files that the commands put into a run directory before the loop does.
+_BESIDE = {"log.txt"}
 
 
 def digest(values: Any) -> str:
     """sha256 of the values as canonical JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-class Stage(Generic[T]):
-    """One stage of one iteration: a directory of `part-00000.jsonl`, ... and DONE."""
-
-    def __init__(self, directory: epath.PathLike, record: type[T], config_digest: str):
-        self.directory = epath.Path(directory)
-        self._record = record
-        self._digest = config_digest
-        self._begun = time.monotonic()
-
-    def done(self) -> dict | None:
-        """The DONE manifest: counts, sha256 of each part, config digest, seconds. None while unfinished."""
-        manifest = read_json_if_there(self.directory / "DONE")
-        if manifest and manifest["config"] != self._digest:
-            raise UserError(
-                f"{self.directory} was made with other settings than {self.directory.parent.parent}/config.json says"
-            )
-        return manifest
-
-    def parts(self) -> list[list[T]]:
-        """Records of the parts that are in place, in order; remainders of a write that was cut short are removed.
-
-        Raises UserError when a part is not what DONE says, or is not made of these records.
-        """
-        manifest = self.done()
-        return [
-            self._parse(self._path(index), text)
-            for index, text in enumerate(distributed.from_primary(lambda: self._texts(manifest)))
-        ]
-
-    def _texts(self, manifest: dict | None) -> list[str]:
-        """The parts that are in place, as texts."""
-        for torn in self.directory.glob(".*.tmp"):
-            torn.rmtree()
-        texts = []
-        while (path := self._path(len(texts))).exists():
-            data = path.read_bytes()
-            if manifest and manifest["parts"].get(path.name) != hashlib.sha256(data).hexdigest():
-                raise UserError(f"{path} has changed since the run wrote it; restore it, or start a new run directory")
-            try:
-                texts.append(data.decode())
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path} does not hold records of this stage ({error!r})") from error
-        if manifest and len(texts) != len(manifest["parts"]):
-            raise UserError(f"{path} is missing; restore it, or start a new run directory")
-        return texts
-
-    def _parse(self, path: epath.Path, text: str) -> list[T]:
-        try:
-            return [from_line(self._record, line) for line in text.split("\n") if line]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} does not hold records of this stage ({error!r})") from error
-
-    def records(self) -> list[T]:
-        return [r for part in self.parts() for r in part]
-
-    def write_part(self, index: int, records: Sequence[T]) -> None:
-        lines = "".join(to_line(r) + "\n" for r in records)
-        write_atomically(self._path(index), lines.encode())
-
-    def finish(self, counts: dict[str, Any]) -> None:
-        """Puts DONE in place. Its seconds are those since this process took up the stage: all else is reproducible."""
-        if not distributed.is_primary():
-            return
-        parts = {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(self.directory.glob("part-*.jsonl"))
-        }
-        seconds = round(time.monotonic() - self._begun, 3)
-        write_json(
-            self.directory / "DONE", {"counts": counts, "parts": parts, "config": self._digest, "seconds": seconds}
-        )
-
-    def work(
-        self,
-        items: Sequence[Item],
-        process: Callable[[Sequence[Item]], Iterator[tuple[int, T]]],
-        advance: Callable[[int], None],
-    ) -> list[T]:
-        """One record per item, in the items' order, committed part by part; parts in place are not made again.
-
-        process(block): yields (index within the block, record) in any order. advance(n): n more records are there.
-        """
-        records = self.records()
-        if records:
-            advance(len(records))
-        while len(records) < len(items):
-            block = items[len(records) : len(records) + BLOCK]
-            made: dict[int, T] = {}
-            committed = 0
-            for index, record in process(block):
-                made[index] = record
-                advance(1)
-                # Results come in any order; a part is written as soon as all of it and all before it are there.
-                while committed < len(block) and all(
-                    i in made for i in range(committed, min(committed + PART, len(block)))
-                ):
-                    part = [made[i] for i in range(committed, min(committed + PART, len(block)))]
-                    self.write_part(len(records) // PART, part)
-                    records.extend(part)
-                    committed += len(part)
-            if committed < len(block):
-                raise RuntimeError(f"the model answered {len(made)} of {len(block)} requests")
-        return records
-
-    def _path(self, index: int) -> epath.Path:
-        return self.directory / f"part-{index:05d}.jsonl"
 
 
 class RunDirectory:
@@ -196,40 +64,32 @@ class RunDirectory:
         """The model that iteration `number` made; None for 0, the base model."""
         return self.iteration(number) / "model" if number else None
 
-    def stage(self, iteration: int, name: str, record: type[T], turn: int = 1) -> Stage[T]:
-        """turn: of a conversation; the stages of the second have a directory of their own."""
-        place = self.iteration(iteration) / "second_turn" if turn == 2 else self.iteration(iteration)
-        return Stage(place / name, record, self.digest(name))
+    def stage(self, iteration: int, spec: StageSpec, turn: int = 1) -> StageFiles:
+        """Returns the files of a stage. The stages of a second turn have a directory of their own."""
+        directory = self.iteration(iteration) / "second_turn" if turn == 2 else self.iteration(iteration)
+        return StageFiles(directory / spec.directory, spec.record, self.digest(spec.level))
 
-    def digest(self, stage: str) -> str:
-        """Digest of the settings that the results of a stage depend on: its own section and those of earlier stages.
-
-        What is neither a stage of a section nor like one depends on all of them.
-        """
-        return digest(settings_of(stage, self._settings))
+    def digest(self, level: str) -> str:
+        """Returns the digest of the settings that the results of a level of an iteration depend on."""
+        return digest(settings_of(level, self._settings))
 
 
-def settings_of(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings (by their command-line names) that `RunDirectory.digest` is of."""
-    later = _later(stage) | {"evaluate"}
+def settings_of(level: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the settings (by their command-line names) that the results of a level depend on.
+
+    These are its own sections, those of earlier levels, and all that belong to no level, such as the model's.
+    """
+    unread = later_sections(level) | {"evaluate"}
     return {
         name: value
         for name, value in settings.items()
-        if not name.startswith(_FREE) and name.split(".")[0] not in later
+        if not name.startswith(_FREE) and name.split(".")[0] not in unread
     }
 
 
-def inputs_of(stage: str, inputs: Mapping[str, str]) -> dict[str, str]:
-    """Those of a run's inputs (see `RunDirectory.open`) that the results of a stage depend on."""
-    unread = tuple(prefix for section in _later(stage) for prefix in _INPUTS.get(f"{section}.", ()))
-    return {name: value for name, value in inputs.items() if not name.startswith(unread)}
-
-
-def _later(stage: str) -> set[str]:
-    """The sections of the config that are read after a stage."""
-    names = list(STAGES)
-    stage = _LIKE.get(stage, stage)
-    return {STAGES[s] for s in names[names.index(stage) + 1 :]} | _LAST if stage in names else set()
+def inputs_of(level: str, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Returns those of a run's inputs (see `RunDirectory.open`) that the results of a level depend on."""
+    return {name: value for name, value in inputs.items() if not name.startswith(inputs_after(level))}
 
 
 def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
@@ -295,13 +155,8 @@ def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -
     if not isinstance(tree, dict) or not {f.name for f in dataclasses.fields(Config)} & set(tree):
         raise UserError(f"workdir: {path}/config.json is not that of a run; name an empty or new directory")
     before, now = dict(settings(tree)), flatten(config)
-    # A stage that has not begun has used nothing of its section yet, so those settings may still change: this is how a
-    # selection that kept nothing is mended without losing the stages before it.
-    first = path / "iteration_1"
-    unused = tuple(f"{section}." for stage, section in STAGES.items() if not (first / stage).exists())
-    if not any((first / name).exists() for name in ("checkpoints", "model", "engraved")):
-        unused += tuple(f"{section}." for section in _LAST)
-    unused = tuple(u for u in unused if u != "synthesize.")
+    begun = _begun(path / "iteration_1")
+    unused = tuple(f"{section}." for section in sorted(later_sections(begun)))
     differ = [
         f"{name} was {_show(before.get(name))}, now {_show(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
@@ -312,7 +167,7 @@ def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -
     if differ:
         raise UserError(f"workdir: {path} holds a run with other settings: {'; '.join(differ)}; name another directory")
     recorded = read_json(path / "inputs.json")
-    unread = tuple(prefix for section in unused for prefix in _INPUTS.get(section, ()))
+    unread = inputs_after(begun)
     changed = sorted(
         name
         for name in recorded.keys() | inputs.keys()
@@ -322,6 +177,18 @@ def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -
         raise UserError(
             f"workdir: {path} holds a run made with other files: {', '.join(changed)} changed since it began"
         )
+
+
+def _begun(iteration: epath.Path) -> str:
+    """Returns the last level of an iteration that has left anything; the first where nothing has.
+
+    A level that has not begun has used nothing of its settings yet, so those may still change: this is how a selection
+    that kept nothing is mended without losing the stages before it.
+    """
+    traces = {level: [spec.directory for spec in STAGES.values() if spec.level == level] for level in LEVELS}
+    traces["train"].append("checkpoints")
+    begun = [level for level, names in traces.items() if any((iteration / name).exists() for name in names)]
+    return begun[-1] if begun else next(iter(LEVELS))
 
 
 def _show(value: Any) -> str:

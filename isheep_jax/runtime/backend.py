@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import hashlib
-from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +15,11 @@ from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
+from isheep_jax.loop.protocols import FineTuneJob, StageReporter
 from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
 from isheep_jax.runtime.locate import locate_judge, locate_model
 from isheep_jax.runtime.vector_index import Index
-from isheep_jax.sft.examples import Example
 from isheep_jax.sft.lora import save_adapter
 from isheep_jax.sft.trainer import check_settings, fine_tune
 from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
@@ -99,43 +98,33 @@ class JaxBackend:
     def index(self, vectors: np.ndarray) -> Index:
         return Index(vectors, self._decode_mesh)
 
-    def fine_tune(
-        self,
-        start: epath.Path | None,
-        examples: Sequence[Example],
-        *,
-        iteration: int,
-        checkpoints: epath.Path,
-        output: epath.Path,
-        adapter: epath.Path,
-        card: str,
-        on_step: Callable[[int, int, dict], None],
-    ) -> dict:
+    def fine_tune(self, job: FineTuneJob, progress: StageReporter) -> dict:
         self._release()
         params = load_parameters(
-            start or self._base,
+            job.start or self._base,
             self._architecture,
             mesh=self._train_mesh,
             rules=TRAIN_RULES,
             # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
             dtype=jnp.float32 if self._config.sft.method == "full" else self._dtype,
         )
+
         params, adapters, result = fine_tune(
             params,
             self._architecture,
             self._tokenizer,
-            examples,
+            job.examples,
             self._config.sft,
             mesh=self._train_mesh,
-            directory=checkpoints,
-            seed=seed_of(self._config.seed, f"{iteration}/fine-tune"),
+            directory=job.checkpoints,
+            seed=seed_of(self._config.seed, f"{job.iteration}/fine-tune"),
             compute_dtype=self._dtype,
-            on_step=lambda step, total, metrics: on_step(step, total, _shown(metrics)),
+            on_step=lambda step, total, metrics: progress.update(step, total, **_shown(metrics)),
         )
         if adapters is not None:
-            base = full_path(start) if start else adapter_base(self._config.model.path, self._base)
-            save_adapter(adapter, adapters, self._architecture, self._config.sft, base)
-        save_checkpoint(output, params, self._architecture, self._tokenizer, dtype=self._dtype, card=card)
+            base = full_path(job.start) if job.start else adapter_base(self._config.model.path, self._base)
+            save_adapter(job.adapter, adapters, self._architecture, self._config.sft, base)
+        save_checkpoint(job.model, params, self._architecture, self._tokenizer, dtype=self._dtype, card=job.card)
         return dataclasses.asdict(result)
 
     def _open_judge(self, directory: epath.Path | None) -> Pretrained | None:

@@ -9,19 +9,20 @@ from isheep_jax.config_checks import check_values
 from isheep_jax.evaluation.tasks import evaluators, held_out_texts
 from isheep_jax.loop import algorithm
 from isheep_jax.loop.protocols import Reporter
+from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.runtime.backend import JaxBackend
 
 _logger = logging.getLogger(__name__)
 
 
-def run(config: Config, reporter: Reporter | None = None) -> list[dict]:
+def run(config: Config, reporter: Reporter | None = None) -> list[IterationSummary]:
     """Runs all iterations of a config, or resumes the run in `config.directory`.
 
     Args:
       config: the settings, such as those of `named_config`.
       reporter: is told of stages, iterations and warnings; None: the logger "isheep_jax.runtime.run".
 
-    Returns the summary of the base model (iteration 0) and of each iteration. Raises `UserError` for bad input.
+    Returns the summaries of the base model (iteration 0) and of each iteration. Raises `UserError` for bad input.
     """
     check_values(config)
     backend = JaxBackend(config)
@@ -39,9 +40,9 @@ class LogReporter:
         yield stage
         _logger.info("iteration %d, %s: finished %d %s", iteration, name, stage.done, unit)
 
-    def row(self, row: object) -> None:
+    def row(self, summary: IterationSummary) -> None:
         """Logs the summary of an iteration."""
-        _logger.info("%s", row)
+        _logger.info("%s", summary)
 
     def note(self, text: str) -> None:
         """Logs a line of information."""

@@ -15,10 +15,11 @@ from typing import Any
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json, write_json
-from isheep_jax.loop import stopping
-from isheep_jax.loop.algorithm import environment, read_inputs, run
+from isheep_jax.loop.algorithm import run
+from isheep_jax.loop.inputs import environment, read_inputs
 from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
 from isheep_jax.loop.run_directory import RunDirectory
+from isheep_jax.loop.summary import mean_accuracy
 from isheep_jax.studies.sharing import Run, share
 
 # Settings that say where and how fast a run computes; the seed and the base have directories of their own.
@@ -96,7 +97,7 @@ def obtain(config: Config, workshop: Workshop) -> Result:
             return found
         begun = time.monotonic()
         backend = workshop.backend(config)
-        _, _, inputs = read_inputs(config, backend.judge)
+        inputs = read_inputs(config, backend.judge).digests
         RunDirectory.open(config, inputs, environment())
         shared = share(Run.read(directory), config, _beside(directory))
         stopped = ""
@@ -137,7 +138,7 @@ def figure_at(results: Mapping[str, Any], path: str) -> float | None:
     "": the mean accuracy over the benchmarks.
     """
     if not path:
-        return stopping.value({"evaluation": results}, "accuracy")
+        return mean_accuracy(results)
     value: Any = results
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None

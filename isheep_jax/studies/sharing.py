@@ -16,11 +16,10 @@ from typing import Any
 from isheep_jax.config import AssessConfig, Config
 from isheep_jax.files import read_json, write_json
 from isheep_jax.loop.judging.judges import OWN, second_judge
-from isheep_jax.loop.run_directory import STAGES, digest, inputs_of, settings_of
+from isheep_jax.loop.run_directory import digest, inputs_of, settings_of
 from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
+from isheep_jax.loop.stages.table import LEVELS, STAGES
 
-# Steps of an iteration in their order; the record stages of equal digest stand for those that are like them.
-LEVELS = (*STAGES, "model")
 Keys = dict[tuple[int, str], str]
 
 
@@ -43,21 +42,22 @@ class Run:
         return self.directory / f"iteration_{number}"
 
     def level(self, manifest: Path) -> str | None:
-        """The level of the key of a finished stage of this run; None for unknown settings."""
-        if manifest.parent.name == "agreement":
-            return "agreement"
-        found = {digest(settings_of(level, self.settings)): level for level in LEVELS}.get(
-            read_json(manifest)["config"]
-        )
+        """Returns the level of the key of a finished stage of this run; None if it has other settings."""
+        name = manifest.parent.name
+        level = next((spec.level for spec in STAGES.values() if spec.directory == name), None)
+        if level is None or read_json(manifest)["config"] != digest(settings_of(level, self.settings)):
+            return None
+        if name == "agreement":
+            return name
         # The second turn goes on from the selection, whatever its stages are called.
-        return "selected" if found in STAGES and manifest.parent.parent.name == "second_turn" else found
+        return "select" if manifest.parent.parent.name == "second_turn" else level
 
 
 def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environment: Mapping[str, Any]) -> Keys:
-    """Keys by iteration and level: LEVELS, "agreement" with a second judge, and "evaluation" (iterations 0, 1, ...)."""
+    """Returns keys by iteration and level: LEVELS, "agreement" with a second judge, and "evaluation" (from 0)."""
     common = [environment, settings["name"], settings["evaluate.tasks"]]
     measured = {name: value for name, value in settings.items() if name.startswith("evaluate.")}
-    read = settings_of(LEVELS[0], settings)
+    read = settings_of(next(iter(LEVELS)), settings)
     base = {name: value for name, value in read.items() if name == "seed" or name.startswith(("model.", "decode."))}
     keys: Keys = {(0, "evaluation"): digest([common, base, measured])}
     before = ""
@@ -69,7 +69,7 @@ def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environmen
             keys[number, level] = before
         second = second_judge(Config(assess=AssessConfig(judge=settings["assess.judge"])))
         drawn = settings["assess.agreement"], _scorer(second, number)
-        keys[number, "agreement"] = digest([keys[number, "scores"], drawn])
+        keys[number, "agreement"] = digest([keys[number, "assess"], drawn])
         keys[number, "evaluation"] = digest([before, measured])
     return keys
 
@@ -122,7 +122,7 @@ def _share_iteration(run: Run, other: Run, number: int, same: set[str], config: 
 
 def _share_model(run: Run, other: Run, place: Path, source: Path, name: str, same: set[str]) -> Iterator[str]:
     trained, measured = source / "fine_tune.json", source / "evaluation.json"
-    if "model" in same and trained.exists() and not (place / "fine_tune.json").exists():
+    if "train" in same and trained.exists() and not (place / "fine_tune.json").exists():
         for part in ("model", "adapter"):
             shutil.rmtree(place / part, ignore_errors=True)
             if (source / part).exists():

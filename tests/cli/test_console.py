@@ -2,21 +2,23 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from isheep_jax.cli.console import Console, StageProgress, before_and_after, duration, row_cells, row_warnings
+from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import named_config
 
-ROW = {
-    "iteration": 1,
-    "instructions": 512,
-    "kept": 150,
-    "mean_quality": 6.25,
-    "mean_following": 7.5,
-    "train_loss": 0.4321,
-    "evaluation": {"tiny": {"accuracy": 0.58, "stderr": 0.01}},
-}
+ROW = IterationSummary(
+    iteration=1,
+    instructions=512,
+    kept=150,
+    mean_quality=6.25,
+    mean_following=7.5,
+    train_loss=0.4321,
+    evaluation={"tiny": {"accuracy": 0.58, "stderr": 0.01}},
+)
 
 
 class Clock:
@@ -50,6 +52,21 @@ def test_without_a_terminal_a_stage_prints_its_start_its_end_and_a_line_every_te
     assert lines[1] == "iteration 1 · respond: 40/100 answers, 4/s, 15 s left (dropped 3)"
     assert lines[-1] == "iteration 1 · respond: 100 answers in 25 s (dropped 3)"
     assert len(lines) == 4
+
+
+def test_a_stage_whose_work_tells_the_total_starts_when_it_does(tmp_path, screen, clock):
+    with (
+        Console(tmp_path, stream=screen, clock=clock) as console,
+        console.stage(1, "fine-tune", None, "updates") as stage,
+    ):
+        clock.now += 5
+        assert screen.getvalue() == ""
+        stage.update(1, 34, loss=0.5)
+        stage.update(34, 34, loss=0.25)
+    assert screen.getvalue().splitlines() == [
+        "iteration 1 · fine-tune: 34 updates",
+        "iteration 1 · fine-tune: 34 updates in 5.0 s (loss 0.25)",
+    ]
 
 
 def test_a_stage_that_fails_does_not_print_that_it_ended(tmp_path, screen, clock):
@@ -102,15 +119,15 @@ def test_a_row_shows_the_accuracy_with_its_95_percent_interval():
 
 
 def test_the_base_models_row_has_only_what_was_measured():
-    cells = row_cells({"iteration": 0, "evaluation": {"tiny": {"accuracy": 0.1, "stderr": 0.01}}})
+    cells = row_cells(IterationSummary(0, evaluation={"tiny": {"accuracy": 0.1, "stderr": 0.01}}))
     assert list(cells.values()) == ["0 (base)", "-", "-", "-", "-", "-", "0.100 ± 0.020"]
 
 
 def test_much_shorter_answers_are_warned_of():
-    first = ROW | {"kept_characters": 300.0}
+    first = replace(ROW, kept_characters=300.0)
     assert row_warnings([first]) == []
-    assert row_warnings([first, ROW | {"iteration": 2, "kept_characters": 250.0}]) == []
-    (warning,) = row_warnings([first, ROW | {"iteration": 2, "kept_characters": 150.0}])
+    assert row_warnings([first, replace(ROW, iteration=2, kept_characters=250.0)]) == []
+    (warning,) = row_warnings([first, replace(ROW, iteration=2, kept_characters=150.0)])
     assert "iteration 2" in warning
     assert "150 characters" in warning
 
@@ -127,7 +144,7 @@ def write_examples(directory, iteration, answers):
 def test_before_and_after_show_the_same_instructions_spread_over_the_held_out_set(tmp_path):
     write_examples(tmp_path, 0, ["bad\nanswer"] * 9)
     write_examples(tmp_path, 2, [f"good {k}" for k in range(9)])
-    lines = before_and_after(tmp_path, [ROW, ROW | {"iteration": 2}])
+    lines = before_and_after(tmp_path, [ROW, replace(ROW, iteration=2)])
     assert [line.strip() for line in lines if line.startswith("  Do")] == ["Do 0.", "Do 3.", "Do 6."]
     assert "    before (wrong)  bad / answer" in lines
     assert "    after  (right)  good 3" in lines
@@ -146,7 +163,7 @@ def test_the_table_grows_after_each_iteration_that_worked(tmp_path, screen):
         for number in (1, 2):
             with console.stage(number, "respond", 1, "answers"):
                 pass
-            console.row(ROW | {"iteration": number})
+            console.row(replace(ROW, iteration=number))
         console.closing([])
     assert [line.split()[0] for line in screen.getvalue().splitlines() if "0.580" in line] == ["1", "1", "2"]
 
@@ -154,7 +171,7 @@ def test_the_table_grows_after_each_iteration_that_worked(tmp_path, screen):
 def test_finished_iterations_of_a_resumed_run_come_in_one_table(tmp_path, screen):
     with Console(tmp_path, stream=screen) as console:
         console.row(ROW)
-        console.row(ROW | {"iteration": 2})
+        console.row(replace(ROW, iteration=2))
         console.closing([])
     assert [line.split()[0] for line in screen.getvalue().splitlines() if "0.580" in line] == ["1", "2"]
 

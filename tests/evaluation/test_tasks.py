@@ -5,6 +5,7 @@ import json
 from typing import get_args
 
 import pytest
+from scripted_backend import CountingStage
 
 from isheep_jax.config import Config, EvaluateConfig, TaskName
 from isheep_jax.decode.requests import Completion
@@ -34,9 +35,9 @@ def test_sections_of_own_settings_belong_to_tasks():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_results_hold_what_reports_and_console_read(name):
-    progress = []
-    result = evaluators(evaluated_on(name))[name](Mute(), lambda done, total: progress.append((done, total)))
-    assert progress[-1] == (20, 20)
+    progress = CountingStage()
+    result = evaluators(evaluated_on(name))[name](Mute(), progress)
+    assert progress.updates[-1] == (20, 20)
     assert json.loads(json.dumps(result)) == result
     assert (result["accuracy"], result["stderr"], result["count"]) == (0.0, 0.0, 20)
     for example in result.get("examples", []):

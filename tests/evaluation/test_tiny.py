@@ -1,6 +1,7 @@
 """The evaluator measures a model through the loop's protocol."""
 
 import pytest
+from scripted_backend import CountingStage
 
 from isheep_jax.config import EvaluateConfig, TinyTaskConfig
 from isheep_jax.decode.requests import Completion
@@ -23,10 +24,10 @@ class Scripted:
 
 
 def measured(answer) -> dict:
-    seen = []
+    seen = CountingStage()
     evaluator = tiny.evaluator(EvaluateConfig(tiny=TinyTaskConfig(split="selection"), limit=200))
-    result = evaluator(Scripted(answer), lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (200, 200)
+    result = evaluator(Scripted(answer), seen)
+    assert seen.updates[-1] == (200, 200)
     return result
 
 

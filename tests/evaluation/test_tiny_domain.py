@@ -2,11 +2,13 @@
 
 import json
 
+from scripted_backend import CountingStage
+
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.evaluation import tiny_domain
 from isheep_jax.evaluation.tasks import evaluators, held_out_texts
-from isheep_jax.loop.algorithm import read_inputs
+from isheep_jax.loop.inputs import read_inputs
 from isheep_jax.named_configs import named_config
 from isheep_jax.presets import replace_settings
 from isheep_jax.tiny import world
@@ -14,7 +16,7 @@ from isheep_jax.tiny import world
 
 def test_the_file_of_samples_is_what_the_command_prints():
     config = named_config("tiny_domain")
-    _, seeds, _ = read_inputs(config, None)
+    seeds = read_inputs(config, None).seeds
     assert [(s.instruction, s.output) for s in seeds] == [(s["question"], s["answer"]) for s in tiny_domain.samples()]
     assert len(seeds) < 100
     for seed in seeds:
@@ -48,7 +50,7 @@ def test_the_measurement_is_of_the_domain_and_its_prompts_are_never_learned():
                 assert request.prompt[0].content == items[i].instruction
                 yield Completion(request.id, items[i].response if i % 2 else items[i].answer)
 
-    result = evaluators(config)["tiny_domain"](Half(), lambda done, total: None)
+    result = evaluators(config)["tiny_domain"](Half(), CountingStage())
     assert (result["accuracy"], result["content"], result["count"]) == (0.5, 1.0, 40)
     assert set(result["constraints"]) == set(tiny_domain.CONSTRAINTS)
     json.dumps(result)

@@ -22,7 +22,7 @@ from isheep_jax.config import AssessConfig, GuardConfig, RespondConfig, SelectCo
 from isheep_jax.config import SynthesizeConfig as Synthesize
 from isheep_jax.decode.requests import ChoiceLogprobs
 from isheep_jax.errors import UserError
-from isheep_jax.loop import run_directory
+from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.judging import endpoint
 from isheep_jax.loop.prompting.templates import load
@@ -57,12 +57,12 @@ def test_iterative_settings_are_the_start_times_the_data(tmp_path, start, data):
     """One_base, One_last, Total_base and Total_last."""
     rows, backend = go(tiny_config(tmp_path, sft=SFTConfig(start=start, data=data)))
     last = tmp_path / "iteration_1" / "model" if start == "previous" else None
-    assert [c["start"] for c in backend.calls] == [None, last]
-    first, second = ({e.id[0] for e in call["examples"]} for call in backend.calls)
+    assert [c.start for c in backend.calls] == [None, last]
+    first, second = ({e.id[0] for e in call.examples} for call in backend.calls)
     assert first == {"1"}
     assert second == ({"2"} if data == "iteration" else {"1", "2"})
-    assert len(backend.calls[1]["examples"]) == rows[2]["kept"] + (rows[1]["kept"] if data == "all" else 0)
-    assert ("of all iterations so far" in backend.calls[1]["card"]) is (data == "all")
+    assert len(backend.calls[1].examples) == rows[2].kept + (rows[1].kept if data == "all" else 0)
+    assert ("of all iterations so far" in backend.calls[1].card) is (data == "all")
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_iterative_settings_are_the_start_times_the_data(tmp_path, start, data):
 def test_only_what_the_level_and_the_prompt_ask_for_is_computed(tmp_path, level, prompt, criteria):
     rows, backend = go(tiny_config(tmp_path, iterations=1, assess=AssessConfig(level=level, prompt=prompt)))
     assert {id.split("/")[2] for id in asked(backend, "/assess/")} == criteria
-    assert (rows[1]["mean_quality"] is not None) is ("quality" in criteria)
-    assert (rows[1]["mean_following"] is not None) is ("following" in criteria)
+    assert (rows[1].mean_quality is not None) is ("quality" in criteria)
+    assert (rows[1].mean_following is not None) is ("following" in criteria)
     selected = lines(tmp_path / "iteration_1" / "selected", Selected)
     passed = {s.instruction_id for s in selected if s.verdict.kept or s.verdict.reason != "unfinished"}
     assert len(kept(selected)) == (len(passed) if level == "none" else round(0.4 * len(passed)))
@@ -112,7 +112,7 @@ def test_the_judge_may_be_another_model(tmp_path):
     _, backend = go(config)
     assert {str(d) for d in asked(backend, "/assess/").values()} == {str(tmp_path / "judge")}
     assert str(tmp_path / "judge") not in {str(d) for d in asked(backend, "/respond/").values()}
-    assert "scores of another model" in " ".join(backend.calls[0]["card"].split())
+    assert "scores of another model" in " ".join(backend.calls[0].card.split())
     with pytest.raises(UserError, match=r"assess\.judge was"):
         go(dataclasses.replace(config, assess=AssessConfig(judge=foreign(tmp_path, "other"))))
 
@@ -142,7 +142,7 @@ def test_the_judge_may_be_a_server(tmp_path, monkeypatch):
     assert asked(backend, "/assess/") == {}
     scores = lines(tmp_path / "iteration_1" / "scores", Scores)
     assert {s.quality.value for s in scores} == {3.0, 9.0}
-    assert "big-judge" in backend.calls[0]["card"]
+    assert "big-judge" in backend.calls[0].card
 
 
 def answer(body):
@@ -156,14 +156,14 @@ def test_how_far_base_and_current_judge_agree_is_in_the_summary(tmp_path, judge)
     config = tiny_config(tmp_path, assess=AssessConfig(judge=judge, agreement=7))
     rows, backend = go(config)
     # In the first iteration they are one model.
-    assert rows[1]["agreement"] is None
-    assert rows[2]["agreement"].keys() == {"pairs", "correlation", "difference", "same_verdict"}
-    assert rows[2]["agreement"]["pairs"] == 7
-    assert json.loads((tmp_path / "iteration_2" / "summary.json").read_text()) == rows[2]
+    assert rows[1].agreement is None
+    assert rows[2].agreement.keys() == {"pairs", "correlation", "difference", "same_verdict"}
+    assert rows[2].agreement["pairs"] == 7
+    assert json.loads((tmp_path / "iteration_2" / "summary.json").read_text()) == rows[2].as_dict()
     others = lines(tmp_path / "iteration_2" / "agreement", Scores)
     scores = {s.id: s for s in lines(tmp_path / "iteration_2" / "scores", Scores)}
     assert all(scores[o.id].quality.value != o.quality.value for o in others)
-    assert "agreement" not in go(tiny_config(tmp_path / "off"))[0][2]
+    assert go(tiny_config(tmp_path / "off"))[0][2].agreement is None
     assert go(config, backend := ScriptedBackend())[0] == rows
     assert backend.loaded == []
 
@@ -189,7 +189,7 @@ def test_every_filter_computes_what_it_looks_at_and_no_more(tmp_path, rule, stag
     assert all((place / stage / "DONE").exists() for stage in stages)
     selected = lines(place / "selected", Selected)
     if "vectors" in stages:
-        assert rows[1]["kept"] == len({s.cluster for s in kept(selected)}) == 8
+        assert rows[1].kept == len({s.cluster for s in kept(selected)}) == 8
         assert len(lines(place / "vectors", Vector)) == len(
             {s.instruction_id for s in selected if s.cluster is not None}
         )
@@ -224,8 +224,8 @@ EVERYTHING = {
 def small_parts():
     """A kill then finds every stage with some of its parts in place."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_directory, "PART", 7)
-        patch.setattr(run_directory, "BLOCK", 21)
+        patch.setattr(context, "PART", 7)
+        patch.setattr(context, "BLOCK", 21)
         yield
 
 
@@ -279,7 +279,7 @@ def test_a_judge_that_does_not_want_to_score_is_seen(tmp_path, monkeypatch, acti
             go(config, reporter=reporter)
         config = dataclasses.replace(config, guard=GuardConfig(action="stop", min_score_mass=0.0))
     rows, _ = go(config, reporter=reporter)
-    assert rows[1]["score_mass"] < 0.001
+    assert rows[1].score_mass < 0.001
     assert any("median probability" in line for line in reporter.lines) is (action == "warn")
 
 
@@ -289,8 +289,8 @@ def test_an_iteration_that_repeats_itself_is_seen(tmp_path):
     reporter = SilentReporter()
     config = tiny_config(tmp_path, iterations=1, synthesize=synthesize, guard=GuardConfig(min_novelty=0.99))
     rows, _ = go(config, reporter=reporter)
-    assert 0 < rows[1]["novelty"] < 0.99
-    assert any(f"only {rows[1]['novelty']:.3f} of the well-formed" in line for line in reporter.lines)
+    assert 0 < rows[1].novelty < 0.99
+    assert any(f"only {rows[1].novelty:.3f} of the well-formed" in line for line in reporter.lines)
 
 
 def falling_after(best):
@@ -298,8 +298,8 @@ def falling_after(best):
     seen = []
 
     def measure(model, progress):
-        progress(1, 1)
-        seen.append(model.name)
+        progress.update(1, 1)
+        seen.append(model)
         n = len(seen) - 1
         return {"accuracy": 0.5 - 0.1 * abs(n - best), "stderr": 0.1, "count": 10}
 
@@ -312,7 +312,7 @@ def test_the_run_ends_when_the_measure_rises_no_more_and_marks_the_best(tmp_path
     reporter = SilentReporter()
     measure = falling_after(2)
     rows, _ = go(tiny_config(tmp_path, iterations=5, stop=stop), measure=measure, reporter=reporter)
-    assert rows[-1]["iteration"] == last
+    assert rows[-1].iteration == last
     assert json.loads((tmp_path / "best.json").read_text()) == {"iteration": 2, "measure": "accuracy", "value": 0.5}
     assert reporter.lines[-2:] == [
         f"iteration {last} is the last: accuracy has not improved (--stop.patience)",
@@ -323,19 +323,18 @@ def test_the_run_ends_when_the_measure_rises_no_more_and_marks_the_best(tmp_path
     assert again == rows
     assert backend.loaded == []
     more, _ = go(tiny_config(tmp_path, iterations=5, stop=StopConfig("accuracy", 9)), measure=measure)
-    assert more[-1]["iteration"] == 5
+    assert more[-1].iteration == 5
 
 
 def test_by_the_validation_loss_too(tmp_path):
     class Losing(ScriptedBackend):
-        def fine_tune(self, start, examples, *, iteration, **rest):
-            return super().fine_tune(start, examples, iteration=iteration, **rest) | {
-                "validation_loss": [None, 1.0, 0.5, 0.7, 0.4][iteration]
-            }
+        def fine_tune(self, job, progress):
+            loss = [None, 1.0, 0.5, 0.7, 0.4][job.iteration]
+            return super().fine_tune(job, progress) | {"validation_loss": loss}
 
     config = tiny_config(tmp_path, iterations=4, stop=StopConfig("validation_loss"))
     rows = run(config, Losing(), {}, frozenset(), SilentReporter())
-    assert rows[-1]["iteration"] == 3
+    assert rows[-1].iteration == 3
     best = json.loads((tmp_path / "best.json").read_text())
     assert best == {"iteration": 2, "measure": "validation_loss", "value": 0.5}
 
@@ -354,7 +353,7 @@ def test_the_wording_may_change_until_the_first_score(tmp_path):
         go(tiny_config(tmp_path), ScriptedBackend(Fuse(4)))
     config = tiny_config(tmp_path, assess=AssessConfig(prompt="joint"))
     rows, _ = go(config)
-    assert rows[1]["mean_following"] is None
+    assert rows[1].mean_following is None
     assert "prompts/joint.jinja" in json.loads((tmp_path / "inputs.json").read_text())
     with pytest.raises(UserError, match=re.escape('assess.prompt was "joint", now "standard"')):
         go(tiny_config(tmp_path))

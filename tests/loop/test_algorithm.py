@@ -17,7 +17,7 @@ from scripted_backend import (
 
 from isheep_jax.config import AssessConfig, SelectConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.errors import UserError
-from isheep_jax.loop import run_directory
+from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.records import Instruction, Pair, Selected, from_line, kept
 
@@ -42,20 +42,20 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_run_leaves_the_whole_directory(tmp_path):
     rows, backend, reporter = go(tiny_config(tmp_path / "run"))
-    assert [r["iteration"] for r in rows] == [0, 1, 2]
+    assert [r.iteration for r in rows] == [0, 1, 2]
     assert rows == reporter.rows
-    assert rows[0]["evaluation"]["fake"].keys() == {"accuracy", "stderr", "count"}
-    assert (rows[1]["instructions"], rows[1]["train_loss"]) == (30, 1.0)
+    assert rows[0].evaluation["fake"].keys() == {"accuracy", "stderr", "count"}
+    assert (rows[1].instructions, rows[1].train_loss) == (30, 1.0)
     place = tmp_path / "run" / "iteration_2"
     assert {p.name for p in place.iterdir()} == {
         *("instructions", "responses", "scores", "selected", "checkpoints", "adapter", "model"),
         *("fine_tune.json", "evaluation.json", "summary.json"),
     }
     assert json.loads((place / "evaluation.json").read_text())["fake"]["count"] == 8
-    assert json.loads((place / "summary.json").read_text()) == rows[2]
+    assert json.loads((place / "summary.json").read_text()) == rows[2].as_dict()
     selected = lines(place / "selected", Selected)
     assert [p.id for p in lines(place / "responses", Pair)] == [s.id for s in selected]
-    assert [e.id for e in backend.calls[1]["examples"]] == [s.id for s in selected if s.verdict.kept]
+    assert [e.id for e in backend.calls[1].examples] == [s.id for s in selected if s.verdict.kept]
     assert all(total == done for _, _, total, _, done in reporter.stages)
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
@@ -70,7 +70,7 @@ def test_a_finished_run_asks_nothing_of_the_model(tmp_path):
 def test_more_iterations_go_on_from_the_last(tmp_path):
     go(tiny_config(tmp_path, iterations=1))
     rows, backend, _ = go(tiny_config(tmp_path, iterations=2))
-    assert [c["iteration"] for c in backend.calls] == [2]
+    assert [c.iteration for c in backend.calls] == [2]
     assert len(rows) == 3
 
 
@@ -120,8 +120,8 @@ def test_killed_at_any_write_it_resumes_to_the_same_bytes(tmp_path, uninterrupte
 
 
 def test_parts_commit_while_others_are_still_being_written(tmp_path, monkeypatch, uninterrupted):
-    monkeypatch.setattr(run_directory, "PART", 7)
-    monkeypatch.setattr(run_directory, "BLOCK", 21)
+    monkeypatch.setattr(context, "PART", 7)
+    monkeypatch.setattr(context, "BLOCK", 21)
     go(tiny_config(tmp_path / "whole"))
     config = tiny_config(tmp_path / "cut")
     with pytest.raises(Killed):
@@ -134,9 +134,9 @@ def test_parts_commit_while_others_are_still_being_written(tmp_path, monkeypatch
 
 def test_training_starts_from_the_base_or_the_previous_model(tmp_path):
     _, backend, _ = go(tiny_config(tmp_path / "base"))
-    assert [c["start"] for c in backend.calls] == [None, None]
+    assert [c.start for c in backend.calls] == [None, None]
     _, backend, _ = go(tiny_config(tmp_path / "previous", sft=SFTConfig(start="previous")))
-    assert [c["start"] for c in backend.calls] == [None, tmp_path / "previous" / "iteration_1" / "model"]
+    assert [c.start for c in backend.calls] == [None, tmp_path / "previous" / "iteration_1" / "model"]
 
 
 def test_the_judge_is_the_current_or_the_base_model(tmp_path):
@@ -197,9 +197,9 @@ def test_what_an_earlier_iteration_kept_counts_as_the_scope_says(tmp_path, scope
             return super().complete(request)
 
     class Backend(ScriptedBackend):
-        def load(self, directory):
-            model = Same(super().load(directory).name, self.fuse)
-            model.iteration = 1 if directory is None else 2
+        def model(self, name):
+            model = Same(name, self.fuse)
+            model.iteration = 1 if name == "base" else 2
             return model
 
     settings = SynthesizeConfig(instructions=10, shots=3, novelty=1.0, novelty_scope=scope)
@@ -235,5 +235,5 @@ def test_the_kept_pairs_load_as_a_dataset(tmp_path):
 
 def test_the_card_says_how_the_model_came_to_be(tmp_path):
     _, backend, _ = go(tiny_config(tmp_path))
-    card = backend.calls[1]["card"]
+    card = backend.calls[1].card
     assert all(text in card for text in ("iteration 2", "the model of iteration 1", "the best 40%"))

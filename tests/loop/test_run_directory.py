@@ -1,6 +1,4 @@
 import errno
-import json
-import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +8,8 @@ from scripted_backend import tiny_config
 from isheep_jax.config import DecodeConfig, RespondConfig, SelectConfig
 from isheep_jax.errors import UserError
 from isheep_jax.loop.records import KEPT, Pair
-from isheep_jax.loop.run_directory import RunDirectory, Stage
+from isheep_jax.loop.run_directory import RunDirectory
+from isheep_jax.loop.stages.table import STAGES
 
 INPUTS = {"seeds": "1"}
 
@@ -89,9 +88,9 @@ def test_where_and_how_fast_it_computes_may_change(tmp_path):
     open_(tiny_config(tmp_path))
     open_(tiny_config(tmp_path, decode=DecodeConfig(slots=8, steps_per_call=4)))
     run = open_(tiny_config(tmp_path))
-    run.stage(1, "selected", Pair).write_part(0, pairs(1))
+    run.stage(1, STAGES["selected"]).write_part(0, pairs(1))
     open_(replace(tiny_config(tmp_path), select=replace(tiny_config(tmp_path).select, min_pairs=0)))
-    with pytest.raises(UserError, match=r"decode\.context"):
+    with pytest.raises(UserError, match=r"decode\.max_length"):
         open_(tiny_config(tmp_path, decode=DecodeConfig(max_length=64)))
 
 
@@ -99,7 +98,7 @@ def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path):
     open_(tiny_config(tmp_path))
     open_(tiny_config(tmp_path, select=SelectConfig(threshold=3), respond=RespondConfig(samples=5)))
     run = open_(tiny_config(tmp_path))
-    run.stage(1, "responses", Pair).write_part(0, pairs(1))
+    run.stage(1, STAGES["responses"]).write_part(0, pairs(1))
     open_(tiny_config(tmp_path, select=SelectConfig(threshold=3)))
     with pytest.raises(UserError, match=r"respond\.samples was 2, now 5"):
         open_(tiny_config(tmp_path, respond=RespondConfig(samples=5)))
@@ -109,70 +108,3 @@ def test_other_seeds_or_prompts_are_refused(tmp_path):
     open_(tiny_config(tmp_path))
     with pytest.raises(UserError, match="made with other files: seeds changed"):
         open_(tiny_config(tmp_path), {"seeds": "2"})
-
-
-def stage(path):
-    return Stage(path, Pair, "digest")
-
-
-def reversed_process(block):
-    yield from reversed(list(enumerate(block)))
-
-
-def test_records_come_back_in_the_items_order_whatever_the_order_of_finishing(tmp_path):
-    made = stage(tmp_path).work(pairs(600), reversed_process, lambda n: None)
-    assert made == pairs(600) == stage(tmp_path).records()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"part-0000{i}.jsonl" for i in range(3)]
-
-
-def test_torn_files_are_removed_and_the_missing_part_is_made_again(tmp_path):
-    stage(tmp_path).work(pairs(600), reversed_process, lambda n: None)
-    whole = (tmp_path / "part-00002.jsonl").read_bytes()
-    (tmp_path / "part-00002.jsonl").unlink()
-    (tmp_path / ".part-00002.jsonl.tmp").write_bytes(whole[:50])
-    asked = []
-
-    def process(block):
-        asked.extend(block)
-        yield from enumerate(block)
-
-    done = []
-    stage(tmp_path).work(pairs(600), process, done.append)
-    assert len(asked) == 600 - 512
-    assert sum(done) == 600
-    assert (tmp_path / "part-00002.jsonl").read_bytes() == whole
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_done_says_counts_parts_config_and_seconds(tmp_path):
-    s = stage(tmp_path)
-    s.write_part(0, pairs(2))
-    assert s.done() is None
-    s.finish({"records": 2})
-    manifest = json.loads((tmp_path / "DONE").read_text())
-    assert manifest.keys() == {"counts", "parts", "config", "seconds"}
-    assert manifest["counts"] == {"records": 2}
-    assert list(manifest["parts"]) == ["part-00000.jsonl"]
-
-
-def test_a_part_that_changed_after_done_is_noticed(tmp_path):
-    s = stage(tmp_path)
-    s.write_part(0, pairs(2))
-    s.finish({})
-    (tmp_path / "part-00000.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"part-00000\.jsonl has changed since"):
-        s.records()
-    (tmp_path / "part-00000.jsonl").unlink()
-    with pytest.raises(UserError, match=r"part-00000\.jsonl is missing"):
-        s.records()
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path, monkeypatch):
-    def full(path, target):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*part-00000.jsonl: No space left on device; .* go on") as e:
-        stage(tmp_path).write_part(0, pairs(2))
-    assert "\n" not in str(e.value)
-    assert list(tmp_path.iterdir()) == []

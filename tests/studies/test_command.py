@@ -7,7 +7,7 @@ from scripted_backend import ScriptedBackend, SilentReporter, evaluator
 
 from isheep_jax import study
 from isheep_jax.errors import UserError
-from isheep_jax.loop.algorithm import read_inputs
+from isheep_jax.loop.inputs import read_inputs
 from isheep_jax.named_configs import named_config
 from isheep_jax.studies.definitions import STUDIES
 from isheep_jax.studies.runs import Workshop

@@ -7,9 +7,14 @@ import random
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from isheep_jax.config import Config, RespondConfig, SelectConfig, SynthesizeConfig
 from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, TextLogprob
+from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.prompting.templates import load
+from isheep_jax.loop.protocols import FineTuneJob
+from isheep_jax.loop.run_directory import RunDirectory
 
 VERBS = [
     "list",
@@ -54,6 +59,13 @@ def tiny_config(workdir: Path, **changes) -> Config:
         "select": SelectConfig(rule="top_fraction", fraction=0.4, buckets="sentences"),
     }
     return Config(**{**settings, **changes})
+
+
+def context_of(config, directory=None, *, templates=None, seeds=(), held_out=frozenset(), iteration=1, turn=1):
+    """The context of a stage in `config.directory`; the directory needs no run."""
+    templates = templates or load(config.prompts)
+    directory = RunDirectory(epath.Path(directory or config.directory), config)
+    return StageContext(config, templates, seeds, held_out, directory, SilentReporter(), iteration, turn)
 
 
 def number(*keys: object) -> random.Random:
@@ -154,39 +166,50 @@ class ScriptedBackend:
         self.fuse, self.judge = fuse or Fuse(), judge
         self.loaded: list[Path | None] = []
         self.models: list[ScriptedModel] = []
-        self.calls: list[dict] = []
+        self.calls: list[FineTuneJob] = []
+        self._held: Path | None = None
 
     def load(self, directory):
-        self.fuse.tick()
-        self.loaded.append(directory)
-        name = hashlib.sha256((directory / "weights.json").read_bytes()).hexdigest() if directory else "base"
-        self.models.append(ScriptedModel(name, self.fuse))
+        if not self.models or self._held != directory:
+            self.fuse.tick()
+            self.loaded.append(directory)
+            name = hashlib.sha256((directory / "weights.json").read_bytes()).hexdigest() if directory else "base"
+            self.models.append(self.model(name))
+            self._held = directory
         return self.models[-1]
+
+    def model(self, name):
+        return ScriptedModel(name, self.fuse)
 
     def index(self, vectors):
         return ScriptedIndex(vectors)
 
-    def fine_tune(self, start, examples, *, iteration, checkpoints, output, adapter, card, on_step):
-        self.calls.append({"start": start, "examples": examples, "iteration": iteration, "card": card})
-        assert not output.exists()
+    def fine_tune(self, job, progress):
+        self.calls.append(job)
+        assert not job.model.exists()
         for step in range(1, 4):
-            on_step(step, 3, {"loss": 1.0 / step})
+            progress.update(step, 3, loss=1.0 / step)
             self.fuse.tick()
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        adapter.mkdir(exist_ok=True)
-        (adapter / "adapter.json").write_text(json.dumps([e.id for e in examples]))
+        job.checkpoints.mkdir(parents=True, exist_ok=True)
+        job.adapter.mkdir(exist_ok=True)
+        (job.adapter / "adapter.json").write_text(json.dumps([e.id for e in job.examples]))
         self.fuse.tick()
-        output.mkdir(parents=True)
-        (output / "weights.json").write_text(json.dumps([str(start and start.name), [e.id for e in examples]]))
+        job.model.mkdir(parents=True)
+        learned = [str(job.start and job.start.name), [e.id for e in job.examples]]
+        (job.model / "weights.json").write_text(json.dumps(learned))
         self.fuse.tick()
-        return {"train_loss": 1.0 / iteration, "validation_loss": None, "steps": 3}
+        return {"train_loss": 1.0 / job.iteration, "validation_loss": None, "steps": 3}
 
 
 def evaluator(model, progress):
-    progress(4, 8)
-    progress(8, 8)
-    accuracy = number(model.name).randint(0, 8) / 8
-    return {"accuracy": accuracy, "stderr": 0.1, "count": 8, "examples": [model.name]}
+    progress.update(4, 8)
+    progress.update(8, 8)
+    accuracy = number(name_of(model)).randint(0, 8) / 8
+    return {"accuracy": accuracy, "stderr": 0.1, "count": 8, "examples": [name_of(model)]}
+
+
+def name_of(model) -> str:
+    return model.backend.load(model.directory).name
 
 
 class SilentStage:
@@ -195,6 +218,19 @@ class SilentStage:
 
     def advance(self, n=1, **notes):
         self.log[-1][-1] += n
+
+    def update(self, done, total, **notes):
+        self.log[-1][2], self.log[-1][-1] = total, done
+
+
+class CountingStage:
+    """Keeps what a task reports of its progress: (done, total)."""
+
+    def __init__(self):
+        self.updates: list[tuple[int, int]] = []
+
+    def update(self, done, total, **notes):
+        self.updates.append((done, total))
 
 
 class SilentReporter:
@@ -208,8 +244,8 @@ class SilentReporter:
         self.stages.append([iteration, name, total, unit, 0])
         yield SilentStage(self.stages)
 
-    def row(self, row):
-        self.rows.append(row)
+    def row(self, summary):
+        self.rows.append(summary)
 
     def note(self, text):
         self.lines.append(text)

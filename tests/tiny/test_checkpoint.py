@@ -6,6 +6,7 @@ import random
 import jax.numpy as jnp
 import pytest
 from meshes import mesh_of
+from scripted_backend import CountingStage
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
@@ -44,7 +45,7 @@ def test_every_word_of_the_world_is_one_token_and_the_template_is_the_corpus_for
 
 
 def test_it_answers_right_but_ignores_formats(base):
-    result = tiny.evaluator(EvaluateConfig(limit=200))(base, lambda done, total: None)
+    result = tiny.evaluator(EvaluateConfig(limit=200))(base, CountingStage())
     assert result["content"] > 0.95
     assert result["accuracy"] < 0.25
     assert result["unfinished"] == 0

@@ -5,7 +5,6 @@ is written after the pairs nearest to the new question. There are no rules and n
 Nearness is the cosine of the writing model's own mean last hidden states.
 """
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +13,12 @@ import numpy as np
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
+from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters import clusters
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.templates import Templates
-from isheep_jax.loop.protocols import Backend, Model, StageReporter
-from isheep_jax.loop.records import Instruction, Selected, Shown, Vector, user_text
-from isheep_jax.loop.run_directory import Stage
+from isheep_jax.loop.protocols import Backend, Model
+from isheep_jax.loop.records import Instruction, Selected, ShownExamples, Vector, kept, user_text
 from isheep_jax.loop.stages import measure
 
 
@@ -43,19 +42,19 @@ def samples_of(seeds: Sequence[Seed], pairs: Sequence[Selected]) -> list[Sample]
     return questions + [Sample(p.id, user_text(p.instruction, p.input), p.response) for p in pairs]
 
 
-def embed_pool(
-    model: Model, samples: Sequence[Sample], stage: Stage[Vector], iteration: int, progress: StageReporter
-) -> list[Vector]:
-    """The embeddings of the pool's questions, as records of the stage."""
-    return measure.vectors(model, {s.id: s.question for s in samples}, stage, iteration, progress)
+def embed_pool(context: StageContext, writer: Model, backend: Backend) -> "Neighbors":
+    """Returns the pairs that prompts of this iteration may show, embedded by its writer."""
+    earlier = range(1, context.iteration) if context.config.retrieval.pool == "seeds_and_kept" else ()
+    pairs = [p for n in earlier for p in kept(context.files("selected", n).records())]
+    samples = samples_of(context.seeds, pairs)
+    vectors = measure.embed(context, writer, {s.id: s.question for s in samples}, stage="pool")
+    return Neighbors(context, backend, samples, vectors)
 
 
 class Neighbors:
     """The pool of an iteration, by nearness. vectors: of the samples; those without one are never shown."""
 
-    def __init__(
-        self, backend: Backend, config: Config, samples: Sequence[Sample], vectors: Sequence[Vector], iteration: int
-    ):
+    def __init__(self, context: StageContext, backend: Backend, samples: Sequence[Sample], vectors: Sequence[Vector]):
         there = [(s, v.vector) for s, v in zip(samples, vectors, strict=True) if not v.error]
         if not there:
             raise UserError("synthesize.seeds: no seed fits the context; raise decode.max_length or shorten the seeds")
@@ -65,13 +64,13 @@ class Neighbors:
         for row, (_, vector) in zip(self._vectors, there):
             row[:] = clusters.decode(vector)
         self._index = backend.index(self._vectors)
-        self._settings, self._seed, self._iteration = config.retrieval, config.seed, iteration
+        self._context, self._settings = context, context.config.retrieval
         self.by_id = {s.id: s for s in self._samples}
 
     def of_prompts(self, prompts: Sequence[int]) -> list[tuple[str, ...]]:
         """Ids of what each prompt for a new question shows: a sample drawn at random, and before it its neighbors."""
         count = min(self._settings.examples, len(self._samples))
-        draws = [random.Random(f"{self._seed}/{self._iteration}/synthesize/{k}") for k in prompts]
+        draws = [self._context.random("synthesize", k) for k in prompts]
         if self._settings.choose == "random":
             return [tuple(s.id for s in draw.sample(self._samples, count)) for draw in draws]
         anchors = [draw.randrange(len(self._samples)) for draw in draws]
@@ -84,10 +83,10 @@ class Neighbors:
         count = min(self._settings.examples, len(self._samples))
         if self._settings.choose == "random":
             for id, _ in questions:
-                draw = random.Random(f"{self._seed}/{self._iteration}/examples/{id}")
+                draw = self._context.random("examples", id)
                 yield id, tuple(s.id for s in draw.sample(self._samples, count))
             return
-        requests = [Request(f"{self._iteration}/nearest/{id}", text) for id, text in questions]
+        requests = [Request(self._context.request_id("nearest", id), text) for id, text in questions]
         vectors = {v.id: v.vector for v in model.embed(requests) if not v.error}
         known = [i for i, request in enumerate(requests) if request.id in vectors]
         # Rounded as those of the pool are.
@@ -102,22 +101,15 @@ class Neighbors:
 
 
 def choose_examples(
-    model: Model,
-    neighbors: Neighbors,
-    instructions: Sequence[Instruction],
-    stage: Stage[Shown],
-    progress: StageReporter,
-) -> list[Shown]:
-    """Which pairs the prompt for the answer to each instruction shows, as records of the stage."""
-
-    def process(block: Sequence[Instruction]) -> Iterator[tuple[int, Shown]]:
-        questions = [(x.id, user_text(x.instruction, x.input)) for x in block]
-        for i, (id, examples) in enumerate(neighbors.of_questions(model, questions)):
-            yield i, Shown(id, examples)
-
-    records = stage.work(list(instructions), process, progress.advance)
-    stage.finish({"records": len(records)})
-    return records
+    context: StageContext, writer: Model, neighbors: Neighbors, instructions: Sequence[Instruction]
+) -> list[ShownExamples]:
+    """Returns which pairs the prompt for the answer to each instruction shows."""
+    with context.open("examples", len(instructions)) as stage:
+        for block in stage.blocks(instructions):
+            questions = [(x.id, user_text(x.instruction, x.input)) for x in block]
+            for i, (id, examples) in enumerate(neighbors.of_questions(writer, questions)):
+                stage.put(i, ShownExamples(id, examples))
+    return stage.records
 
 
 class Questions:
@@ -140,7 +132,7 @@ class Questions:
 class Examples:
     """Prompts for answers, which show pairs. shown: ids of these, by the instruction's id."""
 
-    def __init__(self, templates: Templates, neighbors: Neighbors, shown: Sequence[Shown]):
+    def __init__(self, templates: Templates, neighbors: Neighbors, shown: Sequence[ShownExamples]):
         self._templates, self._neighbors = templates, neighbors
         self._shown = {s.id: s.examples for s in shown}
         self.stop = templates.retrieved_stops

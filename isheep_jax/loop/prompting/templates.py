@@ -82,6 +82,11 @@ class Templates:
             return self.directory / f"{name or 'seeds'}.jsonl"
         return Path(setting)
 
+    @property
+    def topics_file(self) -> Path:
+        """The types of questions that `synthesize.method=topics` asks about."""
+        return self.directory / "topics.jsonl"
+
     def synthesize(self, examples: Sequence[dict[str, str]]) -> str:
         return self._render("synthesize", examples=examples)
 

@@ -6,7 +6,6 @@ written by people and lie beside the prompts.
 
 import json
 import math
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from pathlib import Path
 from isheep_jax.config import Config
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
+from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.verdicts import not_decoded
-from isheep_jax.loop.prompting.templates import Templates
-from isheep_jax.loop.protocols import Model, StageReporter
-from isheep_jax.loop.records import KEPT, Verdict, dropped, kept
-from isheep_jax.loop.run_directory import Stage
+from isheep_jax.loop.protocols import Model
+from isheep_jax.loop.records import KEPT, Topic, Verdict, dropped, kept
 
 # A type's pool of topics grows over at most so many rounds, one part of the stage each.
 ROUNDS = 9
@@ -52,18 +50,6 @@ class Type:
     name: str
     topic: str
     question: str
-
-
-@dataclass(frozen=True)
-class Topic:
-    """A topic that the model listed for a type. prompt: index of the prompt within the round and type."""
-
-    id: str
-    type: str
-    topic: str
-    round: int
-    prompt: int
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -136,38 +122,33 @@ def read_topics(text: str, finished: bool) -> list[str]:
     return [t for t in (topic.strip().rstrip(".,;:") for topic in topics) if t][:READ]
 
 
-def brainstorm(
-    model: Model,
-    config: Config,
-    templates: Templates,
-    types: Sequence[Type],
-    stage: Stage[Topic],
-    iteration: int,
-    progress: StageReporter,
-) -> list[Topic]:
-    """Topics for each type, dropped ones included, until each has its share of those wanted or the rounds are over.
+def brainstorm(context: StageContext, writer: Model, types: Sequence[Type]) -> list[Topic]:
+    """Returns topics for each type, dropped ones included, until each has its share or the rounds are over.
 
     A round is one part of the stage. Its prompts show topics of the rounds before, so that lists do not begin alike.
     """
-    writer = _Brainstorm(config, templates, types, iteration)
-    for part in stage.parts():
-        writer.take(part)
-        progress.advance(len(kept(part)))
-    while requests := writer.requests():
-        completions = {c.id: c for c in model.generate([r for _, _, r in requests], writer.sampling)}
-        part = writer.records([(type, n, completions[request.id]) for type, n, request in requests])
-        stage.write_part(writer.round, part)
-        writer.take(part)
-        progress.advance(len(kept(part)), dropped=len(writer.all) - len(kept(writer.all)))
-    sizes = [len(pool) - 1 for pool in writer.pools.values()]
-    stage.finish({"records": len(writer.all), "kept": sum(sizes), "fewest of a type": min(sizes)})
-    return writer.all
+    total = wanted_topics(context.config, types) * len(types)
+    with context.open("topics", total) as stage:
+        if stage.fresh:
+            state = _Brainstorm(context, types)
+            for part in stage.parts:
+                state.take(part)
+                stage.advance(len(kept(part)))
+            while requests := state.requests():
+                completions = {c.id: c for c in writer.generate([r for _, _, r in requests], state.sampling)}
+                part = state.records([(type, n, completions[request.id]) for type, n, request in requests])
+                stage.write_part(part)
+                state.take(part)
+                stage.advance(len(kept(part)), dropped=len(state.all) - len(kept(state.all)))
+            stage.summary["fewest of a type"] = min(len(pool) - 1 for pool in state.pools.values())
+    return stage.records
 
 
 class _Brainstorm:
     """What is collected so far; all that it asks next follows from that."""
 
-    def __init__(self, config: Config, templates: Templates, types: Sequence[Type], iteration: int):
+    def __init__(self, context: StageContext, types: Sequence[Type]):
+        config = context.config
         self.sampling = SamplingParams(
             config.synthesize.temperature, config.synthesize.top_p, MAX_TOKENS, stop=("\n\n", "\nType of question:")
         )
@@ -175,7 +156,7 @@ class _Brainstorm:
         self.pools = {t.name: [t.topic] for t in types}
         self.round = 0
         self.all: list[Topic] = []
-        self._seed, self._templates, self._types, self._iteration = config.seed, templates, types, iteration
+        self._context, self._types = context, types
 
     def take(self, part: Sequence[Topic]) -> None:
         for record in kept(part):
@@ -192,11 +173,12 @@ class _Brainstorm:
             missing = self.share - (len(self.pools[type.name]) - 1)
             # What is missing is spread over the rounds that are left, whose prompts know more topics.
             for n in range(math.ceil(missing / NEW_PER_PROMPT / (ROUNDS - self.round))):
-                key = f"{self._iteration}/topics/{self.round}/{index}/{n}"
+                key = "topics", self.round, index, n
                 pool = self.pools[type.name]
-                shown = random.Random(f"{self._seed}/{key}").sample(pool, min(SHOWN, len(pool)))
-                prompt = self._templates.topics(type.name, type.question, shown)
-                found.append((type, n, Request(key, prompt, self._templates.prefix("topics"))))
+                shown = self._context.random(*key).sample(pool, min(SHOWN, len(pool)))
+                prompt = self._context.templates.topics(type.name, type.question, shown)
+                request = Request(self._context.request_id(*key), prompt, self._context.templates.prefix("topics"))
+                found.append((type, n, request))
         return found
 
     def records(self, answers: Sequence[tuple[Type, int, Completion]]) -> list[Topic]:
@@ -204,7 +186,7 @@ class _Brainstorm:
         part: list[Topic] = []
 
         def add(type: Type, prompt: int, topic: str, verdict: Verdict) -> None:
-            id = f"{self._iteration}-topic-{len(self.all) + len(part):06d}"
+            id = f"{self._context.iteration}-topic-{len(self.all) + len(part):06d}"
             part.append(Topic(id, type.name, topic, self.round, prompt, verdict))
 
         for type, n, completion in answers:
@@ -231,10 +213,8 @@ def hints(types: Sequence[Type], topics: Sequence[Topic]) -> list[Hint]:
 class Guided:
     """Prompts for instructions about given hints, and what is read from their completions."""
 
-    def __init__(
-        self, config: Config, templates: Templates, types: Sequence[Type], hints: Sequence[Hint], iteration: int
-    ):
-        self._seed, self._templates, self._types, self._iteration = config.seed, templates, list(types), iteration
+    def __init__(self, context: StageContext, types: Sequence[Type], hints: Sequence[Hint]):
+        self._context, self._types = context, list(types)
         self._groups = [hints[i : i + HINTS] for i in range(0, len(hints), HINTS)]
 
     def __len__(self) -> int:
@@ -243,7 +223,7 @@ class Guided:
 
     def prompt(self, k: int) -> str:
         examples = [{"type": t.name, "topic": t.topic, "instruction": t.question} for t in self._shown(k)]
-        return self._templates.guided(examples, [{"type": h.type, "topic": h.topic} for h in self._groups[k]])
+        return self._context.templates.guided(examples, [{"type": h.type, "topic": h.topic} for h in self._groups[k]])
 
     def seeds(self, k: int) -> tuple[str, ...]:
         """Names of the types shown as examples."""
@@ -275,5 +255,4 @@ class Guided:
         return found
 
     def _shown(self, k: int) -> list[Type]:
-        rng = random.Random(f"{self._seed}/{self._iteration}/guided/{k}")
-        return rng.sample(self._types, min(HINTS, len(self._types)))
+        return self._context.random("guided", k).sample(self._types, min(HINTS, len(self._types)))

@@ -9,17 +9,18 @@ sampling noise, and fewer ties (Wang, Zhang & Choi 2025, arXiv 2503.03064: the m
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from isheep_jax.config import AssessConfig, Config
+from isheep_jax.config import AssessConfig
 from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Request, SamplingParams
-from isheep_jax.loop.prompting.templates import Templates
-from isheep_jax.loop.protocols import Model, StageReporter
-from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped
-from isheep_jax.loop.run_directory import Stage
-from isheep_jax.loop.stages.synthesize import counts
+from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.protocols import Model
+from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped, kept
 
 CRITERIA = ("quality", "following")
+
+# More unscored pairs than this share, and the scores mean little.
+UNSCORED_SHARE = 0.05
 
 _LEADING_NUMBER = re.compile(
     # What may stand before it: white space, marks of bold text, opening quotes and brackets, a colon after the prompt.
@@ -102,60 +103,75 @@ def probability_above(score: Score, threshold: float) -> float | None:
     return sum(p for n, p in enumerate(score.distribution, start=1) if n > threshold)
 
 
-def assess(
-    judge: Callable[[], Model],
-    config: Config,
-    templates: Templates,
-    pairs: Sequence[Pair],
-    stage: Stage[Scores],
-    iteration: int,
-    progress: StageReporter,
-) -> list[Scores]:
-    """The scores of each of the (kept) pairs; a pair without one that was asked for is dropped as "unscored".
+def assess(context: StageContext, judge: Model, pairs: Sequence[Pair], *, stage: str = "scores") -> list[Scores]:
+    """Returns the scores of each of the (kept) pairs; a pair that lacks a score that was asked for is "unscored".
 
-    judge: gives the model that scores, called only if a score is asked for.
+    stage: "scores", or "agreement" for those of a second judge.
     """
-    settings = config.assess
+    settings = context.config.assess
     criteria = asked(settings)
-    if not criteria:
-        stage.finish(counts([]))
-        return []
-    model = judge()
     samples = settings.samples if settings.read == "sampled" else 1
+    with context.open(stage, len(pairs)) as open_stage:
+        for block in open_stage.blocks(pairs if criteria else []):
+            requests, keys = _requests(context, block, criteria, samples)
+            results: dict[int, dict[tuple[str, int], ChoiceLogprobs | Completion]] = {}
+            for result in _ask(context, judge, requests):
+                i, criterion, sample = keys[result.id]
+                results.setdefault(i, {})[criterion, sample] = result
+                if len(results[i]) == len(criteria) * samples:
+                    open_stage.put(i, _scores(settings, block[i].id, results.pop(i), criteria, samples))
+        if (mass := median_mass(open_stage.records)) is not None:
+            open_stage.summary["median_mass"] = mass
+    scores = open_stage.records
+    unscored = len(scores) - len(kept(scores))
+    if stage == "scores":
+        if open_stage.fresh and unscored > UNSCORED_SHARE * len(scores):
+            text = f"iteration {context.iteration}: {unscored} of {len(scores)} pairs got no score"
+            context.reporter.warn(text)
+        context.guard("min_score_mass", median_mass(scores), fresh=open_stage.fresh)
+    return scores
 
-    def ask(requests: Sequence[Request]) -> Iterator[ChoiceLogprobs | Completion]:
+
+def _requests(
+    context: StageContext, pairs: Sequence[Pair], criteria: Mapping[str, str], samples: int
+) -> tuple[list[Request], dict[str, tuple[int, str, int]]]:
+    """Returns the requests for the scores of the pairs, and what each asks for: (index of pair, criterion, sample)."""
+    templates, requests, keys = context.templates, [], {}
+    for i, pair in enumerate(pairs):
+        for criterion, template in criteria.items():
+            prompt = templates.score(template, pair.instruction, pair.input, pair.response)
+            for sample in range(samples):
+                id = context.request_id("assess", criterion, pair.id, *([sample] if sample else []))
+                requests.append(Request(id, prompt, templates.prefix(template)))
+                keys[id] = i, criterion, sample
+    return requests, keys
+
+
+def _ask(
+    context: StageContext, judge: Model, requests: Sequence[Request]
+) -> Iterator[ChoiceLogprobs] | Iterator[Completion]:
+    settings = context.config.assess
+    if settings.read == "expected":
+        return judge.choice_logprobs(requests, context.templates.choices)
+    return judge.generate(requests, SamplingParams(settings.temperature, settings.top_p, settings.max_tokens))
+
+
+def _scores(
+    settings: AssessConfig,
+    id: str,
+    results: Mapping[tuple[str, int], ChoiceLogprobs | Completion],
+    criteria: Iterable[str],
+    samples: int,
+) -> Scores:
+    scores = {}
+    for criterion in criteria:
         if settings.read == "expected":
-            return model.choice_logprobs(requests, templates.choices)
-        return model.generate(requests, SamplingParams(settings.temperature, settings.top_p, settings.max_tokens))
-
-    def read(results: Sequence[ChoiceLogprobs | Completion]) -> Score:
-        return expected_score(results[0]) if settings.read == "expected" else sampled_score(results, settings.parser)
-
-    def process(block: Sequence[Pair]) -> Iterator[tuple[int, Scores]]:
-        requests, place = [], {}
-        for i, pair in enumerate(block):
-            for criterion, template in criteria.items():
-                prompt = templates.score(template, pair.instruction, pair.input, pair.response)
-                for sample in range(samples):
-                    id = f"{iteration}/assess/{criterion}/{pair.id}{f'/{sample}' if sample else ''}"
-                    requests.append(Request(id, prompt, templates.prefix(template)))
-                    place[id] = i, criterion, sample
-        found: dict[int, dict[tuple[str, int], ChoiceLogprobs | Completion]] = {}
-        for result in ask(requests):
-            i, criterion, sample = place[result.id]
-            results = found.setdefault(i, {})
-            results[criterion, sample] = result
-            if len(results) == len(criteria) * samples:
-                scores = {c: read([results[c, k] for k in range(samples)]) for c in criteria}
-                del found[i]
-                missing = [c for c in criteria if scores[c].value is None]
-                verdict = dropped("unscored", ", ".join(missing)) if missing else KEPT
-                yield i, Scores(block[i].id, scores.get("quality"), scores.get("following"), verdict)
-
-    stage_records = stage.work(pairs, process, progress.advance)
-    mass = median_mass(stage_records)
-    stage.finish({**counts(stage_records), **({} if mass is None else {"median_mass": mass})})
-    return stage_records
+            scores[criterion] = expected_score(results[criterion, 0])
+        else:
+            scores[criterion] = sampled_score([results[criterion, k] for k in range(samples)], settings.parser)
+    missing = [criterion for criterion, score in scores.items() if score.value is None]
+    verdict = dropped("unscored", ", ".join(missing)) if missing else KEPT
+    return Scores(id, scores.get("quality"), scores.get("following"), verdict)
 
 
 def median_mass(records: Sequence[Scores]) -> float | None:

@@ -5,82 +5,83 @@ for a thorough answer; what it writes is learned as the answer to the instructio
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from isheep_jax.config import Config
-from isheep_jax.decode.requests import Request, SamplingParams
+from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import NothingLeftError
+from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.novelty import normalize
 from isheep_jax.loop.filters.text_rules import response_reason
 from isheep_jax.loop.prompting.principles import clean, until_repeated
-from isheep_jax.loop.prompting.templates import Templates
-from isheep_jax.loop.protocols import Model, StageReporter
+from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Instruction, Pair, dropped, kept, user_text
-from isheep_jax.loop.run_directory import Stage
-from isheep_jax.loop.stages.synthesize import counts
 from isheep_jax.text.conversation import Message
 
 # Fewer words in a row may well be the same in an answer and in what was asked.
 ECHO_WORDS = 6
 
 
-def thorough_answers(
-    model: Model,
-    config: Config,
-    templates: Templates,
-    instructions: Sequence[Instruction],
-    stage: Stage[Pair],
-    iteration: int,
-    progress: StageReporter,
-) -> list[Pair]:
-    """One thorough answer to each of the (kept) instructions, dropped ones included.
+def answer_thoroughly(context: StageContext, engraved: Model, instructions: Sequence[Instruction]) -> list[Pair]:
+    """Returns one thorough answer to each of the (kept) instructions, dropped ones included.
 
     Raises NothingLeftError when fewer than `select.min_pairs` are kept.
     """
-    settings, rules = config.clone, config.respond.rules
-    sampling = SamplingParams(settings.temperature, settings.top_p, settings.max_tokens)
-    head = templates.prefix("thorough")
+    config, templates = context.config, context.templates
+    sampling = SamplingParams(config.clone.temperature, config.clone.top_p, config.clone.max_tokens)
+    prefix = templates.prefix("thorough")
+    with context.open("thorough", len(instructions)) as stage:
+        for block in stage.blocks(instructions):
+            requests = [
+                Request(
+                    context.request_id("clone", x.id),
+                    (Message("user", templates.answer("thorough", x.instruction, x.input)),),
+                    prefix,
+                )
+                for x in block
+            ]
+            index = {request.id: i for i, request in enumerate(requests)}
+            for completion in engraved.generate(requests, sampling):
+                i = index[completion.id]
+                stage.put(i, _pair(config.respond.rules, block[i], completion, prefix))
+        if stage.fresh:
+            _check_count(context, stage.records)
+    return stage.records
 
-    def process(block: Sequence[Instruction]) -> Iterator[tuple[int, Pair]]:
-        requests = [
-            Request(
-                f"{iteration}/clone/{x.id}",
-                (Message("user", templates.answer("thorough", x.instruction, x.input)),),
-                head,
-            )
-            for x in block
-        ]
-        index = {request.id: i for i, request in enumerate(requests)}
-        for completion in model.generate(requests, sampling):
-            i = index[completion.id]
-            x, text = block[i], until_repeated(clean(completion.text))
-            if completion.finish_reason == "error":
-                verdict = dropped("not decoded", completion.error)
-            elif completion.finish_reason == "length":
-                verdict = dropped("unfinished")
-            else:
-                reason = response_reason(rules, x.instruction, x.input, text) or echo_reason(x, head, text)
-                verdict = dropped(reason) if reason else KEPT
-            yield i, Pair(f"{x.id}-thorough", x.id, x.instruction, x.input, text, verdict)
 
-    pairs = stage.work(instructions, process, progress.advance)
-    if len(kept(pairs)) < max(1, config.select.min_pairs):
+def _pair(rules: str, instruction: Instruction, completion: Completion, prefix: str) -> Pair:
+    text = until_repeated(clean(completion.text))
+    if completion.finish_reason == "error":
+        verdict = dropped("not decoded", completion.error)
+    elif completion.finish_reason == "length":
+        verdict = dropped("unfinished")
+    else:
+        reason = response_reason(rules, instruction.instruction, instruction.input, text)
+        reason = reason or echo_reason(instruction, prefix, text)
+        verdict = dropped(reason) if reason else KEPT
+    id = f"{instruction.id}-thorough"
+    return Pair(id, instruction.id, instruction.instruction, instruction.input, text, verdict)
+
+
+def _check_count(context: StageContext, pairs: Sequence[Pair]) -> None:
+    least = context.config.select.min_pairs
+    if len(kept(pairs)) < max(1, least):
         raise NothingLeftError(
-            f"clone: {len(kept(pairs))} of {len(pairs)} thorough answers are kept, select.min_pairs asks for "
-            f"{config.select.min_pairs}; the reasons are in {stage.directory}; in a new run raise clone.max_tokens "
-            "or use clone.enabled=False"
+            f"clone: {len(kept(pairs))} of {len(pairs)} thorough answers are kept, select.min_pairs asks for {least}; "
+            f"the reasons are in {context.files('thorough').directory}; in a new run raise clone.max_tokens or use "
+            "clone.enabled=False"
         )
-    stage.finish(counts(pairs))
-    return pairs
 
 
-def echo_reason(instruction: Instruction, head: str, answer: str) -> str | None:
-    """Why an answer is dropped that repeats what the model was shown, or None. head: the wish for a thorough answer."""
+def echo_reason(instruction: Instruction, prefix: str, answer: str) -> str | None:
+    """Returns why an answer that repeats what the model was shown is dropped, or None.
+
+    prefix: the wish for a thorough answer, with which the prompt begins.
+    """
     said = f" {normalize(answer)} "
     asked = normalize(user_text(instruction.instruction, instruction.input))
     if len(asked.split()) >= ECHO_WORDS and said.startswith(f" {asked} "):
         return "repeats the instruction"
-    for sentence in map(normalize, re.split(r"[.!?\n]+", head)):
+    for sentence in map(normalize, re.split(r"[.!?\n]+", prefix)):
         if len(sentence.split()) >= ECHO_WORDS and f" {sentence} " in said:
             return "repeats the prompt"
     return None

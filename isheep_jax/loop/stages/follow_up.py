@@ -4,80 +4,65 @@ The paper trains on single turns only and sees the second turns of MT-Bench fall
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from isheep_jax.config import Config
-from isheep_jax.decode.requests import Request, SamplingParams
+from isheep_jax.decode.requests import Completion, Request, SamplingParams
+from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.novelty import normalize
 from isheep_jax.loop.filters.text_rules import instruction_reason
-from isheep_jax.loop.prompting.templates import Templates
-from isheep_jax.loop.protocols import Model, StageReporter
-from isheep_jax.loop.records import KEPT, Instruction, Pair, Selected, dropped, user_text
-from isheep_jax.loop.run_directory import Stage
-from isheep_jax.loop.stages.synthesize import counts
+from isheep_jax.loop.protocols import Model
+from isheep_jax.loop.records import KEPT, Instruction, Pair, Selected, Verdict, dropped, user_text
 from isheep_jax.text.conversation import Conversation, Message
 
 # A message of the user ends with its paragraph, or where the model goes on with the other's part or another task.
 STOP = ("\n\n", "\nAssistant:", "\nPerson:", "\n###")
 
 
-def follow_ups(
-    model: Model,
-    config: Config,
-    templates: Templates,
-    pairs: Sequence[Selected],
-    held_out: frozenset[str],
-    stage: Stage[Instruction],
-    iteration: int,
-    progress: StageReporter,
-) -> list[Instruction]:
-    """One instruction to follow each of the (kept) pairs, dropped ones included; its `seeds` name the pair.
-
-    held_out: normalized instructions of evaluation sets.
-    """
-    settings = config.synthesize
+def write_follow_ups(context: StageContext, writer: Model, pairs: Sequence[Selected]) -> list[Instruction]:
+    """Returns one instruction to follow each of the (kept) pairs, dropped ones included; its `seeds` name the pair."""
+    settings, templates = context.config.synthesize, context.templates
     sampling = SamplingParams(settings.temperature, settings.top_p, settings.max_tokens, STOP)
-
-    def process(block: Sequence[tuple[int, Selected]]) -> Iterator[tuple[int, Instruction]]:
-        requests = [
-            Request(
-                f"{iteration}/follow_up/{x.id}",
-                templates.follow_up(x.instruction, x.input, x.response),
-                templates.prefix("follow_up"),
-            )
-            for _, x in block
-        ]
-        index = {request.id: i for i, request in enumerate(requests)}
-        for completion in model.generate(requests, sampling):
-            i = index[completion.id]
-            number, pair = block[i]
-            text = completion.text.strip()
-            if completion.finish_reason == "error":
-                verdict = dropped("not decoded", completion.error)
-            elif completion.finish_reason == "length":
-                verdict = dropped("unfinished")
-            elif normalize(text) == normalize(pair.instruction):
-                verdict = dropped("repeats the first turn")
-            elif normalize(text) in held_out:
-                verdict = dropped("in an evaluation set")
-            else:
-                reason = instruction_reason(settings.rules, text, "")
-                verdict = dropped(reason) if reason else KEPT
-            yield i, Instruction(f"{pair.id}.2", text, "", number, (pair.id,), verdict)
-
-    records = stage.work(list(enumerate(pairs)), process, progress.advance)
-    stage.finish(counts(records))
-    return records
+    with context.open("follow_ups", len(pairs)) as stage:
+        for block in stage.blocks(list(enumerate(pairs))):
+            requests = [
+                Request(
+                    context.request_id("follow_up", x.id),
+                    templates.follow_up(x.instruction, x.input, x.response),
+                    templates.prefix("follow_up"),
+                )
+                for _, x in block
+            ]
+            index = {request.id: i for i, request in enumerate(requests)}
+            for completion in writer.generate(requests, sampling):
+                i = index[completion.id]
+                number, pair = block[i]
+                text, verdict = completion.text.strip(), _verdict(context, completion, pair)
+                stage.put(i, Instruction(f"{pair.id}.2", text, "", number, (pair.id,), verdict))
+    return stage.records
 
 
-def conversation(first: Selected) -> Conversation:
-    """The first turn."""
-    user = Message("user", user_text(first.instruction, first.input))
-    return (user, Message("assistant", first.response))
+def _verdict(context: StageContext, completion: Completion, pair: Selected) -> Verdict:
+    text = completion.text.strip()
+    if completion.finish_reason == "error":
+        return dropped("not decoded", completion.error)
+    if completion.finish_reason == "length":
+        return dropped("unfinished")
+    if normalize(text) == normalize(pair.instruction):
+        return dropped("repeats the first turn")
+    if normalize(text) in context.held_out:
+        return dropped("in an evaluation set")
+    reason = instruction_reason(context.config.synthesize.rules, text, "")
+    return dropped(reason) if reason else KEPT
+
+
+def first_turn(pair: Selected) -> Conversation:
+    """Returns the first turn as a conversation."""
+    user = Message("user", user_text(pair.instruction, pair.input))
+    return (user, Message("assistant", pair.response))
 
 
 def as_assessed(pairs: Sequence[Pair], firsts: Mapping[str, Selected]) -> list[Pair]:
-    """The pairs of second turns with the first turn in front of their instruction, for prompts that show one pair.
+    """Returns pairs of second turns with the first turn before their instruction, for prompts that show one pair.
 
     firsts: the first turns, by the id of the instruction that follows them.
     """

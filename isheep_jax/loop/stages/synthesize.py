@@ -1,28 +1,26 @@
-"""New instructions: the model continues a list of tasks that begins with a few seeds (I-SHEEP section 3.1).
+"""Writes new instructions: the model continues a list of tasks that begins with a few seeds (I-SHEEP section 3.1).
 
 Prompts go out in waves. A wave's size follows from what the waves before it gave, and a wave is one part of the stage,
 so that a run that resumes sends exactly the prompts that it would have sent.
 """
 
 import math
-import random
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isheep_jax.config import Config
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import NothingLeftError
-from isheep_jax.loop.filters.novelty import Pool, normalize
+from isheep_jax.loop import guards
+from isheep_jax.loop.context import OpenStage, StageContext
+from isheep_jax.loop.filters.novelty import Pool, RestartingPool, normalize
 from isheep_jax.loop.filters.text_rules import NO_INPUT, instruction_reason
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.similar import Questions
-from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.prompting.topics import GUIDED_STOP, Guided, wanted
-from isheep_jax.loop.protocols import Model, StageReporter
+from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Instruction, Verdict, dropped, kept
-from isheep_jax.loop.run_directory import Stage
 
 # Prompts of the first wave and of the largest. A kill costs at most one wave.
 FIRST_WAVE = 64
@@ -84,68 +82,81 @@ def parse(text: str, finished: bool) -> list[Segment]:
     return segments
 
 
-def shown_seeds(seeds: Sequence[Seed], shots: int, seed: int, iteration: int, prompt: int) -> list[Seed]:
-    """The seeds of one prompt: drawn without replacement, by the run's seed, the iteration and the prompt's index."""
-    return random.Random(f"{seed}/{iteration}/synthesize/{prompt}").sample(list(seeds), shots)
+def shown_seeds(context: StageContext, prompt: int) -> list[Seed]:
+    """Returns the seeds of the prompt with this index, drawn without replacement."""
+    return context.random("synthesize", prompt).sample(list(context.seeds), context.config.synthesize.shots)
 
 
 def synthesize(
-    model: Model,
-    config: Config,
-    templates: Templates,
-    seeds: Sequence[Seed],
-    pool: Pool,
-    held_out: frozenset[str],
-    stage: Stage[Instruction],
-    iteration: int,
-    progress: StageReporter,
+    context: StageContext,
+    writer: Model,
+    pool: Pool | RestartingPool,
+    *,
     guided: Guided | None = None,
     questions: Questions | None = None,
 ) -> list[Instruction]:
     """Writes instructions until `synthesize.instructions` are kept; returns all of them, dropped ones too.
 
-    pool: seeds and what earlier iterations kept; what is kept here joins it. held_out: normalized instructions of
-    evaluation sets, which must not be learned from. guided: prompts about topics, which come first, until their share
-    is there or all have been asked. questions: prompts that show similar pairs, in the place of seeds. Raises
-    NothingLeftError when the model has stopped writing new ones.
+    pool: seeds and what earlier iterations kept; what is kept here joins it.
+    guided: prompts about topics, which come first, until their share is there or all have been asked.
+    questions: prompts that show similar pairs, in the place of seeds.
+    Raises NothingLeftError when the model has stopped writing new ones.
     """
-    writer = _Writer(config, templates, seeds, pool, held_out, iteration, guided, questions)
-    for part in stage.parts():
-        writer.replay(part)
-        progress.advance(len(kept(part)))
-    while writer.needed:
-        writer.check_progress()
-        requests = writer.requests()
+    with context.open("instructions", context.config.synthesize.instructions) as stage:
+        if stage.fresh:
+            _write(context, writer, _State(context, pool, guided, questions), stage)
+    records = stage.records
+    _warn_of_missing_topics(context, records, fresh=stage.fresh)
+    context.guard("min_novelty", guards.novelty(records), fresh=stage.fresh)
+    return records
+
+
+def _write(context: StageContext, writer: Model, state: "_State", stage: OpenStage[Instruction]) -> None:
+    for part in stage.parts:
+        state.replay(part)
+        stage.advance(len(kept(part)))
+    while state.needed:
+        state.check_progress()
+        requests = state.requests()
         completions = {}
-        for completion in model.generate(requests, writer.sampling()):
+        for completion in writer.generate(requests, state.sampling()):
             completions[completion.id] = completion
-            progress.advance(0, prompts=f"{writer.prompts + len(completions)}")
-        part = writer.records([completions[r.id] for r in requests])
-        stage.write_part(writer.waves, part)
-        writer.count(part)
-        progress.advance(len(kept(part)), dropped=len(writer.all) - writer.accepted)
-    about = {"from topics": sum(r.hint is not None for r in kept(writer.all))} if guided is not None else {}
-    stage.finish({"prompts": writer.prompts, **counts(writer.all), **about})
-    return writer.all
+            stage.advance(0, prompts=f"{state.prompts + len(completions)}")
+        part = state.records([completions[r.id] for r in requests])
+        stage.write_part(part)
+        state.count(part)
+        stage.advance(len(kept(part)), dropped=len(state.all) - state.accepted)
+    stage.summary["prompts"] = state.prompts
+    if state.guided is not None:
+        stage.summary["from topics"] = sum(r.hint is not None for r in kept(state.all))
 
 
-def counts(records: Sequence) -> dict:
-    """How many records, how many kept, and how many dropped for each reason."""
-    reasons = Counter(r.verdict.reason for r in records if not r.verdict.kept)
-    return {"records": len(records), "kept": len(kept(records)), "dropped": dict(sorted(reasons.items()))}
+def _warn_of_missing_topics(context: StageContext, records: Sequence[Instruction], *, fresh: bool) -> None:
+    about, share = sum(r.hint is not None for r in kept(records)), wanted(context.config)
+    if fresh and about < share:
+        context.reporter.warn(
+            f"iteration {context.iteration}: {about} of {share} instructions are about topics; the others come from "
+            "seeds (reasons are in topics/ and instructions/)"
+        )
 
 
-class _Writer:
+class _State:
     """State of the stage between two waves; all of it follows from the records of the waves before."""
 
-    def __init__(self, config, templates, seeds, pool, held_out, iteration, guided, questions):
-        self.settings = config.synthesize
+    def __init__(
+        self,
+        context: StageContext,
+        pool: Pool | RestartingPool,
+        guided: Guided | None,
+        questions: Questions | None,
+    ):
+        self.settings = context.config.synthesize
         self.all: list[Instruction] = []
         self.accepted = self.prompts = self.waves = 0
-        self._seed, self._templates, self._seeds, self._pool = config.seed, templates, seeds, pool
-        self._held_out, self._iteration = held_out, iteration
+        self.guided = guided
+        self._context, self._templates, self._pool = context, context.templates, pool
         self._recent: list[tuple[int, int]] = []
-        self._guided, self._share, self._questions = guided, wanted(config), questions
+        self._share, self._questions = wanted(context.config), questions
         # Prompts and kept instructions since the last change from topics to seeds: they tell the yield.
         self._tried = self._gained = 0
 
@@ -157,7 +168,7 @@ class _Writer:
     @property
     def about_topics(self) -> bool:
         """Whether the next wave asks about topics."""
-        return self._guided is not None and self.accepted < self._share and self.prompts < len(self._guided)
+        return self.guided is not None and self.accepted < self._share and self.prompts < len(self.guided)
 
     @property
     def wave(self) -> int:
@@ -166,7 +177,7 @@ class _Writer:
             wave = min(FIRST_WAVE, max(self.needed, SMALLEST_WAVE))
         else:
             wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, math.ceil(self.needed * self._tried / self._gained)))
-        return min(wave, len(self._guided) - self.prompts) if self.about_topics else wave
+        return min(wave, len(self.guided) - self.prompts) if self.about_topics else wave
 
     def replay(self, part: Sequence[Instruction]) -> None:
         for record in kept(part):
@@ -195,7 +206,7 @@ class _Writer:
                 f"synthesize: the last {asked} prompts gave {new} new instructions, {self.accepted} of "
                 f"{self.settings.instructions} are there (dropped so far: {most}); in a new run lower "
                 "synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
-                + (" or method=few_shot" if self._guided else "")
+                + (" or method=few_shot" if self.guided else "")
             )
 
     def sampling(self) -> SamplingParams:
@@ -207,9 +218,9 @@ class _Writer:
 
     def requests(self) -> list[Request]:
         def request(k: int) -> Request:
-            id = f"{self._iteration}/synthesize/{k}"
+            id = self._context.request_id("synthesize", k)
             if self.about_topics:
-                return Request(id, self._guided.prompt(k), self._templates.prefix("guided"))
+                return Request(id, self.guided.prompt(k), self._templates.prefix("guided"))
             examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in self._shown(k)]
             prompt = self._templates.synthesize(examples)
             return Request(id, prompt, self._templates.prefix("synthesize"))
@@ -217,7 +228,7 @@ class _Writer:
         numbers = range(self.prompts, self.prompts + self.wave)
         if self._questions:
             prompts = self._questions.prompts(numbers)
-            return [Request(f"{self._iteration}/synthesize/{k}", prompt) for k, prompt in zip(numbers, prompts)]
+            return [Request(self._context.request_id("synthesize", k), prompt) for k, prompt in zip(numbers, prompts)]
         return [request(k) for k in numbers]
 
     def records(self, completions: Sequence[Completion]) -> list[Instruction]:
@@ -232,7 +243,7 @@ class _Writer:
                 if not reason and self._is_held_out(segment):
                     reason = "in an evaluation set"
                 found.append((k, segment, dropped(reason) if reason else None))
-        ids = [f"{self._iteration}-{len(self.all) + i:06d}" for i in range(len(found))]
+        ids = [f"{self._context.iteration}-{len(self.all) + i:06d}" for i in range(len(found))]
         verdicts = self._novel(ids, found)
         return [
             Instruction(id, s.instruction, s.input, k, self._seed_ids(k), v, s.hint)
@@ -258,7 +269,7 @@ class _Writer:
 
     def _is_held_out(self, segment: Segment) -> bool:
         both = f"{segment.instruction}\n{segment.input}"
-        return normalize(segment.instruction) in self._held_out or normalize(both) in self._held_out
+        return normalize(segment.instruction) in self._context.held_out or normalize(both) in self._context.held_out
 
     def _parse(self, prompt: int, completion: Completion) -> list[Segment]:
         finished = completion.finish_reason == "stop"
@@ -268,13 +279,13 @@ class _Writer:
             return parse(completion.text, finished)
         return [
             Segment(text, "", reason, str(hint) if hint else None)
-            for text, hint, reason in self._guided.read(prompt, completion.text, finished)
+            for text, hint, reason in self.guided.read(prompt, completion.text, finished)
         ]
 
     def _seed_ids(self, prompt: int) -> tuple[str, ...]:
         if self._questions:
             return self._questions.shown(prompt)
-        return self._guided.seeds(prompt) if self.about_topics else tuple(x.id for x in self._shown(prompt))
+        return self.guided.seeds(prompt) if self.about_topics else tuple(x.id for x in self._shown(prompt))
 
     def _shown(self, prompt: int) -> list[Seed]:
-        return shown_seeds(self._seeds, self.settings.shots, self._seed, self._iteration, prompt)
+        return shown_seeds(self._context, prompt)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scripted_backend import Fuse, ScriptedModel, SilentReporter, tiny_config
+from scripted_backend import Fuse, ScriptedModel, context_of, tiny_config
 
 from isheep_jax.config import Config, RespondConfig, SelectConfig
 from isheep_jax.decode.requests import Completion
@@ -11,7 +11,6 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.prompting.principles import Form, Principles, clean, read_form, until_repeated
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import KEPT, Instruction, Pair, Scores, dropped
-from isheep_jax.loop.run_directory import Stage
 from isheep_jax.loop.selection.select import select
 from isheep_jax.loop.stages.respond import respond
 
@@ -166,13 +165,12 @@ def test_records_keep_the_thoughts_and_nothing_of_them_goes_on(tmp_path):
     model = Says((good, "stop"), (good, "length"), (f"{THOUGHTS}", "stop"), (f"{THOUGHTS}\nAnswer: No.", "stop"))
     config = tiny_config(tmp_path, respond=RespondConfig(method="principles", rules="basic"))
     tasks = [Instruction(str(n), TASK.instruction, "", 0, (), KEPT) for n in range(4)]
-    stage = Stage(tmp_path / "stage", Pair, "digest")
-    with SilentReporter().stage(1, "respond", 4, "responses") as progress:
-        pairs = respond(model, config, tasks, {}, stage, 1, progress, PRINCIPLES)
+    context = context_of(config)
+    pairs = respond(context, model, tasks, {}, PRINCIPLES)
     assert [p.verdict.reason for p in pairs] == ["", "unfinished", "no answer", "too short"]
     assert {p.thoughts for p in pairs} == {THOUGHTS.strip()}
     assert [p.response for p in pairs] == [LONG, LONG, "", "No."]
-    assert stage.records() == pairs
+    assert context.files("responses").records() == pairs
     assert model.sampling.stop == PRINCIPLES.stop
 
 

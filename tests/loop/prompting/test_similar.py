@@ -22,10 +22,10 @@ from scripted_backend import (
 from isheep_jax.config import AssessConfig, RespondConfig, RetrievalConfig, SelectConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
-from isheep_jax.loop import run_directory
+from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.prompting.templates import load
-from isheep_jax.loop.records import Instruction, Pair, Selected, Shown, from_line, kept
+from isheep_jax.loop.records import Instruction, Pair, Selected, ShownExamples, from_line, kept
 
 SEEDS = [
     {"question": f"{verb} {n} {noun}?", "answer": f"{noun} {n}"}
@@ -55,10 +55,8 @@ class WritingModel(ScriptedModel):
 
 
 class WritingBackend(ScriptedBackend):
-    def load(self, directory):
-        model = super().load(directory)
-        self.models[-1] = WritingModel(model.name, self.fuse)
-        return self.models[-1]
+    def model(self, name):
+        return WritingModel(name, self.fuse)
 
 
 def config(path, **changes):
@@ -154,7 +152,7 @@ def test_a_completion_is_one_question_and_an_unfinished_or_empty_one_is_dropped(
     assert len({r.prompt for r in records}) == len(records)
     assert {r.verdict.reason for r in records} >= {"", "unfinished", "empty"}
     assert all(r.input == "" and r.instruction == r.instruction.strip() for r in records)
-    assert rows[1]["kept"] == len(kept(lines(path / "iteration_1" / "responses", Pair)))
+    assert rows[1].kept == len(kept(lines(path / "iteration_1" / "responses", Pair)))
 
 
 def test_any_label_of_the_template_ends_a_question_and_an_answer(finished):
@@ -172,11 +170,11 @@ def test_no_pair_of_the_pool_is_written_again(finished):
 
 def test_the_pool_may_be_the_seeds_alone_and_examples_may_be_random(tmp_path):
     _, _ = go(config(tmp_path / "seeds", retrieval=RetrievalConfig(examples=2)))
-    shown = lines(tmp_path / "seeds" / "iteration_2" / "examples", Shown)
+    shown = lines(tmp_path / "seeds" / "iteration_2" / "examples", ShownExamples)
     assert {id.partition("-")[0] for s in shown for id in s.examples} == {"seed"}
     settings = RetrievalConfig(examples=2, choose="random")
     _, backend = go(config(tmp_path / "random", iterations=1, retrieval=settings))
-    drawn = lines(tmp_path / "random" / "iteration_1" / "examples", Shown)
+    drawn = lines(tmp_path / "random" / "iteration_1" / "examples", ShownExamples)
     assert all(len(set(s.examples)) == 2 for s in drawn)
     assert len({s.examples for s in drawn}) > 10
     assert not any("/nearest/" in id for id in prompts_of(backend))
@@ -192,8 +190,8 @@ def test_one_of_the_methods_can_go_with_the_other_ways(tmp_path):
 
 
 def test_killed_anywhere_it_resumes_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_directory, "PART", 7)
-    monkeypatch.setattr(run_directory, "BLOCK", 14)
+    monkeypatch.setattr(context, "PART", 7)
+    monkeypatch.setattr(context, "BLOCK", 14)
     fuse = Fuse()
     # In one place, since settings name the file of seeds.
     settings = config(tmp_path / "whole")
@@ -215,11 +213,11 @@ def test_killed_anywhere_it_resumes_to_the_same_bytes(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("seeds", "count"), [("none", 0), ("added", len(SEEDS)), ("alone", len(SEEDS))])
 def test_seeds_can_be_learned_from_too_or_alone(tmp_path, seeds, count):
     _, backend = go(config(tmp_path / "run", iterations=1, sft=SFTConfig(seeds=seeds)))
-    examples = backend.calls[0]["examples"]
+    examples = backend.calls[0].examples
     found = [(e.conversation[0].content, e.response) for e in examples if e.id.startswith("seed-")]
     assert found == [(s["question"], s["answer"]) for s in SEEDS[:count]]
     assert (len(examples) > count) is (seeds != "alone")
-    card = backend.calls[0]["card"]
+    card = backend.calls[0].card
     assert "each after 3 similar pairs" in card
     assert ("seed tasks alone" in card, "among them the seed tasks" in card) == (seeds == "alone", seeds == "added")
 

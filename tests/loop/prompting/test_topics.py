@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from scripted_backend import Fuse, Killed, ScriptedModel, SilentReporter, tiny_config
+from scripted_backend import Fuse, Killed, ScriptedModel, context_of, tiny_config
 
 from isheep_jax.config import SynthesizeConfig
 from isheep_jax.decode.requests import Completion
@@ -24,8 +24,7 @@ from isheep_jax.loop.prompting.topics import (
     read_types,
     topic_reason,
 )
-from isheep_jax.loop.records import KEPT, Instruction, dropped, kept
-from isheep_jax.loop.run_directory import Stage
+from isheep_jax.loop.records import KEPT, dropped, kept
 from isheep_jax.loop.stages.synthesize import synthesize
 
 TYPES = [Type("Law", "Sublets", "May I sublet?"), Type("News", "Ferries", "Do the ferries run?")]
@@ -124,10 +123,12 @@ class Says(ScriptedModel):
         return Completion(request.id, "\n".join(f"{h} So what about {h} today?"[2:] for h in asked))
 
 
+def place(tmp_path, **changes):
+    return context_of(config(tmp_path, **changes), templates=TEMPLATES, seeds=SEEDS)
+
+
 def listed(tmp_path, model, **changes):
-    stage = Stage(tmp_path / "topics", Topic, "digest")
-    with SilentReporter().stage(1, "topics", 10, "topics") as progress:
-        return brainstorm(model, config(tmp_path, **changes), TEMPLATES, TYPES, stage, 1, progress)
+    return brainstorm(place(tmp_path, **changes), model, TYPES)
 
 
 def test_pools_grow_by_rounds_until_every_type_has_its_share(tmp_path):
@@ -167,12 +168,12 @@ def test_topics_that_were_killed_in_a_round_resume_to_the_same_bytes(tmp_path):
     whole = listed(tmp_path / "whole", Says(few))
     with pytest.raises(Killed):
         listed(tmp_path / "cut", Says(few, Fuse(6)))
-    assert (tmp_path / "cut" / "topics" / "part-00000.jsonl").exists()
+    assert (tmp_path / "cut" / "iteration_1" / "topics" / "part-00000.jsonl").exists()
     model = Says(few)
     assert listed(tmp_path / "cut", model) == whole
     assert not any("/topics/0/" in id for id in model.prompts)
-    for part in (tmp_path / "whole" / "topics").glob("part-*"):
-        assert part.read_bytes() == (tmp_path / "cut" / "topics" / part.name).read_bytes()
+    for part in (tmp_path / "whole" / "iteration_1" / "topics").glob("part-*"):
+        assert part.read_bytes() == (tmp_path / "cut" / "iteration_1" / "topics" / part.name).read_bytes()
 
 
 def topic(type, name, verdict=KEPT):
@@ -196,7 +197,7 @@ def test_hints_take_the_types_in_turn():
     ],
 )
 def test_a_line_counts_when_it_repeats_a_hint_that_is_open(tmp_path, text, found):
-    guided = Guided(config(tmp_path), TEMPLATES, TYPES, [Hint("Law", "Rent"), Hint("News", "Rain")], 1)
+    guided = Guided(place(tmp_path), TYPES, [Hint("Law", "Rent"), Hint("News", "Rain")])
     assert [(text, reason) for text, _, reason in guided.read(0, text, finished=True)] == found
     cut = guided.read(0, text, finished=False)
     assert cut[-1][2] == "unfinished"
@@ -204,11 +205,9 @@ def test_a_line_counts_when_it_repeats_a_hint_that_is_open(tmp_path, text, found
 
 
 def written(tmp_path, model, count, **changes):
-    settings = config(tmp_path, **changes)
-    stage = Stage(tmp_path / "instructions", Instruction, "digest")
-    guided = Guided(settings, TEMPLATES, TYPES, [Hint("Law", f"Rent {n}") for n in range(count)], 1)
-    with SilentReporter().stage(1, "synthesize", 10, "instructions") as progress:
-        return synthesize(model, settings, TEMPLATES, SEEDS, Pool(1.0), frozenset(), stage, 1, progress, guided)
+    context = place(tmp_path, **changes)
+    guided = Guided(context, TYPES, [Hint("Law", f"Rent {n}") for n in range(count)])
+    return synthesize(context, model, Pool(1.0), guided=guided)
 
 
 def test_topics_give_their_share_and_seeds_the_rest(tmp_path):
@@ -219,7 +218,7 @@ def test_topics_give_their_share_and_seeds_the_rest(tmp_path):
     assert len(about) >= 20
     assert len({r.hint for r in about}) == len(about)
     assert set(about[0].seeds) == {"Law", "News"}
-    manifest = json.loads((tmp_path / "instructions" / "DONE").read_text())
+    manifest = json.loads((tmp_path / "iteration_1" / "instructions" / "DONE").read_text())
     assert manifest["counts"]["from topics"] == len(about)
     rest = [r for r in kept(records) if not r.hint]
     assert rest
@@ -240,5 +239,5 @@ def test_instructions_from_topics_resume_to_the_same_bytes(tmp_path):
         with pytest.raises(Killed):
             written(path, Says(fuse=Fuse(at)), 60, instructions=70, topic_share=0.8)
         assert written(path, Says(), 60, instructions=70, topic_share=0.8) == whole
-        for part in (path / "instructions").glob("part-*"):
-            assert part.read_bytes() == (tmp_path / "whole" / "instructions" / part.name).read_bytes()
+        for part in (path / "iteration_1" / "instructions").glob("part-*"):
+            assert part.read_bytes() == (tmp_path / "whole" / "iteration_1" / "instructions" / part.name).read_bytes()

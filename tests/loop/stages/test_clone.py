@@ -11,6 +11,7 @@ from scripted_backend import (
     ScriptedBackend,
     ScriptedModel,
     SilentReporter,
+    context_of,
     evaluator,
     number,
     snapshot,
@@ -25,8 +26,7 @@ from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import KEPT, Instruction, Pair, from_line, kept
-from isheep_jax.loop.run_directory import Stage
-from isheep_jax.loop.stages.clone import echo_reason, thorough_answers
+from isheep_jax.loop.stages.clone import answer_thoroughly, echo_reason
 from isheep_jax.named_configs import named_config
 from isheep_jax.presets import PRESETS
 
@@ -71,9 +71,8 @@ class Says(ScriptedModel):
 def answered(tmp_path, *completions):
     config = tiny_config(tmp_path, respond=RespondConfig(rules="basic"), clone=CloneConfig(enabled=True))
     tasks = [dataclasses.replace(TASK, id=str(n), input="Briefly.") for n in range(len(completions))]
-    model, stage = Says(*completions), Stage(tmp_path / "thorough", Pair, "digest")
-    with SilentReporter().stage(1, "answer again", len(tasks), "answers") as progress:
-        return thorough_answers(model, config, TEMPLATES, tasks, stage, 1, progress), model
+    model = Says(*completions)
+    return answer_thoroughly(context_of(config, templates=TEMPLATES), model, tasks), model
 
 
 def test_each_answer_says_why_it_is_dropped_and_repetition_is_cut(tmp_path):
@@ -147,25 +146,25 @@ def test_self_align_learns_bare_answers_first_and_thorough_ones_then(tmp_path):
     assert names <= {p.name for p in place.iterdir()}
     assert {p.name for p in (place / "engraved").iterdir()} >= {"model", "fine_tune.json", "evaluation.json"}
     engraving, cloning = backend.calls[2:]
-    assert (engraving["start"], cloning["start"]) == (None, None)
+    assert (engraving.start, cloning.start) == (None, None)
     # Every answer that passed the filters is learned: no score, no selection.
     pairs = lines(place / "responses", Pair)
-    assert [e.response for e in engraving["examples"]] == [p.response for p in kept(pairs)]
+    assert [e.response for e in engraving.examples] == [p.response for p in kept(pairs)]
     assert {p.verdict.reason for p in pairs} == {"", "no thoughts"}
     instructions = kept(lines(place / "instructions", Instruction))
     assert any(x.hint for x in instructions)
     assert any(x.hint is None for x in instructions)
     thorough = lines(place / "thorough", Pair)
     assert [p.instruction_id for p in thorough] == [x.id for x in instructions]
-    assert [e.response for e in cloning["examples"]] == [p.response for p in kept(thorough)]
-    assert [e.conversation[0].content for e in cloning["examples"]] == [
+    assert [e.response for e in cloning.examples] == [p.response for p in kept(thorough)]
+    assert [e.conversation[0].content for e in cloning.examples] == [
         f"{p.instruction}\n{p.input}".strip() for p in kept(thorough)
     ]
-    assert rows[2]["thorough"] == len(kept(thorough)) > 0
-    assert rows[2]["engraved"]["fake"].keys() == {"accuracy", "stderr", "count"}
-    assert "thorough answers by a model" in cloning["card"]
-    assert "thorough answers by a model" not in engraving["card"]
-    assert all("which no score\nchose" in call["card"] for call in backend.calls)
+    assert rows[2].thorough == len(kept(thorough)) > 0
+    assert rows[2].engraved["fake"].keys() == {"accuracy", "stderr", "count"}
+    assert "thorough answers by a model" in cloning.card
+    assert "thorough answers by a model" not in engraving.card
+    assert all("which no score\nchose" in call.card for call in backend.calls)
 
 
 def test_neither_principles_nor_thoughts_are_in_what_is_trained_on(tmp_path):
@@ -175,14 +174,14 @@ def test_neither_principles_nor_thoughts_are_in_what_is_trained_on(tmp_path):
     thoughts = [p.thoughts for p in lines(tmp_path / "iteration_1" / "responses", Pair) if p.verdict.kept]
     assert all(SECRET in t for t in thoughts)
     for call in backend.calls:
-        for example in call["examples"]:
+        for example in call.examples:
             text = "\n".join([*(m.content for m in example.conversation), example.response])
             assert not any(word in text for word in ("Thinking", "Rules that matter", "Ethical", "Answer:", "thorough"))
     for path in (tmp_path / "iteration_1" / "selected").glob("part-*"):
         assert SECRET not in path.read_text()
 
 
-def test_the_engraved_model_writes_the_thorough_answers_and_the_last_one_goes_on(tmp_path):
+def test_the_engraved_model_writes_the_answer_thoroughly_and_the_last_one_goes_on(tmp_path):
     _, backend = go(self_aligned(tmp_path))
     wrote = {
         id.rpartition("/")[0]: directory and directory.relative_to(tmp_path)
@@ -236,11 +235,11 @@ def test_the_preset_laid_over_itself_changes_nothing(config):
     assert PRESETS["self_align"].apply(once) == once
 
 
-def test_thorough_answers_of_all_iterations_are_learned_where_all_data_is(tmp_path):
+def test_answer_thoroughly_of_all_iterations_are_learned_where_all_data_is(tmp_path):
     rows, backend = go(self_aligned(tmp_path, sft=SFTConfig(data="all")))
-    counts = [len(call["examples"]) for call in backend.calls]
-    kept_counts = [rows[1]["kept"], rows[2]["kept"]]
-    thorough = [rows[1]["thorough"], rows[2]["thorough"]]
+    counts = [len(call.examples) for call in backend.calls]
+    kept_counts = [rows[1].kept, rows[2].kept]
+    thorough = [rows[1].thorough, rows[2].thorough]
     assert counts == [kept_counts[0], thorough[0], sum(kept_counts), sum(thorough)]
 
 
@@ -264,7 +263,7 @@ def test_cloning_may_be_chosen_until_the_first_fine_tuning(tmp_path):
         go(config)
     config = dataclasses.replace(config, select=SelectConfig(rule="none"), clone=CloneConfig(enabled=True))
     rows, _ = go(config)
-    assert rows[1]["thorough"] > 0
+    assert rows[1].thorough > 0
     with pytest.raises(UserError, match=r"clone\.enabled was true, now false"):
         go(dataclasses.replace(config, clone=CloneConfig(enabled=False)))
     inputs = json.loads((tmp_path / "inputs.json").read_text())

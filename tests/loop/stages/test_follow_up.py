@@ -1,15 +1,14 @@
 """Second turns: what may follow a pair, how it is judged and how it is learned."""
 
 import pytest
-from scripted_backend import Fuse, ScriptedBackend, ScriptedModel, SilentReporter, evaluator, tiny_config
+from scripted_backend import Fuse, ScriptedBackend, ScriptedModel, SilentReporter, context_of, evaluator, tiny_config
 
 from isheep_jax.config import RespondConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import KEPT, Instruction, Pair, Selected, from_line, kept
-from isheep_jax.loop.run_directory import Stage
-from isheep_jax.loop.stages.follow_up import as_assessed, follow_ups
+from isheep_jax.loop.stages.follow_up import as_assessed, write_follow_ups
 from isheep_jax.text.conversation import Message
 
 
@@ -34,11 +33,10 @@ def pair(n, instruction="Add the numbers up.", input="1 2"):
 
 def written(tmp_path, *answers, held_out=frozenset(), rules="paper"):
     config = tiny_config(tmp_path, synthesize=SynthesizeConfig(turns=2, rules=rules))
-    stage = Stage(tmp_path / "stage", Instruction, "digest")
     model, pairs = Says(*answers), [pair(n) for n in range(len(answers))]
     templates = load("standard", ("synthesize", "follow_up"))
-    with SilentReporter().stage(1, "follow up", len(pairs), "pairs") as progress:
-        return follow_ups(model, config, templates, pairs, held_out, stage, 1, progress), model
+    context = context_of(config, templates=templates, held_out=held_out, turn=2)
+    return write_follow_ups(context, model, pairs), model
 
 
 @pytest.mark.parametrize(
@@ -102,9 +100,9 @@ def test_what_is_kept_is_learned_as_one_conversation_beside_its_first_turn(tmp_p
     assert [f.seeds[0] for f in follow] == list(firsts)
     assert {f.verdict.reason for f in follow} == {"", "too short"}
     second = kept(lines(place / "second_turn" / "selected", Selected))
-    assert rows[2]["second_turn"] == {"instructions": len(kept(follow)), "kept": len(second)}
+    assert rows[2].second_turn == {"instructions": len(kept(follow)), "kept": len(second)}
     assert len(second) > 0
-    examples = {e.id: e for e in backend.calls[1]["examples"]}
+    examples = {e.id: e for e in backend.calls[1].examples}
     assert list(examples) == [*firsts, *(s.id for s in second)]
     for s in second:
         first = firsts[s.instruction_id.removesuffix(".2")]
@@ -136,8 +134,8 @@ def test_a_second_turn_without_an_instruction_leaves_the_first(tmp_path, monkeyp
 
     monkeypatch.setattr(ScriptedModel, "complete", never_follows)
     rows, backend = go(tmp_path)
-    assert rows[1]["second_turn"] == {"instructions": 0, "kept": 0}
-    assert len(backend.calls[0]["examples"]) == rows[1]["kept"] > 0
+    assert rows[1].second_turn == {"instructions": 0, "kept": 0}
+    assert len(backend.calls[0].examples) == rows[1].kept > 0
     again, backend = go(tmp_path)
     assert again == rows
     assert backend.loaded == []
@@ -145,6 +143,6 @@ def test_a_second_turn_without_an_instruction_leaves_the_first(tmp_path, monkeyp
 
 def test_all_iterations_bring_their_second_turns(tmp_path):
     rows, backend = go(tmp_path, sft=SFTConfig(data="all"))
-    counts = [len(call["examples"]) for call in backend.calls]
-    per_row = [row["kept"] + row["second_turn"]["kept"] for row in rows[1:]]
+    counts = [len(call.examples) for call in backend.calls]
+    per_row = [row.kept + row.second_turn["kept"] for row in rows[1:]]
     assert counts == [per_row[0], sum(per_row)]

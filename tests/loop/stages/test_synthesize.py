@@ -1,14 +1,11 @@
 import pytest
-from scripted_backend import Fuse, ScriptedModel, SilentReporter, tiny_config
+from scripted_backend import Fuse, ScriptedModel, context_of, tiny_config
 
 from isheep_jax.config import SynthesizeConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.novelty import Pool
 from isheep_jax.loop.prompting.seeds import Seed
-from isheep_jax.loop.prompting.templates import load
-from isheep_jax.loop.records import Instruction
-from isheep_jax.loop.run_directory import Stage
 from isheep_jax.loop.stages.synthesize import Segment, parse, shown_seeds, synthesize
 
 SEEDS = [Seed(f"seed-{i:03d}", f"Do the thing number {i} quickly.", "", "") for i in range(8)]
@@ -44,12 +41,16 @@ def test_the_last_task_of_an_unfinished_completion_does_not_count():
     assert parse(" Add.\n###\n", finished=False) == [Segment("Add.", "")]
 
 
+def shown(seed, iteration, prompt):
+    config = tiny_config("", seed=seed, synthesize=SynthesizeConfig(shots=3))
+    return shown_seeds(context_of(config, seeds=SEEDS, iteration=iteration), prompt)
+
+
 def test_a_prompts_seeds_follow_from_the_seed_the_iteration_and_its_index():
-    shown = shown_seeds(SEEDS, 3, seed=0, iteration=1, prompt=7)
-    assert len({s.id for s in shown}) == 3
-    assert shown == shown_seeds(SEEDS, 3, seed=0, iteration=1, prompt=7)
-    others = [shown_seeds(SEEDS, 3, *key) for key in ((1, 1, 7), (0, 2, 7), (0, 1, 8))]
-    assert all(shown != other for other in others)
+    assert len({s.id for s in shown(0, 1, 7)}) == 3
+    assert shown(0, 1, 7) == shown(0, 1, 7)
+    others = [shown(*key) for key in ((1, 1, 7), (0, 2, 7), (0, 1, 8))]
+    assert all(shown(0, 1, 7) != other for other in others)
 
 
 class Fixed(ScriptedModel):
@@ -68,10 +69,8 @@ class Fixed(ScriptedModel):
 
 def write(tmp_path, model, held_out=frozenset(), pool=None, **settings):
     config = tiny_config(tmp_path, synthesize=SynthesizeConfig(**{"instructions": 10, "shots": 3, **settings}))
-    stage = Stage(tmp_path / "instructions", Instruction, "digest")
     pool = Pool(config.synthesize.novelty) if pool is None else pool
-    with SilentReporter().stage(1, "synthesize", 10, "instructions") as progress:
-        return synthesize(model, config, load("standard"), SEEDS, pool, held_out, stage, 1, progress)
+    return synthesize(context_of(config, seeds=SEEDS, held_out=held_out), model, pool)
 
 
 def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
@@ -84,7 +83,7 @@ def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
     assert len(pool) == 10
     assert [r.id for r in records[:2]] == ["1-000000", "1-000001"]
     assert [r.prompt for r in records[:4]] == [0, 0, 1, 1]
-    assert list(records[0].seeds) == [s.id for s in shown_seeds(SEEDS, 3, 0, 1, 0)]
+    assert list(records[0].seeds) == [s.id for s in shown(0, 1, 0)]
 
 
 def test_every_dropped_task_says_why(tmp_path):
@@ -110,5 +109,4 @@ def test_a_model_that_writes_nothing_new_stops_the_run_with_a_reason(tmp_path):
 def test_a_prompt_that_does_not_fit_is_recorded(tmp_path):
     with pytest.raises(UserError, match="not decoded"):
         write(tmp_path, Fixed("", finish_reason="error"))
-    stage = Stage(tmp_path / "instructions", Instruction, "digest")
-    assert stage.records()[0].verdict.detail == "too long"
+    assert context_of(tiny_config(tmp_path)).files("instructions").records()[0].verdict.detail == "too long"

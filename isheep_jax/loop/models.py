@@ -1,0 +1,51 @@
+"""The models of a run as the stages see them: who writes, who judges, loaded when first asked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from etils import epath
+
+from isheep_jax.config import is_server
+from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
+from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.judging.endpoint import Endpoint
+from isheep_jax.loop.judging.judges import OWN, own_model
+from isheep_jax.loop.protocols import Backend, Model
+
+
+@dataclass(frozen=True)
+class DeferredModel:
+    """A `Model` in a directory (None: the base model), which the backend loads when it is first asked something.
+
+    A stage that is DONE asks nothing, so a run that resumes loads no weights for it.
+    """
+
+    backend: Backend
+    directory: epath.Path | None
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
+        return self.backend.load(self.directory).generate(requests, sampling)
+
+    def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
+        return self.backend.load(self.directory).choice_logprobs(requests, choices)
+
+    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
+        return self.backend.load(self.directory).text_logprobs(requests, texts)
+
+    def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
+        return self.backend.load(self.directory).embed(requests)
+
+
+def writer_of(context: StageContext, backend: Backend) -> Model:
+    """Returns the model that writes in an iteration: the one that the iteration before made."""
+    return DeferredModel(backend, context.directory.model(context.iteration - 1))
+
+
+def judge_of(context: StageContext, backend: Backend, name: str) -> Model:
+    """Returns the judge that a value of `assess.judge` names, in an iteration."""
+    settings = context.config.assess
+    if is_server(name):
+        key, at_once = settings.judge_key, settings.judge_requests
+        return Endpoint(name, settings.judge_model, key, at_once, context.config.seed)
+    own = name in OWN
+    return DeferredModel(backend, own_model(context.directory, name, context.iteration) if own else backend.judge)

@@ -1,0 +1,72 @@
+"""Supervised fine-tuning on what an iteration selected: what the new model learns from, and the stage that makes it."""
+
+import time
+
+from isheep_jax import distributed
+from isheep_jax.files import read_json_if_there, write_json
+from isheep_jax.loop.card import model_card
+from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.protocols import Backend, FineTuneJob
+from isheep_jax.loop.records import kept
+from isheep_jax.loop.stages.follow_up import first_turn
+from isheep_jax.loop.stages.respond import prompt_for
+from isheep_jax.loop.stages.table import STAGES
+from isheep_jax.sft.examples import Example
+
+
+def training_examples(context: StageContext, *, thorough: bool = False) -> list[Example]:
+    """Returns what the iteration learns from: single turns, and second turns with the first turn as their context.
+
+    thorough: learn from the thorough answers of the engraved model instead.
+    """
+    sft, examples = context.config.sft, []
+    if sft.seeds != "none":
+        examples += [Example(s.id, prompt_for(s.instruction, s.input), s.output) for s in context.seeds]
+    if sft.seeds == "alone":
+        return examples
+    for number in range(1 if sft.data == "all" else context.iteration, context.iteration + 1):
+        if thorough:
+            pairs = kept(context.files("thorough", number).records())
+        else:
+            pairs = kept(context.files("selected", number).records())
+        examples += [Example(p.id, prompt_for(p.instruction, p.input), p.response) for p in pairs]
+        if context.config.synthesize.turns == 2:
+            history = {f"{p.id}.2": first_turn(p) for p in pairs}
+            for p in kept(context.second_turn().files("selected", number).records()):
+                prompt = prompt_for(p.instruction, p.input, history=history[p.instruction_id])
+                examples.append(Example(p.id, prompt, p.response))
+    return examples
+
+
+def fine_tune(context: StageContext, backend: Backend, instructions: int, *, stage: str = "model") -> dict:
+    """Makes the iteration's model. Returns what the backend says of the training.
+
+    The model is in `model/` of the stage's directory, and what LoRA added in `adapter/`, when `fine_tune.json` is
+    there.
+
+    instructions: how many were kept, for the model card.
+    stage: "model", or "engraved" for the model that verbose cloning learns from, which has a directory of its own.
+    """
+    iteration, number = context.directory.iteration(context.iteration), context.iteration
+    directory = iteration if stage == "model" else iteration / STAGES[stage].directory
+    thorough = context.config.clone.enabled and stage == "model"
+    manifest = directory / "fine_tune.json"
+    if finished := read_json_if_there(manifest):
+        return finished["metrics"]
+    begun = time.monotonic()
+    examples = training_examples(context, thorough=thorough)
+    job = FineTuneJob(
+        iteration=number,
+        start=context.directory.model(number - 1) if context.config.sft.start == "previous" else None,
+        examples=examples,
+        directory=directory,
+        card=model_card(context.config, number, instructions, len(examples), thorough),
+    )
+    # An earlier attempt may have left a model and ended before its manifest.
+    distributed.from_primary(lambda: job.model.rmtree(missing_ok=True))
+    with context.reporter.stage(number, STAGES[stage].title, None, STAGES[stage].unit) as progress:
+        metrics = backend.fine_tune(job, progress)
+    seconds = round(time.monotonic() - begun, 3)
+    digest = context.directory.digest(STAGES[stage].level)
+    write_json(manifest, {"metrics": metrics, "config": digest, "seconds": seconds})
+    return metrics

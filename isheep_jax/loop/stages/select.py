@@ -1,0 +1,48 @@
+"""Selects the pairs that the model learns from, and writes them as a dataset."""
+
+from collections.abc import Mapping, Sequence
+
+from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.dataset import write_dataset
+from isheep_jax.loop.protocols import Model
+from isheep_jax.loop.records import Pair, Scores, Selected, kept
+from isheep_jax.loop.selection.select import select
+from isheep_jax.loop.stages.measure import measure
+from isheep_jax.text.conversation import Prompt
+
+
+def select_pairs(
+    context: StageContext,
+    judge: Model,
+    pairs: Sequence[Pair],
+    scores: Sequence[Scores],
+    prompts: Mapping[str, Prompt],
+) -> list[Selected]:
+    """Returns the last verdict on every pair; kept ones are also in the stage's `dataset/`.
+
+    judge: the model that measures what the rule needs beside scores.
+    pairs: all pairs, in the order of generation, dropped ones included.
+    scores: of the kept pairs.
+    prompts: what was answered, by the pair's instruction_id.
+    Raises NothingLeftError when too few pairs are kept; nothing is written then, so that the run goes on from here with
+    other settings of selection.
+    """
+    if context.is_done("selected"):
+        return context.files("selected").records()
+    config = context.config
+    measures = measure(context, judge, kept(pairs), prompts)
+    with context.open("selected", len(pairs)) as stage:
+        selected = select(config, context.iteration, pairs, scores, measures, context.turn)
+        if context.turn == 1:
+            share = len(kept(selected)) / config.synthesize.instructions
+            context.guard("min_yield", share, fresh=True)
+        stage.write_part(selected)
+        # The library makes no dataset of nothing, which a second turn may come to.
+        if kept(selected):
+            write_dataset(stage.files.directory / "dataset", kept(selected))
+        # What the paper's rule, all sampled scores above the threshold, would keep on average.
+        chances = [s.above for s in selected if s.above is not None]
+        if chances:
+            stage.summary["expected_above_threshold"] = round(sum(chances), 2)
+        stage.advance(len(pairs), kept=len(kept(selected)))
+    return selected
