@@ -127,7 +127,7 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
 
 @dataclass(frozen=True)
 class Answered:
-    """What became of the instructions of one turn. scores: of the pairs that the text rules kept."""
+    """The result of one turn. scores: of the pairs that the text rules kept. selected: all pairs with last verdicts."""
 
     scores: list[Scores]
     selected: list[Selected]

@@ -114,7 +114,7 @@ class OpenStage(Generic[T]):
 
     @property
     def fresh(self) -> bool:
-        """Whether this process makes the stage, or a part of it."""
+        """True where this process makes the stage, or a part of it."""
         return self.progress is not None
 
     @property

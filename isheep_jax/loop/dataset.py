@@ -23,9 +23,9 @@ _DESCRIPTION = (
 
 
 def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> None:
-    """Writes `directory`, on a disk whole or not at all; what lies there is replaced. Of processes, the first does it.
+    """Writes `directory` on the primary process, on a disk whole or not at all; an earlier dataset there is replaced.
 
-    The same records give the same bytes. Features: id, instruction, input, response (text), quality and following
+    The same records give the same bytes. Features: id, instruction, input, response (strings), quality and following
     (float32, NaN where there is no score).
     """
     if not distributed.is_primary():

@@ -139,7 +139,7 @@ class ExampleAnswer(TypedDict):
 
 
 class TaskResult(TypedDict):
-    """How a model does on an evaluation task, as JSON values; a task may add others.
+    """A model's result on an evaluation task, as JSON values; a task may add others.
 
     accuracy: share of the prompts that are answered correctly (0 to 1). stderr: its standard error. count: number of
     prompts. examples: a few answers, to the same prompts for every model.

@@ -1,4 +1,4 @@
-"""What travels through the loop: frozen records, one JSON line each, every one with its verdict.
+"""The records of the loop: frozen dataclasses, one JSON line each, with a verdict.
 
 Ids say where a record comes from: "2-000042" is the 42nd instruction that iteration 2 wrote (dropped ones count too),
 "2-000042-3" its fourth response. Nothing in a record depends on the time, the machine or a restart.
@@ -36,6 +36,7 @@ KEPT = Verdict(True)
 
 
 def dropped(reason: str, detail: str = "") -> Verdict:
+    """Returns the verdict on a record that is dropped for a reason."""
     return Verdict(False, reason, detail)
 
 
@@ -148,23 +149,24 @@ class ShownExamples:
 
 
 def user_text(instruction: str, input: str) -> str:
-    """What the user says: the instruction, and the input on its own line. The same when answering and when training."""
+    """Returns the user's message: the instruction, and the input on its own line, when answering and when training."""
     return f"{instruction}\n{input}" if input else instruction
 
 
 def to_line(record: Any) -> str:
-    """The record as one line of JSON, without the line break."""
+    """Returns the record as one line of JSON, without the line break."""
     rare = _rare(type(record))
     values = {name: value for name, value in vars(record).items() if value is not None or name not in rare}
     return json.dumps(values, default=vars, ensure_ascii=False)
 
 
 def from_line(cls: type[T], line: str) -> T:
-    """The record that `to_line` wrote. Raises ValueError, KeyError or TypeError when it is not one."""
+    """Returns the record that `to_line` wrote. Raises ValueError, KeyError or TypeError when it is not one."""
     return _build(cls, json.loads(line))
 
 
 def kept(records: Iterable[T]) -> list[T]:
+    """Returns the records whose verdict is kept."""
     return [r for r in records if r.verdict.kept]
 
 

@@ -32,7 +32,7 @@ _BESIDE = {"log.txt"}
 
 
 def digest(values: Any) -> str:
-    """sha256 of the values as canonical JSON."""
+    """Returns the sha256 of the values as canonical JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -58,10 +58,11 @@ class RunDirectory:
         return cls(path, config)
 
     def iteration(self, number: int) -> epath.Path:
+        """Returns the directory of an iteration; 0 is the base model's."""
         return self.path / f"iteration_{number}"
 
     def model(self, number: int) -> epath.Path | None:
-        """The model that iteration `number` made; None for 0, the base model."""
+        """Returns the model that iteration `number` made; None for 0, the base model."""
         return self.iteration(number) / "model" if number else None
 
     def stage(self, iteration: int, spec: StageSpec, turn: int = 1) -> StageFiles:

@@ -13,7 +13,7 @@ _HEADLINE = ("accuracy", "stderr", "count")
 
 @dataclass(frozen=True)
 class IterationSummary:
-    """The figures of one iteration. Those that the base model (iteration 0) or the settings do not have are None.
+    """The figures of one iteration; None where the base model (iteration 0) or the settings have none.
 
     iteration: number; 0 is the base model.
     instructions: how many were kept.
