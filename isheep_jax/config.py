@@ -432,6 +432,10 @@ def flatten(config: Config) -> dict[str, object]:
     return dict(walk(config, ""))
 
 
+# Values of assess.judge that name models of the run itself.
+OWN_JUDGES = ("current", "previous", "base")
+
+
 def is_server(judge: str) -> bool:
-    """Returns whether the setting assess.judge is the URL of a server."""
+    """Returns whether a value of assess.judge is the URL of a server."""
     return judge.startswith(("http://", "https://"))

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isheep_jax.config import Config
+from isheep_jax.config import OWN_JUDGES, Config
 from isheep_jax.files import write_json
 from isheep_jax.loop import guards
 from isheep_jax.loop.context import StageContext
@@ -161,7 +161,7 @@ def compare_judges(context: StageContext, backend: Backend, first: Answered) -> 
     """Returns how far the judge and a second one agree on some of the pairs; None where they are the same model."""
     config = context.config
     names = config.assess.judge, judges.second_judge(config)
-    own = [judges.own_model(context.directory, name, context.iteration) for name in names if name in judges.OWN]
+    own = [judges.own_model(context.directory, name, context.iteration) for name in names if name in OWN_JUDGES]
     if len(own) == 2 and own[0] == own[1]:
         return None
     scored = {s.id for s in first.scores}

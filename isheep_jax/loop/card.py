@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isheep_jax.config import Config, is_server
-from isheep_jax.loop.judging.judges import OWN
+from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.loop.selection.select import describe
 from isheep_jax.loop.stages.assess import SINGLE
 
@@ -106,7 +105,7 @@ def _scores(config: Config, iteration: int) -> str:
 
 def _external(judge: str, judge_model: str, level: str) -> str:
     """The name of a judge that is no model of the run; "" where there is none."""
-    if judge in OWN or level == "none":
+    if judge in OWN_JUDGES or level == "none":
         return ""
     return judge_model if is_server(judge) else judge
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from etils import epath
 
-from isheep_jax.config import is_server
+from isheep_jax.config import OWN_JUDGES, is_server
 from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.judging.endpoint import Endpoint
-from isheep_jax.loop.judging.judges import OWN, own_model
+from isheep_jax.loop.judging.judges import own_model
 from isheep_jax.loop.protocols import Backend, Model
 
 
@@ -47,5 +47,5 @@ def judge_of(context: StageContext, backend: Backend, name: str) -> Model:
     if is_server(name):
         key, at_once = settings.judge_key, settings.judge_requests
         return Endpoint(name, settings.judge_model, key, at_once, context.config.seed)
-    own = name in OWN
+    own = name in OWN_JUDGES
     return DeferredModel(backend, own_model(context.directory, name, context.iteration) if own else backend.judge)

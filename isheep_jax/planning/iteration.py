@@ -1,4 +1,4 @@
-"""A whole iteration from the least times of its programs: how many steps of each, hours, and chip-hours."""
+"""Adds up an iteration from the least times of its programs: steps per stage, seconds and chip-hours."""
 
 import dataclasses
 import math
@@ -8,22 +8,27 @@ from isheep_jax.config import Config, is_server
 from isheep_jax.loop.judging.judges import second_judge
 from isheep_jax.loop.selection.rules import RULES, effective_rule, needs_clusters, needs_perplexities
 from isheep_jax.loop.stages.assess import asked
+from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.programs import Program
 
-# Tokens at whose multiples prompts begin in packed rows.
+# Stages of the loop that a plan leaves out: they take little time or none on the devices.
+NOT_PLANNED = ("topics", "pool", "examples", "selected", "evaluation")
+# Prompts begin at multiples of this many tokens in packed rows.
 _ALIGNMENT = 128
+
+Steps = dict[str, float]  # steps by program
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a plan supposes about texts (tokens), because only a run can tell. Instruction data of general questions."""
+    """Assumed lengths of texts in tokens, for general instruction data; only a run can tell the real ones."""
 
     shot: int = 130
     """A seed task in a prompt: instruction, input and output."""
     per_instruction: int = 250
-    """New tokens for each instruction that the rules and novelty keep."""
+    """New tokens for each instruction that passes the rules and the novelty filter."""
     instruction: int = 30
     """An instruction with its input."""
     response: int = 250
@@ -33,109 +38,138 @@ class Lengths:
     follow_up_prompt: int = 80
     """The prompt for a second turn without the pair."""
     thoughts: int = 50
-    """What is written before a response by principles."""
+    """Thoughts that precede a response by principles."""
     thorough_prompt: int = 90
-    """The wish for a thorough answer."""
+    """The request for a thorough answer."""
     thorough: int = 400
     """A thorough answer."""
     template: int = 20
-    """What the chat template adds to a pair."""
+    """Tokens that the chat template adds to a pair."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: seconds at the least, and the steps of each program that it takes."""
+    """A stage by its title in the loop's table: the least seconds that it takes, and its steps of each program."""
 
     name: str
     seconds: float
-    steps: dict[str, float]
+    steps: Steps
 
 
 def plan_iteration(
-    config: Config, made: dict[str, Program], bounds: dict[str, Bound], lengths: Lengths | None = None
+    config: Config, by_name: dict[str, Program], bounds: dict[str, Bound], lengths: Lengths | None = None
 ) -> list[StagePlan]:
-    """The stages of one iteration at the least times of their programs, no slot idle while a prompt waits.
+    """Returns the stages of an iteration at the least times of their programs, with no slot idle while a prompt waits.
 
-    Loading, saving, compilation and measurements are not in it, nor what a server does as the judge.
+    Loading, saving, compilation and `NOT_PLANNED` are left out, and so is the time of a server that judges.
     """
-    n = lengths or Lengths()
-    synthesize, respond, assess, sft = config.synthesize, config.respond, config.assess, config.sft
-    completions = math.ceil(synthesize.instructions * n.per_instruction / synthesize.max_tokens)
-    response = min(n.response, respond.max_tokens)
-    thoughts = n.thoughts if respond.method == "principles" else 0
-    pair = n.instruction + response
-    criteria = len(asked(assess))
-
-    def prefill(program: str, prompts: float, prompt: int) -> dict[str, float]:
-        return {program: prompts * _packed(min(prompt, config.decode.max_length)) / made[program].tokens}
-
-    def generation(prompts: float, prompt: int, new: int) -> dict[str, float]:
-        # Prompts that are fewer than the slots leave some idle.
-        steps = new * max(1.0, prompts / config.decode.slots)
-        return {**prefill(programs.PREFILL, prompts, prompt), programs.DECODE: steps}
-
-    def judging(judge: str, pairs: float, before: int) -> dict[str, float]:
-        prompt = n.judgment_prompt + before + pair
-        if is_server(judge) or not criteria * pairs:
-            return {}
-        if assess.read == "expected":
-            return prefill(programs.SCORE, criteria * pairs, prompt)
-        return generation(criteria * pairs * assess.samples, prompt, assess.max_tokens)
-
-    def turn(instructions: float, before: int) -> dict[str, dict[str, float]]:
-        """before: tokens that were said before each instruction."""
-        pairs = instructions * respond.samples
-        stages = {
-            "respond": generation(pairs, before + n.instruction + n.template, thoughts + response),
-            "assess": judging(assess.judge, pairs, before),
-        }
-        if needs_perplexities(config):
-            stages["likelihood"] = prefill(programs.SCORE, pairs, before + pair + n.template)
-        if needs_clusters(config):
-            stages["embed"] = prefill(programs.SCORE, instructions, n.instruction)
-        return stages
-
-    share = RULES[effective_rule(config)].share(config)
-    kept = min(config.select.max_pairs, share * synthesize.instructions)
-    stages = {"synthesize": generation(completions, synthesize.shots * n.shot, synthesize.max_tokens)}
-    stages |= turn(synthesize.instructions, 0)
-    if assess.agreement:
-        other = second_judge(config)
-        drawn = min(assess.agreement, synthesize.instructions * respond.samples)
-        stages[f"assess by {other}"] = judging(other, drawn, 0)
-    examples = [(kept, pair + n.template)]
-    if synthesize.turns == 2:
-        stages["follow up"] = generation(kept, n.follow_up_prompt + pair, n.instruction)
-        stages |= {f"{name} (second turn)": steps for name, steps in turn(kept, pair + n.template).items()}
-        examples.append((min(config.select.max_pairs, share * kept), 2 * (pair + n.template)))
-
-    def training(examples: list[tuple[float, int]]) -> dict[str, float]:
-        """examples: how many of how many tokens."""
-        longest = sft.sequence_length
-        tokens = sum(count * (min(length, longest) if sft.packing else longest) for count, length in examples)
-        trained = tokens * (1 - sft.validation_fraction)
-        return {programs.TRAIN: float(sft.epochs * math.ceil(trained / made[programs.TRAIN].tokens))}
-
-    if config.clone.enabled:
-        stages["engrave"] = training(examples)
-        prompt, answer = n.thorough_prompt + n.instruction + n.template, min(n.thorough, config.clone.max_tokens)
-        stages["answer again"] = generation(synthesize.instructions, prompt, answer)
-        examples = [(synthesize.instructions, n.instruction + answer + n.template)]
-    stages["fine-tune"] = training(examples)
+    tokens = {name: program.tokens for name, program in by_name.items()}
+    counter = _StepCounter(config, tokens, lengths or Lengths())
     return [
-        StagePlan(name, sum(count * bounds[program].seconds for program, count in steps.items()), steps)
-        for name, steps in stages.items()
+        StagePlan(
+            STAGES[stage].title_of(turn), sum(count * bounds[name].seconds for name, count in steps.items()), steps
+        )
+        for (stage, turn), steps in _steps(config, counter, lengths or Lengths()).items()
         if steps
     ]
 
 
+def _steps(config: Config, counter: "_StepCounter", n: Lengths) -> dict[tuple[str, int], Steps]:
+    """Returns the steps of each stage and turn."""
+    synthesize, clone = config.synthesize, config.clone
+    share = RULES[effective_rule(config)].share(config)
+    pair = n.instruction + counter.response
+    kept = min(config.select.max_pairs, share * synthesize.instructions)
+    completions = math.ceil(synthesize.instructions * n.per_instruction / synthesize.max_tokens)
+    writing = counter.generate(completions, synthesize.shots * n.shot, synthesize.max_tokens)
+    stages = {("instructions", 1): writing, **_turn(config, counter, n, 1, synthesize.instructions, 0)}
+    if config.assess.agreement:
+        pairs = min(config.assess.agreement, synthesize.instructions * config.respond.samples)
+        stages["agreement", 1] = counter.judge(second_judge(config), pairs, 0)
+    examples = [(kept, pair + n.template)]
+    if synthesize.turns == 2:
+        stages["follow_ups", 2] = counter.generate(kept, n.follow_up_prompt + pair, n.instruction)
+        stages |= _turn(config, counter, n, 2, kept, pair + n.template)
+        examples.append((min(config.select.max_pairs, share * kept), 2 * (pair + n.template)))
+    if clone.enabled:
+        stages["engraved", 1] = counter.train(examples)
+        prompt, answer = n.thorough_prompt + n.instruction + n.template, min(n.thorough, clone.max_tokens)
+        stages["thorough", 1] = counter.generate(synthesize.instructions, prompt, answer)
+        examples = [(synthesize.instructions, n.instruction + answer + n.template)]
+    stages["model", 1] = counter.train(examples)
+    return stages
+
+
+def _turn(
+    config: Config, counter: "_StepCounter", n: Lengths, turn: int, instructions: float, before: int
+) -> dict[tuple[str, int], Steps]:
+    """Returns the steps of the stages of a turn, from respond to embed.
+
+    Args:
+        config: the config.
+        counter: counts the steps.
+        n: lengths of texts.
+        turn: 1 or 2.
+        instructions: number of instructions of the turn.
+        before: tokens of the conversation before each instruction.
+    """
+    pairs = instructions * config.respond.samples
+    pair = n.instruction + counter.response
+    thoughts = n.thoughts if config.respond.method == "principles" else 0
+    stages = {
+        "responses": counter.generate(pairs, before + n.instruction + n.template, thoughts + counter.response),
+        "scores": counter.judge(config.assess.judge, pairs, before),
+    }
+    if needs_perplexities(config):
+        stages["likelihoods"] = counter.prefill(programs.SCORE, pairs, before + pair + n.template)
+    if needs_clusters(config):
+        stages["vectors"] = counter.prefill(programs.SCORE, instructions, n.instruction)
+    return {(name, turn): steps for name, steps in stages.items()}
+
+
+class _StepCounter:
+    """Counts the steps of programs. tokens: tokens of a step, by program."""
+
+    def __init__(self, config: Config, tokens: dict[str, int], lengths: Lengths):
+        self._config, self._tokens, self._lengths = config, tokens, lengths
+        self.response = min(lengths.response, config.respond.max_tokens)
+
+    def prefill(self, program: str, prompts: float, prompt: int) -> Steps:
+        """Counts the steps for a number of prompts of `prompt` tokens each."""
+        return {program: prompts * _packed(min(prompt, self._config.decode.max_length)) / self._tokens[program]}
+
+    def generate(self, prompts: float, prompt: int, new: int) -> Steps:
+        """Counts the steps for prompts of `prompt` tokens with `new` new tokens each."""
+        # Fewer prompts than slots leave slots idle.
+        steps = new * max(1.0, prompts / self._config.decode.slots)
+        return {**self.prefill(programs.PREFILL, prompts, prompt), programs.DECODE: steps}
+
+    def judge(self, judge: str, pairs: float, before: int) -> Steps:
+        """Counts the steps for judging pairs that follow `before` tokens of conversation; none for a server."""
+        assess, n = self._config.assess, self._lengths
+        prompt = n.judgment_prompt + before + n.instruction + self.response
+        judgments = len(asked(assess)) * pairs
+        if is_server(judge) or not judgments:
+            return {}
+        if assess.read == "expected":
+            return self.prefill(programs.SCORE, judgments, prompt)
+        return self.generate(judgments * assess.samples, prompt, assess.max_tokens)
+
+    def train(self, examples: list[tuple[float, int]]) -> Steps:
+        """Counts the updates for examples, given as (count, tokens of each)."""
+        sft, row = self._config.sft, self._config.sft.sequence_length
+        tokens = sum(count * (min(length, row) if sft.packing else row) for count, length in examples)
+        trained = tokens * (1 - sft.validation_fraction)
+        return {programs.TRAIN: float(sft.epochs * math.ceil(trained / self._tokens[programs.TRAIN]))}
+
+
 def _packed(length: int) -> int:
-    """Tokens of a prompt with what lies between it and the next one in a packed row of a TPU."""
+    """Returns the tokens that a prompt takes in a packed row on TPU, including the gap to the next prompt."""
     return -(-length // _ALIGNMENT) * _ALIGNMENT
 
 
 def as_dict(stages: list[StagePlan], chips: int) -> dict:
-    """JSON of a planned iteration."""
+    """Returns a planned iteration as JSON."""
     seconds = sum(stage.seconds for stage in stages)
     return {
         "planned": True,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from etils import epath
 
-from isheep_jax.config import Config, is_server
+from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.errors import UserError
-from isheep_jax.loop.judging.judges import OWN
 
 # Files that are downloaded from the hub; weights in other formats and training state are left out.
 _FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
@@ -62,9 +61,9 @@ def locate_judge(config: Config) -> epath.Path | None:
     Raises `UserError` when there is no such model.
     """
     judge = config.assess.judge
-    if judge in OWN or is_server(judge):
+    if judge in OWN_JUDGES or is_server(judge):
         return None
-    near = difflib.get_close_matches(judge, OWN, n=1)
+    near = difflib.get_close_matches(judge, OWN_JUDGES, n=1)
     if near and not epath.Path(judge).expanduser().is_dir():
         raise UserError(f"--assess.judge: there is no judge '{judge}'; did you mean '{near[0]}'?")
     return locate_model(judge, "--assess.judge")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isheep_jax.config import AssessConfig, Config
+from isheep_jax.config import OWN_JUDGES, AssessConfig, Config
 from isheep_jax.files import read_json, write_json
-from isheep_jax.loop.judging.judges import OWN, second_judge
+from isheep_jax.loop.judging.judges import second_judge
 from isheep_jax.loop.run_directory import digest, inputs_of, settings_of
 from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
 from isheep_jax.loop.stages.table import LEVELS, STAGES
@@ -88,7 +88,7 @@ def _effective(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def _scorer(judge: str, number: int) -> int | str:
     """The iteration whose model scores in iteration `number`, if it is one of the run's; 0: the base model."""
-    return max(number - {"current": 1, "previous": 2, "base": number}[judge], 0) if judge in OWN else judge
+    return max(number - {"current": 1, "previous": 2, "base": number}[judge], 0) if judge in OWN_JUDGES else judge
 
 
 def share(run: Run, config: Config, others: Iterable[Run]) -> list[str]:

@@ -86,7 +86,7 @@ def test_what_models_own_devices_do_not_judge_takes_none_of_their_time(settings)
         ({"select.rule": "perplexity"}, {"likelihood"}),
         ({"select.rule": "density"}, {"embed"}),
         ({"select.rule": "density_perplexity"}, {"likelihood", "embed"}),
-        ({"assess.agreement": 100}, {"assess by current"}),
+        ({"assess.agreement": 100}, {"second judge"}),
         ({"synthesize.turns": 2}, {"follow up", "respond (second turn)", "assess (second turn)"}),
     ],
 )

@@ -10,9 +10,6 @@ from isheep_jax.config import Config
 from isheep_jax.loop.records import Pair, Score, Scores, kept
 from isheep_jax.loop.run_directory import RunDirectory
 
-# Judges that are models of the run itself.
-OWN = ("current", "previous", "base")
-
 
 def identity(directory: epath.Path | None) -> dict[str, str]:
     """What names an external judge when a run resumes: the end of its path, which for a hub id is its revision."""
