@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
+from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
 

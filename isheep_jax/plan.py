@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
+from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.errors import UserError
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
+from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
 from isheep_jax.named_configs import named_config

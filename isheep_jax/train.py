@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import command_line, disk_is_full, report_error, run_command
+from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
 

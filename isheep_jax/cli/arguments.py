@@ -2,11 +2,13 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from isheep_jax.cli.settings import WITHOUT_PREFIX, Setting, settings_of
+from isheep_jax.cli.help import help_text
+from isheep_jax.cli.options import CommandDescription, ConfigOptions
+from isheep_jax.cli.settings import Setting
 from isheep_jax.config import Config
 from isheep_jax.config_checks import check_range, check_values
 from isheep_jax.errors import UserError
@@ -15,51 +17,8 @@ from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
 
 
-@dataclass(frozen=True)
-class ConfigOptions:
-    """Options of a command that works on a config; a preset changes the config, and single settings change both."""
-
-    config: str = ""
-    """Named config to start from."""
-    preset: str = ""
-    """Method whose settings replace those of the config."""
-    settings: Config = field(default_factory=Config, metadata=WITHOUT_PREFIX)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command: what its command line may hold, and what `--help` says.
-
-    module: as in `python -m MODULE`.
-    options: dataclass of its options; a `ConfigOptions` takes --config, --preset and every setting of a config.
-    usage: what may follow the module, one form per line.
-    about: what the command does.
-    example: arguments that work, for messages.
-    positional: options that may also be given without their names, in this order.
-    required: options that must not be empty.
-    instead_of_config: an option that makes --config unnecessary.
-    everyday: options that `--help` lists first; the others follow as further options.
-    hidden: settings that this command does not have.
-    ranges: intervals of its own options, written as in `config_checks.RANGES`.
-    closing: returns the last paragraphs of `--help`.
-    """
-
-    module: str
-    options: type
-    usage: tuple[str, ...]
-    about: str
-    example: str
-    positional: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    instead_of_config: str = ""
-    everyday: tuple[str, ...] = ()
-    hidden: tuple[str, ...] = ()
-    ranges: Mapping[str, str] = field(default_factory=dict)
-    closing: Callable[[], str] = lambda: ""
-
-    def settings(self) -> dict[str, Setting]:
-        """Returns all settings of the command line by name."""
-        return {name: s for name, s in settings_of(self.options).items() if name not in self.hidden}
+class Command(CommandDescription):
+    """A command: its description, and how its command line is read."""
 
     def parse(self, arguments: Sequence[str]) -> Any:
         """Returns the options. `--help` prints every option and exits.
@@ -89,8 +48,6 @@ class Command:
                 ) from None
         options = replace_settings(options, values)
         if wants_help:
-            from isheep_jax.cli.help import help_text
-
             print(help_text(self, options))
             sys.exit(0)
         self._check(options)

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from isheep_jax.cli.arguments import Command, ConfigOptions
+from isheep_jax.cli.options import CommandDescription, ConfigOptions
 from isheep_jax.cli.settings import Setting, sections_of, written
 from isheep_jax.config import EVERYDAY, Config
 from isheep_jax.config_checks import RANGES, describe_range
@@ -13,7 +13,7 @@ from isheep_jax.named_configs import config_description, config_names
 from isheep_jax.presets import PRESETS
 
 
-def help_text(command: Command, options: Any) -> str:
+def help_text(command: CommandDescription, options: Any) -> str:
     """Returns the text of `--help`. options: the values to show, which are the defaults or those of a named config."""
     settings = command.settings()
     takes_config = isinstance(options, ConfigOptions)
