@@ -1,14 +1,13 @@
 """The generate command: which model, which prompts, what comes out."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
 from isheep_jax.errors import UserError
-from isheep_jax.generate import main, read_prompts, text_of
+from isheep_jax.generate import COMMAND, main, read_prompts, text_of
 
 
 def test_prompts_are_read_from_both_kinds_of_lines(tmp_path):
@@ -52,13 +51,11 @@ def test_bad_settings_are_refused_before_any_model_is_read(arguments, message):
         main(arguments)
 
 
-def run(*arguments, **options):
-    command = [sys.executable, "-m", "isheep_jax.generate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
-def test_the_command_prints_the_completion_and_nothing_else(small_checkpoint):
-    result = run("--model", small_checkpoint, "--prompt", "hello", "--max_tokens=5")
+def test_command_prints_the_completion_and_nothing_else(small_checkpoint):
+    arguments = ["--model", str(small_checkpoint), "--prompt", "hello", "--max_tokens=5"]
+    result = subprocess.run(
+        [sys.executable, "-m", COMMAND.module, *arguments], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout.endswith("\n")
@@ -76,28 +73,18 @@ def test_a_file_of_prompts_comes_back_line_by_line_with_completions(small_checkp
     assert bad["error"]
 
 
-def test_a_prompt_that_does_not_fit_is_one_line(small_checkpoint):
-    with pytest.raises(UserError, match="--prompt: "):
-        main([f"--model={small_checkpoint}", "--prompt", "long " * 500])
-
-
-@pytest.fixture
-def three_prompts(tmp_path):
-    path = tmp_path / "three.jsonl"
-    path.write_text("".join(f'{{"prompt": "{word}"}}\n' for word in ("one", "two words", "and three words")))
-    return path
-
-
-@pytest.mark.parametrize("decode_tensor", [1, 2])
-def test_prompts_that_do_not_divide_over_the_devices_give_what_one_device_gives(
-    small_checkpoint, three_prompts, decode_tensor
-):
-    arguments = ["--model", small_checkpoint, "--input", three_prompts, "--max_tokens=6", "--temperature=1"]
-    one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    expected, found = run(*arguments, env=one), run(*arguments, f"--decode_tensor={decode_tensor}")
-    assert expected.returncode == found.returncode == 0, found.stderr
-    assert found.stdout == expected.stdout
-    assert len(found.stdout.splitlines()) == 3
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "long " * 500], r"--prompt: the prompt has \d+ tokens; --max_length=512 must hold it"),
+        (["--prompt=a", "--max_length=1"], "^--max_length=1 does not fit the model"),
+        (["--prompt=a", "--decode_tensor=3"], "^--decode_tensor=3 does not divide the 8 devices"),
+        (["--prompt=a", "--decode_tensor=8"], "^--decode_tensor=8 does not divide the model's"),
+    ],
+)
+def test_what_does_not_fit_is_told_by_the_flags_of_this_command(small_checkpoint, arguments, message):
+    with pytest.raises(UserError, match=message):
+        main([f"--model={small_checkpoint}", *arguments])
 
 
 def test_a_count_of_slots_that_does_not_divide_is_rounded_up(small_checkpoint, tmp_path):
