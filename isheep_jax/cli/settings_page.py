@@ -17,7 +17,7 @@ from isheep_jax.presets import PRESETS
 _INTRODUCTION = """# Settings
 
 Every setting of a run, with its default. A named config (`--config=NAME`, a file in `configs/`) changes the defaults, a
-preset (`--preset=NAME`) lays a method over the config, and `--section.setting=value` on the command line changes both.
+preset (`--preset=NAME`) lays a method over the config, and `--section.field=value` on the command line changes both.
 `python -m isheep_jax.train --config=NAME --help` shows the values of a config. A list is written with commas, such as
 `--respond.temperature=0.6,0.3`.
 

@@ -86,14 +86,14 @@ class FineTuneJob:
     directory: gets `checkpoints/` (resumable training state), `adapter/` (a PEFT directory, before the model, if
         low-rank adapters are trained) and `model/` (a Hugging Face directory); each of the last two whole or not at
         all on a disk.
-    card: text of the model card.
+    card: text of the model card; None: no card.
     """
 
     iteration: int
     start: epath.Path | None
     examples: Sequence[Example]
     directory: epath.Path
-    card: str
+    card: str | None
 
     @property
     def checkpoints(self) -> epath.Path:

@@ -9,20 +9,19 @@ import numpy as np
 from etils import epath
 
 from isheep_jax import distributed
-from isheep_jax.checkpoint.hf_weights import load_parameters, save_checkpoint
+from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.checkpoint.pretrained import Pretrained, open_model
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
-from isheep_jax.files import on_object_store
 from isheep_jax.loop.protocols import FineTuneJob, StageReporter
 from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
+from isheep_jax.runtime.fine_tune import adapter_base, full_path, train_and_save
 from isheep_jax.runtime.locate import locate_judge, locate_model
 from isheep_jax.runtime.vector_index import Index
-from isheep_jax.sft.lora import save_adapter
-from isheep_jax.sft.trainer import check_settings, fine_tune
-from isheep_jax.sharding import DECODE_RULES, TRAIN_RULES, check_divisible, decode_mesh, make_mesh
+from isheep_jax.sft.trainer import check_settings
+from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
 
 # Metrics of an update that are shown next to the progress.
 SHOWN_METRICS = ("loss", "validation_loss")
@@ -100,31 +99,16 @@ class JaxBackend:
 
     def fine_tune(self, job: FineTuneJob, progress: StageReporter) -> dict:
         self._release()
-        params = load_parameters(
-            job.start or self._base,
-            self._architecture,
-            mesh=self._train_mesh,
-            rules=TRAIN_RULES,
-            # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
-            dtype=jnp.float32 if self._config.sft.method == "full" else self._dtype,
-        )
-
-        params, adapters, result = fine_tune(
-            params,
-            self._architecture,
-            self._tokenizer,
-            job.examples,
+        result = train_and_save(
+            Pretrained(job.start or self._base, self._architecture, self._tokenizer),
+            job,
             self._config.sft,
             mesh=self._train_mesh,
-            directory=job.checkpoints,
+            dtype=self._dtype,
             seed=seed_of(self._config.seed, f"{job.iteration}/fine-tune"),
-            compute_dtype=self._dtype,
+            base=full_path(job.start) if job.start else adapter_base(self._config.model.path, self._base),
             on_step=lambda step, total, metrics: progress.update(step, total, **_shown(metrics)),
         )
-        if adapters is not None:
-            base = full_path(job.start) if job.start else adapter_base(self._config.model.path, self._base)
-            save_adapter(job.adapter, adapters, self._architecture, self._config.sft, base)
-        save_checkpoint(job.model, params, self._architecture, self._tokenizer, dtype=self._dtype, card=job.card)
         return dataclasses.asdict(result)
 
     def _open_judge(self, directory: epath.Path | None) -> Pretrained | None:
@@ -141,17 +125,6 @@ class JaxBackend:
         # An engine may be part of reference cycles, and two sets of weights would not fit side by side.
         self._engine = None
         gc.collect()
-
-
-def adapter_base(path: str, directory: epath.Path) -> str:
-    """Returns the name by which other tools find the base model `path` in `directory`: its full path, or its hub id."""
-    is_local = path in ("tiny", "tiny_pages") or epath.Path(path).expanduser().is_dir()
-    return full_path(directory) if is_local else path
-
-
-def full_path(directory: epath.Path) -> str:
-    """Returns the path from the root of the file system or bucket."""
-    return str(directory if on_object_store(directory) else directory.resolve())
 
 
 def seed_of(seed: int, purpose: str) -> int:

@@ -1,19 +1,21 @@
-"""Fine-tunes a model on given pairs, outside the loop: `isheep_jax.fine_tune`."""
+"""Fine-tunes a model and saves it, for the loop's backend and for `isheep_jax.fine_tune`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 
 from isheep_jax.checkpoint.hf_weights import save_checkpoint
-from isheep_jax.checkpoint.pretrained import open_model
+from isheep_jax.checkpoint.pretrained import Pretrained, open_model
 from isheep_jax.config import MeshConfig, SFTConfig
-from isheep_jax.runtime.backend import adapter_base
+from isheep_jax.files import on_object_store
+from isheep_jax.loop.protocols import FineTuneJob
 from isheep_jax.runtime.devices import default_dtype, use_compilation_cache
 from isheep_jax.runtime.locate import locate_model
 from isheep_jax.sft.examples import Example
 from isheep_jax.sft.lora import save_adapter
-from isheep_jax.sft.trainer import FineTuneResult, check_settings
+from isheep_jax.sft.trainer import FineTuneResult, OnStep, check_settings
 from isheep_jax.sft.trainer import fine_tune as train
 from isheep_jax.sharding import TRAIN_RULES, make_mesh
 from isheep_jax.text.conversation import Message
@@ -29,7 +31,7 @@ def fine_tune(
     chat_template: str = "auto",
     compute_dtype: str = "auto",
     seed: int = 0,
-    on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> FineTuneResult:
     """Fine-tunes a model on pairs of instruction and response. The same call again resumes at the newest checkpoint.
 
@@ -47,28 +49,67 @@ def fine_tune(
     Raises `UserError` for a model or settings that do not fit.
     """
     use_compilation_cache()
-    directory = epath.Path(directory)
-    source = locate_model(model)
-    pretrained = open_model(source, chat_template)
+    pretrained = open_model(locate_model(model), chat_template)
     pretrained.check_chat()
     devices = make_mesh(mesh)
     check_settings(sft, pretrained.architecture, devices)
     dtype = jnp.dtype(default_dtype() if compute_dtype == "auto" else compute_dtype)
     # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
-    params = pretrained.load(mesh=devices, rules=TRAIN_RULES, dtype=jnp.float32 if sft.method == "full" else dtype)
+    examples = [Example(str(i), (Message("user", pair[0]),), pair[1]) for i, pair in enumerate(pairs)]
+    job = FineTuneJob(iteration=1, start=None, examples=examples, directory=epath.Path(directory), card=None)
+    base = adapter_base(model, pretrained.directory)
+    return train_and_save(pretrained, job, sft, mesh=devices, dtype=dtype, seed=seed, base=base, on_step=on_step)
+
+
+def train_and_save(
+    model: Pretrained,
+    job: FineTuneJob,
+    sft: SFTConfig,
+    *,
+    mesh: Mesh,
+    dtype: jnp.dtype,
+    seed: int,
+    base: str,
+    on_step: OnStep | None,
+) -> FineTuneResult:
+    """Fine-tunes the model's weights on the job's examples, and writes its adapter, if it has one, and its model.
+
+    Args:
+      model: where to start, with the architecture and the tokenizer of the result.
+      job: the examples, and the directory for checkpoints, adapter and model.
+      sft: settings of the fine-tuning.
+      mesh: the training mesh.
+      dtype: of the computation and of the saved weights.
+      seed: of the order of the examples, the adapters and dropout.
+      base: name of the model in the adapter's config.
+      on_step: see `fine_tune`.
+    """
+    # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
+    params = model.load(mesh=mesh, rules=TRAIN_RULES, dtype=jnp.float32 if sft.method == "full" else dtype)
     params, adapters, result = train(
         params,
-        pretrained.architecture,
-        pretrained.tokenizer,
-        [Example(str(i), (Message("user", pair[0]),), pair[1]) for i, pair in enumerate(pairs)],
+        model.architecture,
+        model.tokenizer,
+        job.examples,
         sft,
-        mesh=devices,
-        directory=directory / "checkpoints",
+        mesh=mesh,
+        directory=job.checkpoints,
         seed=seed,
         compute_dtype=dtype,
         on_step=on_step,
     )
     if adapters is not None:
-        save_adapter(directory / "adapter", adapters, pretrained.architecture, sft, adapter_base(model, source))
-    save_checkpoint(directory / "model", params, pretrained.architecture, pretrained.tokenizer, dtype=dtype, card=None)
+        save_adapter(job.adapter, adapters, model.architecture, sft, base)
+    save_checkpoint(job.model, params, model.architecture, model.tokenizer, dtype=dtype, card=job.card)
     return result
+
+
+def adapter_base(path: str, directory: epath.Path) -> str:
+    """Returns the name by which other tools find the base model `path` in `directory`: its full path, or its hub id."""
+    is_local = path in ("tiny", "tiny_pages") or epath.Path(path).expanduser().is_dir()
+    return full_path(directory) if is_local else path
+
+
+def full_path(directory: epath.Path) -> str:
+    """Returns the path from the root of the file system or bucket."""
+    return str(directory if on_object_store(directory) else directory.resolve())
