@@ -80,16 +80,16 @@ def main(arguments: Sequence[str]) -> None:
     check_divisible(parameter_table(model.architecture), mesh, DECODE_RULES)
     dtype = jnp.dtype(config.model.compute_dtype)
     params = model.parameters(mesh, dtype)
-    quality = None
+    quantization_error = None
     if "int8" in (config.decode.weights_dtype, config.decode.kv_cache_dtype):
-        quality = model.quality(params, mesh, dtype)
+        quantization_error = model.quantization_error(params, mesh, dtype)
     ceilings = measure_ceilings(model.architecture, mesh, dtype)
     # No token ends a completion, so that lengths are as asked for.
     architecture = dataclasses.replace(model.architecture, eos_token_ids=())
     tokenizer = IdTokenizer(architecture.vocab_size)
     engine = Engine(params, architecture, tokenizer, config.decode, mesh=mesh, seed=config.seed, compute_dtype=dtype)
     del params
-    found = report.Report(describe_devices(jax.devices()), config.model.path, dtype.name, ceilings, quality)
+    found = report.Report(describe_devices(jax.devices()), config.model.path, dtype.name, ceilings, quantization_error)
     print("\n".join(found.opening()), flush=True)
     for name in options.workload:
         workload = WORKLOADS[name](options.requests, config.seed).within(engine.config.max_length)
@@ -132,18 +132,18 @@ class _Model:
         draw = jax.jit(init_parameters, static_argnums=(0, 2), out_shardings=where)
         return draw(self.architecture, jax.random.key(self.config.seed), dtype)
 
-    def quality(self, params, mesh, dtype):
+    def quantization_error(self, params, mesh, dtype):
         """What int8 changes on the model's continuations of the seed tasks; None for random weights."""
         if self.pretrained is None:
             return None
         from isheep_jax.loop.prompting.seeds import read_seeds
         from isheep_jax.loop.prompting.templates import load
-        from isheep_jax.speed.quantization_error import measure_quality
+        from isheep_jax.speed.quantization_error import measure_quantization_error
 
         templates = load(self.config.prompts, ("synthesize",))
         seeds = read_seeds(templates.seeds_file(self.config.synthesize.seeds), 1)
         prompts = [seed.instruction + "\n" for seed in seeds]
-        return measure_quality(
+        return measure_quantization_error(
             params,
             self.architecture,
             self.pretrained.tokenizer,

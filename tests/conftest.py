@@ -42,9 +42,9 @@ def _programs_are_let_go():
     if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
         import jax
 
-        from isheep_jax.decode.programs import compile_decode_chunk
+        from isheep_jax.decode.programs import clear_programs
 
-        compile_decode_chunk.cache_clear()
+        clear_programs()
         jax.clear_caches()
         gc.collect()
 

@@ -1,9 +1,12 @@
-"""Slots of the KV cache: how many, how long, where they live, and the few shapes in which prompts are prefilled."""
+"""How the arrays of decoding are sized and split over the mesh: packed rows, KV caches, slots, and the bucketed lengths
+that keep the number of compiled programs small."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
-from jax.sharding import PartitionSpec as P
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
@@ -13,20 +16,20 @@ from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.model.transformer import ForwardSetup
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 
-# Caches are read in blocks, which their lengths are multiples of; a multiple of the tiles that a CPU reads.
+# Caches are read in blocks, and their lengths are multiples of this; a multiple of the tiles that a CPU reads.
 _BLOCK = 128
 # The unit of TPU kernels along a row.
 _LANES = 128
 
 
-def cache_length(context: int) -> int:
-    """Slots of a row that holds `context` tokens."""
-    return -(-context // _BLOCK) * _BLOCK
+def cache_length(tokens: int) -> int:
+    """Cache positions of a row that holds so many tokens: whole blocks."""
+    return -(-tokens // _BLOCK) * _BLOCK
 
 
-def alignment(mesh: Mesh | None) -> int:
-    """Prompts begin at multiples of this in packed rows (tokens), so that neighbors change nothing of their sums."""
-    return _LANES if decode_activations(mesh).platform == "tpu" else PACKED_BLOCK
+def alignment(mesh: Mesh) -> int:
+    """Prompts begin at multiples of this in packed rows (tokens), so that neighbors change nothing in their sums."""
+    return _LANES if platform_of(mesh) == "tpu" else PACKED_BLOCK
 
 
 def bucket_of(length: int, align: int) -> int:
@@ -43,12 +46,17 @@ def bucket_of(length: int, align: int) -> int:
     return -(-length // quarter) * quarter
 
 
-def data_shards(mesh: Mesh | None) -> int:
+def platform_of(mesh: Mesh) -> str:
+    """Platform of the mesh's devices: "cpu", "gpu" or "tpu". Programs may be compiled for devices of other machines."""
+    return mesh.devices.flat[0].platform
+
+
+def data_shards(mesh: Mesh) -> int:
     """Groups of devices that hold different rows of a batch while decoding."""
-    return 1 if mesh is None else mesh.shape[DECODE_RULES.batch]
+    return mesh.shape[DECODE_RULES.batch]
 
 
-def check_rows(setting: str, rows: int, mesh: Mesh | None) -> None:
+def check_rows(setting: str, rows: int, mesh: Mesh) -> None:
     """Raises `UserError` unless `rows` is a positive multiple of the mesh's data axis."""
     shards = data_shards(mesh)
     if rows < 1 or rows % shards:
@@ -56,57 +64,64 @@ def check_rows(setting: str, rows: int, mesh: Mesh | None) -> None:
         raise UserError(f"{setting}={rows} does not divide over {shards} data shards; the nearest that does: {nearest}")
 
 
-def constrain_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
-    """Rows and heads of a cache split by the decode rules."""
-    return cache if mesh is None else jax.lax.with_sharding_constraint(cache, cache_sharding(mesh))
-
-
-def cache_sharding(mesh: Mesh | None) -> NamedSharding | SingleDeviceSharding:
-    """Of keys and of values while decoding."""
-    if mesh is None:
-        # An explicit device: otherwise arrays fresh from a jitted function and arrays from the host are not the same to
-        # jit's cache, and every program would compile once for each.
-        return SingleDeviceSharding(jax.local_devices()[0])
+def cache_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a KV cache: slots split over data shards, heads over tensor shards."""
     return NamedSharding(mesh, cache_spec(DECODE_RULES))
 
 
-def rows_sharding(mesh: Mesh | None) -> NamedSharding | SingleDeviceSharding:
-    """Of an array whose first axis is that of the slots."""
-    return cache_sharding(None) if mesh is None else batch_sharding(mesh, DECODE_RULES)
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array whose first axis is that of slots or packed rows."""
+    return batch_sharding(mesh, DECODE_RULES)
 
 
-def constrain_rows(rows: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The first axis of an array split by the decode rules."""
-    return rows if mesh is None else jax.lax.with_sharding_constraint(rows, batch_sharding(mesh, DECODE_RULES))
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(array: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """A copy on every device, so that every host can read the whole."""
-    return array if mesh is None else jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P()))
+def constrain_cache(cache: KVCache, mesh: Mesh) -> KVCache:
+    """Keeps a traced cache split as `cache_sharding`."""
+    return jax.lax.with_sharding_constraint(cache, cache_sharding(mesh))
 
 
-def decode_activations(mesh: Mesh | None) -> ActivationSharding:
-    """Where activations lie while decoding."""
-    return ActivationSharding(mesh, DECODE_RULES)
+def constrain_rows(rows: jax.Array, mesh: Mesh) -> jax.Array:
+    """Keeps a traced array split as `rows_sharding`."""
+    return jax.lax.with_sharding_constraint(rows, rows_sharding(mesh))
 
 
-def decode_setup(mesh: Mesh | None, compute_dtype: jnp.dtype) -> ForwardSetup:
+def replicate(array: jax.Array, mesh: Mesh) -> jax.Array:
+    """Copies a traced array to every device, so that every host can read all of it."""
+    return jax.lax.with_sharding_constraint(array, replicated(mesh))
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Copies NumPy arrays, the same ones in every process, to the devices. Nothing else moves data there implicitly."""
+
+    def put_leaf(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        # `jax.device_put` would compare the array across all processes, which takes a collective.
+        parts = sharding.addressable_devices_indices_map(array.shape)
+        shards = [jax.device_put(array[index], device) for device, index in parts.items()]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+    return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(put_leaf, tree)
+
+
+def decode_setup(mesh: Mesh, compute_dtype: jnp.dtype) -> ForwardSetup:
     """Returns the static choices of a forward pass while decoding."""
-    return ForwardSetup(compute_dtype, decode_activations(mesh), differentiable=False)
+    return ForwardSetup(compute_dtype, ActivationSharding(mesh, DECODE_RULES), differentiable=False)
 
 
-def allocate(architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None) -> KVCache:
-    """An empty cache of `slots` rows for `context` tokens, each device making only its own part."""
-    return init_cache(architecture, slots, cache_length(context), dtype, cache_sharding(mesh), _tile(mesh))
+def allocate(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
+    """An empty cache of `slots` rows for `tokens` tokens each, in which each device makes only its own part."""
+    return init_cache(architecture, slots, cache_length(tokens), dtype, cache_sharding(mesh), _tile(mesh))
 
 
-def abstract_cache(
-    architecture: Architecture, slots: int, context: int, dtype: jnp.dtype, mesh: Mesh | None
-) -> KVCache:
-    """What `allocate` makes, without making it: shapes and dtypes."""
-    return jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(context), dtype, tile=_tile(mesh)))
+def abstract_cache(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
+    """Shapes and dtypes of the cache that `allocate` makes."""
+    return jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(tokens), dtype, tile=_tile(mesh)))
 
 
-def _tile(mesh: Mesh | None) -> int:
-    platform = decode_activations(mesh).platform
+def _tile(mesh: Mesh) -> int:
+    platform = platform_of(mesh)
     return cache_block(platform) if platform == "cpu" else 0

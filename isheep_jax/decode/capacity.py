@@ -1,55 +1,56 @@
-"""How many slots the memory holds, where the settings leave that open."""
+"""How many slots fit in memory, where the settings leave the number open."""
 
 import os
 
 import jax
 
 from isheep_jax.decode.cache import abstract_cache, data_shards
-from isheep_jax.decode.programs import ChunkShape
+from isheep_jax.decode.programs import DecodeShape
 from isheep_jax.errors import UserError
 from isheep_jax.model.quantization import abstract_weights
 from isheep_jax.sharding import DECODE_RULES
 
-# Share of a device's memory that weights and cache may take; the rest is for activations.
-_SHARE = 0.85
-# Of a CPU's memory, which other programs use, too.
-_CPU_SHARE = 0.5
-# XLA's products of fewer rows sum in another order on a CPU, and the schedule would change what is drawn.
+# Fraction of an accelerator's memory for weights and cache; the rest is for activations.
+_DEVICE_FRACTION = 0.85
+# Fraction of host memory for weights and cache on a CPU; the rest is left to other programs.
+_HOST_FRACTION = 0.5
+# Fewest slots of a CPU that shares its work: XLA's products of fewer rows sum in another order, so that the schedule
+# would change what is sampled.
 FEWEST_SLOTS = 32
-# On a CPU more slots gain nothing: the products of 256 rows are at the arithmetic limit.
-_MOST_ON_CPU = 256
-# Float32 logits, and arrays of their size, that live at the same time while a token is drawn.
-_LOGITS = 4
+# More slots gain nothing on a CPU: the products of 256 rows are at the arithmetic limit.
+_MOST_SLOTS_ON_CPU = 256
+# Arrays of the size of float32 logits that exist at the same time while tokens are sampled.
+_LOGITS_COPIES = 4
 
 
-def free_slots(shape: ChunkShape, useful: int) -> int:
-    """The most slots, over all devices, that fit beside the weights with caches of `shape.context` tokens.
+def free_slots(shape: DecodeShape, useful: int) -> int:
+    """The most slots, over all devices, whose caches of `shape.cache_length` tokens fit in memory with the weights.
 
-    useful: more than this, and than some tens, are not asked for.
+    useful: no more than this many are needed, but some tens are always made.
 
     Raises `UserError` where not even one fits on each data shard.
     """
-    devices = [jax.local_devices()[0]] if shape.mesh is None else list(shape.mesh.local_devices)
+    devices = list(shape.mesh.local_devices)
     on_cpu = devices[0].platform == "cpu"
-    memory = (_CPU_SHARE if on_cpu else _SHARE) * local_memory(devices[0])
-    tensor = 1 if shape.mesh is None else shape.mesh.shape[DECODE_RULES.kv_heads]
-    weights = abstract_weights(shape.architecture, shape.weights, shape.compute_dtype)
-    left = memory - _bytes(weights) / tensor
-    row = abstract_cache(shape.architecture, 1, shape.context, shape.cache_dtype, shape.mesh)
-    each = _bytes(row) / tensor + 4 * _LOGITS * shape.architecture.vocab_size / tensor
-    here = int(left // each)
-    if here < 1:
+    memory = (_HOST_FRACTION if on_cpu else _DEVICE_FRACTION) * local_memory(devices[0])
+    tensor_shards = shape.mesh.shape[DECODE_RULES.kv_heads]
+    weights = abstract_weights(shape.architecture, shape.weights_dtype, shape.compute_dtype)
+    free = memory - _bytes(weights) / tensor_shards
+    row = abstract_cache(shape.architecture, 1, shape.cache_length, shape.cache_dtype, shape.mesh)
+    slot_bytes = (_bytes(row) + 4 * _LOGITS_COPIES * shape.architecture.vocab_size) / tensor_shards
+    fitting = int(free // slot_bytes)
+    if fitting < 1:
         raise UserError(
-            f"decode.max_length: beside the weights there is no room for one sequence of {shape.context} tokens "
-            f"({each / 2**30:.2f} GiB); set decode.max_length lower, or mesh.decode_tensor higher"
+            f"decode.max_length: beside the weights there is no room for one sequence of {shape.cache_length} tokens "
+            f"({slot_bytes / 2**30:.2f} GiB); set decode.max_length lower, or mesh.decode_tensor higher"
         )
     shards = data_shards(shape.mesh)
-    most = max(FEWEST_SLOTS, min(useful // shards, _MOST_ON_CPU if on_cpu else useful))
-    return _round_down(min(here, most)) * shards
+    most = max(FEWEST_SLOTS, min(useful // shards, _MOST_SLOTS_ON_CPU if on_cpu else useful))
+    return _round_down(min(fitting, most)) * shards
 
 
 def local_memory(device: jax.Device) -> float:
-    """Bytes that a program may use on a device of this machine: of its allocator, or of the machine for a CPU."""
+    """Bytes that a program may use on a device of this machine: its allocator's limit, or a CPU's share of the RAM."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return float(stats["bytes_limit"])
@@ -63,6 +64,6 @@ def _bytes(tree) -> int:
 
 
 def _round_down(count: int) -> int:
-    """To one of four sizes in each power of two, so that few programs are compiled."""
+    """Rounds to one of four sizes in each power of two, so that few programs are compiled."""
     quarter = max(1, (1 << (count.bit_length() - 1)) // 4)
     return count // quarter * quarter

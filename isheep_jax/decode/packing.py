@@ -1,65 +1,105 @@
-"""Several prompts in one row of tokens: which go together, and how a row is written down."""
+"""Packs several prompts into one row of tokens, for prefill and for scoring."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-# Tokens of a row that is filled with several prompts. So many keep the arithmetic units of any device busy, and few
-# enough keep each prompt's share of the row's attention small.
-ROW = 512
+# Tokens of a row that holds several prompts: enough to keep the arithmetic units of any device busy, and few enough to
+# keep each prompt's share of the row's attention small.
+ROW_TOKENS = 512
 
-# Columns of a row [T, 4] (int32).
-TOKEN = 0
-AT = 1  # place in its prompt, behind a shared prefix; -1: padding
+# Columns of packed tokens [R, T, 4] (int32).
+TOKEN = 0  # token id
+POSITION = 1  # position in the prompt, counted after a shared prefix; -1: padding
 SEGMENT = 2  # which prompt of the row, from 1; 0: padding
-SLOT = 3  # row of the cache that the token's keys and values go to; -1: none
+SLOT = 3  # slot whose cache row the token's keys and values go to; -1: none
 COLUMNS = 4
 
 
 @dataclass
-class Row:
-    """Prompts (by index) and where in the row each begins."""
+class PackedRow:
+    """One row: prompts (by index), and where in the row each begins.
 
-    used: int = 0
+    length: tokens up to the end of the last prompt, its alignment included.
+    """
+
+    length: int = 0
     prompts: list[int] = field(default_factory=list)
     begins: list[int] = field(default_factory=list)
 
 
-def pack(lengths: Sequence[int], align: int) -> Iterator[Row]:
-    """Rows of at most `ROW` tokens, or of one longer prompt; rows with the longest prompts first.
+@dataclass(frozen=True)
+class PackedBatch:
+    """The packed rows of one device call, one for each data shard.
 
-    lengths: of prompts, by index. align: prompts begin at multiples of it. A row takes the longest prompt that is left,
-    and then whatever is the longest that still fits.
+    rows: for each row its prompts in the order of their segments, and where in the row each begins; an empty row is
+    padding.
+    tokens: [R, T, 4] int32, see the columns above.
     """
-    by_room: dict[int, deque[int]] = {}
+
+    rows: tuple[tuple[tuple[Any, int], ...], ...]
+    tokens: np.ndarray
+
+
+def pack(lengths: Sequence[int], align: int) -> Iterator[PackedRow]:
+    """Yields rows of at most `ROW_TOKENS` tokens, or of one longer prompt; rows with the longest prompts first.
+
+    A row takes the longest prompt that is left, and then repeatedly the longest one that still fits.
+
+    lengths: tokens of each prompt, by index. align: prompts begin at multiples of this.
+    """
+    by_length: dict[int, deque[int]] = {}
     for index, length in enumerate(lengths):
-        by_room.setdefault(-(-length // align) * align, deque()).append(index)
-    rooms = sorted(by_room, reverse=True)
-    while rooms:
-        row, free = Row(), max(ROW, rooms[0])
-        while fits := [room for room in rooms if room <= free]:
-            row.prompts.append(by_room[fits[0]].popleft())
-            row.begins.append(row.used)
-            row.used += fits[0]
-            free -= fits[0]
-            if not by_room[fits[0]]:
-                rooms.remove(fits[0])
+        by_length.setdefault(-(-length // align) * align, deque()).append(index)
+    aligned_lengths = sorted(by_length, reverse=True)
+    while aligned_lengths:
+        row, free = PackedRow(), max(ROW_TOKENS, aligned_lengths[0])
+        while fitting := [length for length in aligned_lengths if length <= free]:
+            longest = fitting[0]
+            row.prompts.append(by_length[longest].popleft())
+            row.begins.append(row.length)
+            row.length += longest
+            free -= longest
+            if not by_length[longest]:
+                aligned_lengths.remove(longest)
         yield row
 
 
+def pack_batch(
+    rows: Sequence[Sequence[tuple[Any, int]]],
+    length: int,
+    tokens_of: Callable[[Any], np.ndarray],
+    slot_of: Callable[[Any], int] = lambda prompt: -1,
+) -> PackedBatch:
+    """Writes prompts into rows of `length` tokens.
+
+    Args:
+      rows: for each row its prompts, and where in the row each begins.
+      length: T.
+      tokens_of: a prompt's tokens, [t] int32.
+      slot_of: a prompt's slot.
+    """
+    tokens = empty_rows(len(rows), length)
+    for row, prompts in zip(tokens, rows):
+        for segment, (prompt, begin) in enumerate(prompts, start=1):
+            fill(row, begin, segment, tokens_of(prompt), slot_of(prompt))
+    return PackedBatch(tuple(map(tuple, rows)), tokens)
+
+
 def fill(row: np.ndarray, begin: int, segment: int, tokens: np.ndarray, slot: int = -1) -> None:
-    """Writes a prompt into a row [T, 4]."""
+    """Writes a prompt into a row [T, 4], in place."""
     part = row[begin : begin + len(tokens)]
     part[:, TOKEN] = tokens
-    part[:, AT] = np.arange(len(tokens))
+    part[:, POSITION] = np.arange(len(tokens))
     part[:, SEGMENT] = segment
     part[:, SLOT] = slot
 
 
 def empty_rows(rows: int, length: int) -> np.ndarray:
-    """[rows, length, 4] of padding."""
+    """[rows, length, 4] int32 of padding."""
     packed = np.zeros((rows, length, COLUMNS), np.int32)
-    packed[:, :, (AT, SLOT)] = -1
+    packed[:, :, (POSITION, SLOT)] = -1
     return packed

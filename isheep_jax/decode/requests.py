@@ -1,4 +1,4 @@
-"""What goes into the decode engine and what comes out, in plain Python (no arrays)."""
+"""The decode engine's inputs and outputs as plain Python (no arrays): requests, sampling parameters, results."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,11 +8,11 @@ from isheep_jax.text.conversation import Prompt
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with a name. The name, with the run's seed, decides the random numbers of its completion.
+    """A prompt with an id. The id and the run's seed decide the random numbers of its completion.
 
-    prefix: what the prompt (of a conversation: its first message) begins with and shares with other requests, such as a
-    rubric; its keys and values are computed once for all. max_tokens: new tokens of this completion; 0: those of the
-    sampling settings.
+    prefix: text that the prompt (of a conversation: its first message) begins with and shares with other requests, such
+    as a rubric; its keys and values are computed once for all of them.
+    max_tokens: new tokens of this completion; 0: as many as the sampling parameters allow.
     """
 
     id: str
@@ -23,7 +23,7 @@ class Request:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of a completion are drawn. The model's end-of-turn tokens always end it."""
+    """How the tokens of a completion are sampled. The model's end-of-turn tokens always end it."""
 
     temperature: float = 1.0
     """Sampling temperature; 0 takes the most probable token."""
@@ -42,21 +42,22 @@ class SamplingParams:
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens that the completion holds already (0: none)."""
     logprobs: bool = False
-    """Whether completions tell how probable each token was."""
+    """Whether completions carry the log-probability of each token."""
 
     @property
     def has_penalties(self) -> bool:
-        """Whether tokens that were there already are less probable."""
+        """Whether the tokens of prompt and completion change the logits of the next token."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a `Request`, found by its id.
+    """The result of generating for the `Request` with the same id.
 
-    finish_reason: "stop" (end-of-turn token or stop string), "length" (max_tokens or the context is used up) or "error"
-    (the prompt does not fit; `error` says why in one line). logprobs: natural logarithm of each token's probability
-    under the model, before temperature, filters and penalties, if it was asked for.
+    finish_reason: "stop" (end-of-turn token or stop string), "length" (max_tokens or decode.max_length is reached) or
+    "error" (the prompt does not fit; `error` says why in one line).
+    logprobs: natural logarithm of each token's probability under the model, before temperature, filters and penalties;
+    empty unless the sampling parameters ask for it.
     """
 
     id: str
@@ -69,7 +70,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class ChoiceLogprobs:
-    """Natural-log probabilities of each given continuation of a request's prompt, in the order of the choices."""
+    """Natural-log probability of each choice as the continuation of a request's prompt, in the order of the choices."""
 
     id: str
     logprobs: tuple[float, ...] = ()
@@ -78,9 +79,10 @@ class ChoiceLogprobs:
 
 @dataclass(frozen=True)
 class TextLogprob:
-    """How probable a given text is as the continuation of a request's prompt.
+    """Natural-log probability of a text as the continuation of a request's prompt.
 
-    logprob: sum of the natural-log probabilities of its tokens. tokens: how many there are, an end of turn not counted.
+    logprob: sum over the text's tokens.
+    tokens: how many tokens the text has; an end-of-turn token is not counted.
     """
 
     id: str

@@ -1,16 +1,17 @@
 """Sampling at a temperature with top-k, top-p, min-p and penalties: exact, and without a sort of the vocabulary.
 
-A token is drawn by two inversions of a cumulative distribution: a block of the vocabulary from the sums of all blocks,
-then a token of that block. Top-p and min-p reject: a drawn token is accepted if it is in the nucleus, for which the
-mass of all more probable tokens is summed. Else the next try draws from those more probable tokens only. Every try
-draws from a set that holds the nucleus, so that accepted tokens follow the renormalized nucleus exactly. A rejection
-shrinks the mass outside the nucleus to a uniform fraction, so that there are at most 1 + log(1 / mass of the nucleus)
-tries on average, and the most probable token is always accepted. (Rejection with the rejected token as the next bound:
-as in FlashInfer, Ye et al. 2025, arXiv 2501.01005.)
+A token is sampled by two inversions of a cumulative distribution: a block of the vocabulary from the sums of all
+blocks, then a token of that block. Top-p and min-p use rejection: a sampled token is accepted if it is in the nucleus,
+which the summed mass of all more probable tokens decides; otherwise the next try samples from these more probable
+tokens only. Every try samples from a set that contains the nucleus, so accepted tokens follow the renormalized nucleus
+exactly. A rejection shrinks the mass outside the nucleus to a uniform fraction, so there are at most
+1 + log(1 / mass of the nucleus) tries on average, and the most probable token is always accepted. (Rejection with the
+rejected token as the next bound: as in FlashInfer, Ye et al. 2025, arXiv 2501.01005.)
 
-Where the vocabulary is sharded, only the sums of blocks and one block per row travel.
+Where the vocabulary is sharded, only the sums of blocks and one block per row are communicated.
 """
 
+import dataclasses
 import hashlib
 import math
 
@@ -20,51 +21,55 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# The vocabulary is cut into so many blocks at most, and into 32 at least: none straddles two shards where the number
-# of shards divides that.
+from isheep_jax.decode.requests import SamplingParams
+
+# Most blocks that the vocabulary is cut into; the fewest are 32. No block straddles two shards where the number of
+# shards divides the number of blocks.
 _BLOCKS = 128
-# Bit pattern of 1.0: float32 numbers from 0 to 1 are in the order of their bit patterns, read as integers.
+# Bit pattern of 1.0. float32 numbers from 0 to 1 are in the order of their bit patterns, read as integers.
 _ONE = 0x3F800000
 
-PROMPT, GENERATED = 1, 2  # bits of `seen`
+# Bits of `seen`: the prompt holds the token, the completion holds it.
+PROMPT, GENERATED = 1, 2
 
 
 @flax.struct.dataclass
 class DeviceSamplingParams:
-    """Scalars: data and not part of the program, so that stages share one compilation. float32, but top_k is int32.
+    """The numbers of `SamplingParams` as arrays: data and not part of the program, so stages share one compilation."""
 
-    temperature: 0 takes the most probable token. top_p: mass of the nucleus; 1 is off. top_k (tokens): 0 is off. min_p:
-    smallest probability relative to the largest; 0 is off. repetition_penalty: positive; 1 is off. presence_penalty
-    (logits): 0 is off.
-    """
+    temperature: jax.typing.ArrayLike = np.float32(1.0)  # 0 takes the most probable token
+    top_p: jax.typing.ArrayLike = np.float32(1.0)  # mass of the nucleus; 1 is off
+    top_k: jax.typing.ArrayLike = np.int32(0)  # tokens; 0 is off
+    min_p: jax.typing.ArrayLike = np.float32(0.0)  # smallest probability relative to the largest; 0 is off
+    repetition_penalty: jax.typing.ArrayLike = np.float32(1.0)  # positive; 1 is off
+    presence_penalty: jax.typing.ArrayLike = np.float32(0.0)  # logits; 0 is off
 
-    temperature: jax.typing.ArrayLike = np.float32(1.0)
-    top_p: jax.typing.ArrayLike = np.float32(1.0)
-    top_k: jax.typing.ArrayLike = np.int32(0)
-    min_p: jax.typing.ArrayLike = np.float32(0.0)
-    repetition_penalty: jax.typing.ArrayLike = np.float32(1.0)
-    presence_penalty: jax.typing.ArrayLike = np.float32(0.0)
+    @classmethod
+    def from_params(cls, params: SamplingParams) -> "DeviceSamplingParams":
+        """Returns the parameters as NumPy scalars of the dtypes of the fields."""
+        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        return cls(**{name: dtype(getattr(params, name)) for name, dtype in fields.items()})
 
 
 def request_key(seed: int, request_id: str) -> np.ndarray:
-    """Threefry key [2] (uint32) of a request: a hash of the seed and the id."""
+    """Threefry key of a request, [2] uint32: a hash of the seed and the id."""
     digest = hashlib.sha256(f"{seed}:{request_id}".encode()).digest()
     return np.frombuffer(digest[:8], dtype=np.uint32)
 
 
-def penalize(logits: jax.Array, settings: DeviceSamplingParams, seen: jax.Array | None) -> jax.Array:
-    """Logits [B, V] after the penalties. seen: as in `sample`.
+def penalize(logits: jax.Array, sampling: DeviceSamplingParams, seen: jax.Array | None) -> jax.Array:
+    """Applies the penalties to logits [B, V]. seen: as in `sample`.
 
-    The repetition penalty divides positive logits and multiplies negative ones, of tokens of the prompt and of the
-    answer (Keskar et al. 2019, arXiv 1909.05858, section 4.1; by sign as in Hugging Face). The presence penalty is
-    subtracted from the logits of tokens of the answer (as in OpenAI's API).
+    The repetition penalty divides positive logits and multiplies negative ones, for tokens of prompt and completion
+    (Keskar et al. 2019, arXiv 1909.05858, section 4.1; by sign as in Hugging Face). The presence penalty is subtracted
+    from the logits of tokens of the completion (as in OpenAI's API).
     """
     if seen is None:
         return logits
-    penalty = settings.repetition_penalty
+    penalty = sampling.repetition_penalty
     repeated = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where((seen & (PROMPT | GENERATED)) != 0, repeated, logits)
-    return jnp.where((seen & GENERATED) != 0, logits - settings.presence_penalty, logits)
+    return jnp.where((seen & GENERATED) != 0, logits - sampling.presence_penalty, logits)
 
 
 def _next_below(weight: jax.Array) -> jax.Array:
@@ -77,7 +82,7 @@ def _raise_floor(weights: jax.Array, k: jax.Array, low: jax.Array) -> jax.Array:
 
     def narrow(carry):
         step, low, high, done = carry
-        # The first bound is most often the best, or just below it: look there first, then at every second step.
+        # The first bound is most often the best, or just below it: look there first, and then at every second step.
         middle = jnp.where(step == 0, low, low + (high - low) // jnp.where(step % 2 == 0, 2, 16))
         floor = jax.lax.bitcast_convert_type(middle, jnp.float32)
         above = jnp.sum(weights > floor, axis=-1, keepdims=True, dtype=jnp.int32)
@@ -90,10 +95,10 @@ def _raise_floor(weights: jax.Array, k: jax.Array, low: jax.Array) -> jax.Array:
 
 
 def top_k_floor(weights: jax.Array, k: jax.Array) -> jax.Array:
-    """A number that the k largest weights of each row, and those equal to the k-th, are above, and no others.
+    """Returns a number for each row that exactly its k largest weights, and those equal to the k-th, are above.
 
-    weights: [B, V] float32 from 0 to 1, V a multiple of 32. k: scalar, at least 1. Returns [B, 1]; 0 where less than k
-    weights are positive.
+    weights: [B, V] float32 from 0 to 1, V a multiple of 32. k: scalar, at least 1. The result is [B, 1], and 0 where
+    fewer than k weights are positive.
     """
     # The k-th largest of the maxima of groups is a bound from below, found on 1/32 of the data.
     maxima = jnp.max(weights.reshape(weights.shape[0], 32, -1), axis=1)
@@ -114,18 +119,16 @@ def _invert(weights: jax.Array, cumulative: jax.Array, uniform: jax.Array) -> ja
 
 
 def _from_distribution(
-    logits: jax.Array, keys: jax.Array, positions: jax.Array, settings: DeviceSamplingParams, mesh: Mesh | None
+    logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: DeviceSamplingParams, mesh: Mesh
 ) -> jax.Array:
     rows, vocabulary = logits.shape
 
     def whole_rows(array):
-        # Else the compiler shards these small arrays over the vocabulary's axis, with dozens of small collectives.
-        if mesh is None:
-            return array
+        # Otherwise the compiler shards these small arrays over the vocabulary's axis, with dozens of small collectives.
         spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, *[None] * (array.ndim - 1))
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
-    weights = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / settings.temperature)
+    weights = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / sampling.temperature)
     if math.gcd(vocabulary, _BLOCKS) < 32:
         weights = jnp.pad(weights, ((0, 0), (0, -vocabulary % _BLOCKS)))
     blocks = math.gcd(weights.shape[1], _BLOCKS)
@@ -135,27 +138,27 @@ def _from_distribution(
     def sums_above(floor):
         return whole_rows(jnp.sum(jnp.where(blocked > floor[:, :, None], blocked, 0.0), axis=-1))
 
-    def draw(floor, sums, cumulative, tries):
-        # The index and the weight [B, 1] of a token whose weight is above floor.
+    def sample_above(floor, sums, cumulative, tries):
+        # Returns the index and the weight [B, 1] of a token whose weight is above floor.
         uniforms = whole_rows(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, tries), (2,)))(keys))
         block = _invert(sums, cumulative, uniforms[:, :1])
         inside = whole_rows(jnp.take_along_axis(blocked, block[:, :, None], axis=1)[:, 0])
         inside = jnp.where(inside > floor, inside, 0.0)
-        place = _invert(inside, jnp.cumsum(inside, axis=-1), uniforms[:, 1:])
-        return block * blocked.shape[2] + place, jnp.take_along_axis(inside, place, axis=1)
+        index = _invert(inside, jnp.cumsum(inside, axis=-1), uniforms[:, 1:])
+        return block * blocked.shape[2] + index, jnp.take_along_axis(inside, index, axis=1)
 
-    def of_top_k():
-        floor = top_k_floor(weights, settings.top_k)
+    def top_k_sums():
+        floor = top_k_floor(weights, sampling.top_k)
         return floor, sums_above(floor)
 
-    def of_all():
+    def all_sums():
         return jnp.zeros((rows, 1), jnp.float32), whole_rows(jnp.sum(blocked, axis=-1))
 
-    floor, sums = jax.lax.cond(settings.top_k > 0, of_top_k, of_all)
+    floor, sums = jax.lax.cond(sampling.top_k > 0, top_k_sums, all_sums)
     cumulative = jnp.cumsum(sums, axis=-1)
-    mass = jnp.where(settings.top_p < 1.0, settings.top_p * cumulative[:, -1:], jnp.inf)
-    least = _next_below(jnp.minimum(settings.min_p, 1.0).astype(jnp.float32))
-    filtered = (settings.top_p < 1.0) | (settings.min_p > 0.0)
+    mass = jnp.where(sampling.top_p < 1.0, sampling.top_p * cumulative[:, -1:], jnp.inf)
+    least = _next_below(jnp.minimum(sampling.min_p, 1.0).astype(jnp.float32))
+    filtered = (sampling.top_p < 1.0) | (sampling.min_p > 0.0)
 
     def attempt(carry):
         tries, token, floor, pending = carry  # floor: the token's weight, but at least `least`
@@ -163,13 +166,13 @@ def _from_distribution(
         # The total is the last cumulative sum, because XLA makes a sum of sums one more pass over the weights.
         cumulative = jnp.cumsum(sums, axis=-1)
         more_probable = cumulative[:, -1:]
-        # The most probable token stays, and so does any where logits are no numbers, of which nothing is above a floor.
+        # The most probable token is kept. Where logits are NaN nothing is above a floor, so any token is kept.
         rejected = pending & (more_probable > 0.0) & ((floor <= least) | (more_probable >= mass))
-        other, weight = draw(floor, sums, cumulative, tries)
-        token = jnp.where(rejected, other, token)
+        resampled, weight = sample_above(floor, sums, cumulative, tries)
+        token = jnp.where(rejected, resampled, token)
         return tries + 1, token, jnp.where(rejected, jnp.maximum(weight, least), floor), rejected
 
-    token, weight = draw(floor, sums, cumulative, 0)
+    token, weight = sample_above(floor, sums, cumulative, 0)
     start = 1, token, jnp.maximum(weight, least), jnp.broadcast_to(filtered, token.shape)
     _, token, _, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[-1]), attempt, start)
     return jnp.minimum(token[:, 0], vocabulary - 1)
@@ -179,37 +182,39 @@ def sample(
     logits: jax.Array,
     keys: jax.Array,
     positions: jax.Array,
-    settings: DeviceSamplingParams,
+    sampling: DeviceSamplingParams,
     seen: jax.Array | None = None,
     *,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
 ) -> jax.Array:
-    """One token per row.
+    """Samples one token per row. A row's token depends on its own logits, key, position and bits of `seen` alone.
 
-    logits: [B, V] float32. keys: [B, 2] uint32 from `request_key`. positions: [B] int32, where the token will stand in
-    its sequence. seen: [B, V] uint8, `PROMPT` and `GENERATED` by token; None: without penalties. mesh: where the
-    rows and the vocabulary may be sharded. Returns [B] int32.
+    Penalties come first, then the temperature, then the filters, each of which sets a smallest probability: top-k keeps
+    the k most probable tokens; top-p keeps the fewest most probable of these that hold top_p of their mass (Holtzman et
+    al. 2020, arXiv 1904.09751, section 3.1); min-p keeps what is at least min_p times as probable as the most probable
+    token (Nguyen et al. 2024, arXiv 2407.01082). Tokens of equal probability are kept or dropped together, and the most
+    probable ones are always kept. A token less than 1e-30 times as probable as these is sampled only where a filter is
+    off.
 
-    Penalties come first, then the temperature, then the filters, each a smallest probability: top-k takes the k most
-    probable tokens; top-p takes of these the fewest most probable that hold top_p of their mass (Holtzman et al. 2020,
-    arXiv 1904.09751, section 3.1); min-p takes what is at least min_p times as probable as the most probable token
-    (Nguyen et al. 2024, arXiv 2407.01082). Tokens of equal probability are in or out together. The most probable are
-    always in. A token less than 1e-30 times as probable as these may be drawn where a filter is off only.
+    Args:
+      logits: [B, V] float32.
+      keys: [B, 2] uint32, from `request_key`.
+      positions: [B] int32, the token's position in its sequence.
+      sampling: parameters of all rows.
+      seen: [B, V] uint8, the bits `PROMPT` and `GENERATED` of each token; None: without penalties.
+      mesh: may shard the rows and the vocabulary.
 
-    A row's token depends on its own logits, key, position and bits of `seen`.
+    Returns [B] int32.
     """
     return jax.lax.cond(
-        settings.temperature > 0.0,
-        lambda: _from_distribution(penalize(logits, settings, seen), keys, positions, settings, mesh),
-        lambda: jnp.argmax(penalize(logits, settings, seen), axis=-1).astype(jnp.int32),
+        sampling.temperature > 0.0,
+        lambda: _from_distribution(penalize(logits, sampling, seen), keys, positions, sampling, mesh),
+        lambda: jnp.argmax(penalize(logits, sampling, seen), axis=-1).astype(jnp.int32),
     )
 
 
 def logprobs_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Logarithms of the tokens' probabilities: logits [B, V] float32, tokens [B] int32; returns [B] float32.
-
-    Of the logits as they are, without temperature, filters and penalties.
-    """
+    """Log-probabilities [B] float32 of tokens [B] int32 under logits [B, V] float32, before temperature and filters."""
     top = jnp.max(logits, axis=-1)
     total = jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
     return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - top - jnp.log(total)

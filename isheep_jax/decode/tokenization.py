@@ -1,4 +1,4 @@
-"""Requests as tokens: what they share with others, and what is their own."""
+"""Tokenizes requests, splits off the prefix that they share with others, and checks that they fit."""
 
 import functools
 from dataclasses import dataclass
@@ -11,62 +11,102 @@ from isheep_jax.errors import UserError
 from isheep_jax.text.conversation import Message
 from isheep_jax.text.tokenizer import Tokenizer
 
-# A shorter head is computed with each prompt: it would save less than the program for it costs.
-_SHORTEST_SHARED = 32
+# A shorter prefix is prefilled with each prompt: sharing it would save less than the program for it costs (tokens).
+_SHORTEST_PREFIX = 32
 
 
-class TooLong(UserError):
-    """A prompt that does not fit."""
+class PromptError(UserError):
+    """A prompt that cannot be decoded."""
+
+
+class TooLong(PromptError):
+    """A prompt that does not fit in decode.max_length together with what must follow it.
+
+    tokens: of the prompt.
+    spare: tokens that must follow.
+    max_length: the setting.
+    continuation: name of a given text that must follow, such as "its longest choice"; "": new tokens.
+    """
+
+    def __init__(self, tokens: int, spare: int, max_length: int, continuation: str = ""):
+        self.tokens, self.spare, self.max_length, self.continuation = tokens, spare, max_length, continuation
+        if continuation:
+            message = f" and {continuation} {spare}; decode.max_length={max_length} must hold both"
+        else:
+            spare_tokens = {0: "", 1: " and a new token"}.get(spare, f" and {spare} more")
+            message = f"; decode.max_length={max_length} must hold it{spare_tokens}"
+        super().__init__(f"the prompt has {tokens} tokens{message}")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedPrompt:
     """A request's tokens.
 
-    shared: those of its head. own: what follows [T] (int32). key: random key [2] (uint32). max_tokens: of the request.
+    prefix: tokens shared with other requests, prefilled once.
+    suffix: the tokens after the prefix, [T] int32.
+    key: random key, [2] uint32.
+    max_tokens: the request's own limit of new tokens; 0: none.
     """
 
     id: str
-    shared: tuple[int, ...]
-    own: np.ndarray
+    prefix: tuple[int, ...]
+    suffix: np.ndarray
     key: np.ndarray
     max_tokens: int
 
     @property
     def length(self) -> int:
-        return len(self.shared) + len(self.own)
+        return len(self.prefix) + len(self.suffix)
 
 
-def tokenize(tokenizer: Tokenizer, request: Request, seed: int, context: int, spare: int) -> TokenizedPrompt:
-    """Raises `TooLong` unless `context` holds the prompt and `spare` tokens more, and `UserError` for no prompt."""
+def tokenize(
+    tokenizer: Tokenizer, request: Request, *, seed: int, max_length: int, spare: int, continuation: str = ""
+) -> TokenizedPrompt:
+    """Returns a request's tokens.
+
+    Args:
+      tokenizer: the model's.
+      request: the prompt, its id and its prefix.
+      seed: the run's seed, from which the random key comes.
+      max_length: longest sequence (tokens).
+      spare: tokens that must fit after the prompt.
+      continuation: name of the given text that those tokens belong to, for the error message; "": new tokens.
+
+    Raises `TooLong` where prompt and spare tokens are more than `max_length`, and `PromptError` for an empty prompt.
+    """
     tokens = tokenizer.encode_prompt(request.prompt)
     if not tokens:
-        raise TooLong("the prompt is empty")
-    if len(tokens) + spare > context:
-        more = "a new token" if spare == 1 else f"{spare} more"
-        raise TooLong(f"the prompt has {len(tokens)} tokens; decode.max_length={context} must hold it and {more}")
-    shared = _shared(tokenizer, request, tokens)
-    own, key = np.asarray(tokens[shared:], np.int32), request_key(seed, request.id)
-    return TokenizedPrompt(request.id, tuple(tokens[:shared]), own, key, request.max_tokens)
+        raise PromptError("the prompt is empty")
+    if len(tokens) + spare > max_length:
+        raise TooLong(len(tokens), spare, max_length, continuation)
+    shared = _prefix_length(tokenizer, request, tokens)
+    return TokenizedPrompt(
+        id=request.id,
+        prefix=tuple(tokens[:shared]),
+        suffix=np.asarray(tokens[shared:], np.int32),
+        key=request_key(seed, request.id),
+        max_tokens=request.max_tokens,
+    )
 
 
-def _shared(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> int:
-    """How many of the tokens are those of the request's head."""
+def _prefix_length(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> int:
+    """How many of the tokens belong to the request's prefix; 0 where sharing them is not possible or not worthwhile."""
     if not request.prefix:
         return 0
     role = None if isinstance(request.prompt, str) else request.prompt[0].role
-    head = _head_tokens(tokenizer, request.prefix, role)
-    fits = _SHORTEST_SHARED <= len(head) < len(tokens)
-    return len(head) if fits and tuple(tokens[: len(head)]) == head else 0
+    prefix = _prefix_tokens(tokenizer, request.prefix, role)
+    if not _SHORTEST_PREFIX <= len(prefix) < len(tokens):
+        return 0
+    return len(prefix) if tuple(tokens[: len(prefix)]) == prefix else 0
 
 
 @functools.lru_cache(maxsize=64)
-def _head_tokens(tokenizer: Tokenizer, head: str, role: str | None) -> tuple[int, ...]:
-    """A head's tokens but for the last, which what follows may change."""
+def _prefix_tokens(tokenizer: Tokenizer, prefix: str, role: str | None) -> tuple[int, ...]:
+    """A prefix's tokens without the last one, which the following text may change."""
 
     if role is None:
-        return tuple(tokenizer.encode_prompt(head)[:-1])
-    # Behind a message its turn's end is rendered: where two that begin with the head part, it has ended.
-    one, other = (tokenizer.encode_prompt((Message(role, text),)) for text in (head, f"{head}\n\n\n"))
+        return tuple(tokenizer.encode_prompt(prefix)[:-1])
+    # The template appends an end of turn; the common prefix of two renderings excludes it.
+    one, other = (tokenizer.encode_prompt((Message(role, text),)) for text in (prefix, f"{prefix}\n\n\n"))
     common = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
     return tuple(one[: max(common - 1, 0)])

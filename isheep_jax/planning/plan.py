@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from isheep_jax.config import Config, flatten
 from isheep_jax.decode.capacity import local_memory
-from isheep_jax.decode.programs import compile_decode_chunk
+from isheep_jax.decode.programs import clear_programs
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.planning import iteration, programs
 from isheep_jax.planning.collectives import Collective, by_kind
@@ -89,7 +89,7 @@ def make_plan(
     """Compiles the programs `names` one after the other. on_program: called before each with its name."""
     meshes = make_meshes(config, architecture, hardware.devices)
     # Programs that a search has compiled are compiled again, because the plan has their compilation times.
-    compile_decode_chunk.cache_clear()
+    clear_programs()
     jax.clear_caches()
     plans = {}
     for name in names:

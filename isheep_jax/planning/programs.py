@@ -1,5 +1,6 @@
 """Lowers the jitted functions that decoding and training call on abstract arrays, at the shapes of a config."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from jax.sharding import Mesh
 
 from isheep_jax.config import Config
 from isheep_jax.decode import programs as decoding
-from isheep_jax.decode import scoring
 from isheep_jax.decode.cache import (
     abstract_cache,
     alignment,
@@ -20,8 +20,11 @@ from isheep_jax.decode.cache import (
     cache_sharding,
     check_rows,
     data_shards,
+    rows_sharding,
 )
-from isheep_jax.decode.packing import empty_rows
+from isheep_jax.decode.packing import COLUMNS
+from isheep_jax.decode.prefill import prefill
+from isheep_jax.decode.prefill_logprobs import packed_logprobs
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.model.quantization import abstract_weights, weight_table
@@ -91,49 +94,43 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     mesh, decode = meshes.decode, config.decode
     dtype = jnp.dtype(config.model.compute_dtype)
     static = {"architecture": architecture, "mesh": mesh, "compute_dtype": dtype}
-    chunk = decoding.ChunkShape(
-        slots=decode.slots,
-        context=decode.max_length,
-        chunk=decode.steps_per_call,
-        end_ids=architecture.eos_token_ids,
-        weights=decode.weights_dtype,
-        cache=decode.kv_cache_dtype,
-        **static,
-    )
+    eos_ids = architecture.eos_token_ids
+    shape = decoding.DecodeShape.nominal(decode, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids)
     shapes = abstract_weights(architecture, decode.weights_dtype, dtype)
 
     def abstract(shardings: Tree) -> Tree:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     def params() -> Tree:  # compiles the decode program, which may not fit
-        return abstract(decoding.weight_places(chunk))
+        return abstract(decoding.weight_formats(shape))
 
     table = weight_table(architecture, decode.weights_dtype)
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     rows = data_shards(mesh)
-    packed = empty_rows(rows, bucket_of(decode.max_length, alignment(mesh)))
-    tokens = rows * packed.shape[1]
+    length = bucket_of(decode.max_length, alignment(mesh))
+    int32_rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=rows_sharding(mesh))
+    packed = int32_rows((rows, length, COLUMNS))
     if name == SCORE:
-        at, targets = np.zeros((rows, SCORED), np.int32), np.zeros((rows, SCORED, CHOICES), np.int32)
-        lower = lambda: scoring._score_rows.lower(params(), packed, at, targets, None, collect=True, **static)  # noqa: E731
-        return Program(name, lower, weights, 0.0, 0.0, rows * SCORED, tokens)
-    cache = abstract_cache(architecture, decode.slots, decode.max_length, chunk.cache_dtype, mesh)
+        at, targets = int32_rows((rows, SCORED)), int32_rows((rows, SCORED, CHOICES))
+        lower = lambda: packed_logprobs.lower(params(), packed, at, targets, None, collect=True, **static)  # noqa: E731
+        return Program(name, lower, weights, 0.0, 0.0, rows * SCORED, rows * length)
+    cache = abstract_cache(architecture, decode.slots, decode.max_length, shape.cache_dtype, mesh)
     split = cache_sharding(mesh)
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
     cache_bytes = bytes_per_device(cache)
     if name == PREFILL:
-        lower = lambda: decoding.prefill.lower(params(), cache, packed, None, **static)  # noqa: E731
-        return Program(name, lower, weights, 0.0, cache_bytes, rows, tokens)
+        lower = lambda: prefill.lower(params(), cache, packed, None, **static)  # noqa: E731
+        return Program(name, lower, weights, 0.0, cache_bytes, rows, rows * length)
     return Program(
         name,
-        lambda: decoding.lower_decode_chunk(chunk, chunk),
+        lambda: decoding.lower_nominal(shape),
         weights,
         0.0,
         cache_bytes,
         decode.slots,
         decode.slots,
         # The programs above use the same compiled program for its layout.
-        compile=lambda: decoding.compile_decode_chunk(chunk, chunk),
+        compile=lambda: decoding.compile_decode_steps(shape, shape),
     )
 
 

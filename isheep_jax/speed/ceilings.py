@@ -1,4 +1,4 @@
-"""What this machine can do: the fastest copy, and the fastest products at a model's own shapes."""
+"""Measures what this machine can do: the fastest copy, and the fastest matrix products at a model's own shapes."""
 
 import math
 import time
@@ -13,37 +13,40 @@ from isheep_jax.model.architecture import Architecture, parameter_table
 
 # Bytes of the copied array on each device: more than any cache holds.
 _COPIED = {"cpu": 2**28, "gpu": 2**31, "tpu": 2**31}
-# Rows of the products' left side on each device: enough for arithmetic to bind.
+# Rows of the products' left side on each device: enough that arithmetic is the limit.
 _ROWS = {"cpu": 512, "gpu": 8192, "tpu": 8192}
-# The best of so many; the first ones are slow everywhere.
+# Tries, of which the fastest counts; the first ones are slow everywhere.
 _TRIES = 7
-# Times that the array is read and written in each.
+# Times that the array is read and written in each try.
 _COPIES = 8
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Of all devices of a mesh together. flops: operations per second. bandwidth: bytes read and written per second."""
+    """Peaks of all devices of a mesh together.
+
+    flops: floating-point operations per second. bandwidth: bytes read and written per second.
+    """
 
     flops: float
     bandwidth: float
 
 
 def measure_ceilings(architecture: Architecture, mesh: Mesh, dtype: jnp.dtype) -> Ceilings:
-    """Every device works by itself, on the weights of a layer in `dtype` and on a large array."""
+    """Measures products of the sizes of a layer's weights in `dtype` and a large copy, each device by itself."""
     platform = next(iter(mesh.devices.flat)).platform
     rows, size = _ROWS[platform], _COPIED[platform] // 4
-    everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     table = parameter_table(architecture)["layers"]
-    # [inputs, outputs] of each matrix; which sides a product sums over changes nothing of its arithmetic.
+    # [inputs, outputs] of each matrix; which side a product sums over does not change its arithmetic.
     shapes = [_sides(spec.shape[1:], architecture.hidden_size) for spec in table.values() if spec.is_matrix]
     seconds = operations = 0.0
-    for inside, outside in shapes:
-        x = jnp.ones((mesh.size * rows, inside), dtype, device=everywhere)
-        w = jnp.ones((inside, outside), dtype, device=NamedSharding(mesh, PartitionSpec()))
-        seconds += _best(jax.jit(jnp.dot, out_shardings=everywhere), x, w)
-        operations += 2.0 * mesh.size * rows * inside * outside
-    copied = jnp.zeros(mesh.size * size, jnp.float32, device=everywhere)
+    for inputs, outputs in shapes:
+        x = jnp.ones((mesh.size * rows, inputs), dtype, device=split)
+        w = jnp.ones((inputs, outputs), dtype, device=NamedSharding(mesh, PartitionSpec()))
+        seconds += _best(jax.jit(jnp.dot, out_shardings=split), x, w)
+        operations += 2.0 * mesh.size * rows * inputs * outputs
+    copied = jnp.zeros(mesh.size * size, jnp.float32, device=split)
     # Several times over the same memory: fresh memory is slower on a CPU.
     again = jax.jit(lambda x: jax.lax.fori_loop(0, _COPIES, lambda _, x: x + 1, x), donate_argnums=0)
     times = []
@@ -55,12 +58,12 @@ def measure_ceilings(architecture: Architecture, mesh: Mesh, dtype: jnp.dtype) -
 
 
 def _sides(shape: tuple[int, ...], width: int) -> tuple[int, int]:
-    """A matrix's two sides, of which one is the model's width."""
+    """Returns a matrix's two sides, one of which is the model's width."""
     return width, math.prod(shape) // width
 
 
 def _best(work: Callable, *arguments: jax.Array) -> float:
-    """Seconds of the fastest try."""
+    """Returns the seconds of the fastest try."""
     work(*arguments).block_until_ready()
     times = []
     for _ in range(_TRIES):

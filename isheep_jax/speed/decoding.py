@@ -1,4 +1,4 @@
-"""The decode engine's speed on lists of requests like those of the loop, beside what the machine's ceilings allow."""
+"""The decode engine's speed on lists of requests like those of the loop, against what the machine's ceilings allow."""
 
 import contextlib
 import copy
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
+from isheep_jax.decode.cache import data_shards
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.decode.statistics import Statistics
@@ -25,9 +25,13 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 class Limit:
     """The least seconds that a workload takes at the ceilings.
 
-    Each part is bound by its arithmetic or by its memory traffic, whichever takes longer, and no padding, sampling or
-    waiting is counted. prompts: all prompt tokens. steps: products with the weights of all decode steps, of which there
-    are at least as many as the longest completion has tokens. cache: attention of the decode steps.
+    Each part is bound by its arithmetic or by its memory traffic, whichever takes longer. Padding, sampling and waiting
+    are not counted.
+
+    prompts: prefill of all prompt tokens.
+    steps: products with the weights in all decode steps, of which there are at least as many as the longest completion
+      has tokens.
+    cache: attention of the decode steps.
     """
 
     prompts: float
@@ -41,7 +45,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Speed:
-    """One workload's run. prompt_tokens, new_tokens: that were asked for, the head once. compilations: in the run."""
+    """One workload's measured run.
+
+    prompt_tokens: of the workload, a shared prefix counted once.
+    new_tokens: of the workload.
+    compilations: programs compiled during the run.
+    """
 
     workload: str
     requests: int
@@ -55,18 +64,18 @@ class Speed:
 
     @property
     def fraction(self) -> float:
-        """Of the limit (0 to 1)."""
+        """The limit's seconds as a share of the measured ones (0 to 1)."""
         return self.limit.seconds / self.seconds
 
     @property
-    def idle(self) -> float:
+    def idle_share(self) -> float:
         """Share of the time in which the devices waited for the host (0 to 1)."""
         return self.statistics.idle_seconds / self.seconds
 
     @property
-    def idle_per_chunk(self) -> float:
-        """Seconds that the devices waited for the host, for each decode chunk."""
-        return self.statistics.idle_seconds / max(self.statistics.chunks, 1)
+    def idle_per_call(self) -> float:
+        """Seconds that the devices waited for the host, for each call of the decode program."""
+        return self.statistics.idle_seconds / max(self.statistics.calls, 1)
 
     def as_dict(self) -> dict:
         names = ("workload", "requests", "slots", "seconds", "prompt_tokens", "new_tokens", "compilations")
@@ -76,8 +85,8 @@ class Speed:
             "tokens_per_second": (self.prompt_tokens + self.new_tokens) / self.seconds,
             "limit": dataclasses.asdict(self.limit) | {"seconds": self.limit.seconds},
             "fraction_of_limit": self.fraction,
-            "idle_share": self.idle,
-            "idle_seconds_per_chunk": self.idle_per_chunk,
+            "idle_share": self.idle_share,
+            "idle_seconds_per_call": self.idle_per_call,
             "occupancy": self.statistics.occupancy,
             "packing": self.statistics.packing,
             "statistics": dataclasses.asdict(self.statistics),
@@ -85,9 +94,9 @@ class Speed:
 
 
 def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Speed:
-    """Runs the workload twice and measures the second run, for which all is compiled.
+    """Runs the workload twice and measures the second run, for which everything is compiled.
 
-    The engine's tokenizer is a `workloads.IdTokenizer`.
+    engine: with a `workloads.IdTokenizer`.
     """
     _run(engine, workload)
     before = copy.copy(engine.statistics)
@@ -95,7 +104,7 @@ def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Spe
         start = time.perf_counter()
         _run(engine, workload)
         seconds = time.perf_counter() - start
-    prompt_tokens = workload.head_length + sum(workload.prompt_lengths)
+    prompt_tokens = workload.prefix_length + sum(workload.prompt_lengths)
     statistics = engine.statistics - before
     slots = 0 if workload.kind == "score" else statistics.slots
     return Speed(
@@ -112,59 +121,59 @@ def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Spe
 
 
 def least_time(engine: Engine, workload: Workload, slots: int, ceilings: Ceilings) -> Limit:
-    """See `Limit`. slots: sequences that a step decodes."""
-    a = engine.architecture
-    _, head = matrix_parameters(a)
-    prompts = workload.head_length * sum(forward_flops(a, 1, workload.head_length / 2))
+    """Computes the `Limit` of a workload. slots: sequences that a decode step advances."""
+    model, a = engine.model, engine.model.architecture
+    _, lm_head = matrix_parameters(a)
+    prompt_flops = workload.prefix_length * sum(forward_flops(a, 1, workload.prefix_length / 2))
     for length in workload.prompt_lengths:
-        prompts += sum(forward_flops(a, length, workload.head_length + length / 2))
+        prompt_flops += sum(forward_flops(a, length, workload.prefix_length + length / 2))
     if workload.kind == "score":
-        prompts += 2.0 * head * len(workload)
-        return Limit(prompts / ceilings.flops, 0.0, 0.0)
-    operations = scores = read = 0.0
-    each = 2 * a.layers * a.kv_heads * a.head_dim * engine.chunk_shape.cache_dtype.itemsize
+        prompt_flops += 2.0 * lm_head * len(workload)
+        return Limit(prompt_flops / ceilings.flops, 0.0, 0.0)
+    step_flops = attention_flops = cache_bytes = 0.0
+    position_bytes = 2 * a.layers * a.kv_heads * a.head_dim * model.nominal_shape.cache_dtype.itemsize
     for length, new in zip(workload.prompt_lengths, workload.new_tokens):
-        matrices, attention = forward_flops(a, new, workload.head_length + length + new / 2)
-        operations += matrices + 2.0 * head * new
-        scores += attention
-        read += new * (length + new / 2) * each
+        matrices, attention = forward_flops(a, new, workload.prefix_length + length + new / 2)
+        step_flops += matrices + 2.0 * lm_head * new
+        attention_flops += attention
+        cache_bytes += new * (length + new / 2) * position_bytes
     steps = max(sum(workload.new_tokens) / slots, max(workload.new_tokens))
-    table = abstract_weights(a, engine.config.weights_dtype, engine.compute_dtype)
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(table))
-    if not a.tied_embeddings:  # of which only a few rows are read
-        held -= head * jnp.dtype(engine.compute_dtype).itemsize
-    replicas = 1 if engine.mesh is None else engine.mesh.shape["data"]
+    weights = abstract_weights(a, model.config.weights_dtype, model.compute_dtype)
+    weight_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights))
+    if not a.tied_embeddings:  # a step reads only a few rows of the embeddings
+        weight_bytes -= lm_head * model.compute_dtype.itemsize
+    replicas = data_shards(model.mesh)
     return Limit(
-        prompts / ceilings.flops,
-        max(operations / ceilings.flops, steps * held * replicas / ceilings.bandwidth),
-        max(scores / ceilings.flops, read / ceilings.bandwidth),
+        prompt_flops / ceilings.flops,
+        max(step_flops / ceilings.flops, steps * weight_bytes * replicas / ceilings.bandwidth),
+        max(attention_flops / ceilings.flops, cache_bytes / ceilings.bandwidth),
     )
 
 
 def _run(engine: Engine, workload: Workload) -> None:
-    requests = workload.requests(engine.architecture.vocab_size)
+    requests = workload.requests(engine.model.architecture.vocab_size)
     if workload.kind == "score":
         results = list(engine.choice_logprobs(requests, workload.choice_texts()))
         wrong = [r.id for r in results if r.error or len(r.logprobs) != workload.choices]
     else:
         results = list(engine.generate(requests, SamplingParams(temperature=1.0)))
-        asked = {request.id: request.max_tokens for request in requests}
-        wrong = [r.id for r in results if len(r.tokens) != asked[r.id]]
+        lengths = {request.id: request.max_tokens for request in requests}
+        wrong = [r.id for r in results if len(r.tokens) != lengths[r.id]]
     if wrong or len(results) != len(requests):
-        raise RuntimeError(f"{len(wrong)} of {len(requests)} requests did not get what they asked for: {wrong[:3]}")
+        raise RuntimeError(f"{len(wrong)} of {len(requests)} requests have results of another length: {wrong[:3]}")
 
 
 @contextlib.contextmanager
 def _compilations() -> Iterator[list[float]]:
-    """Seconds of each compilation within the context."""
-    found: list[float] = []
+    """Collects the seconds of each compilation within the context."""
+    durations: list[float] = []
 
     def listen(event: str, seconds: float, **_) -> None:
         if event == _COMPILED:
-            found.append(seconds)
+            durations.append(seconds)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield found
+        yield durations
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

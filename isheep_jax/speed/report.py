@@ -1,11 +1,11 @@
-"""The benchmark's figures as text and as JSON."""
+"""The benchmark's figures as a table for the terminal and as JSON."""
 
 import dataclasses
 from dataclasses import dataclass, field
 
 from isheep_jax.speed.ceilings import Ceilings
 from isheep_jax.speed.decoding import Speed
-from isheep_jax.speed.quantization_error import Quality
+from isheep_jax.speed.quantization_error import QuantizationError
 
 _TITLES = (
     "workload",
@@ -23,32 +23,32 @@ _ROW = "{:<12}{:>9}{:>7}{:>12}{:>11}{:>14}{:>12}{:>18}{:>10}"
 
 @dataclass
 class Report:
-    """One run of the benchmark. devices, model, dtype: in words."""
+    """One run of the benchmark. devices, model, dtype: names to print. quantization_error: None without int8."""
 
     devices: str
     model: str
     dtype: str
     ceilings: Ceilings
-    quality: Quality | None
+    quantization_error: QuantizationError | None
     speeds: list[Speed] = field(default_factory=list)
 
     def opening(self) -> list[str]:
-        """What does not depend on the workloads, and the head of the table."""
+        """Returns the lines above the table and the table's header."""
         lines = [
             f"{self.model}, {self.dtype}, on {self.devices}",
             f"ceilings: products {self.ceilings.flops / 1e9:,.0f} GFLOP/s at the model's shapes, copy "
             f"{self.ceilings.bandwidth / 1e9:,.1f} GB/s read and written",
         ]
-        if self.quality is not None:
-            q = self.quality
+        if self.quantization_error is not None:
+            q = self.quantization_error
             lines.append(
-                f"int8 against {self.dtype}, on {q.tokens:,} tokens of the model's own: the same most probable token "
-                f"{q.agreement:.2%}, KL divergence {q.divergence:.5f} nats per token"
+                f"int8 against {self.dtype}, on {q.tokens:,} tokens of the model's own completions: the same most "
+                f"probable token {q.agreement:.2%}, KL divergence {q.divergence:.5f} nats per token"
             )
         return [*lines, "", _ROW.format(*_TITLES)]
 
     def lines(self, speed: Speed) -> list[str]:
-        """A row of the table."""
+        """Returns a workload's row of the table."""
         generates = speed.slots > 0
         return [
             _ROW.format(
@@ -59,7 +59,7 @@ class Report:
                 f"{(speed.prompt_tokens + speed.new_tokens) / speed.seconds:,.0f}",
                 f"{speed.fraction:.0%}",
                 f"{speed.statistics.occupancy:.0%}" if generates else "-",
-                f"{1e3 * speed.idle_per_chunk:.1f} ms, {speed.idle:.1%}" if generates else "-",
+                f"{1e3 * speed.idle_per_call:.1f} ms, {speed.idle_share:.1%}" if generates else "-",
                 speed.compilations,
             )
         ]
@@ -70,6 +70,6 @@ class Report:
             "model": self.model,
             "dtype": self.dtype,
             "ceilings": dataclasses.asdict(self.ceilings),
-            "quality": None if self.quality is None else dataclasses.asdict(self.quality),
+            "quantization_error": self.quantization_error and dataclasses.asdict(self.quantization_error),
             "workloads": [speed.as_dict() for speed in self.speeds],
         }

@@ -33,20 +33,21 @@ class Ours:
     def __init__(self, setup: dict):
         import jax
 
-        from isheep_jax.config import DecodeConfig
+        from isheep_jax.config import DecodeConfig, MeshConfig
         from isheep_jax.decode.engine import Engine
         from isheep_jax.decode.requests import SamplingParams
         from isheep_jax.model.architecture import init_parameters
+        from isheep_jax.sharding import make_mesh
         from isheep_jax.speed.workloads import LLAMA_100M, IdTokenizer
 
         self.workload, self.sampling = _lengths(setup["workload"]), SamplingParams(temperature=1.0)
-        config = DecodeConfig(slots=setup["batch"], steps_per_call=setup["chunk"] or DecodeConfig.chunk)
+        config = DecodeConfig(slots=setup["batch"], steps_per_call=setup["chunk"] or DecodeConfig.steps_per_call)
         self.engine = Engine(
             init_parameters(LLAMA_100M, jax.random.key(0)),
             LLAMA_100M,
             IdTokenizer(LLAMA_100M.vocab_size),
             config,
-            mesh=None,
+            mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
             seed=0,
             compute_dtype=setup["dtype"],
         )

@@ -7,8 +7,9 @@ from minute_model import ARCHITECTURE
 from tiles import flat, in_tiles
 
 from isheep_jax.decode.cache import allocate, bucket_of, cache_length, cache_sharding
-from isheep_jax.decode.packing import ROW, empty_rows, fill, pack
-from isheep_jax.decode.programs import copy_slots, make_prefix, prefill
+from isheep_jax.decode.device_slots import copy_rows
+from isheep_jax.decode.packing import ROW_TOKENS, empty_rows, fill, pack
+from isheep_jax.decode.prefill import make_prefix, prefill
 from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.model.transformer import ForwardSetup, forward
 
@@ -30,7 +31,7 @@ def test_buckets_are_few_and_waste_little():
 
 
 def test_a_cache_holds_the_context_in_whole_blocks():
-    cache = allocate(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), None)
+    cache = allocate(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), mesh_of())
     assert cache_length(130) == cache.length == 256
     assert cache.k.shape == (2, 3, 2, 2, 8, 128)  # two tiles of 128 slots; of each head its keys together
     assert cache.v.shape == (2, 3, 2, 2, 128, 8)
@@ -40,13 +41,13 @@ def test_rows_hold_every_prompt_once_and_apart():
     lengths = sorted(np.random.default_rng(0).integers(1, 700, 500).tolist(), reverse=True)
     seen = []
     for row in pack(lengths, 32):
-        assert row.used <= ROW or len(row.prompts) == 1
+        assert row.length <= ROW_TOKENS or len(row.prompts) == 1
         end = 0
         for index, begin in zip(row.prompts, row.begins):
             assert begin % 32 == 0
             assert begin >= end
             end = begin + lengths[index]
-        assert end <= row.used
+        assert end <= row.length
         seen += row.prompts
     assert sorted(seen) == list(range(500))
 
@@ -54,8 +55,8 @@ def test_rows_hold_every_prompt_once_and_apart():
 def test_packing_wastes_little_beyond_the_alignment():
     lengths = sorted(np.random.default_rng(1).integers(20, 200, 2000).tolist(), reverse=True)
     rows = list(pack(lengths, 32))
-    room = sum(-(-n // 32) * 32 for n in lengths)
-    assert len(rows) * ROW < 1.05 * room
+    aligned = sum(-(-n // 32) * 32 for n in lengths)
+    assert len(rows) * ROW_TOKENS < 1.05 * aligned
 
 
 STATIC = {"architecture": ARCHITECTURE, "compute_dtype": jnp.dtype("float32")}
@@ -75,7 +76,7 @@ def prompts(*lengths) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_prefill_writes_each_prompt_to_its_slot_and_nothing_else(params, shards):
-    mesh = None if shards == 1 else mesh_of((2, 1, 2))
+    mesh = mesh_of() if shards == 1 else mesh_of((2, 1, 2))
     cache = allocate(ARCHITECTURE, 8, 128, jnp.dtype("float32"), mesh)
     tokens = prompts(5, 40, 17)
     packed = empty_rows(shards, 128)
@@ -97,8 +98,8 @@ def test_a_prompts_keys_are_the_same_to_the_bit_wherever_it_is_packed(params):
         packed = empty_rows(1, length)
         for segment, (begin, tokens, slot) in enumerate(places, start=1):
             fill(packed[0], begin, segment, tokens, slot)
-        cache = allocate(ARCHITECTURE, 2, 384, jnp.dtype("float32"), None)
-        return np.asarray(flat(prefill(params, cache, packed, None, mesh=None, **STATIC))[0][:, 0, :45])
+        cache = allocate(ARCHITECTURE, 2, 384, jnp.dtype("float32"), mesh_of())
+        return np.asarray(flat(prefill(params, cache, packed, None, mesh=mesh_of(), **STATIC))[0][:, 0, :45])
 
     alone = keys(256, (0, prompt, 0))
     np.testing.assert_array_equal(keys(512, (0, long, 1), (320, prompt, 0), (384, short, -1)), alone)
@@ -109,18 +110,18 @@ def test_a_prompt_behind_a_prefix_has_the_keys_of_the_whole(params):
     prefix, own = prompts(70, 30)
     padded = np.zeros(96, np.int32)
     padded[:70] = prefix
-    shared = make_prefix(params, padded, np.int32(70), mesh=None, **STATIC)
+    shared = make_prefix(params, padded, np.int32(70), mesh=mesh_of(), **STATIC)
     packed = empty_rows(1, 64)
     fill(packed[0], 32, 1, own, 0)
-    cache = allocate(ARCHITECTURE, 1, 128, jnp.dtype("float32"), None)
-    found = flat(prefill(params, cache, packed, shared, mesh=None, **STATIC))[0][:, 0, :30]
+    cache = allocate(ARCHITECTURE, 1, 128, jnp.dtype("float32"), mesh_of())
+    found = flat(prefill(params, cache, packed, shared, mesh=mesh_of(), **STATIC))[0][:, 0, :30]
     np.testing.assert_allclose(found, keys_of(params, np.concatenate([prefix, own]))[:, 70:], atol=1e-4)
 
 
 @pytest.mark.parametrize("tile", [0, 32, 64])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_slots_are_copied_within_their_shard(shards, tile):
-    mesh = None if shards == 1 else mesh_of((2, 1, 1))
+def test_cache_rows_are_copied_within_their_shard(shards, tile):
+    mesh = mesh_of((shards, 1, 1))
     content = np.random.default_rng(0).normal(size=(2, 8, 128, 16)).astype(np.float32)
     pairs = [(1, 2), (1, 3), (-1, -1), (-1, -1), (7, 4), (5, 6), (-1, -1), (-1, -1)]
     expected = content.copy()
@@ -129,7 +130,7 @@ def test_slots_are_copied_within_their_shard(shards, tile):
             expected[:, target, :64] = content[:, source, :64]
     cache = in_tiles(KVCache(jnp.asarray(content), -jnp.asarray(content)), tile, 8)
     cache = jax.device_put(cache, cache_sharding(mesh))
-    copied = copy_slots(cache, np.asarray(pairs, np.int32), length=64, mesh=mesh)
+    copied = copy_rows(cache, np.asarray(pairs, np.int32), length=64, mesh=mesh)
     keys, values = flat(copied)
     np.testing.assert_array_equal(keys, expected)
     np.testing.assert_array_equal(values, -expected)

@@ -12,19 +12,19 @@ from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
-# Of a slot of 128 tokens: keys and values in float32, and the logits while a token is drawn.
+# Bytes of a slot of 128 tokens: keys and values in float32, and the logits while a token is sampled.
 ROW = 2 * 4 * ARCHITECTURE.layers * ARCHITECTURE.kv_heads * ARCHITECTURE.head_dim * 128 + 16 * ARCHITECTURE.vocab_size
 
 
 @pytest.fixture
 def shape(params):
-    return dataclasses.replace(make_engine(params).chunk_shape, max_length=128)
+    return dataclasses.replace(make_engine(params).model.nominal_shape, cache_length=128)
 
 
 def memory_for(monkeypatch, shape, slots: int) -> None:
-    """A device with room for the weights and so many slots."""
-    weights = capacity._bytes(capacity.abstract_weights(shape.architecture, shape.weights, shape.compute_dtype))
-    monkeypatch.setattr(capacity, "local_memory", lambda device: (weights + slots * ROW + 1) / capacity._CPU_SHARE)
+    """Gives the device memory for the weights and so many slots."""
+    weights = capacity._bytes(capacity.abstract_weights(shape.architecture, shape.weights_dtype, shape.compute_dtype))
+    monkeypatch.setattr(capacity, "local_memory", lambda device: (weights + slots * ROW + 1) / capacity._HOST_FRACTION)
 
 
 @pytest.mark.parametrize(("room", "slots"), [(1, 1), (5, 5), (39, 32), (100, 96), (255, 224), (10_000, 256)])
@@ -37,7 +37,7 @@ def test_slots_are_as_many_as_fit_beside_the_weights_in_four_sizes_for_each_powe
 
 def test_an_int8_cache_gives_more_slots(monkeypatch, shape):
     memory_for(monkeypatch, shape, 32)
-    more = capacity.free_slots(dataclasses.replace(shape, cache="int8"), useful=10_000)
+    more = capacity.free_slots(dataclasses.replace(shape, kv_cache_dtype="int8"), useful=10_000)
     assert more > capacity.free_slots(shape, useful=10_000) == 32
 
 
@@ -73,13 +73,13 @@ def test_what_is_counted_is_what_was_done(params):
     before = copy.copy(engine.statistics)
     completions = list(engine.generate(requests, GREEDY))
     done = engine.statistics - before
-    # End tokens are drawn, too.
-    drawn = sum(len(c.tokens) + (c.finish_reason == "stop") for c in completions)
-    assert (done.slots, done.drawn, done.slot_steps) == (4, drawn, 4 * done.steps)
-    assert done.prompt_tokens == sum(len(engine.tokenizer.encode(r.prompt)) for r in requests)
-    assert done.prompt_tokens < done.prompt_room
-    assert done.occupancy == drawn / done.slot_steps <= 1
-    assert -(-done.steps // 2) <= done.chunks <= done.steps
+    # End tokens are sampled, too.
+    sampled = sum(len(c.tokens) + (c.finish_reason == "stop") for c in completions)
+    assert (done.slots, done.sampled_tokens, done.slot_steps) == (4, sampled, 4 * done.steps)
+    assert done.prompt_tokens == sum(len(engine.model.tokenizer.encode(r.prompt)) for r in requests)
+    assert done.prompt_tokens < done.padded_prompt_tokens
+    assert done.occupancy == sampled / done.slot_steps <= 1
+    assert -(-done.steps // 2) <= done.calls <= done.steps
     assert done.idle_seconds > 0
 
 
@@ -88,7 +88,8 @@ def test_those_that_may_take_longest_come_first(params):
     lengths = [4] * 11 + [40]
     requests = [Request(f"r{i}", "a", max_tokens=n) for i, n in enumerate(lengths)]
     engine = make_engine(params, slots=4, steps_per_call=4)
-    engine.end_ids = ()
+    endless = dataclasses.replace(engine.model.nominal_shape, eos_ids=())
+    engine.model = dataclasses.replace(engine.model, eos_ids=(), nominal_shape=endless)
     completions = list(engine.generate(requests, SamplingParams(temperature=1.0)))
     assert sorted(len(c.tokens) for c in completions) == lengths
     assert engine.statistics.steps == 40

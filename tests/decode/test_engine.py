@@ -16,9 +16,9 @@ from minute_model import (
 )
 
 from isheep_jax.decode import scheduler
-from isheep_jax.decode.cache import allocate
-from isheep_jax.decode.packing import AT, empty_rows
-from isheep_jax.decode.programs import prefill
+from isheep_jax.decode.cache import allocate, put, rows_sharding
+from isheep_jax.decode.packing import POSITION, empty_rows
+from isheep_jax.decode.prefill import prefill
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import parameter_table
@@ -50,7 +50,7 @@ def test_tokens_equal_a_teacher_forced_argmax_of_the_plain_forward(params):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, top_p=0.9, max_tokens=12)])
-def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, sampling):
+def test_tokens_do_not_depend_on_slots_steps_per_call_order_or_neighbors(params, sampling):
     requests = ragged(12)
     expected = by_id(make_engine(params).generate(requests, sampling))
     for settings in ({"slots": 1, "steps_per_call": 3}, {"slots": 16, "steps_per_call": 64}):
@@ -96,8 +96,7 @@ def test_completions_end_where_the_context_ends(params):
         assert completion.finish_reason == "stop" or len(prompt) + len(completion.tokens) == 48
 
 
-@pytest.mark.parametrize("chunk", [2, 5])
-def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk):
+def test_stop_strings_cut_text_wherever_tokens_and_calls_end(params):
     requests = ragged(12)
     sampling = SamplingParams(temperature=1.0, max_tokens=30)
     free = by_id(make_engine(params).generate(requests, sampling))
@@ -105,9 +104,8 @@ def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk)
     text = max((completion.text for completion in free.values()), key=len)
     stop = (text[3:6], text[8:9])
     stopped = 0
-    for completion in make_engine(params, steps_per_call=chunk).generate(
-        requests, dataclasses.replace(sampling, stop=stop)
-    ):
+    stopping = dataclasses.replace(sampling, stop=stop)
+    for completion in make_engine(params, steps_per_call=2).generate(requests, stopping):
         whole = free[completion.id]
         ends = [whole.text.find(string) for string in stop if string in whole.text]
         if ends:
@@ -121,16 +119,14 @@ def test_stop_strings_cut_the_text_wherever_tokens_and_chunks_end(params, chunk)
     assert stopped > 1
 
 
-@pytest.mark.parametrize("chunk", [2, 5])
-def test_a_stop_string_that_is_a_special_token_ends_the_completion_though_no_text_shows_it(params, chunk):
+def test_a_special_token_as_stop_string_ends_the_completion_though_no_text_shows_it(params):
     requests, sampling = ragged(12), SamplingParams(temperature=1.0, max_tokens=30)
     marker = TableTokenizer().pieces.index("de")
-    free = by_id(make_engine(params, specials={marker: "<|user|>"}).generate(requests, sampling))
+    tokenizer = TableTokenizer({marker: "<|user|>"})
+    free = by_id(make_engine(params, tokenizer=tokenizer).generate(requests, sampling))
     stopping = dataclasses.replace(sampling, stop=("ab", "<|user|>"))
     stopped = 0
-    for completion in make_engine(params, specials={marker: "<|user|>"}, steps_per_call=chunk).generate(
-        requests, stopping
-    ):
+    for completion in make_engine(params, tokenizer=tokenizer, steps_per_call=2).generate(requests, stopping):
         whole = free[completion.id]
         before = whole.tokens[: whole.tokens.index(marker)] if marker in whole.tokens else whole.tokens
         text = TableTokenizer().decode(before)
@@ -151,9 +147,10 @@ def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, cap
 
     warm = make_engine(params, slots=5)
     stage(warm, GREEDY)
+    model = warm.model
     for length in (32, 64, 128, 256, 320):  # of rows that a refill of one slot or of several needs
-        cache = allocate(ARCHITECTURE, 5, 48, warm.compute_dtype, None)
-        prefill(warm.params, cache, empty_rows(1, length), None, **warm.static)
+        cache = allocate(ARCHITECTURE, 5, 48, model.compute_dtype, model.mesh)
+        prefill(model.params, cache, put(empty_rows(1, length), rows_sharding(model.mesh)), None, **model.static)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         other = random_parameters(1)  # from a jitted function or from the host: both are put on the device alike
         caplog.clear()
@@ -163,20 +160,12 @@ def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, cap
     assert not compiled
 
 
-@pytest.mark.parametrize(("data", "tensor"), [(1, 1), (8, 1), (4, 2)])
-def test_a_mesh_gives_the_tokens_of_one_device(params, data, tensor):
-    requests = ragged(12)
-    expected = by_id(make_engine(params).generate(requests, GREEDY))
-    engine = make_engine(params, slots=8, mesh=mesh_of((data, 1, tensor)))
-    assert by_id(engine.generate(requests, GREEDY)) == expected
-
-
 def test_weights_are_placed_by_the_decode_rules(params):
     mesh = mesh_of((4, 1, 2))
     engine = make_engine(params, slots=8, mesh=mesh)
-    wanted = param_shardings(parameter_table(ARCHITECTURE), mesh, DECODE_RULES)
+    shardings = param_shardings(parameter_table(ARCHITECTURE), mesh, DECODE_RULES)
     same = jax.tree.map(
-        lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim), engine.params, wanted
+        lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim), engine.model.params, shardings
     )
     assert all(jax.tree.leaves(same))
 
@@ -203,16 +192,16 @@ def test_an_id_that_occurs_twice_is_refused(params):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, max_tokens=12)])
-def test_a_shared_head_changes_no_token(params, sampling):
-    head = "the quick brown fox jumps over 13 lazy dogs. "
-    requests = [Request(request.id, head + request.prompt) for request in ragged(12)]
+def test_a_shared_prefix_changes_no_token(params, sampling):
+    prefix = "the quick brown fox jumps over 13 lazy dogs. "
+    requests = [Request(request.id, prefix + request.prompt) for request in ragged(12)]
     expected = by_id(make_engine(params, max_length=128).generate(requests, sampling))
-    sharing = [dataclasses.replace(request, prefix=head) for request in requests]
+    sharing = [dataclasses.replace(request, prefix=prefix) for request in requests]
     engine = make_engine(params, max_length=128)
-    assert all(engine.tokenize(request).shared for request in sharing)
+    assert all(engine.model.tokenize(request).prefix for request in sharing)
     assert by_id(engine.generate(sharing, sampling)) == expected
-    # Beside others that share nothing, and where the head is not what the prompt begins with.
-    mixed = [*sharing[:5], *requests[5:9], *[dataclasses.replace(r, prefix="no such head" * 5) for r in requests[9:]]]
+    # Together with others that share nothing, and where the prompt does not begin with the prefix.
+    mixed = [*sharing[:5], *requests[5:9], *[dataclasses.replace(r, prefix="no such prefix" * 5) for r in requests[9:]]]
     assert by_id(engine.generate(mixed, sampling)) == expected
 
 
@@ -220,7 +209,7 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
     filled = []
 
     def counted(params, cache, packed, *rest, **static):
-        filled.append(int((packed[..., AT] == 0).sum()))
+        filled.append(int((packed[..., POSITION] == 0).sum()))
         return prefill(params, cache, packed, *rest, **static)
 
     monkeypatch.setattr(scheduler, "prefill", counted)
@@ -232,34 +221,34 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
         assert next(make_engine(params).generate([request], sampling)) == found[request.id]
 
 
-@pytest.mark.parametrize("tensor", [None, 2])
+@pytest.mark.parametrize("tensor", [1, 2])
 def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
     sizes = []
 
     def watched(self):
-        sizes.append(self.slots)
+        sizes.append(len(self._table))
         return program(self)
 
-    program = scheduler.Generation._program
+    program = scheduler.Scheduler._program
     requests, sampling = ragged(150), dataclasses.replace(GREEDY, max_tokens=30)
-    mesh = mesh_of((1, 1, tensor)) if tensor else None
+    mesh = mesh_of((1, 1, tensor))
     expected = by_id(make_engine(params, slots=32, mesh=mesh).generate(requests, sampling))
-    monkeypatch.setattr(scheduler.Generation, "_program", watched)
+    monkeypatch.setattr(scheduler.Scheduler, "_program", watched)
     assert by_id(make_engine(params, slots=128, mesh=mesh).generate(requests, sampling)) == expected
     assert sorted(set(sizes)) == [32, 64, 128]
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_a_chunk_sent_ahead_changes_nothing(params, monkeypatch):
+def test_a_call_dispatched_ahead_changes_nothing(params, monkeypatch):
     requests, sampling = ragged(20), SamplingParams(temperature=1.0, max_tokens=20, stop=("ab", "t"))
     expected = by_id(make_engine(params).generate(requests, sampling))
 
-    class Ahead(scheduler.Generation):
+    class Ahead(scheduler.Scheduler):
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            self.on_cpu = False
+            self.calls_ahead = 1
 
-    monkeypatch.setattr("isheep_jax.decode.engine.Generation", Ahead)
+    monkeypatch.setattr("isheep_jax.decode.engine.Scheduler", Ahead)
     assert by_id(make_engine(params).generate(requests, sampling)) == expected
 
 
@@ -284,8 +273,8 @@ def test_log_probabilities_are_those_of_the_plain_forward(params):
     sampling = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=9, logprobs=True)
     for completion in make_engine(params).generate(requests, sampling):
         prompt = TableTokenizer().encode(next(r.prompt for r in requests if r.id == completion.id))
-        scores = full_logits(params, [*prompt, *completion.tokens]).astype(np.float64)
-        logprobs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+        logits = full_logits(params, [*prompt, *completion.tokens]).astype(np.float64)
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         expected = [logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(completion.tokens)]
         np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
 
@@ -295,3 +284,25 @@ def test_a_request_may_have_a_length_of_its_own(params):
     whole = next(make_engine(params).generate([Request("a", "abc")], sampling))
     short = next(make_engine(params).generate([Request("a", "abc", max_tokens=3)], sampling))
     assert short.tokens == whole.tokens[:3]
+
+
+@pytest.mark.parametrize("calls_ahead", [0, 1])
+def test_decoding_and_scoring_transfer_data_only_explicitly(params, monkeypatch, calls_ahead):
+    prefix = "the quick brown fox jumps over 13 lazy dogs. "
+    requests = [Request(r.id, prefix + r.prompt, prefix) for r in ragged(40)]
+    requests += [Request(f"{r.id}/copy", r.prompt, r.prefix) for r in requests[:3]]
+    monkeypatch.setattr(scheduler.Scheduler, "calls_ahead", property(lambda self: calls_ahead, lambda self, _: None))
+    engine = make_engine(params, slots=64, max_length=128)
+    penalties = SamplingParams(temperature=1.0, max_tokens=9, presence_penalty=0.5, logprobs=True)
+
+    def decode():
+        return (
+            list(engine.generate(requests, penalties)),
+            list(engine.choice_logprobs(requests, ["a", "10||"])),
+            list(engine.text_logprobs(requests, ["a"] * len(requests))),
+            list(engine.embed(requests)),
+        )
+
+    expected = decode()
+    with jax.transfer_guard("disallow"):
+        assert decode() == expected

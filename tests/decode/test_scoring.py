@@ -1,12 +1,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from meshes import mesh_of
 from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine, ragged
 
 from isheep_jax.decode.packing import empty_rows
+from isheep_jax.decode.prefill_logprobs import packed_logprobs
 from isheep_jax.decode.requests import Request
-from isheep_jax.decode.scoring import _score_rows
 from isheep_jax.model.transformer import ForwardSetup, forward
 
 CHOICES = {
@@ -20,34 +19,34 @@ def expected_logprob(params, request: Request, choice: str) -> float:
     """The sum over the choice's tokens of the plain forward's log-softmax, in float64."""
     prompt = TableTokenizer().encode(request.prompt)
     continuation = TableTokenizer().encode_choices(request.prompt, [choice])[0]
-    scores = full_logits(params, [*prompt, *continuation]).astype(np.float64)
-    logprobs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    logits = full_logits(params, [*prompt, *continuation]).astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(continuation))
 
 
 @pytest.mark.parametrize("kind", CHOICES)
-def test_scores_equal_the_log_softmax_of_the_full_forward(params, kind):
+def test_choice_logprobs_are_the_log_softmax_of_the_full_forward(params, kind):
     # A digit at the end of the prompts keeps every choice from merging with them.
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
-    found = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, CHOICES[kind])}
+    found = {result.id: result for result in make_engine(params).choice_logprobs(requests, CHOICES[kind])}
     for request in requests:
         assert not found[request.id].error
         expected = [expected_logprob(params, request, choice) for choice in CHOICES[kind]]
         np.testing.assert_allclose(found[request.id].logprobs, expected, atol=1e-4)
 
 
-def test_scores_do_not_depend_on_batch_or_neighbors(params):
+def test_choice_logprobs_do_not_depend_on_batch_or_neighbors(params):
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
     choices = CHOICES["several"]
-    expected = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, choices)}
-    assert {scores.id: scores for scores in make_engine(params).choice_logprobs(requests[::-1], choices)} == expected
-    for scores in make_engine(params).choice_logprobs(requests[2:5], choices):
-        np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-5)
+    expected = {result.id: result for result in make_engine(params).choice_logprobs(requests, choices)}
+    assert {result.id: result for result in make_engine(params).choice_logprobs(requests[::-1], choices)} == expected
+    for result in make_engine(params).choice_logprobs(requests[2:5], choices):
+        np.testing.assert_allclose(result.logprobs, expected[result.id].logprobs, atol=1e-5)
 
 
 def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_request_alone(params):
     requests = [Request("long", "7" * 46), Request("merges", "a"), Request("fine", "7")]
-    found = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, ["b", "10||"])}
+    found = {result.id: result for result in make_engine(params).choice_logprobs(requests, ["b", "10||"])}
     assert "47 tokens" in found["long"].error
     assert "decode.max_length=48" in found["long"].error
     assert "change" in found["merges"].error
@@ -56,49 +55,46 @@ def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_reques
     assert len(found["fine"].logprobs) == 2
 
 
-def test_a_mesh_gives_the_scores_of_one_device(params):
-    requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
-    expected = {scores.id: scores for scores in make_engine(params).choice_logprobs(requests, CHOICES["several"])}
-    engine = make_engine(params, slots=8, mesh=mesh_of((4, 1, 2)))
-    for scores in engine.choice_logprobs(requests, CHOICES["several"]):
-        np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-4)
+def test_more_choices_than_segment_ids_keep_apart_are_refused(params):
+    engine = make_engine(params)
+    with pytest.raises(ValueError, match="1025 choices to score: from 1 to 1024"):
+        engine.choice_logprobs([Request("a", "7")], ["b"] * 1025)
+    with pytest.raises(ValueError, match="0 choices"):
+        engine.choice_logprobs([Request("a", "7")], [])
 
 
 def test_no_program_holds_the_logits_of_all_positions(params):
     engine = make_engine(params)
     packed, at = empty_rows(1, 512), np.zeros((1, 256), np.int32)
-    static = {
-        "architecture": engine.architecture,
-        "mesh": None,
-        "compute_dtype": jnp.dtype("float32"),
-        "collect": False,
-    }
-    text = _score_rows.lower(engine.params, packed, at, at[..., None], None, **static).as_text()
+    static = {"collect": False, **engine.model.static}
+    text = packed_logprobs.lower(engine.model.params, packed, at, at[..., None], None, **static).as_text()
     assert "tensor<1x128x64xf32>" in text
     for positions in (256, 512):
         assert f"tensor<1x{positions}x64xf32>" not in text
 
 
-HEAD = "the quick brown fox jumps over 13 lazy dogs. "
+PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
 
 
-def test_a_shared_head_changes_no_score(params):
-    requests = [Request(request.id, HEAD + request.prompt + "7") for request in ragged(9)]
-    sharing = [Request(request.id, request.prompt, HEAD) for request in requests]
+def test_a_shared_prefix_changes_no_logprob(params):
+    requests = [Request(request.id, PREFIX + request.prompt + "7") for request in ragged(9)]
+    sharing = [Request(request.id, request.prompt, PREFIX) for request in requests]
     engine = make_engine(params, max_length=128)
-    assert {len(engine.tokenize(request).shared) for request in sharing} == {len(TableTokenizer().encode(HEAD)) - 1}
+    assert {len(engine.model.tokenize(request).prefix) for request in sharing} == {
+        len(TableTokenizer().encode(PREFIX)) - 1
+    }
     for kind in CHOICES:
-        expected = {scores.id: scores.logprobs for scores in engine.choice_logprobs(requests, CHOICES[kind])}
-        for scores in engine.choice_logprobs(sharing, CHOICES[kind]):
-            np.testing.assert_allclose(scores.logprobs, expected[scores.id], atol=1e-4)
+        expected = {result.id: result.logprobs for result in engine.choice_logprobs(requests, CHOICES[kind])}
+        for result in engine.choice_logprobs(sharing, CHOICES[kind]):
+            np.testing.assert_allclose(result.logprobs, expected[result.id], atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["", HEAD])
-def test_likelihoods_of_texts_are_those_of_the_full_forward(params, head):
-    requests = [Request(request.id, head + request.prompt + "7", head) for request in ragged(9)]
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+def test_text_logprobs_are_those_of_the_full_forward(params, prefix):
+    requests = [Request(request.id, prefix + request.prompt + "7", prefix) for request in ragged(9)]
     texts = ["a", "1||", "10..", "hijklmn", "op op op op op op op op op op.", "0", "z", "yz", "x"]
     engine = make_engine(params, max_length=128)
-    found = {score.id: score for score in engine.text_logprobs(requests, texts)}
+    found = {result.id: result for result in engine.text_logprobs(requests, texts)}
     for request, text in zip(requests, texts):
         assert found[request.id].tokens == len(TableTokenizer().encode_choices(request.prompt, [text])[0])
         assert found[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
@@ -106,7 +102,8 @@ def test_likelihoods_of_texts_are_those_of_the_full_forward(params, head):
 
 def test_a_text_that_does_not_fit_is_an_error_of_that_request_alone(params):
     found = {
-        s.id: s for s in make_engine(params).text_logprobs([Request("a", "7"), Request("b", "7")], ["0" * 60, "0"])
+        result.id: result
+        for result in make_engine(params).text_logprobs([Request("a", "7"), Request("b", "7")], ["0" * 60, "0"])
     }
     assert "decode.max_length=48" in found["a"].error
     assert not found["b"].error

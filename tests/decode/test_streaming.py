@@ -1,16 +1,15 @@
-"""Streaming: pieces that join to the completion, whatever lies across the borders of chunks."""
+"""Streaming: pieces that join to the completion, wherever calls of the decode program end."""
 
 import dataclasses
 import string
 
 import numpy as np
 import pytest
-from meshes import mesh_of
 from minute_model import ARCHITECTURE, TableTokenizer, make_engine, ragged
 from tokenizers import Tokenizer, decoders, models
 
 from isheep_jax.decode.requests import Request, SamplingParams
-from isheep_jax.decode.stops import cut_at_stop, lone_byte, settled_text
+from isheep_jax.decode.stops import cut_at_stop, incomplete_utf8_token, stable_text
 from isheep_jax.errors import UserError
 
 CHARACTERS = "aé你😀\n"
@@ -60,22 +59,22 @@ def drawn_sequences(tokens: list[int], count: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
 @pytest.mark.parametrize("stop", [(), ("x|", "|a"), ("你x",)])
-def test_settled_text_is_never_taken_back_by_what_follows(kind, stop):
+def test_stable_text_is_never_taken_back_by_what_follows(kind, stop):
     tokenizer, tokens = kind()
-    byte = lone_byte(tokenizer.decode, tokenizer.get_vocab_size())
+    byte = incomplete_utf8_token(tokenizer.decode, tokenizer.get_vocab_size())
     withheld = broken = stopped = 0
     for sequence in drawn_sequences(tokens, 300):
-        settled = []
+        stable = []
         for count in range(1, len(sequence) + 1):
             cut = cut_at_stop(tokenizer.decode, sequence[:count], stop, count - 1) if stop else None
             final = cut[0] if cut else tokenizer.decode(sequence[:count])
             # Whether the completion ends here by its length or by a stop string, all that was shown begins its text.
-            assert all(final.startswith(text) for text in settled)
+            assert all(final.startswith(text) for text in stable)
             if cut:
                 stopped += 1
                 break
-            settled.append(settled_text(tokenizer.decode, sequence[:count], stop, byte))
-            withheld += settled[-1] != final
+            stable.append(stable_text(tokenizer.decode, sequence[:count], stop, byte))
+            withheld += stable[-1] != final
             broken += "\ufffd" in final
     assert withheld
     assert broken
@@ -83,14 +82,14 @@ def test_settled_text_is_never_taken_back_by_what_follows(kind, stop):
 
 
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
-def test_text_is_settled_once_a_whole_character_of_the_vocabulary_follows(kind):
+def test_text_is_stable_once_a_whole_character_of_the_vocabulary_follows(kind):
     tokenizer, _ = kind()
-    byte = lone_byte(tokenizer.decode, tokenizer.get_vocab_size())
+    byte = incomplete_utf8_token(tokenizer.decode, tokenizer.get_vocab_size())
     start = 0 if kind is byte_level else 4
     tokens = [start + b for b in "é你".encode()] + [tokenizer.token_to_id("a")]
-    assert settled_text(tokenizer.decode, tokens[:-1], (), byte) in ("é你", "")
-    assert settled_text(tokenizer.decode, tokens, (), byte) == "é你a"
-    assert settled_text(tokenizer.decode, tokens[:1], (), byte) == ""
+    assert stable_text(tokenizer.decode, tokens[:-1], (), byte) in ("é你", "")
+    assert stable_text(tokenizer.decode, tokens, (), byte) == "é你a"
+    assert stable_text(tokenizer.decode, tokens[:1], (), byte) == ""
 
 
 class Utf8Tokenizer(TableTokenizer):
@@ -106,12 +105,11 @@ class Utf8Tokenizer(TableTokenizer):
 
 
 @pytest.mark.parametrize("tokenizer", [TableTokenizer, Utf8Tokenizer])
-@pytest.mark.parametrize("chunk", [1, 2, 5])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_pieces_join_to_the_text_of_generate(params, tokenizer, chunk, temperature):
+@pytest.mark.parametrize(("steps", "temperature"), [(1, 1.0), (5, 0.0)])
+def test_pieces_join_to_the_text_of_generate(params, tokenizer, steps, temperature):
     sampling = SamplingParams(temperature=temperature, max_tokens=30)
-    whole, engine = make_engine(params), make_engine(params, steps_per_call=chunk, slots=1)
-    whole.tokenizer = engine.tokenizer = tokenizer()
+    whole = make_engine(params, tokenizer=tokenizer())
+    engine = make_engine(params, tokenizer=tokenizer(), steps_per_call=steps, slots=1)
     streamed = 0
     for expected in whole.generate(ragged(8), sampling):
         request = next(r for r in ragged(8) if r.id == expected.id)
@@ -123,8 +121,7 @@ def test_pieces_join_to_the_text_of_generate(params, tokenizer, chunk, temperatu
     assert streamed
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_no_piece_holds_any_of_a_stop_string_that_chunks_cut_apart(params, chunk):
+def test_no_piece_holds_any_of_a_stop_string_that_calls_cut_apart(params):
     free = {c.id: c for c in make_engine(params).generate(ragged(12), SamplingParams(temperature=1.0, max_tokens=30))}
     stopped = 0
     for request in ragged(12):
@@ -133,7 +130,7 @@ def test_no_piece_holds_any_of_a_stop_string_that_chunks_cut_apart(params, chunk
             continue
         sampling = SamplingParams(temperature=1.0, max_tokens=30, stop=(text[4:8], string.ascii_letters))
         expected = next(make_engine(params).generate([request], sampling))
-        pieces, completion = drain(make_engine(params, steps_per_call=chunk, slots=1).stream(request, sampling))
+        pieces, completion = drain(make_engine(params, steps_per_call=3, slots=1).stream(request, sampling))
         assert completion == expected
         assert "".join(pieces) == expected.text
         assert sampling.stop[0] not in expected.text
@@ -147,14 +144,6 @@ def test_a_beginning_of_a_stop_string_that_does_not_go_on_is_shown_after_all(par
     sampling = SamplingParams(temperature=0.0, max_tokens=12, stop=(text[-1] + "never",))
     pieces, completion = drain(make_engine(params, steps_per_call=1, slots=1).stream(request, sampling))
     assert "".join(pieces) == completion.text == text
-
-
-def test_a_mesh_streams_the_text_of_one_device(params):
-    sampling = SamplingParams(temperature=1.0, max_tokens=20)
-    request = ragged(3)[1]
-    expected = drain(make_engine(params, slots=1, steps_per_call=4).stream(request, sampling))
-    engine = make_engine(params, slots=4, steps_per_call=4, mesh=mesh_of((4, 1, 2)))
-    assert drain(engine.stream(request, sampling)) == expected
 
 
 def test_a_prompt_that_does_not_fit_gives_no_piece_and_says_why(params):

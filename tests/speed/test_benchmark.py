@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 from architectures import small
+from meshes import mesh_of
 
 from isheep_jax import benchmark
 from isheep_jax.config import DecodeConfig, MeshConfig
@@ -30,7 +31,7 @@ HEAD = 64 * 16
 def engine() -> Engine:
     params = init_parameters(MINUTE, jax.random.key(0))
     config = DecodeConfig(slots=2, steps_per_call=4)
-    return Engine(params, MINUTE, IdTokenizer(64), config, mesh=None, seed=0, compute_dtype="float32")
+    return Engine(params, MINUTE, IdTokenizer(64), config, mesh=mesh_of(), seed=0, compute_dtype="float32")
 
 
 def test_the_least_time_is_what_arithmetic_and_memory_take_by_hand(engine):
@@ -51,7 +52,7 @@ def test_the_least_time_is_what_arithmetic_and_memory_take_by_hand(engine):
 
 
 def test_scores_are_bound_by_the_prompts_alone_and_the_head_counts_once(engine):
-    workload = Workload("some", "score", prompt_lengths=(8, 4), head_length=40, choices=3)
+    workload = Workload("some", "score", prompt_lengths=(8, 4), prefix_length=40, choices=3)
     operations = sum(2 * 2 * LAYER * n for n in (40, 8, 4)) + 2 * 2 * HEAD
     operations += 4 * 2 * 4 * 4 * (40 * 20 + 8 * 44 + 4 * 42)
     limit = decoding.least_time(engine, workload, 0, Ceilings(1e3, 1e3))
@@ -61,7 +62,7 @@ def test_scores_are_bound_by_the_prompts_alone_and_the_head_counts_once(engine):
 def test_a_second_run_compiles_nothing_and_is_counted(engine):
     workload = Workload("some", "generate", prompt_lengths=(8, 4, 6), new_tokens=(2, 6, 3))
     speed = decoding.measure_speed(engine, workload, Ceilings(1e9, 1e9))
-    assert (speed.compilations, speed.requests, speed.slots, speed.statistics.drawn) == (0, 3, 2, 11)
+    assert (speed.compilations, speed.requests, speed.slots, speed.statistics.sampled_tokens) == (0, 3, 2, 11)
     assert speed.fraction == pytest.approx(speed.limit.seconds / speed.seconds)
     with decoding._compilations() as compiled:
         jax.jit(lambda x: x * 3 + 1)(2.0)
@@ -87,8 +88,9 @@ def test_seeds_that_come_with_the_prompts_are_found_by_name():
     config = replace_settings(named_config("tiny_domain"), {"decode.weights_dtype": "int8", "decode.max_length": 64})
     model = benchmark._Model(config, random=False)
     mesh = decode_mesh(make_mesh(config.mesh), 1)
-    quality = model.quality(model.parameters(mesh, jax.numpy.dtype("float32")), mesh, jax.numpy.dtype("float32"))
-    assert quality.agreement > 0.9
+    dtype = jax.numpy.dtype("float32")
+    error = model.quantization_error(model.parameters(mesh, dtype), mesh, dtype)
+    assert error.agreement > 0.9
 
 
 def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
@@ -98,7 +100,7 @@ def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, caps
     found = json.loads(file.read_text())
     assert [w["workload"] for w in found["workloads"]] == ["respond", "assess"]
     assert all(w["requests_per_second"] > 0 and 0 < w["fraction_of_limit"] < 1 for w in found["workloads"])
-    assert 0.9 < found["quality"]["agreement"] <= 1
+    assert 0.9 < found["quantization_error"]["agreement"] <= 1
     printed = capsys.readouterr().out
     assert "the same most probable token" in printed
     assert "\nrespond " in printed

@@ -2,7 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from minute_model import ARCHITECTURE
+from meshes import mesh_of
+from minute_model import ARCHITECTURE, random_parameters
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
@@ -14,10 +15,18 @@ VOCABULARY = ARCHITECTURE.vocab_size
 
 
 @pytest.fixture(scope="module")
-def engine(params) -> Engine:
+def engine() -> Engine:
     architecture = dataclasses.replace(ARCHITECTURE, eos_token_ids=())
     config = DecodeConfig(slots=2, steps_per_call=4, max_length=64)
-    return Engine(params, architecture, IdTokenizer(VOCABULARY), config, mesh=None, seed=0, compute_dtype="float32")
+    return Engine(
+        random_parameters(0),
+        architecture,
+        IdTokenizer(VOCABULARY),
+        config,
+        mesh=mesh_of(),
+        seed=0,
+        compute_dtype="float32",
+    )
 
 
 @pytest.mark.parametrize("build", WORKLOADS.values(), ids=WORKLOADS)
@@ -42,18 +51,18 @@ def test_the_model_has_about_a_hundred_million_parameters():
 
 
 def test_every_completion_has_the_length_that_was_asked_for(engine):
-    workload = Workload("few", "generate", (3, 30, 7), (9, 1, 20), head_length=4)
+    workload = Workload("few", "generate", (3, 30, 7), (9, 1, 20), prefix_length=4)
     requests = workload.requests(VOCABULARY)
     made = {c.id: len(c.tokens) for c in engine.generate(requests, SamplingParams())}
     assert [made[request.id] for request in requests] == [9, 1, 20]
 
 
 def test_each_choice_is_one_token_and_the_head_is_shared(engine):
-    workload = Workload("pairs", "score", (5, 9), head_length=40, choices=10)
+    workload = Workload("pairs", "score", (5, 9), prefix_length=40, choices=10)
     requests = workload.requests(VOCABULARY)
     head, prompts = workload.prompts(VOCABULARY)
-    assert {engine.tokenize(request).shared for request in requests} == {tuple(head[:-1])}
-    assert engine.tokenizer.encode_prompt(requests[1].prompt) == head + prompts[1]
+    assert {engine.model.tokenize(request).prefix for request in requests} == {tuple(head[:-1])}
+    assert engine.model.tokenizer.encode_prompt(requests[1].prompt) == head + prompts[1]
     scores = list(engine.choice_logprobs(requests, workload.choice_texts()))
     assert [len(score.logprobs) for score in scores] == [10, 10]
     assert all(np.exp(score.logprobs).sum() < 1 for score in scores)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from architectures import small
+from jax.sharding import Mesh
+from meshes import mesh_of
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
@@ -70,10 +72,17 @@ def random_parameters(seed: int) -> dict:
 
 
 def make_engine(
-    params: dict, *, seed: int = 0, mesh=None, specials: Mapping[int, str] | None = None, **settings
+    params: dict,
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    tokenizer: TableTokenizer | None = None,
+    **settings,
 ) -> Engine:
+    """An engine with few slots; mesh None: on one device."""
     config = DecodeConfig(**{"slots": 4, "steps_per_call": 5, "max_length": 48, **settings})
-    tokenizer = TableTokenizer(specials)
+    tokenizer = tokenizer or TableTokenizer()
+    mesh = mesh or mesh_of()
     return Engine(params, ARCHITECTURE, tokenizer, config, mesh=mesh, seed=seed, compute_dtype="float32")
 
 

@@ -1,4 +1,4 @@
-"""Decoding with int8 weights and an int8 cache."""
+"""Decoding with int8 weights and an int8 KV cache."""
 
 import dataclasses
 
@@ -12,13 +12,14 @@ from minute_model import ARCHITECTURE, TableTokenizer, make_engine, ragged
 from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.config import DecodeConfig
-from isheep_jax.decode.programs import new_slots, take_slots
+from isheep_jax.decode.cache import put, replicated
+from isheep_jax.decode.device_slots import new_slots, take_slots
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.model import quantization
 from isheep_jax.model.quantization import abstract_weights, dequantize_weights, weight_table
 from isheep_jax.sharding import DECODE_RULES, param_shardings
-from isheep_jax.speed.quantization_error import measure_quality
+from isheep_jax.speed.quantization_error import measure_quantization_error
 from isheep_jax.tiny import CHECKPOINT
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
@@ -32,19 +33,19 @@ def by_id(completions) -> dict:
 
 def test_int8_weights_decode_and_score_as_the_floats_that_they_stand_for(params):
     engine = make_engine(params, weights_dtype="int8")
-    plain = make_engine(dequantize_weights(engine.params, ARCHITECTURE))
+    plain = make_engine(dequantize_weights(engine.model.params, ARCHITECTURE))
     requests = ragged(14)
     found = by_id(engine.generate(requests, GREEDY))
     assert found == by_id(plain.generate(requests, GREEDY))
     assert found != by_id(make_engine(params).generate(requests, GREEDY))
     choices = ["1", "10", "ab"]
     expected = by_id(plain.choice_logprobs(requests[:9], choices))
-    for scores in engine.choice_logprobs(requests[:9], choices):
-        np.testing.assert_allclose(scores.logprobs, expected[scores.id].logprobs, atol=1e-3)
+    for result in engine.choice_logprobs(requests[:9], choices):
+        np.testing.assert_allclose(result.logprobs, expected[result.id].logprobs, atol=1e-3)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
-def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, sampling):
+def test_tokens_do_not_depend_on_slots_steps_per_call_order_or_neighbors(params, sampling):
     # Two of each prompt, so that slots are copied.
     requests = [Request(f"{r.id}/{i}", r.prompt) for r in ragged(8) for i in range(2)]
     engine = make_engine(params, **INT8)
@@ -55,21 +56,22 @@ def test_tokens_do_not_depend_on_slots_chunks_order_or_neighbors(params, samplin
         assert list(engine.generate([request], sampling)) == [expected[request.id]]
 
 
-def test_a_mesh_gives_the_tokens_of_one_device_and_splits_scales_as_their_outputs(params):
+def test_a_mesh_gives_tokens_of_one_device_and_splits_scales_as_their_outputs(params):
     requests, mesh = ragged(12), mesh_of((4, 1, 2))
     expected = by_id(make_engine(params, **INT8).generate(requests, GREEDY))
     engine = make_engine(params, slots=8, mesh=mesh, **INT8)
     assert by_id(engine.generate(requests, GREEDY)) == expected
-    wanted = param_shardings(weight_table(ARCHITECTURE, "int8"), mesh, DECODE_RULES)
-    same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), engine.params, wanted)
+    weights = engine.model.params
+    shardings = param_shardings(weight_table(ARCHITECTURE, "int8"), mesh, DECODE_RULES)
+    same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), weights, shardings)
     assert all(jax.tree.leaves(same))
-    assert engine.params["layers"]["wq"].scale.sharding.shard_shape((2, 4, 8)) == (2, 2, 8)
+    assert weights["layers"]["wq"].scale.sharding.shard_shape((2, 4, 8)) == (2, 2, 8)
     # Weights that are quantized already stay as they are.
-    again = make_engine(engine.params, slots=8, mesh=mesh, **INT8)
-    jax.tree.map(np.testing.assert_array_equal, again.params, engine.params)
+    again = make_engine(weights, slots=8, mesh=mesh, **INT8).model.params
+    jax.tree.map(np.testing.assert_array_equal, again, weights)
 
 
-def test_a_shared_head_stays_in_floats_beside_an_int8_cache(params):
+def test_a_shared_prefix_stays_in_floats_with_an_int8_cache(params):
     head = "the quick brown fox jumps over 13 lazy dogs. "
     requests = [Request(request.id, head + request.prompt, prefix=head) for request in ragged(6)]
     plain = by_id(make_engine(params, max_length=128).generate(requests, GREEDY))
@@ -79,10 +81,11 @@ def test_a_shared_head_stays_in_floats_beside_an_int8_cache(params):
 
 
 def test_slots_move_with_their_scales():
-    slots = new_slots(ARCHITECTURE, 4, 128, jnp.dtype(jnp.int8), None, penalties=False)
+    mesh = mesh_of()
+    slots = new_slots(ARCHITECTURE, 4, 128, jnp.dtype(jnp.int8), mesh, penalties=False)
     slots = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape).astype(x.dtype), slots)
     rows = np.asarray([2, 0], np.int32)
-    moved = jax.tree.leaves(take_slots(slots, rows, mesh=None).cache)
+    moved = jax.tree.leaves(take_slots(slots, put(rows, replicated(mesh)), mesh=mesh).cache)
     numbers, scales = [(2, 2, 1, 2, 8, 128), (2, 2, 1, 2, 128, 8)], [(2, 2, 128, 2)] * 2
     assert [x.shape for x in moved] == numbers + scales
     for before, after in zip(jax.tree.leaves(slots.cache), moved):
@@ -102,10 +105,10 @@ def tiny():
     return model, model.load(mesh=mesh_of(), rules=DECODE_RULES, dtype=jnp.float32)
 
 
-def quality(tiny, prompts, **settings):
+def quantization_error(tiny, prompts, **settings):
     model, params = tiny
     config = DecodeConfig(slots=16, max_length=128, **settings)
-    return measure_quality(
+    return measure_quantization_error(
         params,
         model.architecture,
         model.tokenizer,
@@ -119,9 +122,9 @@ def quality(tiny, prompts, **settings):
 
 def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_not(tiny, monkeypatch):
     prompts = [f"{verb} {word} and red." for verb in ("Swap", "Copy", "Join") for word in ("cat", "dog", "sun", "blue")]
-    none = quality(tiny, prompts)
+    none = quantization_error(tiny, prompts)
     assert (none.divergence, none.loss, none.agreement) == (0, 0, 1)
-    cache, both = quality(tiny, prompts, kv_cache_dtype="int8"), quality(tiny, prompts, **INT8)
+    cache, both = quantization_error(tiny, prompts, kv_cache_dtype="int8"), quantization_error(tiny, prompts, **INT8)
     assert none.tokens == cache.tokens == both.tokens > 100
     for found in (cache, both):
         assert 0 < found.divergence < 1e-3
@@ -129,7 +132,7 @@ def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_no
         assert found.agreement > 0.95
     monkeypatch.setattr(quantization, "_LARGEST", 7)
     quantization.quantize.clear_cache()
-    four_bits = quality(tiny, prompts, weights_dtype="int8")
+    four_bits = quantization_error(tiny, prompts, weights_dtype="int8")
     quantization.quantize.clear_cache()
     assert four_bits.divergence > 5e-3
 
@@ -151,4 +154,4 @@ def test_weights_are_quantized_while_they_are_loaded(tiny):
 def test_prompts_that_do_not_fit_leave_nothing_to_compare(params):
     config = dataclasses.replace(DecodeConfig(slots=2, max_length=16), kv_cache_dtype="int8")
     with pytest.raises(UserError, match="no completion of the 1 prompts"):
-        measure_quality(params, ARCHITECTURE, TableTokenizer(), config, ["a" * 30], compute_dtype="float32")
+        measure_quantization_error(params, ARCHITECTURE, TableTokenizer(), config, ["a" * 30], mesh=mesh_of())

@@ -1,0 +1,255 @@
+"""Log-probabilities of each of several choices after prompts, by prefill in two passes.
+
+The first pass prefills packed prompts: the hidden state of a prompt's last token gives the first token of every choice.
+Choices of more tokens take a second pass over these tokens, which attend to the keys and values of their prompt.
+"""
+
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from isheep_jax.decode.cache import constrain_rows, decode_setup, put, replicate, rows_sharding
+from isheep_jax.decode.loaded import LoadedModel
+from isheep_jax.decode.packing import POSITION, SEGMENT, PackedBatch
+from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length
+from isheep_jax.decode.prefill_logprobs import (
+    one_behind,
+    packed_batches,
+    packed_logprobs,
+    power_of_two,
+    target_logprobs,
+)
+from isheep_jax.decode.requests import ChoiceLogprobs, Request
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.kv_cache import KVCache, PrefixKV
+from isheep_jax.model.transformer import forward
+
+# Most choices of one call: a segment id of the second pass is the prompt's segment times this, plus the choice.
+MAX_CHOICES = 1024
+# Tokens of one second pass over a row, more of which take several passes; and the fewest, so few shapes are compiled.
+_SECOND_PASS_TOKENS = 512
+_SHORTEST_SECOND_PASS = 32
+
+# Columns of the second pass's tokens [R, W, 5] (int32).
+_TOKEN = 0  # token id
+_POSITION = 1  # position after the shared prefix
+_PROMPT = 2  # segment of its prompt in the packed row; -1: padding
+_CHOICE = 3  # which choice of that prompt
+_TARGET = 4  # the token that follows
+_COLUMNS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A prompt and its choices.
+
+    prefix: the prompt's tokens that other prompts share.
+    tokens: [T] int32, its other tokens.
+    choices: tokens of each choice.
+    """
+
+    id: str
+    prefix: tuple[int, ...]
+    tokens: np.ndarray
+    choices: list[list[int]]
+
+
+@dataclass(frozen=True)
+class _LongChoice:
+    """A choice of several tokens, as the second pass sees it.
+
+    segment: its prompt's segment in the packed row.
+    choice: which choice of that prompt.
+    tokens: all its tokens.
+    position: of its first token, after the shared prefix.
+    """
+
+    segment: int
+    choice: int
+    tokens: list[int]
+    position: int
+
+    @property
+    def scored(self) -> int:
+        """Tokens that the second pass gives log-probabilities of: all but the first."""
+        return len(self.tokens) - 1
+
+    @property
+    def width(self) -> int:
+        """Tokens that the second pass keeps for it: a power of two, so that sums are the same wherever it lies."""
+        return power_of_two(self.scored)
+
+    def write(self, columns: np.ndarray) -> None:
+        """Fills in its part [width, 5] of the second pass."""
+        count = self.scored
+        columns[:count, _TOKEN], columns[:count, _TARGET] = self.tokens[:-1], self.tokens[1:]
+        columns[:count, _POSITION] = self.position + np.arange(count)
+        columns[:count, _PROMPT] = self.segment
+        columns[:count, _CHOICE] = self.choice
+
+
+# The long choices of each row in one second pass, and where each begins.
+_SecondPass = tuple[list[tuple[int, _LongChoice]], ...]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arrays of one dispatched batch.
+
+    first: [R, U, C], for prompt u of row r the log-probabilities of its choices' first tokens.
+    second: the second passes, each with log-probabilities [R, W].
+    """
+
+    first: jax.Array
+    second: list[tuple[_SecondPass, jax.Array]]
+
+
+def choice_logprobs(
+    model: LoadedModel, requests: Sequence[Request], choices: Sequence[str]
+) -> Iterator[ChoiceLogprobs]:
+    """Yields the log-probabilities of the choices after each prompt, longest prompt first, errors before them.
+
+    A choice's log-probability is the sum over its tokens. A prompt that does not fit with its longest choice, or whose
+    tokens a choice changes, is an error of that request.
+    """
+    groups: dict[tuple[int, ...], list[_Prompt]] = defaultdict(list)
+    for request in requests:
+        try:
+            prompt = _tokenize(model, request, choices)
+        except UserError as error:
+            yield ChoiceLogprobs(request.id, error=str(error))
+        else:
+            groups[prompt.prefix].append(prompt)
+    for tokens, prompts in sorted(groups.items()):
+        prefix = model.make_prefix(tokens)
+        has_long = any(len(choice) > 1 for prompt in prompts for choice in prompt.choices)
+        calls = ((batch, _dispatch(model, batch, prefix, has_long)) for batch in packed_batches(model, prompts))
+        for batch, call in one_behind(calls):
+            yield from _results(batch, call)
+
+
+def _tokenize(model: LoadedModel, request: Request, choices: Sequence[str]) -> _Prompt:
+    tokenized = model.tokenizer.encode_choices(request.prompt, choices)
+    longest = max(map(len, tokenized))
+    prompt = model.tokenize(request, spare=longest, continuation="its longest choice")
+    return _Prompt(request.id, prompt.prefix, prompt.suffix, tokenized)
+
+
+def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None, has_long: bool) -> _Call:
+    """Calls both passes. has_long: whether any choice, in this batch or another, needs the second."""
+    width = power_of_two(max(map(len, batch.rows)))
+    choices = max(len(prompt.choices) for row in batch.rows for prompt, _ in row)
+    at = np.zeros((len(batch.rows), width), np.int32)
+    targets = np.zeros((len(batch.rows), width, choices), np.int32)
+    for r, row in enumerate(batch.rows):
+        for i, (prompt, begin) in enumerate(row):
+            at[r, i] = begin + len(prompt.tokens) - 1
+            targets[r, i] = [choice[0] if choice else 0 for choice in prompt.choices]
+    rows = rows_sharding(model.mesh)
+    packed, at, targets = put((batch.tokens, at, targets), rows)
+    first, cache = packed_logprobs(model.params, packed, at, targets, prefix, collect=has_long, **model.static)
+    second = [
+        (part, _second_pass(model.params, cache, packed, put(_second_inputs(part), rows), prefix, **model.static))
+        for part in _second_passes(batch)
+    ]
+    return _Call(first, second)
+
+
+def _second_passes(batch: PackedBatch) -> Iterator[_SecondPass]:
+    """Distributes the long choices of each row over second passes."""
+    rows = []
+    for row in batch.rows:
+        rows.append(
+            [
+                _LongChoice(segment, i, tokens, len(prompt.tokens))
+                for segment, (prompt, _) in enumerate(row, start=1)
+                for i, tokens in enumerate(prompt.choices)
+                if len(tokens) > 1
+            ]
+        )
+    return itertools.zip_longest(*map(_row_passes, rows), fillvalue=[])
+
+
+def _row_passes(choices: list[_LongChoice]) -> Iterator[list[tuple[int, _LongChoice]]]:
+    """A row's long choices, and where each begins, in passes of at most `_SECOND_PASS_TOKENS`."""
+    part, used = [], 0
+    for choice in sorted(choices, key=lambda choice: -choice.width):
+        if part and used + choice.width > _SECOND_PASS_TOKENS:
+            yield part
+            part, used = [], 0
+        part.append((used, choice))
+        used += choice.width
+    if part:
+        yield part
+
+
+def _second_inputs(part: _SecondPass) -> np.ndarray:
+    """The tokens [R, W, 5] of a second pass."""
+    end = max(begin + choice.width for row in part for begin, choice in row)
+    inputs = np.zeros((len(part), max(_SHORTEST_SECOND_PASS, power_of_two(end)), _COLUMNS), np.int32)
+    inputs[..., _PROMPT] = -1
+    for columns, row in zip(inputs, part):
+        for begin, choice in row:
+            choice.write(columns[begin : begin + choice.width])
+    return inputs
+
+
+def _results(batch: PackedBatch, call: _Call) -> Iterator[ChoiceLogprobs]:
+    first = np.asarray(jax.device_get(call.first), np.float64)
+    second = [(part, np.asarray(jax.device_get(values), np.float64)) for part, values in call.second]
+    for r, row in enumerate(batch.rows):
+        sums = [
+            [float(value) if choice else 0.0 for choice, value in zip(prompt.choices, first[r, i])]
+            for i, (prompt, _) in enumerate(row)
+        ]
+        for part, values in second:
+            for begin, choice in part[r]:
+                sums[choice.segment - 1][choice.choice] += float(values[r, begin : begin + choice.scored].sum())
+        for (prompt, _), logprobs in zip(row, sums):
+            yield ChoiceLogprobs(prompt.id, tuple(logprobs))
+
+
+@functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"))
+def _second_pass(
+    params: dict,
+    cache: KVCache,
+    packed: jax.Array,
+    inputs: jax.Array,
+    prefix: Prefix | None,
+    *,
+    architecture: Architecture,
+    mesh: Mesh,
+    compute_dtype: jnp.dtype,
+) -> jax.Array:
+    """Log-probabilities [R, W] (float32) of what follows each token of long choices.
+
+    Args:
+      params: weights.
+      cache: keys and values of the packed rows.
+      packed: [R, T, 4] int32, the rows of the first pass.
+      inputs: [R, W, 5] int32, see the columns above; tokens of a choice are next to each other.
+      prefix: tokens that all the prompts follow.
+    """
+    packed, inputs = constrain_rows(packed, mesh), constrain_rows(inputs, mesh)
+    segments, prefix_tokens = inputs[..., _PROMPT], prefix_length(prefix)
+    own_prompt = segments[:, :, None] == packed[:, None, :, SEGMENT]  # [R, W, T]
+    prompt_kv = PrefixKV(cache, own_prompt, packed[..., POSITION] + prefix_tokens)
+    hidden, _ = forward(
+        params,
+        architecture,
+        inputs[..., _TOKEN],
+        inputs[..., _POSITION] + prefix_tokens,
+        decode_setup(mesh, compute_dtype),
+        segment_ids=segments * MAX_CHOICES + inputs[..., _CHOICE],
+        prefix_kv=(*prefix_kv(prefix), prompt_kv),
+    )
+    logprobs = target_logprobs(params, architecture, hidden, inputs[..., _TARGET:], compute_dtype)
+    return replicate(logprobs[..., 0], mesh)

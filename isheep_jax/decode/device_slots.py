@@ -1,0 +1,100 @@
+"""The slots' state on the devices between two calls: KV caches, the next step's inputs, the tokens seen so far."""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from isheep_jax.decode.cache import (
+    allocate,
+    cache_sharding,
+    constrain_cache,
+    constrain_rows,
+    put,
+    rows_sharding,
+)
+from isheep_jax.decode.sampling import PROMPT
+from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.kv_cache import KVCache
+
+# Columns of `DeviceSlots.control` [B, 5] (int32).
+LAST_TOKEN = 0  # the sequence's last token; the next step writes its keys and values (those of a fresh prompt: again)
+CACHE_POSITION = 1  # the cache position that they are written to
+REMAINING = 2  # tokens that may still be sampled; 0: the slot is idle
+KEY = slice(3, 5)  # the request's random key, the bits of two uint32
+CONTROL_COLUMNS = 5
+# The host's updates of the control [B, 6] have one more column: 1 where the row replaces that of the control.
+CHANGED = 5
+UPDATE_COLUMNS = 6
+
+
+@flax.struct.dataclass
+class DeviceSlots:
+    """State of all slots."""
+
+    cache: KVCache  # B rows
+    control: jax.Array  # [B, 5] int32, see the columns above
+    seen: jax.Array | None = None  # [B, V] uint8, bits of `sampling`; None: there are no penalties
+
+
+def new_slots(
+    architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh, *, penalties: bool
+) -> DeviceSlots:
+    """Returns idle slots.
+
+    Args:
+      architecture: the model's.
+      slots: B.
+      tokens: longest sequence that a slot holds.
+      dtype: of the KV cache.
+      mesh: the decode mesh.
+      penalties: whether to keep track of the tokens that sequences hold.
+    """
+    control = put(np.zeros((slots, CONTROL_COLUMNS), np.int32), rows_sharding(mesh))
+    seen = _nothing_seen(slots, architecture.vocab_size, mesh) if penalties else None
+    return DeviceSlots(allocate(architecture, slots, tokens, dtype, mesh), control, seen)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "vocab_size", "mesh"))
+def _nothing_seen(slots: int, vocab_size: int, mesh: Mesh) -> jax.Array:
+    return constrain_rows(jnp.zeros((slots, vocab_size), jnp.uint8), mesh)
+
+
+@functools.partial(jax.jit, donate_argnames="seen")
+def mark_prompts(seen: jax.Array, slots: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Replaces what slots have seen by the tokens of their new prompts.
+
+    seen: [B, V] uint8, donated. slots: [A], outside 0..B-1 for none. tokens: [A, T], outside 0..V-1 for none.
+    """
+    seen = seen.at[slots].set(0, mode="drop")
+    return seen.at[slots[:, None], tokens].set(PROMPT, mode="drop")
+
+
+@functools.partial(jax.jit, static_argnames=("length", "mesh"), donate_argnames=("cache",))
+def copy_rows(cache: KVCache, pairs: jax.Array, *, length: int, mesh: Mesh) -> KVCache:
+    """Copies the first `length` positions of cache rows to other rows of the same data shard.
+
+    cache: donated. pairs: [R, 2] int32, from and to; -1: none. R is a multiple of the data shards, and the pairs of a
+    shard are next to each other.
+    """
+
+    def copy(x, pairs):
+        rows = x.shape[1]
+        source, target = pairs[:, 0] % rows, jnp.where(pairs[:, 1] < 0, rows, pairs[:, 1] % rows)
+        size = -(-length * x.shape[2] // cache.length)
+        return x.at[:, target, :size].set(x[:, source, :size], mode="drop")
+
+    spec = cache_sharding(mesh).spec
+    copy = jax.shard_map(copy, mesh=mesh, in_specs=(spec, rows_sharding(mesh).spec), out_specs=spec)
+    return jax.tree.map(lambda x: copy(x, pairs), cache)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def take_slots(slots: DeviceSlots, rows: jax.Array, *, mesh: Mesh) -> DeviceSlots:
+    """Keeps the slots of the given rows alone, all on one data shard."""
+    seen = None if slots.seen is None else constrain_rows(slots.seen[rows], mesh)
+    cache = constrain_cache(jax.tree.map(lambda x: x[:, rows], slots.cache), mesh)
+    return DeviceSlots(cache, constrain_rows(slots.control[rows], mesh), seen)

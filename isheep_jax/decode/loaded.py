@@ -1,0 +1,121 @@
+"""A model placed for decoding: weights on the devices, tokenizer, settings, and how many sequences fit in memory."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from isheep_jax.config import DecodeConfig
+from isheep_jax.decode.cache import alignment, bucket_of, check_rows, put, replicated
+from isheep_jax.decode.capacity import free_slots
+from isheep_jax.decode.prefill import Prefix, make_prefix
+from isheep_jax.decode.programs import DecodeShape, weight_formats
+from isheep_jax.decode.requests import Request
+from isheep_jax.decode.statistics import Statistics
+from isheep_jax.decode.tokenization import TokenizedPrompt, tokenize
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.quantization import check_storage_dtype, put_weight
+from isheep_jax.sharding import DECODE_RULES, check_divisible
+from isheep_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """One set of weights, ready to decode; made by `load`.
+
+    config: with the model's own context length in the place of max_length=0.
+    eos_ids: tokens that end a completion, the tokenizer's and the architecture's.
+    nominal_shape: the shape whose program decides how the weights are stored.
+    statistics: what the engine did so far.
+    """
+
+    params: Any
+    architecture: Architecture
+    tokenizer: Tokenizer
+    config: DecodeConfig
+    mesh: Mesh
+    seed: int
+    compute_dtype: jnp.dtype
+    eos_ids: tuple[int, ...]
+    nominal_shape: DecodeShape
+    statistics: Statistics
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """The static arguments of every jitted function that takes the weights."""
+        return {"architecture": self.architecture, "mesh": self.mesh, "compute_dtype": self.compute_dtype}
+
+    def tokenize(self, request: Request, spare: int = 1, continuation: str = "") -> TokenizedPrompt:
+        """Returns a request's tokens; see `tokenization.tokenize` for the arguments and errors."""
+        return tokenize(
+            self.tokenizer,
+            request,
+            seed=self.seed,
+            max_length=self.config.max_length,
+            spare=spare,
+            continuation=continuation,
+        )
+
+    def make_prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
+        """Prefills the tokens that requests share; None where they share none."""
+        if not tokens:
+            return None
+        padded = np.zeros(bucket_of(len(tokens), alignment(self.mesh)), np.int32)
+        padded[: len(tokens)] = tokens
+        everywhere = replicated(self.mesh)
+        return make_prefix(self.params, put(padded, everywhere), put(np.int32(len(tokens)), everywhere), **self.static)
+
+    def max_slots(self, cache_length: int, useful: int) -> int:
+        """How many sequences of so many cache positions to decode at the same time.
+
+        As decode.slots says, or as many as fit in memory, but not many more than are useful.
+        """
+        if self.config.slots:
+            return self.config.slots
+        return free_slots(dataclasses.replace(self.nominal_shape, cache_length=cache_length), useful)
+
+
+def load(
+    params: Any,
+    architecture: Architecture,
+    tokenizer: Tokenizer,
+    config: DecodeConfig,
+    *,
+    mesh: Mesh,
+    seed: int,
+    compute_dtype: str | jnp.dtype,
+) -> LoadedModel:
+    """Places weights for decoding. See `Engine` for the arguments and errors."""
+    config = _checked(config, architecture, mesh)
+    dtype = jnp.dtype(compute_dtype)
+    eos_ids = tuple(sorted({*tokenizer.eos_ids, *architecture.eos_token_ids}))
+    shape = DecodeShape.nominal(config, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids)
+    # One leaf at a time, to bound the peak of memory.
+    place = functools.partial(put_weight, dtype=dtype)
+    placed = jax.tree.map(place, parameter_table(architecture), params, weight_formats(shape))
+    return LoadedModel(placed, architecture, tokenizer, config, mesh, seed, dtype, eos_ids, shape, Statistics())
+
+
+def _checked(config: DecodeConfig, architecture: Architecture, mesh: Mesh) -> DecodeConfig:
+    """Returns the settings with their max_length filled in. Raises `UserError` where they do not fit model or mesh."""
+    if config.max_length != 0 and not 1 < config.max_length <= architecture.context_length:
+        raise UserError(
+            f"decode.max_length={config.max_length} does not fit the model, whose context is 2 to "
+            f"{architecture.context_length} tokens (0: all of it)"
+        )
+    if config.steps_per_call < 1:
+        raise UserError(f"decode.steps_per_call={config.steps_per_call} must be at least 1")
+    check_storage_dtype("decode.weights_dtype", config.weights_dtype)
+    check_storage_dtype("decode.kv_cache_dtype", config.kv_cache_dtype)
+    if config.slots:
+        check_rows("decode.slots", config.slots, mesh)
+    elif jax.process_count() > 1:
+        raise UserError("decode.slots: 0 (by free memory) is for one process; with several it must be a number")
+    check_divisible(parameter_table(architecture), mesh, DECODE_RULES)
+    return dataclasses.replace(config, max_length=config.max_length or architecture.context_length)

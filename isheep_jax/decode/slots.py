@@ -1,0 +1,96 @@
+"""The host's table of slots: whose sequence each decodes, what it has produced, and what changes with the next call."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, LAST_TOKEN, REMAINING, UPDATE_COLUMNS
+from isheep_jax.decode.tokenization import TokenizedPrompt
+
+
+class SlotTable:
+    """One row for each slot in several columns, which admission, results and shrinking keep in step.
+
+    owner: the prompt that is being decoded; None: the slot is idle.
+    remaining: [B] int64, tokens that may still be sampled.
+    tokens: [B, S] int32, the new tokens so far.
+    logprobs: [B, S] float32, their log-probabilities; [B, 0] where nobody asks for them.
+    count: [B] int64, how many there are.
+    updates: [B, 6] int32, the slots' new control of the next call, see `device_slots`.
+    """
+
+    def __init__(self, slots: int, cache_length: int, *, logprobs: bool):
+        self.owner: list[TokenizedPrompt | None] = [None] * slots
+        self.remaining = np.zeros(slots, np.int64)
+        self.tokens = np.zeros((slots, cache_length), np.int32)
+        self.logprobs = np.zeros((slots, cache_length if logprobs else 0), np.float32)
+        self.count = np.zeros(slots, np.int64)
+        self.updates = np.zeros((slots, UPDATE_COLUMNS), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    @property
+    def busy(self) -> list[int]:
+        return [slot for slot, owner in enumerate(self.owner) if owner is not None]
+
+    @property
+    def idle(self) -> list[int]:
+        return [slot for slot, owner in enumerate(self.owner) if owner is None]
+
+    def admit(self, slot: int, prompt: TokenizedPrompt, max_new_tokens: int) -> None:
+        """Gives an idle slot to a prompt."""
+        self.owner[slot] = prompt
+        self.count[slot] = 0
+        self.remaining[slot] = max_new_tokens
+        update = self.updates[slot]
+        update[LAST_TOKEN] = prompt.suffix[-1]
+        update[CACHE_POSITION] = len(prompt.suffix) - 1
+        update[REMAINING] = max_new_tokens
+        update[KEY] = prompt.key.view(np.int32)
+        update[CHANGED] = 1
+
+    def release(self, slot: int) -> None:
+        """Makes a slot idle, on the devices too if its sequence would go on there."""
+        if self.remaining[slot]:
+            self.updates[slot] = 0
+            self.updates[slot, CHANGED] = 1
+        self.owner[slot] = None
+
+    def take_updates(self) -> np.ndarray:
+        """Returns the updates of the next call and starts new ones, in a new array: the devices may read the old."""
+        updates, self.updates = self.updates, np.zeros_like(self.updates)
+        return updates
+
+    def keep(self, slots: np.ndarray) -> None:
+        """Drops all but the given slots, which get the numbers from 0 in their order."""
+        self.owner = [self.owner[slot] for slot in slots]
+        for column in ("remaining", "tokens", "logprobs", "count", "updates"):
+            setattr(self, column, getattr(self, column)[slots])
+
+    def append(
+        self, outputs: np.ndarray, owners: Sequence[TokenizedPrompt | None], eos_ids: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Takes in the results of a call.
+
+        Args:
+          outputs: [1 or 2, B, steps] int32, as from `programs.decode_steps`.
+          owners: of the slots when the call was dispatched. A call that was dispatched ahead goes on with sequences
+            that have finished in the meantime; what it sampled for these is dropped.
+          eos_ids: tokens that end a sequence.
+
+        Returns how many tokens each slot has got, [B] int64, and whether the last is an end token, [B] bool.
+        """
+        is_owner = np.asarray([owner is not None and owner is now for owner, now in zip(owners, self.owner)])
+        sampled = np.where(is_owner[:, None], outputs[0], -1)
+        slot, step = np.nonzero(sampled >= 0)
+        column = self.count[slot] + step
+        self.tokens[slot, column] = sampled[slot, step]
+        if self.logprobs.size:
+            self.logprobs[slot, column] = outputs[1].view(np.float32)[slot, step]
+        new = np.count_nonzero(sampled >= 0, axis=1)
+        self.count += new
+        last = self.tokens[np.arange(len(new)), np.maximum(self.count - 1, 0)]
+        ended = (new > 0) & np.isin(last, eos_ids)
+        self.remaining = np.where(ended, 0, self.remaining - new)
+        return new, ended

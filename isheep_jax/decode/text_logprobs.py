@@ -1,0 +1,151 @@
+"""Log-probabilities of whole texts as continuations, and embeddings of prompts; both by one prefill of packed rows."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from isheep_jax.decode.cache import constrain_rows, decode_setup, put, replicate, rows_sharding
+from isheep_jax.decode.loaded import LoadedModel
+from isheep_jax.decode.packing import POSITION, SEGMENT, TOKEN, PackedBatch
+from isheep_jax.decode.prefill import Prefix
+from isheep_jax.decode.prefill_logprobs import one_behind, packed_batches, packed_logprobs, power_of_two
+from isheep_jax.decode.requests import Embedding, Request, TextLogprob
+from isheep_jax.decode.tokenization import PromptError
+from isheep_jax.errors import UserError
+from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.transformer import forward
+
+
+@dataclass(frozen=True, eq=False)
+class _Text:
+    """A prompt and the text after it.
+
+    prefix: the prompt's tokens that other prompts share.
+    tokens: [T] int32, the prompt's other tokens and the text's, without the text's last one.
+    before: index of the prompt's last token.
+    targets: the text's tokens.
+    """
+
+    id: str
+    prefix: tuple[int, ...]
+    tokens: np.ndarray
+    before: int
+    targets: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A prompt to embed. tokens: [T] int32."""
+
+    id: str
+    tokens: np.ndarray
+
+
+def text_logprobs(model: LoadedModel, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
+    """Yields the log-probability of one text after each prompt, longest first, errors before them.
+
+    After a conversation, a text is the response as the chat template writes it. A prompt that does not fit with its
+    text, or whose tokens the text changes, is an error of that request.
+    """
+    groups: dict[tuple[int, ...], list[_Text]] = defaultdict(list)
+    for request, text in zip(requests, texts):
+        try:
+            item = _tokenize(model, request, text)
+        except UserError as error:
+            yield TextLogprob(request.id, error=str(error))
+        else:
+            groups[item.prefix].append(item)
+    for tokens, items in sorted(groups.items()):
+        prefix = model.make_prefix(tokens)
+        calls = ((batch, _dispatch(model, batch, prefix)) for batch in packed_batches(model, items))
+        for batch, logprobs in one_behind(calls):
+            yield from _results(batch, np.asarray(jax.device_get(logprobs), np.float64))
+
+
+def _tokenize(model: LoadedModel, request: Request, text: str) -> _Text:
+    if isinstance(request.prompt, str):
+        targets = model.tokenizer.encode_choices(request.prompt, (text,))[0]
+    else:
+        # The response may begin with a space that the template writes; the end of the turn is left out.
+        ids, mask = model.tokenizer.encode_example(request.prompt, text)
+        targets = [token for token, in_response in zip(ids, mask) if in_response][:-1]
+    prompt = model.tokenize(request, spare=len(targets), continuation="its text")
+    tokens = np.concatenate([prompt.suffix, np.asarray(targets[:-1], np.int32)])
+    return _Text(request.id, prompt.prefix, tokens, len(prompt.suffix) - 1, targets)
+
+
+def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> jax.Array:
+    """Log-probabilities [R, U, 1] of the tokens of a row's texts, one text after the other."""
+    targets = [[token for item, _ in row for token in item.targets] for row in batch.rows]
+    indices = [[begin + item.before + i for item, begin in row for i in range(len(item.targets))] for row in batch.rows]
+    width = power_of_two(max(map(len, targets)))
+    padded_at, padded_targets = np.zeros((2, len(batch.rows), width), np.int32)
+    for row, (row_at, row_targets) in enumerate(zip(indices, targets)):
+        padded_at[row, : len(row_at)], padded_targets[row, : len(row_targets)] = row_at, row_targets
+    arrays = put((batch.tokens, padded_at, padded_targets[..., None]), rows_sharding(model.mesh))
+    return packed_logprobs(model.params, *arrays, prefix, collect=False, **model.static)[0]
+
+
+def _results(batch: PackedBatch, logprobs: np.ndarray) -> Iterator[TextLogprob]:
+    for row, values in zip(batch.rows, logprobs[..., 0]):
+        begin = 0
+        for item, _ in row:
+            end = begin + len(item.targets)
+            yield TextLogprob(item.id, float(values[begin:end].sum()), len(item.targets))
+            begin = end
+
+
+def embed(model: LoadedModel, requests: Sequence[Request]) -> Iterator[Embedding]:
+    """Yields means of the last hidden states over the prompts, longest first, errors before them."""
+    items = []
+    for request in requests:
+        try:
+            # Without a prefix, whose hidden states a shared prefill does not keep.
+            prompt = model.tokenize(Request(request.id, request.prompt), spare=0)
+        except PromptError as error:
+            yield Embedding(request.id, error=str(error))
+        else:
+            items.append(_Prompt(request.id, prompt.suffix))
+    calls = ((batch, _dispatch_embed(model, batch)) for batch in packed_batches(model, items))
+    for batch, means in one_behind(calls):
+        for row, vectors in zip(batch.rows, jax.device_get(means)):
+            for (item, _), vector in zip(row, vectors):
+                yield Embedding(item.id, tuple(vector.tolist()))
+
+
+def _dispatch_embed(model: LoadedModel, batch: PackedBatch) -> jax.Array:
+    segments = power_of_two(max(map(len, batch.rows)))
+    packed = put(batch.tokens, rows_sharding(model.mesh))
+    return _segment_means(model.params, packed, segments=segments, **model.static)
+
+
+@functools.partial(jax.jit, static_argnames=("segments", "architecture", "mesh", "compute_dtype"))
+def _segment_means(
+    params: dict,
+    packed: jax.Array,
+    *,
+    segments: int,
+    architecture: Architecture,
+    mesh: Mesh,
+    compute_dtype: jnp.dtype,
+) -> jax.Array:
+    """Means [R, segments, D] (float32) of the last hidden states over each segment of packed rows [R, T, 4]."""
+    packed = constrain_rows(packed, mesh)
+    hidden, _ = forward(
+        params,
+        architecture,
+        packed[..., TOKEN],
+        packed[..., POSITION],
+        decode_setup(mesh, compute_dtype),
+        segment_ids=packed[..., SEGMENT],
+    )
+    in_segment = packed[:, None, :, SEGMENT] == 1 + jnp.arange(segments)[:, None]
+    in_segment = in_segment.astype(jnp.float32)  # [R, segments, T]
+    total = jnp.einsum("rst,rtd->rsd", in_segment, hidden.astype(jnp.float32))
+    return replicate(total / jnp.maximum(in_segment.sum(axis=-1, keepdims=True), 1.0), mesh)
