@@ -186,7 +186,7 @@ REQUESTS = [Request(f"r{i}", "thequickbrownfoxjumps"[: 1 + 2 * i]) for i in rang
 def engine(family: str, tensor: int | None) -> Engine:
     """Of the decode mesh of eight devices, or of one device."""
     config = DecodeConfig(slots=8, steps_per_call=5, max_length=32)
-    mesh = None if tensor is None else decode_mesh(mesh_of((2, 2, 2)), tensor)
+    mesh = mesh_of() if tensor is None else decode_mesh(mesh_of((2, 2, 2)), tensor)
     return Engine(
         weights(family),
         ARCHITECTURES[family],

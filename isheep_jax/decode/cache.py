@@ -1,6 +1,7 @@
 """How the arrays of decoding are sized and split over the mesh: packed rows, KV caches, slots, and the bucketed lengths
 that keep the number of compiled programs small."""
 
+import functools
 from typing import Any
 
 import jax
@@ -112,9 +113,10 @@ def decode_setup(mesh: Mesh, compute_dtype: jnp.dtype) -> ForwardSetup:
     return ForwardSetup(compute_dtype, ActivationSharding(mesh, DECODE_RULES), differentiable=False)
 
 
+@functools.partial(jax.jit, static_argnames=("architecture", "slots", "tokens", "dtype", "mesh"))
 def allocate(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
     """An empty cache of `slots` rows for `tokens` tokens each, in which each device makes only its own part."""
-    return init_cache(architecture, slots, cache_length(tokens), dtype, cache_sharding(mesh), _tile(mesh))
+    return constrain_cache(init_cache(architecture, slots, cache_length(tokens), dtype, tile=_tile(mesh)), mesh)
 
 
 def abstract_cache(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:

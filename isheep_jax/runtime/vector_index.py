@@ -32,10 +32,10 @@ class Index:
 
     vectors: [N, D] of any float dtype; scaled to unit length and kept as float16. They stay on the host and pass
     through the devices in blocks, so that a million of them fit next to the weights.
-    mesh: its `data` axis splits each block; None: one device.
+    mesh: its `data` axis splits each block.
     """
 
-    def __init__(self, vectors: np.ndarray, mesh: Mesh | None = None):
+    def __init__(self, vectors: np.ndarray, mesh: Mesh):
         self._vectors, self._mesh = unit(vectors), mesh
         count, width = self._vectors.shape
         shards = data_shards(mesh)
@@ -83,11 +83,8 @@ class Index:
             block = self._vectors[first : first + self._rows]
             if len(block) < self._rows:
                 block = np.concatenate([block, np.zeros((self._rows - len(block), block.shape[1]), np.float16)])
-            if self._mesh is None:
-                yield first, jax.device_put(block)
-            else:
-                sharding = NamedSharding(self._mesh, PartitionSpec("data"))
-                yield first, jax.make_array_from_callback(block.shape, sharding, lambda i, block=block: block[i])
+            sharding = NamedSharding(self._mesh, PartitionSpec("data"))
+            yield first, jax.make_array_from_callback(block.shape, sharding, lambda i, block=block: block[i])
 
     def _exactly(self, query: np.ndarray, count: int) -> np.ndarray:
         query = query.astype(np.float64)
@@ -114,7 +111,7 @@ def _merge(
     total: jax.Array,
     best: tuple[jax.Array, jax.Array],
     *,
-    mesh: Mesh | None,
+    mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `best`, updated with another block: cosines [Q, K] (float32) and indices [Q, K] (int32).
 

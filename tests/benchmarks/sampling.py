@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from isheep_jax.config import MeshConfig
 from isheep_jax.decode.sampling import DeviceSamplingParams, request_key, sample
+from isheep_jax.sharding import make_mesh
 
 STEPS = 3
 SHAPES = {"flat": 1.0, "peaked": 4.0}  # standard deviation of normal logits
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--vocabularies", default="32000,151936")
     options = parser.parse_args()
+    ours = functools.partial(sample, mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
     keys = np.stack([request_key(0, str(i)) for i in range(options.rows)])
     print(f"{options.rows} rows on {jax.devices()[0].device_kind}; ms per step")
     print(f"{'vocabulary':>10} {'logits':>7} {'top_p':>6} {'top_k':>6} {'sample':>8} {'bisect':>8} {'sort':>8}  ratios")
@@ -102,10 +105,10 @@ def main() -> None:
             logits = jnp.asarray(np.random.default_rng(0).normal(0, deviation, shape).astype(np.float32))
             for top_p, top_k in ((1.0, 0), (0.95, 0), (0.5, 0), (0.1, 0), (0.95, 50)):
                 settings = DeviceSamplingParams(top_p=np.float32(top_p), top_k=np.int32(top_k))
-                ways = (sample,) if top_k else (sample, by_bisection, by_sort)
-                ours, *others = milliseconds(ways, logits, keys, settings)
-                line = f"{vocabulary:>10} {name:>7} {top_p:>6} {top_k:>6} {ours:>8.1f}"
-                line += "".join(f" {t:>8.1f}" for t in others) + "  " + ", ".join(f"{t / ours:.1f}" for t in others)
+                ways = (ours,) if top_k else (ours, by_bisection, by_sort)
+                own_time, *others = milliseconds(ways, logits, keys, settings)
+                line = f"{vocabulary:>10} {name:>7} {top_p:>6} {top_k:>6} {own_time:>8.1f}"
+                line += "".join(f" {t:>8.1f}" for t in others) + "  " + ", ".join(f"{t / own_time:.1f}" for t in others)
                 print(line, flush=True)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from meshes import mesh_of
 
 from isheep_jax.decode.sampling import (
     GENERATED,
@@ -33,7 +34,11 @@ FILTERS = [
     {"top_p": 0.95, "min_p": 0.05, "temperature": 1.3},
     {"top_k": 12, "top_p": 0.9, "min_p": 0.1, "temperature": 2.0},
 ]
-run = jax.jit(sample, static_argnames="mesh")
+compiled_sample = jax.jit(sample, static_argnames="mesh")
+
+
+def run(*arguments, mesh=None):
+    return compiled_sample(*arguments, mesh=mesh or mesh_of())
 
 
 def settings_of(**values) -> DeviceSamplingParams:
@@ -315,7 +320,7 @@ def test_logprobs_are_those_of_the_softmax_without_temperature_and_penalties():
 
 def test_stages_share_one_compilation():
     logits = np.zeros((3, 64), np.float32)
-    counted = jax.jit(lambda *arguments: sample(*arguments))
+    counted = jax.jit(lambda *arguments: sample(*arguments, mesh=mesh_of()))
     for values in (*FILTERS, {"temperature": 0.0}):
         counted(logits, keys_of(3), np.zeros(3, np.int32), settings_of(**values))
     assert counted._cache_size() == 1

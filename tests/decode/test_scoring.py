@@ -80,9 +80,8 @@ def test_a_shared_prefix_changes_no_logprob(params):
     requests = [Request(request.id, PREFIX + request.prompt + "7") for request in ragged(9)]
     sharing = [Request(request.id, request.prompt, PREFIX) for request in requests]
     engine = make_engine(params, max_length=128)
-    assert {len(engine.model.tokenize(request).prefix) for request in sharing} == {
-        len(TableTokenizer().encode(PREFIX)) - 1
-    }
+    shared = {len(engine.model.tokenize(request).prefix) for request in sharing}
+    assert shared == {len(TableTokenizer().encode(PREFIX)) - 1}
     for kind in CHOICES:
         expected = {result.id: result.logprobs for result in engine.choice_logprobs(requests, CHOICES[kind])}
         for result in engine.choice_logprobs(sharing, CHOICES[kind]):
@@ -101,10 +100,8 @@ def test_text_logprobs_are_those_of_the_full_forward(params, prefix):
 
 
 def test_a_text_that_does_not_fit_is_an_error_of_that_request_alone(params):
-    found = {
-        result.id: result
-        for result in make_engine(params).text_logprobs([Request("a", "7"), Request("b", "7")], ["0" * 60, "0"])
-    }
+    requests = [Request("a", "7"), Request("b", "7")]
+    found = {result.id: result for result in make_engine(params).text_logprobs(requests, ["0" * 60, "0"])}
     assert "decode.max_length=48" in found["a"].error
     assert not found["b"].error
 

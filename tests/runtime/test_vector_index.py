@@ -20,7 +20,7 @@ def normal(seed, *shape):
 
 @pytest.fixture(params=["one device", "a mesh"])
 def mesh(request):
-    return None if request.param == "one device" else mesh_of((8, 1, 1))
+    return mesh_of() if request.param == "one device" else mesh_of((8, 1, 1))
 
 
 @pytest.mark.parametrize("count", [1, 7, 300])
@@ -56,13 +56,14 @@ def test_differences_below_error_of_float32_decide(monkeypatch):
     scores = queries.astype(np.float64) @ vectors.astype(np.float64).T
     assert 0 < np.diff(np.sort(scores[0])[-20:]).max() < 1e-6
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :20]
-    np.testing.assert_array_equal(Index(vectors).nearest(queries, 20), expected)
+    np.testing.assert_array_equal(Index(vectors, mesh_of()).nearest(queries, 20), expected)
 
 
 def test_there_may_be_fewer_vectors_than_asked_for_or_none():
     vectors = normal(6, 3, 16)
-    assert Index(vectors).nearest(vectors[:2], 10).tolist() == exact(vectors, vectors[:2], 3).tolist()
-    assert Index(vectors).nearest(np.zeros((0, 16), np.float32), 2).shape == (0, 2)
-    assert Index(np.zeros((0, 16), np.float32)).nearest(vectors, 2).shape == (3, 0)
+    assert Index(vectors, mesh_of()).nearest(vectors[:2], 10).tolist() == exact(vectors, vectors[:2], 3).tolist()
+    assert Index(vectors, mesh_of()).nearest(np.zeros((0, 16), np.float32), 2).shape == (0, 2)
+    assert Index(np.zeros((0, 16), np.float32), mesh_of()).nearest(vectors, 2).shape == (3, 0)
     # A vector of zeros has no direction: it is as far from all as a right angle.
-    assert Index(np.stack([-vectors[0], 0 * vectors[0], vectors[0]])).nearest(vectors[:1], 3).tolist() == [[2, 1, 0]]
+    index = Index(np.stack([-vectors[0], 0 * vectors[0], vectors[0]]), mesh_of())
+    assert index.nearest(vectors[:1], 3).tolist() == [[2, 1, 0]]
