@@ -30,7 +30,7 @@ def test_buckets_are_few_and_waste_little():
     assert all(n <= bucket_of(n, 32) <= 1.25 * n for n in range(256, 4000))
 
 
-def test_a_cache_holds_the_context_in_whole_blocks():
+def test_cache_holds_sequence_in_whole_blocks():
     cache = allocate(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), mesh_of())
     assert cache_length(130) == cache.length == 256
     assert cache.k.shape == (2, 3, 2, 2, 8, 128)  # two tiles of 128 slots; of each head its keys together
@@ -52,7 +52,7 @@ def test_rows_hold_every_prompt_once_and_apart():
     assert sorted(seen) == list(range(500))
 
 
-def test_packing_wastes_little_beyond_the_alignment():
+def test_packing_wastes_little_beyond_alignment():
     lengths = sorted(np.random.default_rng(1).integers(20, 200, 2000).tolist(), reverse=True)
     rows = list(pack(lengths, 32))
     aligned = sum(-(-n // 32) * 32 for n in lengths)
@@ -91,7 +91,7 @@ def test_prefill_writes_each_prompt_to_its_slot_and_nothing_else(params, shards)
     np.testing.assert_allclose(flat(cache)[0], expected, atol=1e-4)
 
 
-def test_a_prompts_keys_are_the_same_to_the_bit_wherever_it_is_packed(params):
+def test_prompts_keys_are_same_to_bit_wherever_it_is_packed(params):
     prompt, long, short = prompts(45, 300, 20)
 
     def keys(length, *places):
@@ -106,7 +106,7 @@ def test_a_prompts_keys_are_the_same_to_the_bit_wherever_it_is_packed(params):
     np.testing.assert_array_equal(keys(512, (0, short, -1), (32, prompt, 0)), alone)
 
 
-def test_a_prompt_behind_a_prefix_has_the_keys_of_the_whole(params):
+def test_prompt_after_prefix_has_keys_of_whole(params):
     prefix, own = prompts(70, 30)
     padded = np.zeros(96, np.int32)
     padded[:70] = prefix

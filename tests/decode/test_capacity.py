@@ -28,14 +28,12 @@ def memory_for(monkeypatch, shape, slots: int) -> None:
 
 
 @pytest.mark.parametrize(("room", "slots"), [(1, 1), (5, 5), (39, 32), (100, 96), (255, 224), (10_000, 256)])
-def test_slots_are_as_many_as_fit_beside_the_weights_in_four_sizes_for_each_power_of_two(
-    monkeypatch, shape, room, slots
-):
+def test_slots_fill_memory_in_four_sizes_for_each_power_of_two(monkeypatch, shape, room, slots):
     memory_for(monkeypatch, shape, room)
     assert capacity.free_slots(shape, useful=10_000) == slots
 
 
-def test_an_int8_cache_gives_more_slots(monkeypatch, shape):
+def test_int8_cache_gives_more_slots(monkeypatch, shape):
     memory_for(monkeypatch, shape, 32)
     more = capacity.free_slots(dataclasses.replace(shape, kv_cache_dtype="int8"), useful=10_000)
     assert more > capacity.free_slots(shape, useful=10_000) == 32
@@ -51,13 +49,13 @@ def test_every_data_shard_has_its_own_slots(monkeypatch, shape):
     assert capacity.free_slots(dataclasses.replace(shape, mesh=mesh_of((2, 1, 1))), useful=10_000) == 80
 
 
-def test_no_room_for_one_sequence_names_the_setting(monkeypatch, shape):
+def test_no_room_for_one_sequence_names_setting(monkeypatch, shape):
     memory_for(monkeypatch, shape, 0)
     with pytest.raises(UserError, match=r"decode\.max_length: .* one sequence of 128 tokens"):
         capacity.free_slots(shape, useful=1)
 
 
-def test_tokens_are_the_same_with_slots_and_context_left_to_the_memory(params):
+def test_tokens_are_the_same_with_slots_and_length_left_to_memory(params):
     requests = [r for r in ragged(40) if len(r.prompt) < 30]
     found = [
         {c.id: c for c in make_engine(params, **settings).generate(requests, GREEDY)}
@@ -83,7 +81,7 @@ def test_what_is_counted_is_what_was_done(params):
     assert done.idle_seconds > 0
 
 
-def test_those_that_may_take_longest_come_first(params):
+def test_requests_that_may_take_longest_come_first(params):
     # One long completion among short ones: begun last, it would go on alone.
     lengths = [4] * 11 + [40]
     requests = [Request(f"r{i}", "a", max_tokens=n) for i, n in enumerate(lengths)]

@@ -31,7 +31,7 @@ def by_id(completions) -> dict:
     return {completion.id: completion for completion in completions}
 
 
-def test_tokens_equal_a_teacher_forced_argmax_of_the_plain_forward(params):
+def test_tokens_equal_teacher_forced_argmax_of_plain_forward(params):
     requests = ragged(14)
     found = by_id(make_engine(params).generate(requests, GREEDY))
     kinds = set()
@@ -61,7 +61,7 @@ def test_tokens_do_not_depend_on_slots_steps_per_call_order_or_neighbors(params,
         assert list(engine.generate([request], sampling)) == [expected[request.id]]
 
 
-def test_sampled_tokens_depend_on_the_seed_and_the_id_alone(params):
+def test_sampled_tokens_depend_on_seed_and_id_alone(params):
     sampling = SamplingParams(temperature=1.0, max_tokens=12)
     engine = make_engine(params)
     found = by_id(engine.generate([Request(name, "abc") for name in "xyz"], sampling))
@@ -71,14 +71,14 @@ def test_sampled_tokens_depend_on_the_seed_and_the_id_alone(params):
     assert by_id(make_engine(params).generate([Request("x", "abc")], sampling))["x"] == found["x"]
 
 
-def test_a_refilled_slot_sees_nothing_of_the_sequence_before(params):
+def test_refilled_slot_sees_nothing_of_sequence_before(params):
     engine = make_engine(params, slots=1, steps_per_call=3)
     long, short = Request("long", LETTERS), Request("short", "ab")
     both = by_id(engine.generate([long, short], GREEDY))  # longest first: `short` comes into the slot of `long`
     assert both["short"] == next(engine.generate([short], GREEDY))
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_of_that_request_alone(params):
+def test_prompt_that_does_not_fit_is_error_of_that_request_alone(params):
     engine = make_engine(params)
     good = Request("good", "abc")
     found = by_id(engine.generate([Request("long", "a" * 48), good], GREEDY))
@@ -89,7 +89,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_of_that_request_alone(params):
     assert by_id(engine.generate([Request("fits", "a" * 46)], GREEDY))["fits"].finish_reason in ("length", "stop")
 
 
-def test_completions_end_where_the_context_ends(params):
+def test_completions_end_at_max_length(params):
     sampling = SamplingParams(temperature=1.0, max_tokens=1000)
     for completion in make_engine(params).generate([Request(str(i), "ab" * i) for i in range(1, 20)], sampling):
         prompt = TableTokenizer().encode("ab" * int(completion.id))
@@ -119,7 +119,7 @@ def test_stop_strings_cut_text_wherever_tokens_and_calls_end(params):
     assert stopped > 1
 
 
-def test_a_special_token_as_stop_string_ends_the_completion_though_no_text_shows_it(params):
+def test_special_token_as_stop_string_ends_completion_though_no_text_shows_it(params):
     requests, sampling = ragged(12), SamplingParams(temperature=1.0, max_tokens=30)
     marker = TableTokenizer().pieces.index("de")
     tokenizer = TableTokenizer({marker: "<|user|>"})
@@ -140,7 +140,7 @@ def test_a_special_token_as_stop_string_ends_the_completion_though_no_text_shows
     assert stopped > 1
 
 
-def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, caplog):
+def test_nothing_recompiles_after_first_stage_of_first_model(params, caplog):
     def stage(engine, sampling):
         list(engine.generate(ragged(9), sampling))
         list(engine.choice_logprobs(ragged(5), ["a", "b"]))
@@ -160,7 +160,7 @@ def test_nothing_recompiles_after_the_first_stage_of_the_first_model(params, cap
     assert not compiled
 
 
-def test_weights_are_placed_by_the_decode_rules(params):
+def test_weights_are_placed_by_decode_rules(params):
     mesh = mesh_of((4, 1, 2))
     engine = make_engine(params, slots=8, mesh=mesh)
     shardings = param_shardings(parameter_table(ARCHITECTURE), mesh, DECODE_RULES)
@@ -183,7 +183,7 @@ def test_bad_settings_are_one_clear_line(params):
             engine.generate([Request("a", "a")], SamplingParams(**bad))
 
 
-def test_an_id_that_occurs_twice_is_refused(params):
+def test_id_that_occurs_twice_is_refused(params):
     twice = [Request("a", "a"), Request("a", "b")]
     with pytest.raises(ValueError, match="'a'"):
         make_engine(params).generate(twice, GREEDY)
@@ -192,7 +192,7 @@ def test_an_id_that_occurs_twice_is_refused(params):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, max_tokens=12)])
-def test_a_shared_prefix_changes_no_token(params, sampling):
+def test_shared_prefix_changes_no_token(params, sampling):
     prefix = "the quick brown fox jumps over 13 lazy dogs. "
     requests = [Request(request.id, prefix + request.prompt) for request in ragged(12)]
     expected = by_id(make_engine(params, max_length=128).generate(requests, sampling))
@@ -222,7 +222,7 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
+def test_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
     sizes = []
 
     def watched(self):
@@ -239,7 +239,7 @@ def test_the_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_a_call_dispatched_ahead_changes_nothing(params, monkeypatch):
+def test_call_dispatched_ahead_changes_nothing(params, monkeypatch):
     requests, sampling = ragged(20), SamplingParams(temperature=1.0, max_tokens=20, stop=("ab", "t"))
     expected = by_id(make_engine(params).generate(requests, sampling))
 
@@ -252,7 +252,7 @@ def test_a_call_dispatched_ahead_changes_nothing(params, monkeypatch):
     assert by_id(make_engine(params).generate(requests, sampling)) == expected
 
 
-def test_filters_and_penalties_reach_the_sampler(params):
+def test_filters_and_penalties_reach_sampler(params):
     requests, engine = ragged(8), make_engine(params)
     greedy = by_id(engine.generate(requests, GREEDY))
     for settings in ({"top_k": 1}, {"min_p": 1.0}):
@@ -268,7 +268,7 @@ def test_filters_and_penalties_reach_the_sampler(params):
         assert [*completion.tokens, 1][0] == logits.argmax()
 
 
-def test_log_probabilities_are_those_of_the_plain_forward(params):
+def test_logprobs_are_those_of_plain_forward(params):
     requests = ragged(8)
     sampling = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=9, logprobs=True)
     for completion in make_engine(params).generate(requests, sampling):
@@ -279,7 +279,7 @@ def test_log_probabilities_are_those_of_the_plain_forward(params):
         np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
 
 
-def test_a_request_may_have_a_length_of_its_own(params):
+def test_request_may_have_length_of_its_own(params):
     sampling = SamplingParams(temperature=1.0, max_tokens=12)
     whole = next(make_engine(params).generate([Request("a", "abc")], sampling))
     short = next(make_engine(params).generate([Request("a", "abc", max_tokens=3)], sampling))

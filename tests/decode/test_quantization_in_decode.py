@@ -31,7 +31,7 @@ def by_id(completions) -> dict:
     return {completion.id: completion for completion in completions}
 
 
-def test_int8_weights_decode_and_score_as_the_floats_that_they_stand_for(params):
+def test_int8_weights_decode_and_score_as_their_dequantized_floats(params):
     engine = make_engine(params, weights_dtype="int8")
     plain = make_engine(dequantize_weights(engine.model.params, ARCHITECTURE))
     requests = ragged(14)
@@ -56,7 +56,7 @@ def test_tokens_do_not_depend_on_slots_steps_per_call_order_or_neighbors(params,
         assert list(engine.generate([request], sampling)) == [expected[request.id]]
 
 
-def test_a_mesh_gives_tokens_of_one_device_and_splits_scales_as_their_outputs(params):
+def test_mesh_gives_tokens_of_one_device_and_splits_scales_as_their_outputs(params):
     requests, mesh = ragged(12), mesh_of((4, 1, 2))
     expected = by_id(make_engine(params, **INT8).generate(requests, GREEDY))
     engine = make_engine(params, slots=8, mesh=mesh, **INT8)
@@ -71,7 +71,7 @@ def test_a_mesh_gives_tokens_of_one_device_and_splits_scales_as_their_outputs(pa
     jax.tree.map(np.testing.assert_array_equal, again, weights)
 
 
-def test_a_shared_prefix_stays_in_floats_with_an_int8_cache(params):
+def test_shared_prefix_stays_in_floats_with_int8_cache(params):
     head = "the quick brown fox jumps over 13 lazy dogs. "
     requests = [Request(request.id, head + request.prompt, prefix=head) for request in ragged(6)]
     plain = by_id(make_engine(params, max_length=128).generate(requests, GREEDY))
@@ -120,7 +120,7 @@ def quantization_error(tiny, prompts, **settings):
     )
 
 
-def test_the_tiny_model_predicts_with_int8_as_without_and_with_4_bits_it_does_not(tiny, monkeypatch):
+def test_tiny_model_predicts_with_int8_as_without_but_not_with_4_bits(tiny, monkeypatch):
     prompts = [f"{verb} {word} and red." for verb in ("Swap", "Copy", "Join") for word in ("cat", "dog", "sun", "blue")]
     none = quantization_error(tiny, prompts)
     assert (none.divergence, none.loss, none.agreement) == (0, 0, 1)

@@ -89,14 +89,14 @@ def chi_square_fits(counts: np.ndarray, probability: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("values", FILTERS, ids=str)
 @pytest.mark.parametrize("vary", ["request", "position"])
-def test_draws_follow_the_exact_distribution(values, vary):
+def test_samples_follow_exact_distribution(values, vary):
     logits = np.random.default_rng(1).normal(0, 1.5, 40).astype(np.float32)
     positions = np.arange(20_000, dtype=np.int32) if vary == "position" else None
     counts = np.bincount(draws(logits, 20_000, positions, seed=3, **values), minlength=40)
     assert chi_square_fits(counts, exact_distribution(logits, **values))
 
 
-def test_a_slightly_wrong_distribution_is_noticed():
+def test_slightly_wrong_distribution_is_noticed():
     logits = np.random.default_rng(1).normal(0, 1.5, 40).astype(np.float32)
     counts = np.bincount(draws(logits, 20_000, seed=3, temperature=1.1), minlength=40)
     assert chi_square_fits(counts, exact_distribution(logits, temperature=1.1))
@@ -104,7 +104,7 @@ def test_a_slightly_wrong_distribution_is_noticed():
 
 
 @pytest.mark.parametrize("vocabulary", [4096, 5003])
-def test_draws_are_exact_over_many_blocks_and_a_vocabulary_that_they_do_not_divide(vocabulary):
+def test_samples_are_exact_over_many_blocks_and_with_indivisible_vocabulary(vocabulary):
     logits = np.random.default_rng(5).normal(0, 1, vocabulary).astype(np.float32)
     for values in ({}, {"top_p": 0.9}, {"top_k": 300, "top_p": 0.7}):
         tokens = np.concatenate([draws(logits, 4000, seed=s, **values) for s in range(2)])
@@ -119,7 +119,7 @@ def test_draws_are_exact_over_many_blocks_and_a_vocabulary_that_they_do_not_divi
 
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 33, 128, 200])
-def test_allowed_tokens_are_those_of_a_plain_sort_with_ties_in_or_out_together(vocabulary):
+def test_allowed_tokens_are_those_of_plain_sort_with_ties_in_or_out_together(vocabulary):
     rng = np.random.default_rng(vocabulary)
     for case in range(2):
         # Few values, so that every border falls on a tie.
@@ -130,7 +130,7 @@ def test_allowed_tokens_are_those_of_a_plain_sort_with_ties_in_or_out_together(v
             np.testing.assert_array_equal(drawn, allowed, err_msg=f"{case} {values}")
 
 
-def test_a_nucleus_that_is_reached_exactly_takes_no_further_token():
+def test_nucleus_that_is_reached_exactly_takes_no_further_token():
     logits = np.log(np.array([4, 2, 1, 1], np.float32))
     assert set(draws(logits, 500, top_p=0.75).tolist()) == {0, 1}
     assert set(draws(logits, 500, top_p=0.76).tolist()) == {0, 1, 2, 3}
@@ -138,13 +138,13 @@ def test_a_nucleus_that_is_reached_exactly_takes_no_further_token():
 
 
 @pytest.mark.parametrize("values", [{"top_p": 1e-6}, {"min_p": 1.0}, {"top_k": 1}, {"top_p": 0.0}])
-def test_the_most_probable_tokens_are_always_in(values):
+def test_most_probable_tokens_are_always_in(values):
     logits = np.zeros(50, np.float32)
     logits[[3, 30]] = 0.5
     assert set(draws(logits, 500, **values).tolist()) == {3, 30}
 
 
-def test_top_k_beyond_the_vocabulary_and_beyond_possible_tokens_keeps_all():
+def test_top_k_beyond_vocabulary_and_beyond_possible_tokens_keeps_all():
     logits = np.full(10, -np.inf, np.float32)
     logits[[2, 5]] = [0.0, 1.0]
     for k in (3, 10, 1000):
@@ -152,7 +152,7 @@ def test_top_k_beyond_the_vocabulary_and_beyond_possible_tokens_keeps_all():
 
 
 @pytest.mark.parametrize("k", [1, 2, 20, 50, 127, 2000])
-def test_top_k_floor_parts_the_k_largest_from_the_rest(k):
+def test_top_k_floor_parts_k_largest_from_rest(k):
     rng = np.random.default_rng(k)
     weights = rng.random((30, 1024)).astype(np.float32) ** 8
     weights[:10] = np.round(weights[:10], 2)  # ties
@@ -164,7 +164,7 @@ def test_top_k_floor_parts_the_k_largest_from_the_rest(k):
 
 
 @pytest.mark.parametrize("values", FILTERS, ids=str)
-def test_a_row_does_not_depend_on_its_neighbors(values):
+def test_row_does_not_depend_on_its_neighbors(values):
     rng = np.random.default_rng(6)
     logits = rng.normal(0, 2, (32, 300)).astype(np.float32) * rng.choice([0.1, 1, 5], (32, 1)).astype(np.float32)
     keys, positions = keys_of(32), rng.integers(0, 1000, 32).astype(np.int32)
@@ -178,7 +178,7 @@ def test_a_row_does_not_depend_on_its_neighbors(values):
 
 
 @pytest.mark.parametrize("vocabulary", [128, 1024, 5024])
-def test_a_mesh_of_eight_draws_what_one_device_draws(vocabulary):
+def test_mesh_of_eight_samples_tokens_of_one_device(vocabulary):
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
     def put(array, *axes):
@@ -232,7 +232,7 @@ COMPILE = """
 
 @pytest.mark.tpu_compile
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler")
-def test_a_sharded_vocabulary_is_neither_gathered_nor_sorted_on_a_tpu():
+def test_sharded_vocabulary_is_neither_gathered_nor_sorted_on_tpu():
     command = [sys.executable, "-c", textwrap.dedent(COMPILE)]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -263,7 +263,7 @@ def test_penalties_fall_on_seen_tokens_only(repetition, presence):
     np.testing.assert_allclose(penalize(logits, settings, seen), expected, atol=1e-6)
 
 
-def test_the_presence_penalty_spares_the_prompt_and_the_repetition_penalty_does_not():
+def test_presence_penalty_spares_prompt_and_repetition_penalty_does_not():
     logits = np.array([[2.0, 2.0, 2.0, -2.0]], np.float32)
     seen = np.array([[0, PROMPT, GENERATED, PROMPT | GENERATED]], np.uint8)
     presence = penalize(logits, settings_of(presence_penalty=0.5), seen)
@@ -272,7 +272,7 @@ def test_the_presence_penalty_spares_the_prompt_and_the_repetition_penalty_does_
     np.testing.assert_array_equal(repetition, [[2.0, 1.0, 1.0, -4.0]])
 
 
-def test_temperature_zero_takes_the_most_probable_token_after_the_penalties():
+def test_temperature_zero_takes_most_probable_token_after_penalties():
     logits, seen = penalty_case()
     plain = run(logits, keys_of(16), np.arange(16, dtype=np.int32), settings_of(temperature=0.0, top_p=0.5))
     np.testing.assert_array_equal(plain, logits.argmax(-1))
@@ -283,7 +283,7 @@ def test_temperature_zero_takes_the_most_probable_token_after_the_penalties():
     np.testing.assert_array_equal(penalized, expected)
 
 
-def test_draws_with_penalties_follow_the_penalized_distribution():
+def test_samples_with_penalties_follow_penalized_distribution():
     logits, seen = (x[0] for x in penalty_case())
     rows = [np.broadcast_to(x, (20_000, 50)) for x in (logits, seen)]
     settings = settings_of(repetition_penalty=1.4, presence_penalty=0.6, top_p=0.9, temperature=1.2)
@@ -295,7 +295,7 @@ def test_draws_with_penalties_follow_the_penalized_distribution():
 
 
 @pytest.mark.parametrize("vocabulary", [10, 300, 4099])
-def test_a_token_that_cannot_occur_is_never_drawn(vocabulary):
+def test_token_that_cannot_occur_is_never_sampled(vocabulary):
     logits = np.full(vocabulary, -np.inf, np.float32)
     logits[[3, vocabulary - 2]] = 0.0
     for values in ({}, {"top_p": 0.9}, {"temperature": 100.0}):
@@ -310,7 +310,7 @@ def test_logits_that_are_no_numbers_end_in_some_token(logit):
         assert ((tokens >= 0) & (tokens < 200)).all()
 
 
-def test_logprobs_are_those_of_the_softmax_without_temperature_and_penalties():
+def test_logprobs_are_those_of_softmax_without_temperature_and_penalties():
     rng = np.random.default_rng(9)
     logits, tokens = rng.normal(0, 5, (20, 333)).astype(np.float32), rng.integers(0, 333, 20)
     wide = logits.astype(np.float64)

@@ -25,7 +25,7 @@ def expected_logprob(params, request: Request, choice: str) -> float:
 
 
 @pytest.mark.parametrize("kind", CHOICES)
-def test_choice_logprobs_are_the_log_softmax_of_the_full_forward(params, kind):
+def test_choice_logprobs_are_log_softmax_of_full_forward(params, kind):
     # A digit at the end of the prompts keeps every choice from merging with them.
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
     found = {result.id: result for result in make_engine(params).choice_logprobs(requests, CHOICES[kind])}
@@ -44,7 +44,7 @@ def test_choice_logprobs_do_not_depend_on_batch_or_neighbors(params):
         np.testing.assert_allclose(result.logprobs, expected[result.id].logprobs, atol=1e-5)
 
 
-def test_a_prompt_that_does_not_fit_or_does_not_split_is_an_error_of_that_request_alone(params):
+def test_prompt_that_does_not_fit_or_does_not_split_is_error_of_that_request_alone(params):
     requests = [Request("long", "7" * 46), Request("merges", "a"), Request("fine", "7")]
     found = {result.id: result for result in make_engine(params).choice_logprobs(requests, ["b", "10||"])}
     assert "47 tokens" in found["long"].error
@@ -63,7 +63,7 @@ def test_more_choices_than_segment_ids_keep_apart_are_refused(params):
         engine.choice_logprobs([Request("a", "7")], [])
 
 
-def test_no_program_holds_the_logits_of_all_positions(params):
+def test_no_program_holds_logits_of_all_positions(params):
     engine = make_engine(params)
     packed, at = empty_rows(1, 512), np.zeros((1, 256), np.int32)
     static = {"collect": False, **engine.model.static}
@@ -76,7 +76,7 @@ def test_no_program_holds_the_logits_of_all_positions(params):
 PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
 
 
-def test_a_shared_prefix_changes_no_logprob(params):
+def test_shared_prefix_changes_no_logprob(params):
     requests = [Request(request.id, PREFIX + request.prompt + "7") for request in ragged(9)]
     sharing = [Request(request.id, request.prompt, PREFIX) for request in requests]
     engine = make_engine(params, max_length=128)
@@ -89,7 +89,7 @@ def test_a_shared_prefix_changes_no_logprob(params):
 
 
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_text_logprobs_are_those_of_the_full_forward(params, prefix):
+def test_text_logprobs_are_those_of_full_forward(params, prefix):
     requests = [Request(request.id, prefix + request.prompt + "7", prefix) for request in ragged(9)]
     texts = ["a", "1||", "10..", "hijklmn", "op op op op op op op op op op.", "0", "z", "yz", "x"]
     engine = make_engine(params, max_length=128)
@@ -99,14 +99,14 @@ def test_text_logprobs_are_those_of_the_full_forward(params, prefix):
         assert found[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
 
 
-def test_a_text_that_does_not_fit_is_an_error_of_that_request_alone(params):
+def test_text_that_does_not_fit_is_error_of_that_request_alone(params):
     requests = [Request("a", "7"), Request("b", "7")]
     found = {result.id: result for result in make_engine(params).text_logprobs(requests, ["0" * 60, "0"])}
     assert "decode.max_length=48" in found["a"].error
     assert not found["b"].error
 
 
-def test_an_embedding_is_the_mean_of_the_prompts_hidden_states(params):
+def test_embedding_is_mean_of_prompts_hidden_states(params):
     requests = ragged(20)
     found = {embedding.id: embedding for embedding in make_engine(params).embed(requests)}
     for request in requests:

@@ -13,12 +13,12 @@ def tokens(*pieces):
     return [PIECES.index(piece) for piece in pieces]
 
 
-def test_text_is_cut_exactly_where_a_stop_string_begins():
+def test_text_is_cut_exactly_where_stop_string_begins():
     made = tokens("a", "b", "\n", "H", "uman:", "a")
     assert cut_at_stop(decode, made, ("\nHuman:",), 0) == ("ab", 2)
 
 
-def test_a_token_that_reaches_into_the_stop_string_is_kept_but_its_text_is_cut():
+def test_token_that_reaches_into_stop_string_is_kept_but_its_text_is_cut():
     assert cut_at_stop(decode, tokens("a", "ab", "b"), ("bb",), 0) == ("aa", 2)
 
 
@@ -26,11 +26,11 @@ def test_no_stop_string_is_none():
     assert cut_at_stop(decode, tokens("a", "b"), ("ba", "\n"), 0) is None
 
 
-def test_a_stop_string_at_the_start_leaves_nothing():
+def test_stop_string_at_start_leaves_nothing():
     assert cut_at_stop(decode, tokens("\n\n", "a"), ("\n",), 0) == ("", 0)
 
 
-def test_the_result_does_not_depend_on_when_one_looks():
+def test_result_does_not_depend_on_when_text_is_searched():
     stop = ("ab\n", "b", "a:")
     for made in itertools.product(tokens("a", "b", "ab", "\n", ":"), repeat=4):
         made = list(made)

@@ -82,7 +82,7 @@ def test_stable_text_is_never_taken_back_by_what_follows(kind, stop):
 
 
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
-def test_text_is_stable_once_a_whole_character_of_the_vocabulary_follows(kind):
+def test_text_is_stable_once_whole_character_of_vocabulary_follows(kind):
     tokenizer, _ = kind()
     byte = incomplete_utf8_token(tokenizer.decode, tokenizer.get_vocab_size())
     start = 0 if kind is byte_level else 4
@@ -106,7 +106,7 @@ class Utf8Tokenizer(TableTokenizer):
 
 @pytest.mark.parametrize("tokenizer", [TableTokenizer, Utf8Tokenizer])
 @pytest.mark.parametrize(("steps", "temperature"), [(1, 1.0), (5, 0.0)])
-def test_pieces_join_to_the_text_of_generate(params, tokenizer, steps, temperature):
+def test_pieces_join_to_text_of_generate(params, tokenizer, steps, temperature):
     sampling = SamplingParams(temperature=temperature, max_tokens=30)
     whole = make_engine(params, tokenizer=tokenizer())
     engine = make_engine(params, tokenizer=tokenizer(), steps_per_call=steps, slots=1)
@@ -121,7 +121,7 @@ def test_pieces_join_to_the_text_of_generate(params, tokenizer, steps, temperatu
     assert streamed
 
 
-def test_no_piece_holds_any_of_a_stop_string_that_calls_cut_apart(params):
+def test_no_piece_holds_part_of_stop_string_that_calls_cut_apart(params):
     free = {c.id: c for c in make_engine(params).generate(ragged(12), SamplingParams(temperature=1.0, max_tokens=30))}
     stopped = 0
     for request in ragged(12):
@@ -138,7 +138,7 @@ def test_no_piece_holds_any_of_a_stop_string_that_calls_cut_apart(params):
     assert stopped > 2
 
 
-def test_a_beginning_of_a_stop_string_that_does_not_go_on_is_shown_after_all(params):
+def test_beginning_of_stop_string_that_does_not_go_on_is_shown_after_all(params):
     request = ragged(12)[5]
     text = next(make_engine(params).generate([request], SamplingParams(temperature=0.0, max_tokens=12))).text
     sampling = SamplingParams(temperature=0.0, max_tokens=12, stop=(text[-1] + "never",))
@@ -146,7 +146,7 @@ def test_a_beginning_of_a_stop_string_that_does_not_go_on_is_shown_after_all(par
     assert "".join(pieces) == completion.text == text
 
 
-def test_a_prompt_that_does_not_fit_gives_no_piece_and_says_why(params):
+def test_prompt_that_does_not_fit_gives_no_piece_and_says_why(params):
     pieces, completion = drain(make_engine(params).stream(Request("long", "a" * 60), SamplingParams()))
     assert pieces == []
     assert completion.finish_reason == "error"

@@ -34,7 +34,7 @@ def engine() -> Engine:
     return Engine(params, MINUTE, IdTokenizer(64), config, mesh=mesh_of(), seed=0, compute_dtype="float32")
 
 
-def test_the_least_time_is_what_arithmetic_and_memory_take_by_hand(engine):
+def test_least_time_is_what_arithmetic_and_memory_take_by_hand(engine):
     workload = Workload("some", "generate", prompt_lengths=(8, 4), new_tokens=(2, 6))
     prompts = sum(2 * 2 * LAYER * n + 4 * 2 * 4 * 4 * n * n / 2 for n in (8, 4))
     steps = (2 * 2 * LAYER + 2 * HEAD) * 8
@@ -51,7 +51,7 @@ def test_the_least_time_is_what_arithmetic_and_memory_take_by_hand(engine):
     assert decoding.least_time(engine, workload, 1, Ceilings(1e12, 1e3)).steps == pytest.approx(8 * weights / 1e3)
 
 
-def test_scores_are_bound_by_the_prompts_alone_and_the_head_counts_once(engine):
+def test_scoring_is_bound_by_prompts_alone_and_prefix_counts_once(engine):
     workload = Workload("some", "score", prompt_lengths=(8, 4), prefix_length=40, choices=3)
     operations = sum(2 * 2 * LAYER * n for n in (40, 8, 4)) + 2 * 2 * HEAD
     operations += 4 * 2 * 4 * 4 * (40 * 20 + 8 * 44 + 4 * 42)
@@ -59,7 +59,7 @@ def test_scores_are_bound_by_the_prompts_alone_and_the_head_counts_once(engine):
     assert (limit.prompts, limit.steps, limit.cache) == pytest.approx((operations / 1e3, 0, 0))
 
 
-def test_a_second_run_compiles_nothing_and_is_counted(engine):
+def test_second_run_compiles_nothing_and_is_counted(engine):
     workload = Workload("some", "generate", prompt_lengths=(8, 4, 6), new_tokens=(2, 6, 3))
     speed = decoding.measure_speed(engine, workload, Ceilings(1e9, 1e9))
     assert (speed.compilations, speed.requests, speed.slots, speed.statistics.sampled_tokens) == (0, 3, 2, 11)
@@ -80,11 +80,11 @@ def test_ceilings_are_of_all_devices_together(monkeypatch):
     assert found.bandwidth > 0
 
 
-def test_workloads_of_the_command_are_those_of_the_table():
+def test_workloads_of_command_are_those_of_table():
     assert benchmark.BenchmarkOptions().workload == tuple(WORKLOADS)
 
 
-def test_seeds_that_come_with_the_prompts_are_found_by_name():
+def test_seeds_that_come_with_prompts_are_found_by_name():
     config = replace_settings(named_config("tiny_domain"), {"decode.weights_dtype": "int8", "decode.max_length": 64})
     model = benchmark._Model(config, random=False)
     mesh = decode_mesh(make_mesh(config.mesh), 1)
@@ -93,7 +93,7 @@ def test_seeds_that_come_with_the_prompts_are_found_by_name():
     assert error.agreement > 0.9
 
 
-def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
+def test_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
     file = tmp_path / "speed.json"
     options = ["--requests=3", "--workload=respond,assess", f"--output={file}"]
     benchmark.main(["decode", "--config=tiny", *options, "--decode.slots=8", "--decode.weights_dtype=int8"])
@@ -118,7 +118,7 @@ def test_the_command_measures_each_workload_and_what_int8_changes(tmp_path, caps
         (["decode", "--config=tiny", "--random", "--model.path=nobody/nothing"], "--model.path: nobody/nothing"),
     ],
 )
-def test_bad_input_is_one_line_that_names_the_option(arguments, words):
+def test_bad_input_is_one_line_that_names_option(arguments, words):
     with pytest.raises(UserError) as error:
         benchmark.main(arguments)
     assert words in str(error.value)

@@ -30,12 +30,12 @@ def engine() -> Engine:
 
 
 @pytest.mark.parametrize("build", WORKLOADS.values(), ids=WORKLOADS)
-def test_a_workload_is_decided_by_count_and_seed(build):
+def test_workload_is_decided_by_count_and_seed(build):
     assert build(20, 1).requests(32_000) == build(20, 1).requests(32_000)
     assert build(20, 1).requests(32_000) != build(20, 2).requests(32_000)
 
 
-def test_lengths_are_those_of_the_stages():
+def test_lengths_are_those_of_stages():
     few_shot, answers, pairs = synthesize(2000), respond(2000), assess(2000)
     assert set(few_shot.prompt_lengths) == {400}
     assert (min(few_shot.new_tokens), max(few_shot.new_tokens)) == (64, 512)
@@ -46,18 +46,18 @@ def test_lengths_are_those_of_the_stages():
     assert (min(pairs.prompt_lengths), max(pairs.prompt_lengths), pairs.longest) == (60, 300, 601)
 
 
-def test_the_model_has_about_a_hundred_million_parameters():
+def test_model_has_about_hundred_million_parameters():
     assert parameter_count(LLAMA_100M) == 100_092_672
 
 
-def test_every_completion_has_the_length_that_was_asked_for(engine):
+def test_every_completion_has_length_that_was_asked_for(engine):
     workload = Workload("few", "generate", (3, 30, 7), (9, 1, 20), prefix_length=4)
     requests = workload.requests(VOCABULARY)
     made = {c.id: len(c.tokens) for c in engine.generate(requests, SamplingParams())}
     assert [made[request.id] for request in requests] == [9, 1, 20]
 
 
-def test_each_choice_is_one_token_and_the_head_is_shared(engine):
+def test_each_choice_is_one_token_and_prefix_is_shared(engine):
     workload = Workload("pairs", "score", (5, 9), prefix_length=40, choices=10)
     requests = workload.requests(VOCABULARY)
     head, prompts = workload.prompts(VOCABULARY)
