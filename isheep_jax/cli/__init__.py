@@ -1,7 +1,8 @@
 """The command line and the terminal, shared by the commands at the root of the package.
 
-`arguments.Command` reads a command line into a dataclass of options; `help` renders `--help`, and `settings_page` the
-page docs/settings.md, from the same docstrings, which `settings` reads; `errors` turns an error into one line and an
-exit code. `console` is the loop's reporter for a terminal, `chat` a conversation. In: words. Out: options, and text on
-the terminal. May import every room below it; only commands import it.
+`options` describes a command, `arguments` reads its command line into a dataclass, `help` renders `--help` and
+`settings_page` the page docs/settings.md from the same docstrings, which `settings` reads; `errors` turns an error into
+one line and an exit code. `console` is the loop's reporter for a terminal, with `progress` of a stage and `results` of
+a run; `chat` is a conversation. In: words. Out: options, and text on the terminal. May import every room below it; only
+commands import it.
 """

@@ -1,10 +1,8 @@
-"""What a person sees while a run goes on: what will happen, progress, a row per iteration, and what came of it."""
+"""Shows a run in the terminal: what it will do, the progress of its stages, a row per iteration, and its results."""
 
-import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -14,27 +12,27 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from isheep_jax import distributed
+from isheep_jax.cli.progress import StageProgress
+from isheep_jax.cli.results import before_and_after, row_cells, row_warnings, table_line
 from isheep_jax.config import Config
 from isheep_jax.files import on_object_store
 from isheep_jax.loop.selection.select import describe
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import config_description, config_names
 
-# Progress lines where there is no terminal: often enough to see life, seldom enough for a log file.
+# Without a terminal, progress is printed this often (seconds): a sign of life that does not fill a log file.
 SECONDS_BETWEEN_LINES = 10.0
-
-# Kept answers this many times shorter than the first iteration's are worth a warning.
-MUCH_SHORTER = 1.5
-
-# Half the width of a 95 % interval of a mean, in standard errors.
-NINETY_FIVE_PERCENT = 1.96
 
 
 class Console:
     """The `Reporter` of the loop for a terminal (bars), or for a pipe or file (plain lines).
 
-    Of several processes, the first speaks. interactive: whether the stream is a terminal (None: look). directory: the
-    run directory; plain lines also go to its log.txt, once the loop has accepted the directory.
+    With several processes, only the first one prints.
+
+    directory: the run directory; plain lines also go to its log.txt, once the loop has accepted the directory.
+    stream: where to print; None: standard output.
+    interactive: whether the stream is a terminal; None: ask the stream.
+    clock: seconds, for rates and times.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class Console:
             self._log = None
 
     def opening(self, config: Config, description: str) -> None:
-        """The first screen. description: the model and the devices, in one line."""
+        """Prints the first lines of a run. description: the model and the devices, in one line."""
         answers = f", {config.respond.samples} answers each" if config.respond.samples > 1 else ""
         self.note(f"I-SHEEP run '{config.name}': a model writes instructions, answers them, grades the answers itself")
         self.note("and learns from the best; then the new model does the same.")
@@ -82,7 +80,7 @@ class Console:
             self.note(f"  {line}")
 
     @contextmanager
-    def stage(self, iteration: int, name: str, total: int | None, unit: str) -> Iterator["StageProgress"]:
+    def stage(self, iteration: int, name: str, total: int | None, unit: str) -> Iterator[StageProgress]:
         self._open_log()
         self._worked = True
         title = f"iteration {iteration} · {name}"
@@ -129,7 +127,7 @@ class Console:
         self._say(f"warning: {text}", style="yellow")
 
     def closing(self, rows: Sequence[IterationSummary]) -> None:
-        """After the last row: three held-out instructions answered before and after, and the next command."""
+        """Prints three held-out instructions answered before and after, and the next command."""
         if not self._speaks:
             return
         self._open_log()
@@ -144,13 +142,13 @@ class Console:
     def _table(self) -> None:
         table = [row_cells(row) for row in self._rows]
         columns = list(max(table, key=len))
-        self._say(_line(columns, columns), style="bold")
+        self._say(table_line(columns, columns), style="bold")
         for cells in table:
-            self._say(_line([cells.get(column, "") for column in columns], columns))
+            self._say(table_line([cells.get(column, "") for column in columns], columns))
         self._worked, self._shown = False, True
 
     @contextmanager
-    def _bar(self, title: str, progress: "StageProgress") -> Iterator[None]:
+    def _bar(self, title: str, progress: StageProgress) -> Iterator[None]:
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -185,7 +183,7 @@ class Console:
 
 
 class _Log:
-    """A file that grows by lines. A bucket cannot append: there all of it is written again at each `save`."""
+    """A file that grows by lines. A bucket cannot append, so that each `save` writes the whole file there."""
 
     def __init__(self, path: epath.Path):
         self._path = path
@@ -212,135 +210,6 @@ class _Log:
         self.save()
         if self._file is not None:
             self._file.close()
-
-
-class StageProgress:
-    """Counts a stage's units and estimates its rate."""
-
-    def __init__(self, total: int | None, unit: str, clock: Callable[[], float] = time.monotonic):
-        self.total = total  # None until the work tells
-        self.unit = unit
-        self.done = 0
-        self.notes: dict[str, object] = {}
-        self.changed: Callable[[], None] = lambda: None
-        self._clock = clock
-        self._start = clock()
-        self._first: tuple[float, int] | None = None
-
-    def advance(self, n: int = 1, **notes: object) -> None:
-        """`n` more units are done; notes are shown beside the count."""
-        self.done += n
-        self.notes |= notes
-        if self._first is None:
-            # What an earlier process did, and the wait for the compiler, must not count in the rate.
-            self._first = (self._clock(), self.done)
-        self.changed()
-
-    def update(self, done: int, total: int, **notes: object) -> None:
-        """Sets how many of how many units are done, for work whose total is known only when it runs."""
-        self.total = total
-        self.advance(done - self.done, **notes)
-
-    @property
-    def rate(self) -> float:
-        """Units per second since the first report; 0 while unknown."""
-        if self._first is None:
-            return 0.0
-        seconds = self._clock() - self._first[0]
-        return (self.done - self._first[1]) / seconds if seconds > 0 else 0.0
-
-    def line(self) -> str:
-        """The state in the middle of the stage: count, rate, time left."""
-        rate = self.rate
-        pace = f", {rate:.3g}/s, {duration((self.total - self.done) / rate)} left" if rate > 0 and self.total else ""
-        total = "?" if self.total is None else self.total
-        return f"{self.done}/{total} {self.unit}{pace}{self._notes()}"
-
-    def ending(self) -> str:
-        """The state after the stage: count and duration."""
-        return f"{self.done} {self.unit} in {duration(self._clock() - self._start)}{self._notes()}"
-
-    def _notes(self) -> str:
-        if not self.notes:
-            return ""
-        facts = (f"{k.replace('_', ' ')} {f'{v:.4g}' if isinstance(v, float) else v}" for k, v in self.notes.items())
-        return f" ({', '.join(facts)})"
-
-
-def duration(seconds: float) -> str:
-    """1.2 s, 42 s, 3 min 20 s, 1 h 5 min."""
-    if not math.isfinite(seconds):
-        return "?"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def row_cells(summary: IterationSummary) -> dict[str, str]:
-    """Returns the columns of an iteration's row, as text."""
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    cells = {
-        "iteration": f"{summary.iteration}" if summary.iteration else "0 (base)",
-        "instructions": number(summary.instructions, "d"),
-        "kept": number(summary.kept, "d"),
-        "quality": number(summary.mean_quality, ".2f"),
-        "following": number(summary.mean_following, ".2f"),
-        "loss": number(summary.train_loss, ".3f"),
-    }
-    for task, result in summary.evaluation.items():
-        cells[f"{task} accuracy ± 95 %"] = (
-            f"{result['accuracy']:.3f} ± {NINETY_FIVE_PERCENT * result.get('stderr', 0.0):.3f}"
-        )
-    return cells
-
-
-def _line(values: Iterable[str], columns: Iterable[str]) -> str:
-    return "  ".join(value.rjust(max(len(column), 6)) for value, column in zip(values, columns, strict=True))
-
-
-def row_warnings(rows: Sequence[IterationSummary]) -> list[str]:
-    """Returns warnings about the last of the rows: the kept answers get much shorter."""
-    lengths = [row.kept_characters for row in rows if row.kept_characters]
-    if len(lengths) < 2 or not rows[-1].kept_characters or lengths[-1] > lengths[0] / MUCH_SHORTER:
-        return []
-    return [
-        f"iteration {rows[-1].iteration}: the kept answers are much shorter than in the first iteration "
-        f"({lengths[-1]:.0f} characters on average, then {lengths[0]:.0f})"
-    ]
-
-
-def before_and_after(directory: epath.Path, rows: Sequence[IterationSummary], count: int = 3) -> list[str]:
-    """Held-out instructions with the base model's answer and the last iteration's, as lines.
-
-    They are spread evenly over the held-out set, not chosen by how they were answered.
-    """
-    last = max((row.iteration for row in rows), default=0)
-    before, after = (_examples(directory / f"iteration_{i}" / "evaluation.json") for i in (0, last))
-    if last == 0 or not before or len(before) != len(after):
-        return []
-    lines = [f"Held-out instructions, answered by the base model and after iteration {last}:"]
-    for k in range(min(count, len(before))):
-        index = k * len(before) // min(count, len(before))
-        lines.append(f"  {before[index]['instruction']}")
-        for name, example in (("before", before[index]), ("after ", after[index])):
-            mark = "right" if example["correct"] else "wrong"
-            lines.append(f"    {name} ({mark})  {' / '.join(example['response'].split(chr(10)))}")
-    return [*lines, ""]
-
-
-def _examples(path: epath.Path) -> list[dict]:
-    if not path.exists():
-        return []
-    tasks = json.loads(path.read_text())
-    return next((result["examples"] for result in tasks.values() if result.get("examples")), [])
 
 
 def _time_lines(config: Config) -> list[str]:

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from isheep_jax.cli.console import Console, StageProgress, before_and_after, duration, row_cells, row_warnings
+from isheep_jax.cli.console import Console
+from isheep_jax.cli.progress import StageProgress, duration
+from isheep_jax.cli.results import before_and_after, row_cells, row_warnings
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import named_config
 
