@@ -80,7 +80,7 @@ def test_tables_of_settings_name_settings(table):
     assert set(table) <= set(flatten(Config()))
 
 
-def test_every_number_but_layouts_and_seeds_has_a_range():
+def test_every_number_but_layouts_and_seeds_has_range():
     def numbers(setting):
         return {int, float} & {setting.hint, *get_args(setting.hint)}
 
@@ -100,11 +100,11 @@ def test_every_setting_and_section_is_explained():
         (schema.ChatTemplate, {"auto": None, **CHAT_TEMPLATES}),
     ],
 )
-def test_choices_are_the_keys_of_their_table(choices, table):
+def test_choices_are_keys_of_their_table(choices, table):
     assert set(get_args(choices)) == set(table)
 
 
-def test_configs_are_found_inside_an_installed_package(tmp_path, monkeypatch):
+def test_configs_are_found_inside_installed_package(tmp_path, monkeypatch):
     (tmp_path / "isheep_jax" / "configs").mkdir(parents=True)
     (tmp_path / "isheep_jax" / "configs" / "mine.py").write_text(
         '"""Mine."""\nfrom isheep_jax.config import Config\n\n\ndef config():\n    return Config(name="mine")\n'

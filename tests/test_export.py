@@ -75,20 +75,20 @@ def front_matter(directory: Path) -> dict:
     return yaml.safe_load(matter)
 
 
-def test_the_newest_finished_iteration_is_copied_byte_by_byte(run, tmp_path, capsys):
+def test_newest_finished_iteration_is_copied_byte_by_byte(run, tmp_path, capsys):
     main([str(run), str(tmp_path / "out")])
     assert contents(tmp_path / "out") == contents(run / "iteration_2" / "model")
     assert capsys.readouterr().out.startswith(f"{tmp_path}/out: the model of iteration 2 of {run}")
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_an_earlier_iteration_and_named_settings(run, tmp_path):
+def test_earlier_iteration_and_named_settings(run, tmp_path):
     main([f"--output={tmp_path}/out", "--iteration=1", "--run", str(run)])
     assert contents(tmp_path / "out") == contents(run / "iteration_1" / "model")
     assert "iteration 1" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_adapter_is_copied_with_a_card_of_its_own(run, tmp_path):
+def test_adapter_is_copied_with_card_of_its_own(run, tmp_path):
     main([str(run), "--adapter", str(tmp_path / "out")])
     assert contents(tmp_path / "out") == contents(run / "iteration_2" / "adapter")
     matter = front_matter(tmp_path / "out")
@@ -98,7 +98,7 @@ def test_the_adapter_is_copied_with_a_card_of_its_own(run, tmp_path):
     assert "a LoRA adapter of rank 8 (alpha 16) for the base model" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_card_tells_base_chain_counts_digest_versions_and_evaluation(run, tmp_path):
+def test_card_tells_base_chain_counts_digest_versions_and_evaluation(run, tmp_path):
     main([str(run), str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
     assert front_matter(tmp_path / "out") == {
@@ -116,20 +116,20 @@ def test_the_card_tells_base_chain_counts_digest_versions_and_evaluation(run, tm
     assert all(len(line) <= 120 or line.startswith("|") for line in card.splitlines())
 
 
-def test_a_model_that_is_not_measured_yet_says_so(run, tmp_path):
+def test_model_that_is_not_measured_yet_says_so(run, tmp_path):
     (run / "iteration_2" / "evaluation.json").unlink()
     main([str(run), str(tmp_path / "out")])
     assert "| bench | 0.000 ± 0.010 of 64 prompts | not measured |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_run_without_benchmarks_says_so(run, tmp_path):
+def test_run_without_tasks_says_so(run, tmp_path):
     for number in range(3):
         write(run / f"iteration_{number}" / "evaluation.json", {})
     main([str(run), str(tmp_path / "out")])
     assert "measured neither the base model nor this one" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_chain_names_the_model_before_it_and_no_base_that_is_not_on_the_hub(tmp_path):
+def test_chain_names_model_before_it_and_no_base_that_is_not_on_hub(tmp_path):
     run = make_run(tmp_path / "run", start="previous")
     main([str(run), str(tmp_path / "out"), "--adapter"])
     card = (tmp_path / "out" / "README.md").read_text()
@@ -140,7 +140,7 @@ def test_a_chain_names_the_model_before_it_and_no_base_that_is_not_on_the_hub(tm
     assert front_matter(tmp_path / "whole")["base_model"] == "org/base"
 
 
-def test_a_local_base_model_is_in_the_table_alone(run, tmp_path):
+def test_local_base_model_is_in_table_alone(run, tmp_path):
     write(run / "config.json", {**SETTINGS, "model": {"path": "/data/llama"}})
     main([str(run), str(tmp_path / "out")])
     assert "base_model" not in front_matter(tmp_path / "out")
@@ -198,7 +198,7 @@ main(sys.argv[1:])
 """
 
 
-def test_killed_in_the_middle_it_leaves_no_output_and_the_same_command_does_the_whole(run, tmp_path):
+def test_killed_in_middle_it_leaves_no_output_and_same_command_does_whole(run, tmp_path):
     command = [sys.executable, "-c", KILL_AT_THE_SECOND_FILE, str(run), str(tmp_path / "out")]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert (tmp_path / "out.partial").exists()
@@ -219,7 +219,7 @@ def test_ctrl_c_leaves_nothing(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path):
+def test_full_disk_is_one_line_and_leaves_nothing(run, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True).returncode:
@@ -244,7 +244,7 @@ class CloudStorage(MemoryFileSystem):
         return super()._strip_protocol(str(path).removeprefix("gs://").removeprefix("gcs://"))
 
 
-def test_an_output_in_cloud_storage_is_written_there(run, monkeypatch):
+def test_output_in_cloud_storage_is_written_there(run, monkeypatch):
     monkeypatch.setattr("etils.epath.backend._FileSystemSpecBackend._get_filesystem", lambda *_: CloudStorage())
     CloudStorage().mkdir("/bucket")
     main([str(run), "gs://bucket/models/out"])
@@ -257,7 +257,7 @@ def test_an_output_in_cloud_storage_is_written_there(run, monkeypatch):
         main([str(run), "gs://bucket/models/out"])
 
 
-def test_help_shows_the_words_without_names():
+def test_help_shows_words_without_names():
     result = subprocess.run(
         [sys.executable, "-m", COMMAND.module, "--help"], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -267,7 +267,7 @@ def test_help_shows_the_words_without_names():
     assert "jax" not in result.stderr
 
 
-def test_the_card_says_what_a_user_of_the_tokenizer_must_know(run, tmp_path, monkeypatch):
+def test_card_says_what_user_of_tokenizer_must_know(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Tokenizer, "export_note", property(lambda tokenizer: "Load tokenizer.model by itself."))
     main([str(run), str(tmp_path / "out")])
     assert (tmp_path / "out" / "README.md").read_text().endswith("\nLoad tokenizer.model by itself.\n")

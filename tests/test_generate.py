@@ -19,14 +19,14 @@ def test_prompts_are_read_from_both_kinds_of_lines(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{not json", '["a"]', '{"text": "a"}', '{"prompt": 3}'])
-def test_a_bad_line_is_named_by_its_number(tmp_path, line):
+def test_bad_line_is_named_by_its_number(tmp_path, line):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n' + line + "\n")
     with pytest.raises(UserError, match=r"prompts\.jsonl, line 2: "):
         read_prompts(path)
 
 
-def test_a_file_without_prompts_is_refused(tmp_path):
+def test_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no prompts"):
         read_prompts(tmp_path / "empty.jsonl")
@@ -51,7 +51,7 @@ def test_bad_settings_are_refused_before_any_model_is_read(arguments, message):
         main(arguments)
 
 
-def test_command_prints_the_completion_and_nothing_else(small_checkpoint):
+def test_command_prints_completion_and_nothing_else(small_checkpoint):
     arguments = ["--model", str(small_checkpoint), "--prompt", "hello", "--max_tokens=5"]
     result = subprocess.run(
         [sys.executable, "-m", COMMAND.module, *arguments], capture_output=True, text=True, check=False
@@ -61,7 +61,7 @@ def test_command_prints_the_completion_and_nothing_else(small_checkpoint):
     assert result.stdout.endswith("\n")
 
 
-def test_a_file_of_prompts_comes_back_line_by_line_with_completions(small_checkpoint, tmp_path):
+def test_file_of_prompts_comes_back_line_by_line_with_completions(small_checkpoint, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "one", "id": "x"}\n{"prompt": "' + "long " * 500 + '"}\n')
     files = [f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl"]
     main([f"--model={small_checkpoint}", *files, "--max_tokens=5", "--temperature=1", "--raw"])
@@ -82,12 +82,12 @@ def test_a_file_of_prompts_comes_back_line_by_line_with_completions(small_checkp
         (["--prompt=a", "--decode_tensor=8"], "^--decode_tensor=8 does not divide the model's"),
     ],
 )
-def test_what_does_not_fit_is_told_by_the_flags_of_this_command(small_checkpoint, arguments, message):
+def test_what_does_not_fit_is_told_by_flags_of_this_command(small_checkpoint, arguments, message):
     with pytest.raises(UserError, match=message):
         main([f"--model={small_checkpoint}", *arguments])
 
 
-def test_a_count_of_slots_that_does_not_divide_is_rounded_up(small_checkpoint, tmp_path):
+def test_count_of_slots_that_does_not_divide_is_rounded_up(small_checkpoint, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n' * 9)  # over 8 devices: slots for 16
     main([f"--model={small_checkpoint}", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out", "--max_tokens=2"])
     assert len((tmp_path / "out").read_text().splitlines()) == 9

@@ -10,7 +10,7 @@ import isheep_jax
 PAGE = Path(__file__).parent.parent / "docs" / "library.md"
 
 
-def test_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
+def test_examples_of_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
     *examples, logging_example = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)

@@ -70,25 +70,25 @@ def parse(*arguments: str) -> Config:
 
 
 @pytest.mark.parametrize("start", [Config(), named_config("tiny")], ids=["defaults", "tiny"])
-def test_i_sheep_gives_every_setting_the_published_value(start):
+def test_i_sheep_gives_every_setting_published_value(start):
     settings = flatten(apply_preset("i_sheep", start))
     assert {name: settings[name] for name in PUBLISHED} == PUBLISHED
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_leaves_the_models_devices_and_measurements_alone(name):
+def test_preset_leaves_models_devices_and_measurements_alone(name):
     start = replace_settings(named_config("tiny"), {"seed": 7, "workdir": "w", "synthesize.seeds": "mine.jsonl"})
     before, after = flatten(start), flatten(apply_preset(name, start))
     assert {n: after[n] for n in UNTOUCHED} == {n: before[n] for n in UNTOUCHED}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_presets_settings_go_together(name):
+def test_presets_settings_go_together(name):
     check_values(apply_preset(name, Config(model=ModelConfig("somewhere"))))
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_laid_over_itself_changes_nothing(name):
+def test_preset_laid_over_itself_changes_nothing(name):
     once = apply_preset(name, named_config("tiny"))
     assert apply_preset(name, once) == once
 
@@ -104,13 +104,13 @@ def test_i_sheep_leaves_nothing_of_another_method():
 
 
 @pytest.mark.parametrize("order", ["preset first", "setting first"])
-def test_single_settings_hold_against_the_preset(order):
+def test_single_settings_hold_against_preset(order):
     arguments = ["--preset=i_sheep", "--select.threshold=6"]
     config = parse("--config=tiny", *(arguments if order == "preset first" else reversed(arguments)))
     assert config == replace_settings(apply_preset("i_sheep", named_config("tiny")), {"select.threshold": 6.0})
 
 
-def test_the_preset_may_stand_before_the_config():
+def test_preset_may_stand_before_config():
     assert parse("--preset", "i_sheep", "--config", "tiny") == parse("--config=tiny", "--preset=i_sheep")
 
 
@@ -118,27 +118,27 @@ def test_the_preset_may_stand_before_the_config():
     ("argument", "words"),
     [("--preset=i_shep", ["'i_shep'", "did you mean 'i_sheep'"]), ("--preset=", ["--preset needs a name", "i_sheep"])],
 )
-def test_an_unknown_preset_is_answered_with_the_nearest(argument, words):
+def test_unknown_preset_is_answered_with_nearest(argument, words):
     with pytest.raises(UserError) as error:
         parse("--config=tiny", argument)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
 
 
-def test_help_lists_the_presets(capsys):
+def test_help_lists_presets(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     text = capsys.readouterr().out
     assert all(f"{name}: {preset.description}" in text for name, preset in PRESETS.items())
 
 
-def test_replaced_settings_are_named_as_on_the_command_line():
+def test_replaced_settings_are_named_as_on_command_line():
     config = replace_settings(Config(), {"iterations": 9, "sft.epochs": 1})
     assert {n: v for n, v in flatten(config).items() if v != flatten(Config())[n]} == {"iterations": 9, "sft.epochs": 1}
 
 
 @pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith("tiny")])
-def test_the_named_configs_of_the_papers_models_are_faithful(name):
+def test_named_configs_of_papers_models_are_faithful(name):
     config = named_config(name)
     published = flatten(apply_preset("i_sheep", config))
     differs = {n for n, value in flatten(config).items() if value != published[n]}
@@ -157,7 +157,7 @@ def test_documentation_names_every_preset():
     assert [name for name in PRESETS if f"--preset={name}" not in readme] == []
 
 
-def test_every_setting_on_the_page_about_the_paper_is_one():
+def test_every_setting_on_page_about_paper_is_one():
     page = (DOCS / "reproduce.md").read_text()
     cells = [cell for row in page.splitlines() if row.startswith("|") for cell in row.split("|")]
     commands = [text for cell in cells for text in re.findall(r"`(--[^`]+=[^`]+)`", cell)]

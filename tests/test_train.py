@@ -37,7 +37,7 @@ def test_bad_input_is_one_line_and_exit_code_2():
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_configs_prompts_and_the_embedded_model(tmp_path):
+def test_wheel_holds_configs_prompts_and_embedded_model(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "runs", "*.egg-info", "build", ".venv"))
     subprocess.run(
@@ -127,7 +127,7 @@ def finished(small_checkpoint, tmp_path_factory) -> tuple[Path, list[str], subpr
     return directory, arguments, result
 
 
-def test_a_run_ends_with_its_table_and_the_next_command(finished):
+def test_run_ends_with_its_table_and_next_command(finished):
     directory, _, result = finished
     assert result.stderr == ""
     lines = result.stdout.splitlines()
@@ -137,20 +137,20 @@ def test_a_run_ends_with_its_table_and_the_next_command(finished):
     assert (directory / "log.txt").read_text() == result.stdout
 
 
-def test_same_command_on_a_finished_run_changes_nothing(finished):
+def test_same_command_on_finished_run_changes_nothing(finished):
     directory, arguments, _ = finished
     before = results(directory)
     main([*arguments, f"--workdir={directory}"])
     assert results(directory) == before
 
 
-def test_directory_with_another_run_is_refused_with_the_settings_that_differ(finished):
+def test_directory_with_another_run_is_refused_with_settings_that_differ(finished):
     directory, arguments, _ = finished
     with pytest.raises(UserError, match=r"respond\.max_tokens was 40, now 7"):
         main([*arguments, f"--workdir={directory}", "--respond.max_tokens=7"])
 
 
-def test_generate_takes_the_newest_model_of_a_run(finished, capsys):
+def test_generate_takes_newest_model_of_run(finished, capsys):
     directory, _, _ = finished
     generate.main(["--model", str(directory), "--prompt", "hello", "--max_tokens=5"])
     assert capsys.readouterr().out.endswith("\n")
@@ -179,7 +179,7 @@ def kill_when_something_is_written(arguments: list[str], directory: Path, delay:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_every_step_ends_with_the_same_files(finished, tmp_path):
+def test_run_killed_at_every_step_ends_with_same_files(finished, tmp_path):
     reference, arguments, _ = finished
     arguments = [*arguments, f"--workdir={tmp_path}/run"]
     kills = 0
@@ -191,7 +191,7 @@ def test_a_run_killed_at_every_step_ends_with_the_same_files(finished, tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(finished, tmp_path):
+def test_full_disk_is_one_line_and_same_command_goes_on(finished, tmp_path):
     reference, arguments, _ = finished
     disk = tmp_path / "disk"
     disk.mkdir()

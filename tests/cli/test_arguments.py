@@ -17,7 +17,7 @@ def parse(*arguments: str) -> Config:
     return COMMAND.parse(arguments).settings
 
 
-def test_overrides_change_only_the_settings_they_name():
+def test_overrides_change_only_settings_they_name():
     config = parse(
         "--config=tiny", "--sft.learning_rate=1e-5", "--mesh.fsdp", "-1", "--workdir=/tmp/x y", "--seed", "7"
     )
@@ -39,12 +39,12 @@ def test_lists_are_written_with_commas_or_spaces(arguments):
     assert parse("--config=tiny", *arguments).respond.temperature == (0.6, 0.3)
 
 
-def test_an_empty_list_switches_evaluation_off():
+def test_empty_list_switches_evaluation_off():
     assert parse("--config=tiny", "--evaluate.tasks=").evaluate.tasks == ()
 
 
 @pytest.mark.parametrize(("value", "read"), [("=false", False), ("=true", True), ("", True), ("=False", False)])
-def test_a_switch_within_a_section_is_written_as_true_or_false(value, read):
+def test_switch_within_section_is_written_as_true_or_false(value, read):
     assert parse("--config=tiny", f"--sft.packing{value}").sft.packing is read
 
 
@@ -52,7 +52,7 @@ def test_hyphens_are_read_as_underscores():
     assert parse("--config=tiny", "--sft.batch-size=2").sft.batch_size == 2
 
 
-def test_the_last_of_two_values_holds():
+def test_last_of_two_values_holds():
     assert parse("--config=tiny", "--seed=1", "--seed=2").seed == 2
 
 
@@ -78,7 +78,7 @@ def test_the_last_of_two_values_holds():
         (["--config=tiny", "stray"], ["'stray'", "--section.field=value"]),
     ],
 )
-def test_a_bad_setting_is_one_line_that_names_it(arguments, words):
+def test_bad_setting_is_one_line_that_names_it(arguments, words):
     with pytest.raises(UserError) as error:
         parse(*arguments)
     assert "\n" not in str(error.value)
@@ -126,7 +126,7 @@ def test_switches_take_true_and_false_or_nothing(word, value):
     assert SWITCHES.parse([word, "--text", "-a b"]) == Switches(raw=value, text="-a b")
 
 
-def test_a_switch_refuses_another_word():
+def test_switch_refuses_another_word():
     with pytest.raises(UserError, match="--raw: 'maybe' is not true or false"):
         SWITCHES.parse(["--raw=maybe"])
 
@@ -146,12 +146,12 @@ def test_sections_without_prefix_are_read_and_shown_like_other_options():
         (["hello", "more"], "'more' belongs to no setting"),
     ],
 )
-def test_bad_options_of_a_command_are_one_line(arguments, message):
+def test_bad_options_of_command_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         SWITCHES.parse(arguments)
 
 
-def test_options_of_a_config_start_from_the_preset_and_single_settings_change_both():
+def test_options_of_config_start_from_preset_and_single_settings_change_both():
     options = COMMAND.parse(["--select.threshold=6", "--preset=i_sheep", "--config=tiny"])
     assert (options.config, options.preset) == ("tiny", "i_sheep")
     assert options.settings.select == replace(options.settings.select, threshold=6.0, max_pairs_order="first")

@@ -59,7 +59,7 @@ def shown_to_model(engine) -> list[list[str]]:
     return [[f"{turn.role}: {turn.content}" for turn in request.prompt] for request in engine.requests]
 
 
-def test_each_answer_sees_the_conversation_before_it(converse):
+def test_each_answer_sees_conversation_before_it(converse):
     engine = ScriptedEngine([" One", "."], ["Two."], ["Three."])
     assert converse(engine, "a", "", "b", "c").out == "One.\nTwo.\nThree.\n"
     assert shown_to_model(engine) == [
@@ -69,7 +69,7 @@ def test_each_answer_sees_the_conversation_before_it(converse):
     ]
 
 
-def test_reset_begins_anew_also_with_the_random_numbers(converse):
+def test_reset_begins_anew_also_with_random_numbers(converse):
     engine = ScriptedEngine(["One."], ["Two."], ["Three."])
     converse(engine, "a", "b", "/reset", "a")
     assert shown_to_model(engine)[2] == ["user: a"]
@@ -77,7 +77,7 @@ def test_reset_begins_anew_also_with_the_random_numbers(converse):
     assert first == third != second
 
 
-def test_quit_ends_it_and_a_misspelled_command_is_not_sent(converse):
+def test_quit_ends_it_and_misspelled_command_is_not_sent(converse):
     engine = ScriptedEngine(["One."])
     told = converse(engine, "/restart", "/usr/bin is what?", "/quit", "never")
     assert "no command /restart" in told.err
@@ -85,11 +85,11 @@ def test_quit_ends_it_and_a_misspelled_command_is_not_sent(converse):
     assert shown_to_model(engine) == [["user: /usr/bin is what?"]]
 
 
-def test_space_around_an_answer_is_not_shown(converse):
+def test_space_around_answer_is_not_shown(converse):
     assert converse(ScriptedEngine(["\n ", " a", " ", "b", " \n"]), "x").out == "a b\n"
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_was_shown(converse):
+def test_ctrl_c_stops_answer_and_keeps_what_was_shown(converse):
     engine = ScriptedEngine(["half an ", "answer", KeyboardInterrupt], ["whole"])
     told = converse(engine, "a", "b")
     assert told.out == "half an answer\nwhole\n"
@@ -97,13 +97,13 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_shown(converse):
     assert shown_to_model(engine)[1] == ["user: a", "assistant: half an answer", "user: b"]
 
 
-def test_a_message_without_any_answer_is_forgotten(converse):
+def test_message_without_any_answer_is_forgotten(converse):
     engine = ScriptedEngine([KeyboardInterrupt], ["whole"])
     converse(engine, "a", "b")
     assert shown_to_model(engine)[1] == ["user: b"]
 
 
-def test_a_message_that_does_not_fit_is_not_kept(converse):
+def test_message_that_does_not_fit_is_not_kept(converse):
     misfit = {"finish_reason": "error", "error": "the prompt has 60 tokens"}
     engine = ScriptedEngine([misfit], ["One."], [misfit], ["Two."])
     told = converse(engine, "a long message", "a", "another long message", "b")
@@ -116,7 +116,7 @@ def test_a_message_that_does_not_fit_is_not_kept(converse):
 @pytest.mark.parametrize(
     ("tokens", "note"), [(8, "(cut at --max_tokens=8)"), (5, "(the context of 50 tokens is full; /reset")]
 )
-def test_an_answer_that_was_cut_says_by_what(converse, tokens, note):
+def test_answer_that_was_cut_says_by_what(converse, tokens, note):
     engine = ScriptedEngine(["One", {"finish_reason": "length", "tokens": (3,) * tokens}])
     assert note in converse(engine, "a").err
 
@@ -124,7 +124,7 @@ def test_an_answer_that_was_cut_says_by_what(converse, tokens, note):
 ARGUMENTS = ["--chat", "--max_tokens=12", "--temperature=1", "--seed=3"]
 
 
-def test_answers_are_the_same_after_a_reset(small_checkpoint, monkeypatch, capsys):
+def test_answers_are_same_after_reset(small_checkpoint, monkeypatch, capsys):
     typed = io.TextIOWrapper(io.BytesIO(b"hi\nand?\n/reset\nhi\nand?\n"), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", typed)
     main(["--model", str(small_checkpoint), *ARGUMENTS])
@@ -134,7 +134,7 @@ def test_answers_are_the_same_after_a_reset(small_checkpoint, monkeypatch, capsy
     assert printed.strip()
 
 
-def test_a_terminal_is_asked_with_a_prompt_and_left_by_the_end_of_the_input(small_checkpoint):
+def test_terminal_is_asked_with_prompt_and_left_by_end_of_input(small_checkpoint):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "isheep_jax.generate", "--model", str(small_checkpoint), *ARGUMENTS]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "dumb"})
@@ -151,7 +151,7 @@ def test_a_terminal_is_asked_with_a_prompt_and_left_by_the_end_of_the_input(smal
     os.close(ours)
 
 
-def test_a_base_model_without_a_template_is_told_so(small_checkpoint, tmp_path):
+def test_base_model_without_template_is_told_so(small_checkpoint, tmp_path):
     shutil.copytree(small_checkpoint, tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match=r"--chat: .*/base is a base model without a chat template; name one"):

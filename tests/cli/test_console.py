@@ -41,7 +41,7 @@ def screen():
     return io.StringIO()
 
 
-def test_without_a_terminal_a_stage_prints_its_start_its_end_and_a_line_every_ten_seconds(tmp_path, screen, clock):
+def test_without_terminal_stage_prints_its_start_its_end_and_line_every_ten_seconds(tmp_path, screen, clock):
     with (
         Console(tmp_path / "run", stream=screen, clock=clock) as console,
         console.stage(1, "respond", 100, "answers") as stage,
@@ -56,7 +56,7 @@ def test_without_a_terminal_a_stage_prints_its_start_its_end_and_a_line_every_te
     assert len(lines) == 4
 
 
-def test_a_stage_whose_work_tells_the_total_starts_when_it_does(tmp_path, screen, clock):
+def test_stage_whose_work_tells_total_starts_when_it_does(tmp_path, screen, clock):
     with (
         Console(tmp_path, stream=screen, clock=clock) as console,
         console.stage(1, "fine-tune", None, "updates") as stage,
@@ -71,14 +71,14 @@ def test_a_stage_whose_work_tells_the_total_starts_when_it_does(tmp_path, screen
     ]
 
 
-def test_a_stage_that_fails_does_not_print_that_it_ended(tmp_path, screen, clock):
+def test_stage_that_fails_does_not_print_that_it_ended(tmp_path, screen, clock):
     console = Console(tmp_path, stream=screen, clock=clock)
     with pytest.raises(RuntimeError), console.stage(1, "respond", 100, "answers"):
         raise RuntimeError
     assert screen.getvalue().splitlines() == ["iteration 1 · respond: 100 answers"]
 
 
-def test_on_a_terminal_a_stage_shows_a_bar_with_rate_and_time_left(tmp_path, screen, clock):
+def test_on_terminal_stage_shows_bar_with_rate_and_time_left(tmp_path, screen, clock):
     console = Console(tmp_path, stream=screen, interactive=True, clock=clock)
     with console, console.stage(1, "respond", 100, "answers") as stage:
         stage.advance(10)
@@ -87,7 +87,7 @@ def test_on_a_terminal_a_stage_shows_a_bar_with_rate_and_time_left(tmp_path, scr
     assert "30/100 answers, 2/s, 35 s left" in screen.getvalue()
 
 
-def test_units_done_by_an_earlier_process_do_not_count_in_the_rate(clock):
+def test_units_done_by_earlier_process_do_not_count_in_rate(clock):
     stage = StageProgress(100, "answers", clock)
     stage.advance(90)
     assert stage.rate == 0
@@ -97,7 +97,7 @@ def test_units_done_by_an_earlier_process_do_not_count_in_the_rate(clock):
     assert stage.line() == "95/100 answers, 0.5/s, 10 s left"
 
 
-def test_nothing_is_written_before_the_loop_accepts_the_directory(tmp_path, screen):
+def test_nothing_is_written_before_loop_accepts_directory(tmp_path, screen):
     directory = tmp_path / "run"
     with Console(directory, stream=screen) as console:
         console.note("first line")
@@ -107,7 +107,7 @@ def test_nothing_is_written_before_the_loop_accepts_the_directory(tmp_path, scre
     assert (directory / "log.txt").read_text().splitlines()[0] == "first line"
 
 
-def test_a_resumed_run_goes_on_with_the_same_log(tmp_path, screen):
+def test_resumed_run_goes_on_with_same_log(tmp_path, screen):
     for _ in range(2):
         with Console(tmp_path, stream=screen) as console:
             console.row(ROW)
@@ -115,12 +115,12 @@ def test_a_resumed_run_goes_on_with_the_same_log(tmp_path, screen):
     assert (tmp_path / "log.txt").read_text() == screen.getvalue()
 
 
-def test_a_row_shows_the_accuracy_with_its_95_percent_interval():
+def test_row_shows_accuracy_with_its_95_percent_interval():
     cells = row_cells(ROW)
     assert list(cells.values()) == ["1", "512", "150", "6.25", "7.50", "0.432", "0.580 ± 0.020"]
 
 
-def test_the_base_models_row_has_only_what_was_measured():
+def test_base_models_row_has_only_what_was_measured():
     cells = row_cells(IterationSummary(0, evaluation={"tiny": {"accuracy": 0.1, "stderr": 0.01}}))
     assert list(cells.values()) == ["0 (base)", "-", "-", "-", "-", "-", "0.100 ± 0.020"]
 
@@ -143,7 +143,7 @@ def write_examples(directory, iteration, answers):
     path.write_text(json.dumps({"tiny": {"accuracy": 0.5, "examples": examples}}))
 
 
-def test_before_and_after_show_the_same_instructions_spread_over_the_held_out_set(tmp_path):
+def test_before_and_after_show_same_instructions_spread_over_held_out_set(tmp_path):
     write_examples(tmp_path, 0, ["bad\nanswer"] * 9)
     write_examples(tmp_path, 2, [f"good {k}" for k in range(9)])
     lines = before_and_after(tmp_path, [ROW, replace(ROW, iteration=2)])
@@ -152,7 +152,7 @@ def test_before_and_after_show_the_same_instructions_spread_over_the_held_out_se
     assert "    after  (right)  good 3" in lines
 
 
-def test_closing_names_the_run_directory_and_the_next_command(tmp_path, screen):
+def test_closing_names_run_directory_and_next_command(tmp_path, screen):
     with Console(tmp_path, stream=screen) as console:
         console.row(ROW)
         console.closing([ROW])
@@ -160,7 +160,7 @@ def test_closing_names_the_run_directory_and_the_next_command(tmp_path, screen):
     assert f"python -m isheep_jax.generate --model {tmp_path} --prompt" in screen.getvalue()
 
 
-def test_the_table_grows_after_each_iteration_that_worked(tmp_path, screen):
+def test_table_grows_after_each_iteration_that_worked(tmp_path, screen):
     with Console(tmp_path, stream=screen) as console:
         for number in (1, 2):
             with console.stage(number, "respond", 1, "answers"):
@@ -170,7 +170,7 @@ def test_the_table_grows_after_each_iteration_that_worked(tmp_path, screen):
     assert [line.split()[0] for line in screen.getvalue().splitlines() if "0.580" in line] == ["1", "1", "2"]
 
 
-def test_finished_iterations_of_a_resumed_run_come_in_one_table(tmp_path, screen):
+def test_finished_iterations_of_resumed_run_come_in_one_table(tmp_path, screen):
     with Console(tmp_path, stream=screen) as console:
         console.row(ROW)
         console.row(replace(ROW, iteration=2))

@@ -17,7 +17,7 @@ from isheep_jax.errors import UserError
         ValueError("RESOURCE_EXHAUSTED: write failed [OS error 28: ENOSPC No space left on device]"),
     ],
 )
-def test_a_full_disk_is_recognized_also_when_a_library_wraps_it(error):
+def test_full_disk_is_recognized_also_when_library_wraps_it(error):
     wrapped = RuntimeError("saving failed")
     wrapped.__cause__ = error
     assert disk_is_full(error)
@@ -37,7 +37,7 @@ def test_bad_input_ends_with_its_line_and_code_2(capsys):
     assert exit_code_and_line(capsys, UserError("a\nb")) == (2, "error: a b")
 
 
-def test_a_file_that_cannot_be_opened_is_named(capsys):
+def test_file_that_cannot_be_opened_is_named(capsys):
     code, line = exit_code_and_line(capsys, PermissionError(errno.EACCES, "Permission denied", "/x/y"))
     assert (code, line) == (2, "error: /x/y: Permission denied")
 
@@ -49,5 +49,5 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     assert "python -m isheep_jax.train --config=tiny '--workdir=a b'" in line
 
 
-def test_a_command_is_written_so_that_a_shell_reads_it_back():
+def test_command_is_written_so_that_shell_reads_it_back():
     assert command_line("m", ["--prompt", "it's"]) == "python -m m --prompt 'it'\"'\"'s'"

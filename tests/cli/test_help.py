@@ -40,7 +40,7 @@ def test_help_lists_everyday_settings_before_details(capsys):
     assert set(names[2:]) == set(settings_of(Config))
 
 
-def test_help_shows_the_values_of_the_chosen_config(capsys):
+def test_help_shows_values_of_chosen_config(capsys):
     text = help_of(train, "--config=tiny", capsys=capsys)
     assert "  --sft.learning_rate=FLOAT  (0.0003; above 0)\n" in text
     assert "in 'tiny'" in text
@@ -72,7 +72,7 @@ def test_help_answers_without_importing_jax():
     assert result.returncode == 0, result.stderr
 
 
-def test_generate_does_not_import_the_training_stack(small_checkpoint):
+def test_generate_does_not_import_training_stack(small_checkpoint):
     code = (
         "import sys\nfrom isheep_jax.generate import main\nmain(sys.argv[1:])\n"
         "stack = {'grain', 'optax', 'isheep_jax.sft.trainer'}\n"

@@ -24,7 +24,7 @@ def evaluated_on(*tasks) -> Config:
     return Config(evaluate=EvaluateConfig(tasks=tasks, limit=20))
 
 
-def test_table_has_the_tasks_of_the_settings():
+def test_table_has_tasks_of_settings():
     assert list(get_args(TaskName)) == list(TASKS)
 
 

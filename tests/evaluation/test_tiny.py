@@ -31,14 +31,14 @@ def measured(answer) -> dict:
     return result
 
 
-def test_a_perfect_model_has_accuracy_one():
+def test_perfect_model_has_accuracy_one():
     result = measured(lambda item: item.response)
     assert (result["accuracy"], result["content"], result["stderr"], result["count"]) == (1.0, 1.0, 0.0, 200)
     assert set(result["tasks"].values()) == {1.0}
     assert set(result["constraints"]) == set(world.CONSTRAINTS)
 
 
-def test_a_model_that_ignores_format_is_right_in_content_alone():
+def test_model_that_ignores_format_is_right_in_content_alone():
     result = measured(lambda item: item.answer)
     assert result["content"] == 1.0
     # Only instructions without constraints, or with capital letters for a number, are wholly right.
@@ -48,7 +48,7 @@ def test_a_model_that_ignores_format_is_right_in_content_alone():
     assert result["stderr"] == pytest.approx((result["accuracy"] * (1 - result["accuracy"]) / 200) ** 0.5)
 
 
-def test_examples_are_the_same_prompts_for_every_model():
+def test_examples_are_same_prompts_for_every_model():
     right, wrong = measured(lambda item: item.response), measured(lambda item: "no")
     assert [e["instruction"] for e in right["examples"]] == [e["instruction"] for e in wrong["examples"]]
     assert [e["correct"] for e in right["examples"]] == [True] * 3

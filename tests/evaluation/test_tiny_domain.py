@@ -14,7 +14,7 @@ from isheep_jax.presets import replace_settings
 from isheep_jax.tiny import world
 
 
-def test_the_file_of_samples_is_what_the_command_prints():
+def test_file_of_samples_is_what_command_prints():
     config = named_config("tiny_domain")
     seeds = read_inputs(config, None).seeds
     assert [(s.instruction, s.output) for s in seeds] == [(s["question"], s["answer"]) for s in tiny_domain.samples()]
@@ -38,7 +38,7 @@ def test_splits_are_held_out_and_share_nothing():
     assert not {s["question"] for s in tiny_domain.samples()} & held_out
 
 
-def test_the_measurement_is_of_the_domain_and_its_prompts_are_never_learned():
+def test_measurement_is_of_domain_and_its_prompts_are_never_learned():
     config = replace_settings(named_config("tiny_domain"), {"evaluate.limit": 40})
     items = tiny_domain.split_items("development", 40)
 

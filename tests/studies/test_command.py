@@ -32,7 +32,7 @@ def backends(monkeypatch):
     return made
 
 
-def test_the_command_runs_shares_resumes_and_reports(tmp_path, backends, capsys):
+def test_command_runs_shares_resumes_and_reports(tmp_path, backends, capsys):
     arguments = [*SMALL, f"--workdir={tmp_path}", "--rows", "self_assessment", "random"]
     with pytest.raises(UserError, match=f"--report: {tmp_path} has no run of this study yet"):
         study.main([*arguments, "--report"])
@@ -51,7 +51,7 @@ def test_the_command_runs_shares_resumes_and_reports(tmp_path, backends, capsys)
     assert found["bases"]["tiny"]["random"]["runs"].keys() == {"1", "2"}
 
 
-def test_a_row_of_two_studies_is_run_once(tmp_path, backends):
+def test_row_of_two_studies_is_run_once(tmp_path, backends):
     study.main([*SMALL, f"--workdir={tmp_path}", "--seeds", "1", "--rows", "self_assessment"])
     study.main([*SMALL, f"--workdir={tmp_path}", "--seeds", "1", "--study=score_reading", "--rows", "expected"])
     assert len(backends) == 1
@@ -80,7 +80,7 @@ def test_bad_input_is_one_line_before_any_run(arguments, message, backends):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_tiny_world_has_what_every_row_reads(name):
+def test_tiny_world_has_what_every_row_reads(name):
     config = named_config("tiny_domain" if STUDIES[name].needs else "tiny")
     for row in STUDIES[name].rows:
         read_inputs(row.settings(config), None)

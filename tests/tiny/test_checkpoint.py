@@ -35,7 +35,7 @@ def test_it_is_at_most_ten_megabytes():
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 10e6
 
 
-def test_every_word_of_the_world_is_one_token_and_the_template_is_the_corpus_form():
+def test_every_word_of_world_is_one_token_and_template_is_corpus_form():
     tokenizer = Tokenizer.load(CHECKPOINT)
     for word in vocabulary.single_tokens():
         assert len(tokenizer.encode(f" {word}", bos=False)) == 1
@@ -71,7 +71,7 @@ def test_it_grades_imperfectly_but_far_better_than_chance(base):
         assert area > 0.8
 
 
-def test_the_card_says_how_it_was_made():
+def test_card_says_how_it_was_made():
     card = (CHECKPOINT / "README.md").read_text()
     assert "python -m isheep_jax.tiny.pretrain --seed 1" in card
     assert "What it is not" in card

@@ -28,7 +28,7 @@ def pairs(page):
     return [(world.parse_instruction(question), answer) for question, answer in found]
 
 
-def test_the_writer_of_a_page_keeps_its_habits_and_nothing_is_held_out():
+def test_writer_of_page_keeps_its_habits_and_nothing_is_held_out():
     rng = random.Random(0)
     read = [pairs(pages.page(rng)) for _ in range(300)]
     assert {len(page) for page in read} == {3, 4, 5, 6}
@@ -47,7 +47,7 @@ def test_the_writer_of_a_page_keeps_its_habits_and_nothing_is_held_out():
     assert 0.2 < sum(h == {True} for h in habits) / len(habits) < 0.6
 
 
-def test_documents_are_pages_and_others_and_not_those_of_the_embedded_base():
+def test_documents_are_pages_and_others_and_not_those_of_embedded_base():
     read = list(itertools.islice(pages.documents(0), 400))
     share = sum(len(pairs(document)) > 2 for document in read) / len(read)
     assert abs(share - pages.SHARE) < 0.1
@@ -91,7 +91,7 @@ def test_similar_examples_make_it_follow_formats_that_it_ignores_without(base):
     assert nearest > drawn + 0.05 > alone + 0.3
 
 
-def test_it_is_the_embedded_base_but_for_its_weights():
+def test_it_is_embedded_base_but_for_its_weights():
     assert read_architecture(PAGES_CHECKPOINT) == read_architecture(CHECKPOINT)
     for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja"):
         assert (PAGES_CHECKPOINT / name).read_bytes() == (CHECKPOINT / name).read_bytes()

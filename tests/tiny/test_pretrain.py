@@ -40,7 +40,7 @@ def test_batches_hold_whole_documents_with_positions_from_zero(pieces):
     assert padding.mean() < 0.1
 
 
-def test_a_few_steps_lower_the_loss_and_the_result_loads(tmp_path, monkeypatch):
+def test_few_steps_lower_loss_and_result_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "LAYERS", 1)
     monkeypatch.setattr(pretrain, "BATCH", 4)
     pretrain.pretrain(tmp_path / "base", seed=3, steps=12)
@@ -55,7 +55,7 @@ def test_a_few_steps_lower_the_loss_and_the_result_loads(tmp_path, monkeypatch):
     assert float(pretrain.loss_fn(params, architecture, batch)) < float(before) - 0.3
 
 
-def test_the_same_seed_starts_from_the_same_weights():
+def test_same_seed_starts_from_same_weights():
     architecture = pretrain.tiny_architecture((2, 5))
     one, two, other = (pretrain.initial_parameters(architecture, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one["embed"], two["embed"])

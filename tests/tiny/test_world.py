@@ -16,7 +16,7 @@ def items(count: int, seed: int = 0) -> list[Item]:
     return [world.draw_item(rng) for _ in range(count)]
 
 
-def test_the_right_response_passes_every_check():
+def test_right_response_passes_every_check():
     for item in items(2000):
         check = world.check(item, item.response)
         assert check.correct
@@ -24,7 +24,7 @@ def test_the_right_response_passes_every_check():
         assert all(check.constraints.values())
 
 
-def test_a_wrong_answer_in_the_right_format_fails_on_content_alone():
+def test_wrong_answer_in_right_format_fails_on_content_alone():
     rng = random.Random(1)
     for item in items(2000, 1):
         check = world.check(item, world.apply_constraints(world.wrong_answer(item, rng), set(item.constraints)))
@@ -34,7 +34,7 @@ def test_a_wrong_answer_in_the_right_format_fails_on_content_alone():
 
 
 @pytest.mark.parametrize("ignored", world.CONSTRAINTS)
-def test_an_ignored_constraint_is_noticed_and_content_stays_right(ignored):
+def test_ignored_constraint_is_noticed_and_content_stays_right(ignored):
     # Words, not numbers: capital letters change nothing about a number.
     item = Item("copy", ("cat", "red"), (ignored, "done" if ignored != "done" else "sure"))
     check = world.check(item, world.apply_constraints(item.answer, set(item.constraints) - {ignored}))
@@ -43,7 +43,7 @@ def test_an_ignored_constraint_is_noticed_and_content_stays_right(ignored):
     assert check.constraints == {c: c != ignored for c in item.constraints}
 
 
-def test_the_right_responses_are_what_a_person_would_expect():
+def test_right_responses_are_what_person_would_expect():
     assert Item("swap", ("red", "cat"), ("capitals", "done")).response == "CAT RED DONE"
     assert Item("count", ("red", "cat", "car"), ("stars", "thanks")).response == "* 3 * thanks"
     assert Item("kind", ("piano",), ("twice", "quotes", "label")).response == 'answer : " instrument ; instrument "'
@@ -51,7 +51,7 @@ def test_the_right_responses_are_what_a_person_would_expect():
     assert Item("opposite", ("weak",), ()).response == "strong"
 
 
-def test_parsing_an_instruction_gives_the_item_back():
+def test_parsing_instruction_gives_item_back():
     for item in items(2000, 2):
         assert world.parse_instruction(item.instruction) == item
 
@@ -75,7 +75,7 @@ def test_splits_are_disjoint_by_meaning_and_stable():
     assert tiny.split_items("test", 3) == tiny.split_items("test", 1000)[:3]
 
 
-def test_corpus_never_shows_a_held_out_instruction():
+def test_corpus_never_shows_held_out_instruction():
     held_out = tiny.held_out_texts()
     stream = corpus.documents(3)
     for _ in range(3000):
@@ -86,7 +86,7 @@ def test_corpus_never_shows_a_held_out_instruction():
             assert item is None or item.split == "train"
 
 
-def test_writers_of_the_corpus_are_as_good_as_it_says():
+def test_writers_of_corpus_are_as_good_as_it_says():
     rng = random.Random(4)
     checks = [(i, world.check(i, corpus.web_response(i, rng))) for i in items(20_000, 4)]
     assert sum(c.content for _, c in checks) / len(checks) == pytest.approx(corpus.CONTENT_RIGHT, abs=0.03)
