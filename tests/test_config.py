@@ -1,6 +1,6 @@
 """The schema of the settings, their ranges, what excludes what, and the named configs."""
 
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -11,8 +11,10 @@ from isheep_jax.config import EVERYDAY, Config, flatten
 from isheep_jax.config_checks import RANGES, check_values
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.tasks import TASKS
+from isheep_jax.loop.card import model_card
 from isheep_jax.loop.selection.rules import RULES
 from isheep_jax.named_configs import config_description, config_names, named_config
+from isheep_jax.presets import replace_settings
 from isheep_jax.text.chat_template import CHAT_TEMPLATES
 from isheep_jax.train import COMMAND
 
@@ -102,6 +104,16 @@ def test_every_setting_and_section_is_explained():
 )
 def test_choices_are_keys_of_their_table(choices, table):
     assert set(get_args(choices)) == set(table)
+
+
+@pytest.mark.parametrize("name", [name for name, s in settings_of(Config).items() if get_origin(s.hint) is Literal])
+def test_card_knows_every_choice_of_every_setting(name):
+    cards = {
+        choice: model_card(replace_settings(Config(), {name: choice}), 2, 100, 30)
+        for choice in get_args(settings_of(Config)[name].hint)
+    }
+    if name in ("synthesize.method", "respond.method", "select.rule", "assess.level", "sft.method"):
+        assert len(set(cards.values())) == len(cards)
 
 
 def test_configs_are_found_inside_installed_package(tmp_path, monkeypatch):

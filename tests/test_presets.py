@@ -125,13 +125,6 @@ def test_unknown_preset_is_answered_with_nearest(argument, words):
     assert "\n" not in str(error.value)
 
 
-def test_help_lists_presets(capsys):
-    with pytest.raises(SystemExit):
-        parse("--help")
-    text = capsys.readouterr().out
-    assert all(f"{name}: {preset.description}" in text for name, preset in PRESETS.items())
-
-
 def test_replaced_settings_are_named_as_on_command_line():
     config = replace_settings(Config(), {"iterations": 9, "sft.epochs": 1})
     assert {n: v for n, v in flatten(config).items() if v != flatten(Config())[n]} == {"iterations": 9, "sft.epochs": 1}

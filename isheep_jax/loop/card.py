@@ -229,7 +229,7 @@ def _evaluation(base: Step, last: Step) -> str:
         [
             "Accuracy with its standard error.",
             "",
-            f"| benchmark | base model | iteration {last.iteration} |",
+            f"| task | base model | iteration {last.iteration} |",
             "| --- | --- | --- |",
             *rows,
         ]

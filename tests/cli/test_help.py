@@ -9,6 +9,7 @@ import pytest
 from isheep_jax import benchmark, export, generate, plan, study, train
 from isheep_jax.cli.settings import settings_of
 from isheep_jax.config import EVERYDAY, Config
+from isheep_jax.presets import PRESETS
 
 COMMANDS = {command.COMMAND.module: command for command in (benchmark, export, generate, plan, study, train)}
 
@@ -49,7 +50,7 @@ def test_help_shows_values_of_chosen_config(capsys):
 def test_help_lists_configs_presets_and_studies_with_their_rows(capsys):
     text = help_of(study, capsys=capsys)
     assert "  tiny: The whole loop on the embedded model" in text
-    assert "  i_sheep: I-SHEEP with every setting as published" in text
+    assert all(f"  {name}: {preset.description}\n" in text for name, preset in PRESETS.items())
     assert "  iterative_settings: Iterative settings (one_base, one_last, total_base, total_last, direct_2" in text
 
 
