@@ -84,10 +84,11 @@ def main(arguments: Sequence[str]) -> None:
     if "int8" in (config.decode.weights_dtype, config.decode.kv_cache_dtype):
         quantization_error = model.quantization_error(params, mesh, dtype)
     ceilings = measure_ceilings(model.architecture, mesh, dtype)
-    # No token ends a completion, so that lengths are as asked for.
-    architecture = dataclasses.replace(model.architecture, eos_token_ids=())
-    tokenizer = IdTokenizer(architecture.vocab_size)
-    engine = Engine(params, architecture, tokenizer, config.decode, mesh=mesh, seed=config.seed, compute_dtype=dtype)
+    # This tokenizer has no eos, so that completions have the requested lengths.
+    tokenizer = IdTokenizer(model.architecture.vocab_size)
+    engine = Engine(
+        params, model.architecture, tokenizer, config.decode, mesh=mesh, seed=config.seed, compute_dtype=dtype
+    )
     del params
     found = report.Report(describe_devices(jax.devices()), config.model.path, dtype.name, ceilings, quantization_error)
     print("\n".join(found.opening()), flush=True)

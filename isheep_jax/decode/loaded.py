@@ -30,7 +30,7 @@ class LoadedModel:
     """One set of weights, ready to decode; made by `load`.
 
     config: with the model's own context length in the place of max_length=0.
-    eos_ids: tokens that end a completion, the tokenizer's and the architecture's.
+    eos_ids: tokens that end a completion, ascending.
     nominal_shape: the shape whose program decides how the weights are stored.
     statistics: what the engine did so far.
     """
@@ -94,7 +94,7 @@ def load(
     """Places weights for decoding. See `Engine` for the arguments and errors."""
     config = _checked(config, architecture, mesh)
     dtype = jnp.dtype(compute_dtype)
-    eos_ids = tuple(sorted({*tokenizer.eos_ids, *architecture.eos_token_ids}))
+    eos_ids = tuple(sorted(tokenizer.eos_ids))
     shape = DecodeShape.nominal(config, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids)
     # One leaf at a time, to bound the peak of memory.
     place = functools.partial(put_weight, dtype=dtype)

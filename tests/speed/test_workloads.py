@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 from meshes import mesh_of
@@ -16,11 +14,10 @@ VOCABULARY = ARCHITECTURE.vocab_size
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    architecture = dataclasses.replace(ARCHITECTURE, eos_token_ids=())
     config = DecodeConfig(slots=2, steps_per_call=4, max_length=64)
     return Engine(
         random_parameters(0),
-        architecture,
+        ARCHITECTURE,
         IdTokenizer(VOCABULARY),
         config,
         mesh=mesh_of(),
