@@ -111,16 +111,22 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     int32_rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=rows_sharding(mesh))
     packed = int32_rows((rows, length, COLUMNS))
     if name == SCORE:
-        at, targets = int32_rows((rows, SCORED)), int32_rows((rows, SCORED, CHOICES))
-        lower = lambda: packed_logprobs.lower(params(), packed, at, targets, None, collect=True, **static)  # noqa: E731
-        return Program(name, lower, weights, 0.0, 0.0, rows * SCORED, rows * length)
+        positions, targets = int32_rows((rows, SCORED)), int32_rows((rows, SCORED, CHOICES))
+
+        def lower_scoring() -> jax.stages.Lowered:
+            return packed_logprobs.lower(params(), packed, positions, targets, None, collect=True, **static)
+
+        return Program(name, lower_scoring, weights, 0.0, 0.0, rows * SCORED, rows * length)
     cache = abstract_cache(architecture, decode.slots, decode.max_length, shape.cache_dtype, mesh)
     split = cache_sharding(mesh)
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), cache)
     cache_bytes = bytes_per_device(cache)
     if name == PREFILL:
-        lower = lambda: prefill.lower(params(), cache, packed, None, **static)  # noqa: E731
-        return Program(name, lower, weights, 0.0, cache_bytes, rows, rows * length)
+
+        def lower_prefill() -> jax.stages.Lowered:
+            return prefill.lower(params(), cache, packed, None, **static)
+
+        return Program(name, lower_prefill, weights, 0.0, cache_bytes, rows, rows * length)
     return Program(
         name,
         lambda: decoding.lower_nominal(shape),
