@@ -1,4 +1,4 @@
-"""The whole loop on eight virtual devices does what it does on one."""
+"""The loop writes the same records on eight virtual devices as on one."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Responses at temperature 0 depend on numbers only where two tokens are all but equally probable. Instructions are
-# drawn, or the base would write the same few again and again; their random keys are the same on every mesh.
+# Responses at temperature 0 depend on rounding only where two tokens are almost equally probable. Instructions are
+# sampled, because the base would repeat the same few; their random keys are the same on every mesh.
 SETTINGS = [
     "--config=tiny",
     "--iterations=1",
@@ -48,7 +48,7 @@ def records(directory: Path) -> dict[str, list[dict]]:
 
 
 def assert_same(one, other, path: str) -> None:
-    """Equal, and numbers equal to the rounding of the records."""
+    """Asserts that both are equal, numbers up to the rounding of the records."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), path
         for key in one:

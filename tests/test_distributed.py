@@ -1,4 +1,4 @@
-"""Two processes, as on two hosts, do together what one does; and when one cannot go on, none is left waiting."""
+"""Two processes, as on two hosts, do what one does, and when one fails, none is left waiting."""
 
 import json
 import os
@@ -76,7 +76,7 @@ class Group:
             process.wait()
 
     def codes(self, seconds: float = 300) -> list[int]:
-        """The exit codes, when all have ended by themselves; a process that hangs is an error."""
+        """Returns the exit codes once all processes have exited; a process that hangs is an error."""
         return [process.wait(seconds) for process in self.processes]
 
     def kill(self, index: int, word: str) -> None:
@@ -90,7 +90,7 @@ class Group:
         return self._file(index, stream).read_text()
 
     def errors(self, index: int) -> list[str]:
-        """What a person reads on stderr; libraries have words of their own there."""
+        """Returns the error lines on stderr, without the output of libraries."""
         return [line for line in self.text(index, "err").splitlines() if line.startswith("error: ")]
 
     def _file(self, index: int, stream: str) -> Path:
@@ -102,7 +102,7 @@ def train(*settings: str) -> list[str]:
 
 
 def run(count: int, directory: Path, *settings: str) -> Group:
-    """A finished run of so many processes."""
+    """Runs `count` processes to the end."""
     command = train(f"--workdir={directory}", *settings)
     with Group([command] * count, directory.with_name(f"output-{time.monotonic_ns()}")) as group:
         assert group.codes() == [0] * count, [group.text(index, "err")[-2000:] for index in range(count)]
@@ -111,7 +111,7 @@ def run(count: int, directory: Path, *settings: str) -> Group:
 
 @pytest.fixture(scope="module")
 def of_one(tmp_path_factory) -> Path:
-    """The run of one process of eight devices.
+    """A run of one process with eight devices.
 
     It has joined a cluster of its own, because then its devices sum up in the order in which those of several processes
     do; otherwise the trained weights would differ in their last bits.
@@ -133,7 +133,7 @@ def test_two_processes_write_what_one_writes(of_one, tmp_path):
     ]
     assert losses[0] == losses[1]
     assert "8 cpu devices, mesh 2 data x 2 fsdp x 2 tensor" in group.text(0, "out")
-    # Process 0 alone speaks; of the other there are only the words of the library that joins them.
+    # Only process 0 prints; the other has only lines of the library that connects them.
     assert [line for line in group.text(1, "out").splitlines() if not line.startswith("[Gloo]")] == []
     assert group.errors(0) == group.errors(1) == []
 
@@ -182,7 +182,7 @@ def test_other_version_of_code_is_difference_of_host(tmp_path, monkeypatch):
     )
 
 
-# A small program for what is not the loop's own; it waits less long than the loop does.
+# A small program without the loop, with shorter timeouts.
 PROGRAM = """
 import os, sys, time
 from isheep_jax import distributed

@@ -147,16 +147,18 @@ def test_docstring_of_named_config_tells_command_hardware_memory_and_speed(name)
 
 @pytest.mark.parametrize("name", TPU)
 def test_figures_of_docstring_agree_with_each_other_and_with_settings(name):
-    config, told = named_config(name), figures(name)
+    config, documented = named_config(name), figures(name)
     chips = parse_topology(config.mesh.topology).chips
-    assert told["decode_rate"] * told["decode_ms"] / 1000 * chips == pytest.approx(config.decode.slots, rel=0.02)
+    assert documented["decode_rate"] * documented["decode_ms"] / 1000 * chips == pytest.approx(
+        config.decode.slots, rel=0.02
+    )
     tokens = config.sft.batch_size * config.sft.sequence_length
-    assert told["train_rate"] * told["train_s"] * chips == pytest.approx(tokens, rel=0.02)
-    assert told["chip_hours"] == pytest.approx(told["minutes"] * chips / 60, rel=0.02)
+    assert documented["train_rate"] * documented["train_s"] * chips == pytest.approx(tokens, rel=0.02)
+    assert documented["chip_hours"] == pytest.approx(documented["minutes"] * chips / 60, rel=0.02)
 
 
 def figures(name):
-    """The figures of a docstring, by what they are of."""
+    """Returns the figures of a docstring by name."""
     text = " ".join(config_description(name).split())
     patterns = {
         "decode_gib": r"decoding ([\d.]+) GiB per chip",
@@ -185,7 +187,7 @@ def test_named_configs_follow_paper(name):
 @pytest.mark.parametrize("name", TPU)
 def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
     result = assert_it_fits([f"--config={name}"], tmp_path)
-    chips, made, told = result["chips"], result["programs"], figures(name)
+    chips, made, documented = result["chips"], result["programs"], figures(name)
     seconds = {program: made[program]["least_seconds_per_step"]["seconds"] for program in made}
     planned = {
         "decode_gib": max(p["gib_per_chip"]["total"] for name, p in made.items() if name != programs.TRAIN),
@@ -197,7 +199,7 @@ def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
         "minutes": result["iteration"]["seconds"] / 60,
         "chip_hours": result["iteration"]["chip_hours"],
     }
-    assert told == pytest.approx(planned, rel=0.05)
+    assert documented == pytest.approx(planned, rel=0.05)
 
 
 @pytest.mark.tpu_compile
@@ -234,7 +236,7 @@ def test_layers_with_and_without_window_and_capped_scores_never_hold_scores(tmp_
         ],
         tmp_path,
     )
-    # Of one layer in float32, on one chip.
+    # Attention scores of one layer in float32 on one chip, in GiB.
     scores = 4 * (rows / 4) * (GEMMA_2["num_attention_heads"] / 2) * length**2 / 2**30
     assert result["programs"][programs.TRAIN]["gib_per_chip"]["temporaries"] < scores
     assert result["programs"][programs.PREFILL]["gib_per_chip"]["temporaries"] < scores / 2
@@ -265,11 +267,11 @@ GEMMA_2 = {
 
 
 def assert_it_fits(arguments, tmp_path):
-    """The plan as JSON: the command exits with 0, and decoding moves and copies neither weights nor logits."""
+    """Returns the plan as JSON; the command exits with 0, and decoding moves and copies neither weights nor logits."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; the extra [plan] brings it")
     output = tmp_path / "plan.json"
-    # The virtual devices of the tests are not for a TPU's compiler.
+    # The compiler for TPUs must not get the virtual devices of the tests.
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "isheep_jax.plan", *arguments, f"--output={output}"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -284,7 +286,7 @@ def assert_it_fits(arguments, tmp_path):
     architecture = planned_architecture(result["model"], tmp_path)
     rows = settings["decode.slots"] / result["decode_mesh"]["data"]
     for kind, largest in decode["largest_collectives"].items():
-        # What is as large as a matrix is of the batch: its first axis has the rows of a shard.
+        # An array as large as a matrix belongs to the batch: its first axis has the rows of a shard.
         small = largest["bytes"] < result["smallest_matrix_bytes"]
         assert small or int(re.search(r"\[(\d+)", largest["shape"])[1]) == rows, (kind, largest)
         assert largest["bytes"] < 2 * rows * architecture.vocab_size, (kind, largest)

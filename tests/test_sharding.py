@@ -95,7 +95,7 @@ def test_mesh_that_does_not_fit_devices_is_one_line_with_numbers(sizes, message)
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """As much of a TPU device as its place in a mesh depends on."""
+    """The attributes of a TPU device that decide its position in a mesh."""
 
     id: int
     slice_index: int
@@ -107,10 +107,10 @@ class Chip:
 
 
 def chips(slices: int) -> list[Chip]:
-    """Of slices of 2 x 4 chips, in an order that mixes the slices."""
-    places = [(x, y, 0) for y in range(4) for x in range(2)]
-    made = [Chip(100 * s + i, s, place) for i, place in enumerate(places) for s in range(slices)]
-    return made[::-1]
+    """Returns the chips of slices of 2 x 4, in an order that mixes the slices."""
+    coordinates = [(x, y, 0) for y in range(4) for x in range(2)]
+    mixed = [Chip(100 * s + i, s, xyz) for i, xyz in enumerate(coordinates) for s in range(slices)]
+    return mixed[::-1]
 
 
 def slices_of(devices) -> set[int]:
@@ -127,7 +127,7 @@ def test_only_data_goes_across_slices(slices, sizes):
     assert set(mesh.devices.flat) == set(devices)
     for replica in mesh.devices:
         assert len(slices_of(replica)) == 1
-    # The slices are outermost, so that what neighboring replicas exchange stays inside one as far as it can.
+    # Slices are outermost, so that neighboring replicas mostly communicate within a slice.
     order = [replica.flat[0].slice_index for replica in mesh.devices]
     assert order == sorted(order)
     for tensor in (1, 2, 4, 8):
@@ -282,7 +282,7 @@ def test_sizes_that_do_not_divide_name_setting_numbers_and_what_works(changed, s
 
 
 def test_message_names_setting_of_rules_that_were_given():
-    # Equal rules, another object: the setting's name belongs to the rules and not to which object holds them.
+    # A copy of the rules gives the same message.
     mesh = decode_mesh(make_mesh(MeshConfig()), 8)
     for rules, setting in ((TRAIN_RULES, "mesh.tensor=8"), (DECODE_RULES, "mesh.decode_tensor=8")):
         with pytest.raises(UserError, match=f"^{setting} "):

@@ -75,7 +75,7 @@ def move_weights(name):
 
 
 def index_of(file, missing=(), extra=()):
-    """An index that says that `file` holds the tensors."""
+    """Writes an index that says that `file` holds the tensors."""
 
     def damage(model):
         stored = model / WEIGHTS if (model / WEIGHTS).exists() else model / file
@@ -86,7 +86,7 @@ def index_of(file, missing=(), extra=()):
 
 
 def change_header(change):
-    """Writes the header of the weights anew; the tensors' bytes stay."""
+    """Rewrites the header of the weights and keeps the bytes of the tensors."""
 
     def damage(model):
         content = (model / WEIGHTS).read_bytes()

@@ -146,7 +146,7 @@ def test_no_directory_has_final_name_when_writing_fails(tmp_path, tokenizer, mon
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
     assert not (tmp_path / "out").exists()
-    # What it left does not hinder the next attempt.
+    # Leftovers do not prevent the next attempt.
     save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     with pytest.raises(UserError, match="exists"):

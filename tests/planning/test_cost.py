@@ -53,7 +53,7 @@ def with_sft(**changes) -> Config:
 def test_counted_operations_are_those_of_compiler(name, config):
     meshes = make_meshes(config, ONE_LAYER, jax.devices()[:1])
     program = make_program(name, config, ONE_LAYER, meshes)
-    # Before optimization, which may turn products with few rows into loops that the compiler then counts as sums.
+    # Counted before optimization, which may turn products with few rows into loops that the compiler counts as sums.
     compilers = program.lower().cost_analysis()["flops"]
     ours = program_flops(program, config, ONE_LAYER)
     assert ours == pytest.approx(compilers, rel=0.1)

@@ -1,4 +1,4 @@
-"""The search for the largest count that fits."""
+"""The search finds the largest count that fits."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Slices by their names, and what libtpu is asked for."""
+"""Names of slices, and the arguments of libtpu for them."""
 
 import pytest
 

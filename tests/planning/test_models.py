@@ -7,7 +7,7 @@ from isheep_jax.model.architecture import parameter_count
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.planning.models import known_models, planned_architecture
 
-# Of the checkpoints' own safetensors headers, as the Hugging Face hub shows them.
+# Counts in the safetensors headers of the checkpoints, as the Hugging Face hub shows them.
 PUBLISHED = {
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
     "meta-llama/Meta-Llama-3-70B": 70_553_706_496,

@@ -102,7 +102,7 @@ def test_second_turn_is_answered_judged_and_learned_for_each_kept_pair():
     assert two["respond (second turn)"].steps[programs.DECODE] == pytest.approx(
         kept * one["respond"].steps[programs.DECODE]
     )
-    # It is prefilled with the first turn before it.
+    # The second turn is prefilled after the first one.
     assert two["respond (second turn)"].steps[programs.PREFILL] > kept * one["respond"].steps[programs.PREFILL]
     assert two["fine-tune"].steps[programs.TRAIN] == pytest.approx(2 * one["fine-tune"].steps[programs.TRAIN], abs=2)
 

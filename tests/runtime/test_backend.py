@@ -1,4 +1,4 @@
-"""A judge that is another model than the run's, with its own architecture and tokenizer."""
+"""The backend loads a judge that is another model than the run's, with its own architecture and tokenizer."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a person may mean by a model."""
+"""Every form of a model argument resolves to a directory, or is one line that says why not."""
 
 import os
 import subprocess
@@ -58,26 +58,26 @@ def test_directory_of_something_else_is_refused(tmp_path):
 
 
 def test_hub_id_is_downloaded_without_other_formats(tmp_path, monkeypatch):
-    asked = {}
+    requested = {}
 
     def download(repository, **options):
-        asked.update(options, repository=repository)
+        requested.update(options, repository=repository)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert str(locate_model("Org-1/Name.2@refs/pr/3")) == str(tmp_path)
-    assert (asked["repository"], asked["revision"]) == ("Org-1/Name.2", "refs/pr/3")
+    assert (requested["repository"], requested["revision"]) == ("Org-1/Name.2", "refs/pr/3")
     assert locate_model("Org-1/Name.2")
-    assert asked["revision"] is None
-    wanted = ["config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "vocab.json", "merges.txt"]
-    wanted += ["model-00001-of-00002.safetensors", "model.safetensors", "model.safetensors.index.json"]
+    assert requested["revision"] is None
+    expected = ["config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "vocab.json", "merges.txt"]
+    expected += ["model-00001-of-00002.safetensors", "model.safetensors", "model.safetensors.index.json"]
     others = ["pytorch_model.bin", "consolidated.safetensors", "original/consolidated.00.pth", "training_args.bin"]
-    filtered = huggingface_hub.utils.filter_repo_objects(wanted + others, allow_patterns=asked["allow_patterns"])
-    assert list(filtered) == wanted
+    filtered = huggingface_hub.utils.filter_repo_objects(expected + others, allow_patterns=requested["allow_patterns"])
+    assert list(filtered) == expected
 
 
 class Response:
-    """What the hub's errors carry."""
+    """The response that errors of the hub hold."""
 
     headers: dict = {}  # noqa: RUF012
     status_code = 404
@@ -105,7 +105,7 @@ def test_trouble_with_hub_is_one_line(error, words, monkeypatch):
 
 
 def test_bucket_without_its_package_names_package():
-    # In a process of its own: other tests put a bucket in memory in the place of Google's for good.
+    # In a new process, because other tests replace Google's buckets by one in memory for the rest of the process.
     program = (
         "import sys; sys.modules['gcsfs'] = None\n"
         "from isheep_jax.runtime.locate import locate_model; locate_model('gs://bucket/model')"

@@ -1,4 +1,4 @@
-"""The nearest vectors are exactly numpy's, ties included, in whatever blocks and on however many devices."""
+"""The nearest vectors are exactly numpy's, ties included, for all block sizes and numbers of devices."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_lowest_index_comes_first_among_equal_vectors(monkeypatch, mesh):
     monkeypatch.setattr(vector_index, "BLOCK_ROWS", 64)
     few = normal(2, 5, 32)
     vectors = few[np.random.default_rng(3).integers(5, size=500)]
-    # The same directions at other lengths are equal, too.
+    # Vectors of the same direction are equal at any length.
     vectors[::7] *= 2.0
     queries = np.concatenate([few, normal(4, 4, 32)])
     found = Index(vectors, mesh).nearest(queries, 120)
@@ -64,6 +64,6 @@ def test_there_may_be_fewer_vectors_than_asked_for_or_none():
     assert Index(vectors, mesh_of()).nearest(vectors[:2], 10).tolist() == exact(vectors, vectors[:2], 3).tolist()
     assert Index(vectors, mesh_of()).nearest(np.zeros((0, 16), np.float32), 2).shape == (0, 2)
     assert Index(np.zeros((0, 16), np.float32), mesh_of()).nearest(vectors, 2).shape == (3, 0)
-    # A vector of zeros has no direction: it is as far from all as a right angle.
+    # A zero vector counts as orthogonal to all others.
     index = Index(np.stack([-vectors[0], 0 * vectors[0], vectors[0]]), mesh_of())
     assert index.nearest(vectors[:1], 3).tolist() == [[2, 1, 0]]

@@ -62,7 +62,7 @@ def test_thinking_is_off_here_and_by_default_in_export():
     assert render_template(template) == "\nquiet"
     exported = without_thinking(template)
     assert without_thinking(exported) == exported
-    # As another tool renders it: with its caller's choice, or none.
+    # Other tools render with the choice of their caller, or none.
     plain = Environment(trim_blocks=True, lstrip_blocks=True)
     assert plain.from_string(template).render() == "\nthinking"
     assert plain.from_string(exported).render() == "\nquiet"

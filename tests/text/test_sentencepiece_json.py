@@ -6,7 +6,7 @@ from small_tokenizers import random_texts, trained_model, write_sentencepiece
 
 from isheep_jax.text.tokenizer import Tokenizer
 
-# What tokenizers differ in: bytes of unknown characters, spaces first, last and many, line breaks, other scripts.
+# Texts that tokenizers treat differently: unknown characters, leading and repeated spaces, line breaks, other scripts.
 HARD_TEXTS = [
     "",
     " ",

@@ -1,4 +1,4 @@
-"""The self-test of chat templates, on templates that have the structure of those of the known families."""
+"""`check_template` accepts templates with the structure of the known families' and refuses broken ones."""
 
 import json
 from pathlib import Path
@@ -36,14 +36,14 @@ TEMPLATES = {
         "{{ bos_token + '[INST] ' + (before if loop.first else '') + m['content'].strip() + ' [/INST]' }}"
         "{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
     ),
-    # A system turn of its own where there is none.
+    # Adds a system turn if there is none.
     "qwen2": (
         "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
         "{{ '<|im_start|>system\nBe a helpful assistant.<|im_end|>\n' }}{% endif %}"
         "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
-    # A thought, here empty, before the last answer alone.
+    # Adds an empty thought before the last answer only.
     "qwen3": (
         "{%- for m in messages %}"
         "{%- if m.role == 'assistant' and loop.last %}"
@@ -64,7 +64,7 @@ TEMPLATES = {
         "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim "
         "+ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
     ),
-    # As Llama 2's, without a space after the answer and with the beginning of text once.
+    # Like Llama 2's, without a space after the answer and with one beginning of text.
     "mistral": (
         "{{ bos_token }}" + ALTERNATE + "{% for m in messages %}{% if m['role'] == 'user' %}"
         "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
@@ -77,7 +77,7 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     ),
 }
-# What each family's template shows and trains for one question, an "Ab." in return: prompt, trained tokens.
+# Prompt and trained tokens of each family's template for a question with the answer "Ab."
 SHAPES = {
     "llama3": (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ?<|eot_id|>"
@@ -112,7 +112,7 @@ QUESTION = (Message("user", "Q?"),)
 
 
 def write_family(name: str, directory: Path) -> Path:
-    """A directory with a tokenizer such as the family's and no template."""
+    """Writes a directory with a tokenizer like the family's and no template."""
     if name == "llama3":
         special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
         return write_byte_level(directory, special, bos_token=special[0], eos_token=special[1])

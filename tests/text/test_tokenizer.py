@@ -24,7 +24,7 @@ QUESTION = (Message("user", "Copy red cat."),)
 
 @pytest.fixture(scope="module")
 def sentencepiece_directory(tmp_path_factory) -> Path:
-    """A directory with nothing but tokenizer.model and a chat template."""
+    """A directory with only tokenizer.model and a chat template."""
     directory = tmp_path_factory.mktemp("sentencepiece")
     (directory / "tokenizer.model").write_bytes(trained_model())
     (directory / "chat_template.jinja").write_text(TEMPLATE)
@@ -38,7 +38,7 @@ def tokenizer(sentencepiece_directory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def export(tokenizer, tmp_path_factory) -> Path:
-    """As a checkpoint has it: beside a config.json, which decides what class transformers would take by itself."""
+    """Adds a config.json, as checkpoints have; transformers would choose the tokenizer class by it."""
     directory = tmp_path_factory.mktemp("export")
     tokenizer.save(directory)
     (directory / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
@@ -167,7 +167,7 @@ def test_named_templates_stand_in_for_base_models_own(sentencepiece_directory, t
 
 
 def with_setting(source: Path, directory: Path, **settings) -> Path:
-    """A copy whose tokenizer_config.json says so, beside a config.json as a checkpoint has."""
+    """Returns a copy with this setting in tokenizer_config.json and with a config.json."""
     shutil.copytree(source, directory)
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
@@ -331,7 +331,7 @@ def test_file_that_asks_for_truncation_and_padding_does_not_get_it(tmp_path):
 
 
 def real(name: str) -> Path:
-    """A published tokenizer file, which cannot be part of this repository."""
+    """Returns a published tokenizer file, which cannot be part of this repository."""
     path = Path(os.environ.get("ISHEEP_JAX_TOKENIZERS", "none")) / name
     if not path.exists():
         pytest.skip(f"set ISHEEP_JAX_TOKENIZERS to a directory that holds {name}")

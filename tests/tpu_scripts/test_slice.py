@@ -241,7 +241,7 @@ def test_delete_may_be_repeated(pod):
 
 
 def test_check_reports_whole_slice_from_every_worker(tmp_path):
-    """The Python part of worker.sh, with a module in place of jax that must be initialized first."""
+    """The Python part of worker.sh runs with a fake jax module that must be initialized first."""
     root = tmp_path / "isheep_jax"
     (root / "venv" / "bin").mkdir(parents=True)
     (root / "venv" / "source_label").write_text("abc1234\n")

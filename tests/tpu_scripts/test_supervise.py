@@ -1,4 +1,4 @@
-"""A supervised run comes to its end whatever happens to its slice, or gives up with a reason."""
+"""A supervised run finishes whatever happens to its slice, or gives up with a reason."""
 
 import os
 import signal
@@ -116,7 +116,7 @@ def start_in_background(pod):
         text=True,
     )
     end = time.monotonic() + 30
-    # The start is over when something comes after it.
+    # The start has ended once another command follows it.
     while not any(" start " in call[-1] for call in pod.commands()[:-1]):
         assert time.monotonic() < end
         assert process.poll() is None, process.stdout.read()
