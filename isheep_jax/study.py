@@ -125,8 +125,8 @@ def _results(
         by_row = found[Path(base).name] = {row.name: {} for row in rows}
         for seed in options.seeds:
             for row, row_settings in zip(rows, settings, strict=True):
-                config = runs.place(row_settings, named, base, seed)
-                result = runs.result(config) if options.report else runs.obtain(config, _workshop())
+                config = runs.with_run_directory(row_settings, named, base, seed)
+                result = runs.read_result(config) if options.report else runs.run_or_resume(config, _run_factory())
                 if result is None:
                     continue
                 by_row[row.name][seed] = result
@@ -156,12 +156,12 @@ class _Quiet:
         print(f"  {text}", flush=True)
 
 
-def _workshop():
+def _run_factory():
     from isheep_jax.evaluation.tasks import evaluators, held_out_texts
     from isheep_jax.runtime.backend import JaxBackend
-    from isheep_jax.studies.runs import Workshop
+    from isheep_jax.studies.runs import RunFactory
 
-    return Workshop(JaxBackend, evaluators, held_out_texts, _Quiet)
+    return RunFactory(JaxBackend, evaluators, held_out_texts, _Quiet)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The studies: what each row changes, and what the paper reports for it.
+"""The table of studies: the rows of each, the settings that a row changes, and the paper's number for it.
 
-The paper's numbers are those of Qwen1.5-72B on IFEval (prompt-level strict accuracy, %), one run each, from
-arXiv 2408.08072 v3; they stand beside other models' accuracies only to be compared in direction.
+The paper's numbers are for Qwen1.5-72B on IFEval (prompt-level strict accuracy, %), one run each, from arXiv 2408.08072
+v3. They are shown next to other models' accuracies to compare the direction only.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.selection.rules import check_judge
 from isheep_jax.presets import apply_preset, replace_settings
 
-# Settings by their command-line names, or what makes them of the config.
+# Settings by their command-line names, or a function that computes them from the config.
 Changes = Mapping[str, object] | Callable[[Config], Mapping[str, object]]
 
 
@@ -22,9 +22,9 @@ Changes = Mapping[str, object] | Callable[[Config], Mapping[str, object]]
 class Row:
     """One variant of the config.
 
-    name: for --rows. title: for the table. changes: to the config, after `preset`. paper: its number by iteration.
-    column: where the first iteration's figures stand, for a row whose one iteration has as many instructions as
-    `column` of the others.
+    name: its name for --rows. title: its title in the table. changes: settings changed after `preset` is applied.
+    paper: the paper's numbers by iteration. column: column of its first iteration, for a row whose one iteration has
+    as many instructions as `column` iterations of the other rows.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Row:
     preset: str = ""
 
     def settings(self, config: Config) -> Config:
-        """The config with this row's changes. Raises UserError when they do not fit it."""
+        """Returns the config with this row's changes. Raises UserError when they do not fit it."""
         if self.preset:
             config = apply_preset(self.preset, config)
         changes = self.changes(config) if callable(self.changes) else self.changes
@@ -45,19 +45,18 @@ class Row:
         return changed
 
     def changed(self, config: Config) -> dict[str, object]:
-        """The settings that this row changes, and to what."""
+        """Returns the settings that this row changes, with their new values."""
         before = flatten(config)
         return {name: value for name, value in flatten(self.settings(config)).items() if value != before[name]}
 
 
 @dataclass(frozen=True)
 class Study:
-    """Rows that are compared with the first of them.
+    """Rows that are compared with the first one.
 
-    source: the paper's table, or why there are no numbers. measure: what is compared, as a path into evaluation.json
-    such as "tiny.content"; "": the mean accuracy over the benchmarks. beside: what else the table has of each
-    iteration, by its title, as paths into summary.json. needs: what the config must have, so that the rows mean what
-    they say.
+    source: the paper's table, or why there are no numbers. measure: the compared figure, as a path into evaluation.json
+    such as "tiny.content"; "" means the mean accuracy over the tasks. beside: further figures of each iteration by
+    column title, as paths into summary.json. needs: settings without which the rows would not mean what they say.
     """
 
     title: str
@@ -68,7 +67,7 @@ class Study:
     needs: Mapping[str, object] = field(default_factory=dict)
 
     def check(self, config: Config) -> None:
-        """Raises UserError for a config that this study is not about."""
+        """Raises UserError for a config without the settings that the study needs."""
         for name, value in self.needs.items():
             if flatten(config)[name] != value:
                 raise UserError(
@@ -77,16 +76,16 @@ class Study:
 
 
 def kept_by_fraction(config: Config) -> int | None:
-    """How many pairs top_fraction keeps of each iteration's instructions; None for other rules."""
+    """Number of pairs that top_fraction keeps per iteration; None for other rules."""
     if config.select.rule != "top_fraction":
         return None
     return int(config.select.fraction * config.synthesize.instructions + 0.5)
 
 
-# A rule that does not look at scores draws one of an instruction's responses; one response is the same and costs less.
+# A rule that ignores scores draws one of the responses, so that one response gives the same and costs less.
 def _random(config: Config) -> dict[str, object]:
     rule = "random" if kept_by_fraction(config) else "random_threshold"
-    # random_threshold counts what the threshold would keep, which depends on the best of several.
+    # random_threshold keeps as many pairs as the threshold, and their number depends on the best of several responses.
     return {"select.rule": rule} | ({"respond.samples": 1} if rule == "random" else {})
 
 
@@ -104,7 +103,7 @@ def _density(rule: str) -> Callable[[Config], dict[str, object]]:
 
 
 def _times(rounds: int, fraction: float = 1.0, iterations: int | None = None) -> Callable[[Config], dict[str, object]]:
-    """`rounds` times the instructions. fraction: factor of select.fraction."""
+    """`rounds` times the instructions, and `fraction` times select.fraction."""
 
     def changes(config: Config) -> dict[str, object]:
         return {
@@ -117,7 +116,7 @@ def _times(rounds: int, fraction: float = 1.0, iterations: int | None = None) ->
 
 
 def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
-    """A way to read scores, with as many pairs kept as with any other."""
+    """A way to read scores, with a rule that keeps the same number of pairs for all of them."""
 
     def changes(config: Config) -> dict[str, object]:
         reading = {f"assess.{name}": value for name, value in {"samples": 1, **assess}.items()}
@@ -127,11 +126,11 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
 
 
 def _judge(name: str) -> dict[str, object]:
-    """A judge, and what shows how far another one agrees with it."""
+    """A judge, and a second one to measure the agreement with."""
     return {"assess.judge": name, "assess.agreement": 256}
 
 
-# The paper's rule, whatever the config has: one response, sampled scores, each above the threshold.
+# The paper's rule, independent of the config: one response, sampled scores, each above the threshold.
 _PAPER_RULE = {
     "respond.samples": 1,
     "assess.read": "sampled",
@@ -316,7 +315,7 @@ STUDIES: dict[str, Study] = {
 
 
 def named_study(name: str) -> Study:
-    """Raises UserError with the nearest name when there is no such study."""
+    """Returns the study of this name. Raises UserError with the nearest name when there is none."""
     if name not in STUDIES:
         near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -325,7 +324,7 @@ def named_study(name: str) -> Study:
 
 
 def chosen_rows(study: Study, names: list[str] | None) -> tuple[Row, ...]:
-    """The study's rows of these names, in its order; None: all. Raises UserError for a name that it does not have."""
+    """Returns the rows of these names (None: all), in the study's order. Raises UserError for an unknown name."""
     known = [row.name for row in study.rows]
     for name in names or ():
         if name not in known:

@@ -1,4 +1,4 @@
-"""A study as a picture: each row's figures by iteration, and the paper's beside them."""
+"""Draws a study as a PNG or SVG: each row's figures by iteration, and the paper's numbers in a panel of their own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +7,15 @@ from isheep_jax.errors import UserError
 from isheep_jax.studies.definitions import Row, Study
 from isheep_jax.studies.report import Results, estimates
 
-# Told apart by people who do not see all colors, too (Okabe and Ito's palette); then by the marks.
+# Okabe and Ito's palette, which color-blind readers can tell apart; the marks differ as well.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "os^Dv<>"
-# How far apart the marks of one iteration lie, in iterations.
+# Width over which the marks of one iteration are spread (iterations).
 _WIDTH = 0.16
 
 
 def check(path: Path) -> None:
-    """Raises UserError where no picture could be drawn into this file."""
+    """Raises UserError when no picture can be drawn into this file."""
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"--figure: {path} should end with .png or .svg")
     try:
@@ -25,11 +25,11 @@ def check(path: Path) -> None:
 
 
 def draw(path: Path, study: Study, rows: Sequence[Row], results: Results) -> None:
-    """Writes a PNG or SVG, by the suffix: a panel for each base, and one for the paper where it has numbers.
+    """Writes a PNG or SVG, by the suffix: a panel per base model, and one for the paper if it has numbers.
 
-    Bars are 95 % intervals over the seeds.
+    Error bars are 95 % intervals over the seeds.
     """
-    # Not pyplot: nothing here needs a window or a global state.
+    # Without pyplot, which needs a window system or global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,12 +45,12 @@ def draw(path: Path, study: Study, rows: Sequence[Row], results: Results) -> Non
         axis.set_ylabel(study.measure or "held-out accuracy")
         for i, row in enumerate(rows):
             if by_row.get(row.name):
-                found = sorted(estimates(row, by_row[row.name], study.measure).items())
-                # One round of more instructions is a point: nothing lies between it and the base model.
-                found = [(x, y) for x, y in found if x or row.column == 1]
-                means, halves = [y.mean for _, y in found], [y.half or 0.0 for _, y in found]
-                # Side by side, so that equal figures and their bars can be seen.
-                xs = [x + _WIDTH * (i - (len(rows) - 1) / 2) / len(rows) for x, _ in found]
+                points = sorted(estimates(row, by_row[row.name], study.measure).items())
+                # A single round of more instructions is one point, without a line from the base model.
+                points = [(x, y) for x, y in points if x or row.column == 1]
+                means, halves = [y.mean for _, y in points], [y.half or 0.0 for _, y in points]
+                # Marks are spread, so that equal figures and their bars stay visible.
+                xs = [x + _WIDTH * (i - (len(rows) - 1) / 2) / len(rows) for x, _ in points]
                 axis.errorbar(xs, means, halves, capsize=3, label=row.title, **style[row.name])
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, -0.02), min(high, 1.02))

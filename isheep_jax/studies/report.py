@@ -1,4 +1,4 @@
-"""A study's figures, as Markdown and as JSON: means with intervals over the seeds, differences paired by seed."""
+"""Writes a study's tables as Markdown and JSON: means with intervals over seeds, and differences paired by seed."""
 
 import dataclasses
 import math
@@ -13,13 +13,13 @@ from isheep_jax.evaluation.tasks import TASKS
 from isheep_jax.studies.definitions import Row, Study
 from isheep_jax.studies.runs import Result, figure_at
 
-# base -> row -> seed -> what came of the run
+# base model -> row -> seed -> result of the run
 Results = Mapping[str, Mapping[str, Mapping[int, Result]]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` seeds. half: half the width of its 95 % interval (Student's t); None of one seed."""
+    """A mean over `count` seeds. half: half the width of its 95 % interval (Student's t); None for one seed."""
 
     mean: float
     half: float | None
@@ -35,11 +35,11 @@ class Estimate:
 
     @property
     def is_beyond_zero(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.half is not None and abs(self.mean) > self.half
 
     def text(self, sign: str = "") -> str:
-        """sign: "+" to write it for positive numbers, too."""
+        """Formats the mean and its interval; with sign="+" positive numbers have a sign, too."""
         return f"{self.mean:{sign}.3f}" + ("" if self.half is None else f" ± {self.half:.3f}")
 
     def values(self) -> dict[str, float | int | None]:
@@ -47,29 +47,29 @@ class Estimate:
 
 
 def by_column(row: Row, result: Result, measure: str) -> dict[int, float]:
-    """A run's figures by the table's column: 0 is the base model."""
-    found = {n + (row.column - 1 if n else 0): figure_at(e, measure) for n, e in enumerate(result.evaluations)}
-    return {column: value for column, value in found.items() if value is not None}
+    """Returns a run's figures by column of the table; column 0 is the base model."""
+    figures = {n + (row.column - 1 if n else 0): figure_at(e, measure) for n, e in enumerate(result.evaluations)}
+    return {column: value for column, value in figures.items() if value is not None}
 
 
 def estimates(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int, Estimate]:
-    """Over the seeds, by column."""
+    """Returns the means over the seeds, by column."""
     return {column: Estimate.of(list(values.values())) for column, values in _columns(row, runs, measure).items()}
 
 
 def differences(
     row: Row, runs: Mapping[int, Result], first: Row, first_runs: Mapping[int, Result], measure: str
 ) -> dict[int | str, Estimate]:
-    """The row minus the first one, seed by seed, by column and at the "last" iteration of each."""
+    """Returns the differences of a row to the first one, paired by seed, by column and for the "last" iteration."""
     ours, theirs = (
         _columns(*pair, measure) | {"last": _last(*pair, measure)} for pair in ((row, runs), (first, first_runs))
     )
-    found = {}
+    estimated = {}
     for column in ours.keys() & theirs.keys() - {0}:
         seeds = [seed for seed in ours[column] if seed in theirs[column]]
         if seeds:
-            found[column] = Estimate.of([ours[column][seed] - theirs[column][seed] for seed in seeds])
-    return found
+            estimated[column] = Estimate.of([ours[column][seed] - theirs[column][seed] for seed in seeds])
+    return estimated
 
 
 def _columns(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int | str, dict[int, float]]:
@@ -82,18 +82,18 @@ def _columns(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int | s
 
 def _last(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int, float]:
     values = {seed: by_column(row, result, measure) for seed, result in runs.items()}
-    return {seed: found[max(found)] for seed, found in values.items() if max(found, default=0) > 0}
+    return {seed: figures[max(figures)] for seed, figures in values.items() if max(figures, default=0) > 0}
 
 
 def markdown(study: Study, rows: Sequence[Row], results: Results, config: Config) -> str:
-    """The study's tables: per base the rows, their differences to the first one, and every run."""
+    """Returns the study's section: for each base model the rows, their differences to the first, and every run."""
     lines = [f"### {study.title}", ""]
     for base, by_row in results.items():
-        there = [row for row in rows if by_row.get(row.name)]
-        lines += [*_heading(study, base, by_row, config), "", *_table(study, there, by_row, config), ""]
-        if len(there) > 1:
-            lines += [*_difference_table(study, there, by_row), ""]
-        lines += [*_every_run(study, there, by_row), ""]
+        measured = [row for row in rows if by_row.get(row.name)]
+        lines += [*_heading(study, base, by_row, config), "", *_table(study, measured, by_row, config), ""]
+        if len(measured) > 1:
+            lines += [*_difference_table(study, measured, by_row), ""]
+        lines += [*_every_run(study, measured, by_row), ""]
     numbers = "The paper's numbers: Qwen1.5-72B, IFEval prompt-level strict accuracy, %, one run each. "
     source = (numbers if any(row.paper for row in rows) else "") + study.source
     return "\n".join([*lines, source, ""])
@@ -104,17 +104,17 @@ def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]]
     own = getattr(config.evaluate, config.evaluate.tasks[0], None)  # settings that only this task has
     split = f" ({', '.join(map(str, dataclasses.astuple(own)))})" if own is not None else ""
     seeds = sorted({seed for runs in by_row.values() for seed in runs})
-    told = f"mean ± half the 95 % interval over seeds {', '.join(map(str, seeds))} (Student's t)"
-    told = told if len(seeds) > 1 else f"seed {seeds[0]}"
-    return [f"Base `{base}`: {what} on {config.evaluate.limit} held-out prompts{split}; {told}."]
+    over = f"mean ± half the 95 % interval over seeds {', '.join(map(str, seeds))} (Student's t)"
+    over = over if len(seeds) > 1 else f"seed {seeds[0]}"
+    return [f"Base `{base}`: {what} on {config.evaluate.limit} held-out prompts{split}; {over}."]
 
 
 def _also(config: Config, measure: str) -> list[str]:
-    """Paths of figures that stand beside the measure, as the base has them and the last iteration."""
+    """Paths of the figures that are shown next to the measure, for the base model and the last iteration."""
     tasks = config.evaluate.tasks
-    found = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
-    found += [f"{task}.{figure}" for task in tasks for figure in TASKS[task].figures]
-    return [path for path in found if path != measure]
+    paths = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
+    paths += [f"{task}.{figure}" for task in tasks for figure in TASKS[task].figures]
+    return [path for path in paths if path != measure]
 
 
 def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
@@ -148,7 +148,7 @@ def _difference_table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Ma
     cells = {row.name: differences(row, by_row[row.name], first, by_row[first.name], study.measure) for row in rows[1:]}
     columns = sorted({c for found in cells.values() for c in found if c != "last"})
     header = [f"minus {first.title}", *(f"iteration {n}" for n in columns), "last"]
-    lines = ["Differences, paired by seed; bold where the interval leaves zero out:", ""]
+    lines = ["Differences, paired by seed; bold if the interval excludes zero:", ""]
     lines += [_line(header), _line(["---"] * len(header))]
     for row in rows[1:]:
         found = [cells[row.name].get(column) for column in (*columns, "last")]
@@ -164,24 +164,24 @@ def _every_run(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[i
         lines.append(f"- {row.title}: {' | '.join(runs)}")
         for seed, result in by_row[row.name].items():
             if result.stopped:
-                lines.append(f"  - seed {seed} ended before its time: {result.stopped}")
+                lines.append(f"  - seed {seed} ended early: {result.stopped}")
     return lines
 
 
 def line(result: Result, measure: str) -> str:
-    """A run's figures of iterations 1, 2, ..."""
+    """Formats a run's figures of iterations 1, 2, ..."""
     values = [figure_at(evaluation, measure) for evaluation in result.evaluations[1:]]
     return " ".join("-" if value is None else f"{value:.3f}" for value in values) or "none"
 
 
 def _by_iteration(results: Iterable[Result], path: str) -> str:
-    """Means over the runs of a figure of summary.json, for each iteration."""
-    found: dict[int, list[float]] = {}
+    """Formats the means over the runs of a figure of summary.json, for each iteration."""
+    by_number: dict[int, list[float]] = {}
     for result in results:
         for n, row in enumerate(result.rows[1:], start=1):
             if (value := figure_at(row, path)) is not None:
-                found.setdefault(n, []).append(value)
-    means = [statistics.fmean(values) for _, values in sorted(found.items())]
+                by_number.setdefault(n, []).append(value)
+    means = [statistics.fmean(values) for _, values in sorted(by_number.items())]
     return " / ".join(f"{mean:.0f}" if path == "kept" else f"{mean:.2f}" for mean in means)
 
 
@@ -190,12 +190,12 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def values(study: Study, rows: Sequence[Row], results: Results, config: Config) -> dict:
-    """All figures, for a JSON file."""
-    found: dict = {"title": study.title, "source": study.source, "measure": study.measure or "accuracy"}
-    found |= {"config": config.name, "settings": flatten(config), "bases": {}}
+    """Returns all figures as JSON values."""
+    figures: dict = {"title": study.title, "source": study.source, "measure": study.measure or "accuracy"}
+    figures |= {"config": config.name, "settings": flatten(config), "bases": {}}
     for base, by_row in results.items():
-        there = [row for row in rows if by_row.get(row.name)]
-        found["bases"][base] = {
+        measured = [row for row in rows if by_row.get(row.name)]
+        figures["bases"][base] = {
             row.name: {
                 "title": row.title,
                 "changes": row.changed(config),
@@ -205,7 +205,7 @@ def values(study: Study, rows: Sequence[Row], results: Results, config: Config) 
                 "minus_first_row": {
                     c: x.values()
                     for c, x in differences(
-                        row, by_row[row.name], there[0], by_row[there[0].name], study.measure
+                        row, by_row[row.name], measured[0], by_row[measured[0].name], study.measure
                     ).items()
                 },
                 "runs": {
@@ -213,6 +213,6 @@ def values(study: Study, rows: Sequence[Row], results: Results, config: Config) 
                     for seed, result in by_row[row.name].items()
                 },
             }
-            for row in there
+            for row in measured
         }
-    return found
+    return figures

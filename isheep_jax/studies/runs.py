@@ -1,4 +1,4 @@
-"""The runs of a study: where each lives, how it is made or taken up again, and what came of it."""
+"""The runs of a study: the directory of each, running or resuming it, and reading its results."""
 
 import contextlib
 import fcntl
@@ -22,15 +22,15 @@ from isheep_jax.loop.run_directory import RunDirectory
 from isheep_jax.loop.summary import mean_accuracy
 from isheep_jax.studies.sharing import Run, share
 
-# Settings that say where and how fast a run computes; the seed and the base have directories of their own.
+# Settings that change no result (where and how fast a run computes), and the seed, which names a directory itself.
 _NOT_IN_NAME = ("workdir", "seed", "mesh.", "decode.slots", "decode.steps_per_call")
-# Beside the run's own files: that the study is done with it.
-_MARK = "study.json"
+# Written next to the run's own files when the study is done with the run.
+_MANIFEST = "study.json"
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """What makes runs: a backend for a config, its benchmarks and the instructions that they need held out."""
+class RunFactory:
+    """What a run needs beside its config: makes the backend, evaluators, held-out instructions and reporter."""
 
     backend: Callable[[Config], Backend]
     evaluators: Callable[[Config], dict[str, Evaluator]]
@@ -40,10 +40,10 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """The results of a run.
 
-    evaluations, rows: evaluation.json and summary.json of iterations 0, 1, ... stopped: why it ended before its time,
-    or "". seconds: of making it, in this call (None: it was there). shared: the stages that came from other runs.
+    evaluations, rows: evaluation.json and summary.json of iterations 0, 1, ... stopped: why the run ended early, or "".
+    seconds: what running it took in this call; None if it was finished before. shared: stages linked from other runs.
     """
 
     evaluations: list[dict]
@@ -53,11 +53,16 @@ class Result:
     shared: tuple[str, ...] = ()
 
 
-def place(config: Config, named: Config, base: str, seed: int) -> Config:
-    """The config with the directory of its run: WORKDIR/BASE/CHANGES-DIGEST/SEED.
+def with_run_directory(config: Config, named: Config, base: str, seed: int) -> Config:
+    """Returns the config of one run, with its directory WORKDIR/BASE/CHANGES-DIGEST/SEED.
 
-    Equal settings have one directory, whatever study they are in. named: the config by its name; what differs from it
-    names the directory. base: the path of the base model.
+    Equal settings share one directory, whatever study they belong to.
+
+    Args:
+        config: The settings of the row; `workdir` is the directory of all runs.
+        named: The named config that the study starts from. The settings that differ from it name the directory.
+        base: Path of the base model.
+        seed: Seed of the run.
     """
     config = replace(config, seed=seed, model=replace(config.model, path=base))
     before = flatten(named)
@@ -73,59 +78,60 @@ def place(config: Config, named: Config, base: str, seed: int) -> Config:
     return replace(config, workdir=str(Path(config.workdir) / Path(base).name / f"{label}-{digest}" / str(seed)))
 
 
-def result(config: Config) -> Result | None:
-    """What came of a run that is there, whole; None when it is not."""
+def read_result(config: Config) -> Result | None:
+    """Reads the results of a run; None unless the run is finished."""
     directory = Path(config.directory)
-    if not (directory / _MARK).exists():
+    if not (directory / _MANIFEST).exists():
         return None
-    mark = read_json(directory / _MARK)
-    iterations = [directory / f"iteration_{n}" for n in range(mark["evaluations"])]
+    manifest = read_json(directory / _MANIFEST)
+    iterations = [directory / f"iteration_{n}" for n in range(manifest["evaluations"])]
     evaluations = [read_json(iteration / "evaluation.json") for iteration in iterations]
     rows = [read_json(iteration / "summary.json") for iteration in iterations]
-    return Result(evaluations, rows, mark["stopped"])
+    return Result(evaluations, rows, manifest["stopped"])
 
 
-def obtain(config: Config, workshop: Workshop) -> Result:
-    """The run's result; makes the run, or goes on with it, unless it is there.
+def run_or_resume(config: Config, factory: RunFactory) -> Result:
+    """Returns the results of a run, after running or resuming it if it is not finished.
 
-    What another run of the same seed and base beside it has finished is not computed again. A run that collapses
-    (nothing is kept, say) is a result like others, with fewer iterations. Raises UserError for bad input.
+    Stages that another run of the same seed and base model has finished are not computed again. A run that collapses
+    (for example because nothing is kept) has results like any other, with fewer iterations. Raises UserError for bad
+    input.
     """
     directory = Path(config.directory)
-    with _alone(directory):
-        if found := result(config):
-            return found
+    with _exclusive(directory):
+        if finished := read_result(config):
+            return finished
         begun = time.monotonic()
-        backend = workshop.backend(config)
+        backend = factory.backend(config)
         inputs = read_inputs(config, backend.judge).digests
         RunDirectory.open(config, inputs, environment())
-        shared = share(Run.read(directory), config, _beside(directory))
+        shared = share(Run.read(directory), config, _sibling_runs(directory))
         stopped = ""
         try:
-            run(config, backend, workshop.evaluators(config), workshop.held_out(config), workshop.reporter())
+            run(config, backend, factory.evaluators(config), factory.held_out(config), factory.reporter())
         except NothingLeftError as collapse:
             stopped = str(collapse)
         done = sum((directory / f"iteration_{n}" / "summary.json").exists() for n in range(config.iterations + 1))
-        write_json(directory / _MARK, {"evaluations": done, "stopped": stopped})
-        # Nothing trains from them any more, and they are most of what a run takes.
+        write_json(directory / _MANIFEST, {"evaluations": done, "stopped": stopped})
+        # Training is over, and checkpoints take most of the space of a run.
         for checkpoints in directory.glob("iteration_*/**/checkpoints"):
             shutil.rmtree(checkpoints)
         seconds = time.monotonic() - begun
-        return replace(result(config), seconds=seconds, shared=tuple(shared))
+        return replace(read_result(config), seconds=seconds, shared=tuple(shared))
 
 
-def _beside(directory: Path) -> Iterator[Run]:
-    """Other runs of the seed and the base."""
+def _sibling_runs(directory: Path) -> Iterator[Run]:
+    """Yields the other runs of the same seed and base model."""
     for other in sorted(directory.parent.parent.glob(f"*/{directory.name}")):
         if other != directory and (other / "config.json").exists():
-            # Runs of a version with other settings have nothing in common with this one.
+            # A run of another version of the settings has nothing in common with this one.
             with contextlib.suppress(KeyError):
                 yield Run.read(other)
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Waits until no other process makes this run."""
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Waits until no other process works on this run."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -133,9 +139,9 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def figure_at(results: Mapping[str, Any], path: str) -> float | None:
-    """A figure of an evaluation.json or summary.json by its path, such as "tiny.content".
+    """Returns a figure of an evaluation.json or summary.json by its path, such as "tiny.content".
 
-    "": the mean accuracy over the benchmarks.
+    The path "" means the mean accuracy over the tasks.
     """
     if not path:
         return mean_accuracy(results)

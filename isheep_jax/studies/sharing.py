@@ -1,9 +1,9 @@
-"""What two runs have in common is computed once: finished stages of one are linked into the other.
+"""Shares the work that two runs have in common: finished stages of one run are linked into the other.
 
-Each step of a run has a key: a digest of all that its result follows from, which is the settings that it reads, in the
-form in which they take effect in its iteration, the input files, the versions of the packages and the keys before it.
-In iteration 1, for example, every `sft.start` is the base model. Steps of equal keys have equal results, byte for byte
-but for their times.
+Each step of a run has a key, a digest of everything that its result depends on: the settings it reads, in the form in
+which they take effect in its iteration, the input files, the versions of the packages, and the keys of the steps before
+it. In iteration 1, for example, every `sft.start` means the base model. Steps with equal keys have byte-identical
+results, apart from their times.
 """
 
 import os
@@ -25,7 +25,7 @@ Keys = dict[tuple[int, str], str]
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory with the keys of its steps."""
+    """A run directory with its settings and the keys of its steps."""
 
     directory: Path
     settings: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Run:
 
     @classmethod
     def read(cls, directory: Path) -> "Run":
-        """A run that has begun, in `directory`."""
+        """Reads a run that has begun."""
         settings = dict(_flat(read_json(directory / "config.json")))
         inputs, environment = (read_json(directory / f"{name}.json") for name in ("inputs", "environment"))
         return cls(directory, settings, step_keys(settings, inputs, environment))
@@ -49,12 +49,12 @@ class Run:
             return None
         if name == "agreement":
             return name
-        # The second turn goes on from the selection, whatever its stages are called.
+        # All stages of the second turn depend on the selection of the first.
         return "select" if manifest.parent.parent.name == "second_turn" else level
 
 
 def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environment: Mapping[str, Any]) -> Keys:
-    """Returns keys by iteration and level: LEVELS, "agreement" with a second judge, and "evaluation" (from 0)."""
+    """Returns the keys by iteration and level: LEVELS, "agreement" (second judge), "evaluation" (from iteration 0)."""
     common = [environment, settings["name"], settings["evaluate.tasks"]]
     measured = {name: value for name, value in settings.items() if name.startswith("evaluate.")}
     read = settings_of(next(iter(LEVELS)), settings)
@@ -68,31 +68,31 @@ def step_keys(settings: Mapping[str, Any], inputs: Mapping[str, str], environmen
             before = digest([common, number, level, read, before])
             keys[number, level] = before
         second = second_judge(Config(assess=AssessConfig(judge=settings["assess.judge"])))
-        drawn = settings["assess.agreement"], _scorer(second, number)
-        keys[number, "agreement"] = digest([keys[number, "assess"], drawn])
+        compared = settings["assess.agreement"], _scorer(second, number)
+        keys[number, "agreement"] = digest([keys[number, "assess"], compared])
         keys[number, "evaluation"] = digest([before, measured])
     return keys
 
 
 def _effective(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The settings with those values alike that mean the same in iteration `number`."""
+    """Returns the settings with one value for all values that mean the same in iteration `number`."""
     temperatures = settings["respond.temperature"]
-    found = {**settings, "respond.temperature": temperatures[min(number, len(temperatures)) - 1]}
+    effective = {**settings, "respond.temperature": temperatures[min(number, len(temperatures)) - 1]}
     if number == 1:
-        found |= {"sft.start": "base", "sft.data": "iteration", "retrieval.pool": "seeds"}
-    found["assess.judge"] = _scorer(settings["assess.judge"], number)
-    # A second judge changes nothing but how far it agrees.
-    del found["assess.agreement"]
-    return found
+        effective |= {"sft.start": "base", "sft.data": "iteration", "retrieval.pool": "seeds"}
+    effective["assess.judge"] = _scorer(settings["assess.judge"], number)
+    # A second judge changes only the agreement.
+    del effective["assess.agreement"]
+    return effective
 
 
 def _scorer(judge: str, number: int) -> int | str:
-    """The iteration whose model scores in iteration `number`, if it is one of the run's; 0: the base model."""
+    """The iteration whose model scores in iteration `number` (0: the base model), or another judge itself."""
     return max(number - {"current": 1, "previous": 2, "base": number}[judge], 0) if judge in OWN_JUDGES else judge
 
 
 def share(run: Run, config: Config, others: Iterable[Run]) -> list[str]:
-    """Links what other runs have finished and `run`, which has begun, has not. Returns names of what was linked."""
+    """Links into `run` what other runs have finished and it has not. Returns the names of what was linked."""
     shared = []
     for other in others:
         for number in range(config.iterations + 1):
@@ -103,46 +103,46 @@ def share(run: Run, config: Config, others: Iterable[Run]) -> list[str]:
 
 
 def _share_iteration(run: Run, other: Run, number: int, same: set[str], config: Config) -> Iterator[str]:
-    place, source = run.iteration(number), other.iteration(number)
+    target_directory, source = run.iteration(number), other.iteration(number)
     unused = {"likelihoods": not needs_perplexities(config), "vectors": not needs_clusters(config)}
     for manifest in sorted((*source.glob("*/DONE"), *source.glob("second_turn/*/DONE"))):
         level, stage = other.level(manifest), manifest.parent
-        target = place / stage.relative_to(source)
+        target = target_directory / stage.relative_to(source)
         if level not in same or unused.get(stage.name) or (target / "DONE").exists():
             continue
         shutil.rmtree(target, ignore_errors=True)
         _link(stage, target, leave_out=("DONE",))
         _rewrite(manifest, target / "DONE", run, other)
-        yield str(target.relative_to(place))
+        yield str(target.relative_to(target_directory))
     for name in ("engraved", "model"):
-        # What cloning learns from is a model in a directory of its own.
+        # The engraved model of cloning has a directory of its own.
         within = "engraved" if name == "engraved" else ""
-        yield from _share_model(run, other, place / within, source / within, name, same)
+        yield from _share_model(run, other, target_directory / within, source / within, name, same)
 
 
-def _share_model(run: Run, other: Run, place: Path, source: Path, name: str, same: set[str]) -> Iterator[str]:
+def _share_model(run: Run, other: Run, target: Path, source: Path, name: str, same: set[str]) -> Iterator[str]:
     trained, measured = source / "fine_tune.json", source / "evaluation.json"
-    if "train" in same and trained.exists() and not (place / "fine_tune.json").exists():
+    if "train" in same and trained.exists() and not (target / "fine_tune.json").exists():
         for part in ("model", "adapter"):
-            shutil.rmtree(place / part, ignore_errors=True)
+            shutil.rmtree(target / part, ignore_errors=True)
             if (source / part).exists():
-                _link(source / part, place / part)
-        _rewrite(trained, place / "fine_tune.json", run, other)
+                _link(source / part, target / part)
+        _rewrite(trained, target / "fine_tune.json", run, other)
         yield name
-    if "evaluation" in same and measured.exists() and not (place / "evaluation.json").exists():
-        _link(measured, place / "evaluation.json")
+    if "evaluation" in same and measured.exists() and not (target / "evaluation.json").exists():
+        _link(measured, target / "evaluation.json")
         yield "evaluation"
 
 
 def _rewrite(manifest: Path, target: Path, run: Run, other: Run) -> None:
-    """A manifest of the other run as this run would have written it, in the other's time."""
+    """Writes a manifest of the other run as this run would have written it, with the other's duration."""
     digests = {digest(settings_of(level, other.settings)): digest(settings_of(level, run.settings)) for level in LEVELS}
     content = read_json(manifest)
     write_json(target, {**content, "config": digests[content["config"]]})
 
 
 def _link(source: Path, target: Path, leave_out: tuple[str, ...] = ()) -> None:
-    """A file, or a directory and all in it. Runs replace files and never write into them, so links are safe."""
+    """Hard-links a file, or all files of a directory. Runs replace files and never write into them."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
         for path in source.iterdir():
@@ -154,7 +154,7 @@ def _link(source: Path, target: Path, leave_out: tuple[str, ...] = ()) -> None:
     try:
         os.link(source, target)
     except OSError:
-        # A file system without links.
+        # The file system has no hard links.
         shutil.copy2(source, target)
 
 

@@ -10,7 +10,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.inputs import read_inputs
 from isheep_jax.named_configs import named_config
 from isheep_jax.studies.definitions import STUDIES
-from isheep_jax.studies.runs import Workshop
+from isheep_jax.studies.runs import RunFactory
 
 SMALL = ["--config=tiny", "--study=filters", "--synthesize.instructions=30", "--iterations=2", "--select.buckets=none"]
 
@@ -27,8 +27,8 @@ def backends(monkeypatch):
     def evaluate(model, progress):
         return {**evaluator(model, progress), "content": 0.5}
 
-    workshop = Workshop(backend, lambda config: {"tiny": evaluate}, lambda config: frozenset(), SilentReporter)
-    monkeypatch.setattr(study, "_workshop", lambda: workshop)
+    factory = RunFactory(backend, lambda config: {"tiny": evaluate}, lambda config: frozenset(), SilentReporter)
+    monkeypatch.setattr(study, "_run_factory", lambda: factory)
     return made
 
 

@@ -72,7 +72,7 @@ def test_a_run_that_ended_early_is_counted_where_it_was_and_explained():
     results = {"b": {"loop": {1: result(0.1, 0.5, 0.7), 2: result(0.1, 0.6, stopped="select: 0 pairs are kept")}}}
     text = report.markdown(STUDY, STUDY.rows, results, named_config("tiny"))
     assert "| the loop | 2 | 0.100 | 0.550 ± 0.635 | 0.700 (1 of 2) |" in text
-    assert "seed 2 ended before its time: select: 0 pairs are kept" in text
+    assert "seed 2 ended early: select: 0 pairs are kept" in text
 
 
 def test_another_measure_is_read_by_its_path():

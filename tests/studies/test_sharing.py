@@ -48,11 +48,11 @@ PAIRS = {
 
 
 class Bench:
-    """A workshop on the scripted model; keeps its backends."""
+    """A run factory on the scripted model; keeps its backends."""
 
     def __init__(self, fuse: Fuse | None = None):
         self.backends: list[ScriptedBackend] = []
-        self.workshop = runs.Workshop(
+        self.factory = runs.RunFactory(
             lambda config: self.backend(fuse),
             lambda config: {"fake": evaluator},
             lambda config: frozenset(),
@@ -63,13 +63,13 @@ class Bench:
         self.backends.append(ScriptedBackend(fuse))
         return self.backends[-1]
 
-    def obtain(self, config: Config) -> runs.Result:
-        return runs.obtain(config, self.workshop)
+    def run(self, config: Config) -> runs.Result:
+        return runs.run_or_resume(config, self.factory)
 
 
-def placed(root: Path, changes: dict, seed: int = 1, base: str = "models/base") -> Config:
+def run_config(root: Path, changes: dict, seed: int = 1, base: str = "models/base") -> Config:
     named = tiny_config(root)
-    return runs.place(replace_settings(named, changes), named, base, seed)
+    return runs.with_run_directory(replace_settings(named, changes), named, base, seed)
 
 
 def records(config: Config) -> dict[str, bytes]:
@@ -80,12 +80,12 @@ def records(config: Config) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_run_that_shares_is_the_run_that_it_would_be_alone(tmp_path, name):
     first, second, trainings = PAIRS[name]
-    alone = placed(tmp_path / "alone", second)
-    assert Bench().obtain(alone).shared == ()
+    alone = run_config(tmp_path / "alone", second)
+    assert Bench().run(alone).shared == ()
     bench = Bench()
-    bench.obtain(placed(tmp_path / "beside", first))
-    beside = placed(tmp_path / "beside", second)
-    result = bench.obtain(beside)
+    bench.run(run_config(tmp_path / "beside", first))
+    beside = run_config(tmp_path / "beside", second)
+    result = bench.run(beside)
     assert "0/evaluation" in result.shared
     assert len(bench.backends[1].calls) == trainings
     assert records(beside) == records(alone)
@@ -93,8 +93,8 @@ def test_a_run_that_shares_is_the_run_that_it_would_be_alone(tmp_path, name):
 
 def shared(tmp_path: Path, first: dict, second: dict) -> tuple[str, ...]:
     bench = Bench()
-    bench.obtain(placed(tmp_path, first))
-    return bench.obtain(placed(tmp_path, second)).shared
+    bench.run(run_config(tmp_path, first))
+    return bench.run(run_config(tmp_path, second)).shared
 
 
 def test_rows_share_as_far_as_their_settings_agree(tmp_path):
@@ -115,36 +115,36 @@ def test_rows_share_as_far_as_their_settings_agree(tmp_path):
 
 def test_nothing_is_shared_across_seeds_bases_files_and_versions(tmp_path, monkeypatch):
     bench = Bench()
-    bench.obtain(placed(tmp_path, {}))
-    assert bench.obtain(placed(tmp_path, {}, seed=2)).shared == ()
-    assert bench.obtain(placed(tmp_path, {}, base="models/other")).shared == ()
-    assert bench.obtain(placed(tmp_path, {}, base="elsewhere/base")).shared == ()
+    bench.run(run_config(tmp_path, {}))
+    assert bench.run(run_config(tmp_path, {}, seed=2)).shared == ()
+    assert bench.run(run_config(tmp_path, {}, base="models/other")).shared == ()
+    assert bench.run(run_config(tmp_path, {}, base="elsewhere/base")).shared == ()
     seeds = tmp_path / "seeds.jsonl"
     for i, text in enumerate(("Name a bird.", "Name a fish.")):
         lines = [f'{{"instruction": "{text} {n}", "input": "", "output": "x"}}' for n in range(4)]
         seeds.write_text("\n".join(lines))
         changes = {"synthesize.seeds": str(seeds), "sft.epochs": i + 1}
-        assert not [name for name in bench.obtain(placed(tmp_path, changes)).shared if name.startswith("1/")]
+        assert not [name for name in bench.run(run_config(tmp_path, changes)).shared if name.startswith("1/")]
     monkeypatch.setattr(runs, "environment", lambda: {"packages": {"jax": "next"}})
-    assert bench.obtain(placed(tmp_path, {"select.fraction": 0.5})).shared == ()
+    assert bench.run(run_config(tmp_path, {"select.fraction": 0.5})).shared == ()
 
 
 def test_other_measurements_share_the_models_but_not_the_figures(tmp_path):
     bench = Bench()
-    first = placed(tmp_path, {})
-    bench.obtain(first)
+    first = run_config(tmp_path, {})
+    bench.run(first)
     second = replace(
         first, evaluate=EvaluateConfig(limit=7), workdir=str(Path(first.workdir).parent.parent / "x" / "1")
     )
-    result = bench.obtain(second)
+    result = bench.run(second)
     assert "1/model" in result.shared
     assert not [name for name in result.shared if "evaluation" in name]
 
 
 def test_equal_settings_are_one_run_that_is_made_once(tmp_path):
     bench = Bench()
-    first = bench.obtain(placed(tmp_path, {"select.rule": "random"}))
-    again = bench.obtain(placed(tmp_path, {"select.rule": "random", "mesh.data": 2}))
+    first = bench.run(run_config(tmp_path, {"select.rule": "random"}))
+    again = bench.run(run_config(tmp_path, {"select.rule": "random", "mesh.data": 2}))
     assert len(bench.backends) == 1
     assert (first.evaluations, first.rows) == (again.evaluations, again.rows)
     assert first.seconds is not None
@@ -152,8 +152,8 @@ def test_equal_settings_are_one_run_that_is_made_once(tmp_path):
 
 
 def test_training_states_of_finished_runs_are_not_kept(tmp_path):
-    config = placed(tmp_path, {})
-    Bench().obtain(config)
+    config = run_config(tmp_path, {})
+    Bench().run(config)
     assert not list(Path(config.directory).rglob("checkpoints"))
     assert list(Path(config.directory).rglob("weights.json"))
 
@@ -161,30 +161,30 @@ def test_training_states_of_finished_runs_are_not_kept(tmp_path):
 @pytest.mark.parametrize("at", [3, 30, 95, 120, 190])
 def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_runs(tmp_path, at):
     first, second, _ = PAIRS["start"]
-    alone = placed(tmp_path / "alone", second)
-    Bench().obtain(alone)
+    alone = run_config(tmp_path / "alone", second)
+    Bench().run(alone)
     fuse = Fuse(at)
     killed = []
     bench = Bench(fuse)
     for changes in (first, second):
         try:
-            bench.obtain(placed(tmp_path / "beside", changes))
+            bench.run(run_config(tmp_path / "beside", changes))
         except Killed:
             killed.append(changes)
             break
     assert killed
     for changes in (first, second):
-        Bench().obtain(placed(tmp_path / "beside", changes))
-    assert records(placed(tmp_path / "beside", second)) == records(alone)
+        Bench().run(run_config(tmp_path / "beside", changes))
+    assert records(run_config(tmp_path / "beside", second)) == records(alone)
 
 
 @pytest.mark.parametrize("at", [1, 2, 6, 9])
 def test_a_kill_while_stages_are_linked_leaves_no_half_of_one(tmp_path, monkeypatch, at):
     first, second, _ = PAIRS["start"]
-    alone = placed(tmp_path / "alone", second)
-    Bench().obtain(alone)
+    alone = run_config(tmp_path / "alone", second)
+    Bench().run(alone)
     bench = Bench()
-    bench.obtain(placed(tmp_path / "beside", first))
+    bench.run(run_config(tmp_path / "beside", first))
     fuse, link = Fuse(at), os.link
 
     def killing_link(*paths):
@@ -194,9 +194,9 @@ def test_a_kill_while_stages_are_linked_leaves_no_half_of_one(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(sharing.os, "link", killing_link)
         with pytest.raises(Killed):
-            bench.obtain(placed(tmp_path / "beside", second))
-    bench.obtain(placed(tmp_path / "beside", second))
-    assert records(placed(tmp_path / "beside", second)) == records(alone)
+            bench.run(run_config(tmp_path / "beside", second))
+    bench.run(run_config(tmp_path / "beside", second))
+    assert records(run_config(tmp_path / "beside", second)) == records(alone)
 
 
 def test_file_systems_without_links_get_copies(tmp_path, monkeypatch):
@@ -204,21 +204,21 @@ def test_file_systems_without_links_get_copies(tmp_path, monkeypatch):
         raise OSError("no links here")
 
     monkeypatch.setattr(sharing.os, "link", refuse)
-    alone = placed(tmp_path / "alone", {"sft.epochs": 3})
-    Bench().obtain(alone)
+    alone = run_config(tmp_path / "alone", {"sft.epochs": 3})
+    Bench().run(alone)
     bench = Bench()
-    bench.obtain(placed(tmp_path / "beside", {}))
-    beside = placed(tmp_path / "beside", {"sft.epochs": 3})
-    assert "1/selected" in bench.obtain(beside).shared
+    bench.run(run_config(tmp_path / "beside", {}))
+    beside = run_config(tmp_path / "beside", {"sft.epochs": 3})
+    assert "1/selected" in bench.run(beside).shared
     assert records(beside) == records(alone)
 
 
 def test_a_run_that_collapses_is_a_result_and_is_not_tried_again(tmp_path):
     bench = Bench()
-    config = placed(tmp_path, {"select.rule": "threshold", "select.threshold": 9.9})
-    result = bench.obtain(config)
+    config = run_config(tmp_path, {"select.rule": "threshold", "select.threshold": 9.9})
+    result = bench.run(config)
     assert result.stopped.startswith("select: 0 pairs are kept")
     assert len(result.evaluations) == len(result.rows) == 1
-    again = bench.obtain(config)
+    again = bench.run(config)
     assert again.stopped == result.stopped
     assert len(bench.backends) == 1
