@@ -11,13 +11,14 @@ from isheep_jax.config import OWN_JUDGES, Config
 from isheep_jax.files import write_json
 from isheep_jax.loop import guards
 from isheep_jax.loop.context import StageContext
-from isheep_jax.loop.filters.novelty import Pool, RestartingPool, normalize
+from isheep_jax.loop.filters.normalization import normalize
+from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.inputs import environment, read_inputs
 from isheep_jax.loop.judging import judges
 from isheep_jax.loop.models import DeferredModel, judge_of, writer_of
 from isheep_jax.loop.prompting import similar
-from isheep_jax.loop.prompting.principles import Principles
-from isheep_jax.loop.prompting.topics import Guided, brainstorm, hints, read_types, wanted
+from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
+from isheep_jax.loop.prompting.zero_shot import is_bare, prompt_for
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter
 from isheep_jax.loop.records import Instruction, Scores, Selected, kept
 from isheep_jax.loop.run_directory import RunDirectory
@@ -26,7 +27,7 @@ from isheep_jax.loop.stages.clone import answer_thoroughly
 from isheep_jax.loop.stages.evaluate import evaluate
 from isheep_jax.loop.stages.fine_tune import fine_tune
 from isheep_jax.loop.stages.follow_up import as_assessed, first_turn, write_follow_ups
-from isheep_jax.loop.stages.respond import is_bare, prompt_for, respond
+from isheep_jax.loop.stages.respond import respond
 from isheep_jax.loop.stages.select import select_pairs
 from isheep_jax.loop.stages.synthesize import synthesize
 from isheep_jax.loop.summary import IterationSummary, best_iteration, has_stopped_improving, headline, mean
@@ -83,9 +84,10 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
     writer, judge = writer_of(context, backend), judge_of(context, backend, config.assess.judge)
 
     neighbors = similar.embed_pool(context, writer, backend) if _needs_neighbors(context) else None
-    instructions = synthesize(context, writer, novelty_pool(context), **_sources(context, writer, neighbors))
+    sources = SYNTHESIZE_METHODS[config.synthesize.method].sources(context, writer, neighbors)
+    instructions = synthesize(context, writer, novelty_pool(context), sources)
     new = kept(instructions)
-    first = answer(context, writer, judge, new, steering=_steering(context, writer, new, neighbors))
+    first = answer(context, writer, judge, new, neighbors=neighbors)
     agreement = compare_judges(context, backend, first) if config.assess.agreement else None
 
     second_turn = None
@@ -140,19 +142,20 @@ def answer(
     instructions: Sequence[Instruction],
     *,
     after: Sequence[Selected] = (),
-    steering: Principles | similar.Examples | None = None,
+    neighbors: similar.Neighbors | None = None,
 ) -> Answered:
     """Answers the (kept) instructions of one turn, scores the answers and selects among them.
 
     after: in the second turn, the pairs that the instructions follow.
-    steering: as in `respond`.
+    neighbors: the pairs that prompts show by similarity, if they do.
     """
     by_id = {pair.id: pair for pair in after}
     before = {x.id: by_id[x.seeds[0]] for x in instructions} if after else {}
     history = {id: first_turn(pair) for id, pair in before.items()}
     bare = is_bare(context)
     prompts = {x.id: prompt_for(x.instruction, x.input, bare=bare, history=history.get(x.id, ())) for x in instructions}
-    pairs = respond(context, writer, instructions, prompts, steering)
+    method = RESPOND_METHODS[context.config.respond.method]
+    pairs = respond(context, writer, instructions, method.prompts(context, writer, instructions, prompts, neighbors))
     scores = assess(context, judge, as_assessed(kept(pairs), before) if before else kept(pairs))
     return Answered(scores, select_pairs(context, judge, pairs, scores, prompts))
 
@@ -191,28 +194,3 @@ def novelty_pool(context: StageContext) -> Pool | RestartingPool:
 
 def _needs_neighbors(context: StageContext) -> bool:
     return similar.is_used(context.config) and not context.is_done("responses")
-
-
-def _sources(context: StageContext, writer: Model, neighbors: similar.Neighbors | None) -> dict:
-    """Returns where the prompts of `synthesize` come from, beside the seeds."""
-    if wanted(context.config):
-        types = read_types(context.templates.topics_file)
-        return {"guided": Guided(context, types, hints(types, brainstorm(context, writer, types)))}
-    if context.config.synthesize.method == "retrieved" and neighbors:
-        return {"questions": similar.Questions(context.templates, neighbors)}
-    return {}
-
-
-def _steering(
-    context: StageContext,
-    writer: Model,
-    instructions: Sequence[Instruction],
-    neighbors: similar.Neighbors | None,
-) -> Principles | similar.Examples | None:
-    """Returns what shapes the prompts of `respond`, if anything does."""
-    if context.config.respond.method == "principles":
-        return Principles(context.templates)
-    if context.config.respond.method == "retrieved" and neighbors:
-        shown = similar.choose_examples(context, writer, neighbors, instructions)
-        return similar.Examples(context.templates, neighbors, shown)
-    return None

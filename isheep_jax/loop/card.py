@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isheep_jax.config import OWN_JUDGES, Config, is_server
+from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
 from isheep_jax.loop.selection.select import describe
 from isheep_jax.loop.stages.assess import SINGLE
 
@@ -44,17 +45,8 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int, th
     start = "the base model" if sft.start == "base" or iteration == 1 else writer
     rule = describe(config)
     data = " of all iterations so far" if sft.data == "all" and iteration > 1 else ""
-    shown = f"{config.retrieval.examples} {'similar' if config.retrieval.choose == 'nearest' else 'random'} pairs"
-    asked = {
-        "few_shot": "",
-        "topics": f", {config.synthesize.topic_share:.0%} of them about topics of its own",
-        "retrieved": f", each after {shown}",
-    }[config.synthesize.method]
-    steered = {
-        "zero_shot": "",
-        "principles": " after rules of good answers, which are not trained on",
-        "retrieved": f" after {shown}, which are not trained on",
-    }[respond.method]
+    asked = SYNTHESIZE_METHODS[config.synthesize.method].describe(config)
+    steered = RESPOND_METHODS[respond.method].describe(config)
     chosen = f"{pairs} pairs{data}: {rule}"
     if sft.seeds != "none":
         chosen = "the seed tasks alone" if sft.seeds == "alone" else f"{chosen}; among them the seed tasks"

@@ -12,9 +12,10 @@ from etils import epath
 from isheep_jax.config import Config
 from isheep_jax.loop.judging import judges
 from isheep_jax.loop.prompting import similar
+from isheep_jax.loop.prompting.methods import templates_of
 from isheep_jax.loop.prompting.seeds import Seed, check_outputs, read_seeds
 from isheep_jax.loop.prompting.templates import Templates, load
-from isheep_jax.loop.prompting.topics import read_types, wanted
+from isheep_jax.loop.prompting.topics import read_types
 from isheep_jax.loop.stages.assess import asked
 
 _PACKAGES = (
@@ -49,17 +50,11 @@ def read_inputs(config: Config, foreign_judge: epath.Path | None) -> Inputs:
 
     foreign_judge: the directory of a judge that is none of the run's own models; its name stands for its files.
     """
-    needed = {
-        "follow_up": config.synthesize.turns == 2,
-        "topics": wanted(config) > 0,
-        "guided": wanted(config) > 0,
-        "principles": config.respond.method == "principles",
-        "thorough": config.clone.enabled,
-        "retrieved": similar.is_used(config),
-    }
-    names = ("synthesize", *asked(config.assess).values(), *(name for name, is_needed in needed.items() if is_needed))
+    follow_up = ("follow_up",) if config.synthesize.turns == 2 else ()
+    thorough = ("thorough",) if config.clone.enabled else ()
+    names = ("synthesize", *asked(config.assess).values(), *follow_up, *templates_of(config), *thorough)
     templates = load(config.prompts, names)
-    if wanted(config):
+    if config.synthesize.method == "topics":
         read_types(templates.topics_file)
     path = templates.seeds_file(config.synthesize.seeds)
     by_similarity = config.synthesize.method == "retrieved"

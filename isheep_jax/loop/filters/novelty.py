@@ -11,7 +11,6 @@ import numpy as np
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
 
-from isheep_jax.loop.filters.normalization import normalize as normalize
 from isheep_jax.loop.filters.normalization import tokenize
 from isheep_jax.loop.filters.rouge import Bounds, Pairs, Segment, Texts, Vocabulary, all_pairs, batched
 

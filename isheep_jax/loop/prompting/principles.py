@@ -1,8 +1,8 @@
-"""Responses by principles: thoughts first, then the answer, which alone goes on (SELF-ALIGN, section 3.2).
+"""Prompts for responses by principles: the model writes thoughts first, then the answer (SELF-ALIGN, section 3.2).
 
-The prompt holds the rules of good answers and a few conversations in which an assistant keeps them. What the model adds
-is read and filtered here; neither the prompt nor the thoughts are ever trained on, which engraves the rules into the
-model (section 3.3).
+The prompt holds the rules of good answers and a few conversations in which an assistant follows them. The completion is
+parsed and filtered here. Neither the prompt nor the thoughts are trained on, only the answers; that engraves the rules
+into the model (section 3.3).
 """
 
 import json
@@ -13,10 +13,11 @@ from pathlib import Path
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.normalization import normalize
+from isheep_jax.loop.prompting.protocols import ParsedResponse
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.records import Instruction
 
-# A clause of fewer words may come twice in a good answer.
+# Shorter clauses (in words) may occur twice in a good answer.
 REPEATED_WORDS = 5
 
 _SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？\n]+|$)")
@@ -33,11 +34,11 @@ _PREAMBLE = re.compile(
 
 @dataclass(frozen=True)
 class Form:
-    """How a principles prompt marks its parts; the file principles.json beside it.
+    """How a principles prompt marks its parts: the file principles.json next to the template.
 
-    stop: strings that end an answer, such as the user's label. thoughts: what thoughts must say, in any case; "" where
-    any will do. answer: the label between thoughts and answer; "" where the answer comes at once, without thoughts.
-    least_characters: of an answer. leaks: words of the examples, which belong into no other answer.
+    stop: strings that end an answer, such as the user's label. thoughts: text that thoughts must contain, ignoring
+    case; "" if any will do. answer: the label between thoughts and answer; "" if there are no thoughts.
+    least_characters: smallest length of an answer. leaks: words of the examples that belong in no other answer.
     """
 
     stop: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class Form:
 
 
 def read_form(path: Path) -> Form:
-    """Raises UserError when the file is not like a `Form`."""
+    """Reads a `Form`. Raises UserError when the file does not describe one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         form = Form(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
@@ -66,7 +67,7 @@ def read_form(path: Path) -> Form:
 
 
 class Principles:
-    """The prompt and what is read from its completions. Raises UserError when the templates' form is none."""
+    """The prompts, and the parser of their completions. Raises UserError when principles.json is malformed."""
 
     def __init__(self, templates: Templates):
         self._templates = templates
@@ -80,37 +81,38 @@ class Principles:
         prompt = self._templates.answer("principles", instruction.instruction, instruction.input)
         return Request(id, prompt, self._templates.prefix("principles"))
 
-    def read(self, text: str, instruction: Instruction) -> tuple[str | None, str, str | None]:
-        """(thoughts, or None where the form has none; answer; why the answer is dropped, or None)."""
+    def parse(self, text: str, instruction: Instruction) -> ParsedResponse:
+        """Returns the thoughts (None if the form has none), the answer, and why the answer is dropped or None."""
         form, thoughts = self._form, None
         if form.answer:
             thoughts, label, answer = text.partition(form.answer)
             thoughts = thoughts.strip()
             if not label:
-                return thoughts, "", "no answer"
+                return ParsedResponse(thoughts, "", "no answer")
             if not thoughts or form.thoughts.lower() not in thoughts.lower():
-                return thoughts, answer.strip(), "no thoughts"
+                return ParsedResponse(thoughts, answer.strip(), "no thoughts")
             if form.answer in answer:
-                return thoughts, answer.strip(), "leftover of the form"
+                return ParsedResponse(thoughts, answer.strip(), "leftover of the form")
         else:
             answer = text
         answer = until_repeated(clean(answer))
-        return thoughts, answer, self._reason(answer, f"{instruction.instruction}\n{instruction.input}")
+        reason = self._reason(answer, f"{instruction.instruction}\n{instruction.input}")
+        return ParsedResponse(thoughts, answer, reason)
 
-    def _reason(self, answer: str, asked: str) -> str | None:
+    def _reason(self, answer: str, task: str) -> str | None:
         if not answer:
             return "empty"
         if len(answer) < self._form.least_characters:
             return "too short"
         if _APOLOGY.match(answer):
             return "opens with an apology"
-        if any(_says(answer, leak) and not _says(asked, leak) for leak in self._form.leaks):
+        if any(_says(answer, leak) and not _says(task, leak) for leak in self._form.leaks):
             return "leak from the examples"
         return None
 
 
 def clean(answer: str) -> str:
-    """The answer without white space around it and without a preamble that names an encyclopedia."""
+    """Strips white space around an answer, and a preamble that names an encyclopedia."""
     answer = answer.strip()
     if match := _PREAMBLE.match(answer):
         answer = answer[match.end() :]
@@ -119,7 +121,7 @@ def clean(answer: str) -> str:
 
 
 def until_repeated(answer: str) -> str:
-    """The whole sentences in front of the first clause that was there before."""
+    """Returns the sentences before the first one with a repeated clause."""
     said: set[str] = set()
     end = 0
     for sentence in _SENTENCE.finditer(answer):

@@ -1,8 +1,8 @@
-"""Examples by similarity: which pairs of a pool a prompt shows (ISARA-style, arXiv 2401.06785).
+"""Prompts that show pairs by similarity (ISARA-style, arXiv 2401.06785).
 
-A new question is written after a pair of the pool and the pairs whose questions are nearest to its own; then its answer
-is written after the pairs nearest to the new question. There are no rules and no words of explanation in the prompts.
-Nearness is the cosine of the writing model's own mean last hidden states.
+A prompt for a new question shows a random pair of the pool and the pairs whose questions are most similar to it; a
+prompt for an answer shows the pairs most similar to its question. The prompts hold no rules and no explanation.
+Similarity is the cosine of the writing model's own mean last hidden states.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from isheep_jax.config import Config
-from isheep_jax.decode.requests import Request
+from isheep_jax.decode.requests import Completion, Request
 from isheep_jax.errors import UserError
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters import clusters
+from isheep_jax.loop.prompting.protocols import ParsedInstruction, ParsedResponse
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.protocols import Backend, Model
@@ -32,12 +33,12 @@ class Sample:
 
 
 def is_used(config: Config) -> bool:
-    """Whether any prompt shows pairs by similarity."""
+    """Returns whether any prompt shows pairs by similarity."""
     return "retrieved" in (config.synthesize.method, config.respond.method)
 
 
 def samples_of(seeds: Sequence[Seed], pairs: Sequence[Selected]) -> list[Sample]:
-    """The pool."""
+    """Returns the pool of seeds and pairs."""
     questions = [Sample(s.id, user_text(s.instruction, s.input), s.output) for s in seeds]
     return questions + [Sample(p.id, user_text(p.instruction, p.input), p.response) for p in pairs]
 
@@ -52,51 +53,54 @@ def embed_pool(context: StageContext, writer: Model, backend: Backend) -> "Neigh
 
 
 class Neighbors:
-    """The pool of an iteration, by nearness. vectors: of the samples; those without one are never shown."""
+    """The pool of an iteration, searchable by similarity. Samples whose vector is missing are never shown."""
 
     def __init__(self, context: StageContext, backend: Backend, samples: Sequence[Sample], vectors: Sequence[Vector]):
-        there = [(s, v.vector) for s, v in zip(samples, vectors, strict=True) if not v.error]
-        if not there:
+        embedded = [(s, v.vector) for s, v in zip(samples, vectors, strict=True) if not v.error]
+        if not embedded:
             raise UserError("synthesize.seeds: no seed fits the context; raise decode.max_length or shorten the seeds")
-        self._samples = [sample for sample, _ in there]
-        # float16, as they are written down; filled row by row, because all of them in float32 take too much room.
-        self._vectors = np.empty((len(there), len(clusters.decode(there[0][1]))), np.float16)
-        for row, (_, vector) in zip(self._vectors, there):
+        self._samples = [sample for sample, _ in embedded]
+        # float16, as in the records. Rows are filled one by one: all of them in float32 would take too much memory.
+        self._vectors = np.empty((len(embedded), len(clusters.decode(embedded[0][1]))), np.float16)
+        for row, (_, vector) in zip(self._vectors, embedded):
             row[:] = clusters.decode(vector)
         self._index = backend.index(self._vectors)
         self._context, self._settings = context, context.config.retrieval
         self.by_id = {s.id: s for s in self._samples}
 
     def of_prompts(self, prompts: Sequence[int]) -> list[tuple[str, ...]]:
-        """Ids of what each prompt for a new question shows: a sample drawn at random, and before it its neighbors."""
+        """Returns the ids that each prompt for a new question shows: a random sample last, its neighbors before it."""
         count = min(self._settings.examples, len(self._samples))
-        draws = [self._context.random("synthesize", k) for k in prompts]
+        generators = [self._context.random("synthesize", k) for k in prompts]
         if self._settings.choose == "random":
-            return [tuple(s.id for s in draw.sample(self._samples, count)) for draw in draws]
-        anchors = [draw.randrange(len(self._samples)) for draw in draws]
-        found = self._index.nearest(self._vectors[anchors], count)
-        near = [[i for i in row.tolist() if i != anchor][: count - 1] for row, anchor in zip(found, anchors)]
-        return [self._ids([anchor, *others]) for anchor, others in zip(anchors, near)]
+            return [tuple(s.id for s in rng.sample(self._samples, count)) for rng in generators]
+        anchors = [rng.randrange(len(self._samples)) for rng in generators]
+        nearest = self._index.nearest(self._vectors[anchors], count)
+        others = [[i for i in row.tolist() if i != anchor][: count - 1] for row, anchor in zip(nearest, anchors)]
+        return [self._ids([anchor, *near]) for anchor, near in zip(anchors, others)]
 
     def of_questions(self, model: Model, questions: Sequence[tuple[str, str]]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """(id, ids of the pairs nearest to it) of each question, given as (id, text); nearest last."""
+        """Yields the id of each question with the ids of the most similar pairs, the nearest last.
+
+        questions: id and text of each.
+        """
         count = min(self._settings.examples, len(self._samples))
         if self._settings.choose == "random":
             for id, _ in questions:
-                draw = self._context.random("examples", id)
-                yield id, tuple(s.id for s in draw.sample(self._samples, count))
+                rng = self._context.random("examples", id)
+                yield id, tuple(s.id for s in rng.sample(self._samples, count))
             return
         requests = [Request(self._context.request_id("nearest", id), text) for id, text in questions]
         vectors = {v.id: v.vector for v in model.embed(requests) if not v.error}
         known = [i for i, request in enumerate(requests) if request.id in vectors]
-        # Rounded as those of the pool are.
+        # Encoding and decoding rounds them like the vectors of the pool.
         rows = [clusters.decode(clusters.encode(vectors[requests[i].id])) for i in known]
-        found = dict(zip(known, self._index.nearest(np.stack(rows), count).tolist())) if rows else {}
+        nearest = dict(zip(known, self._index.nearest(np.stack(rows), count).tolist())) if rows else {}
         for i, (id, _) in enumerate(questions):
-            yield id, self._ids(found.get(i, []))
+            yield id, self._ids(nearest.get(i, []))
 
     def _ids(self, nearest_first: Sequence[int]) -> tuple[str, ...]:
-        # The nearest stands last, beside what is to be written.
+        # The nearest comes last, next to the text to be written.
         return tuple(self._samples[i].id for i in reversed(nearest_first))
 
 
@@ -112,25 +116,34 @@ def choose_examples(
     return stage.records
 
 
-class Questions:
-    """Prompts for new questions."""
+class SimilarPairs:
+    """Prompts for new questions, one per completion."""
 
-    def __init__(self, templates: Templates, neighbors: Neighbors):
-        self._templates, self._neighbors = templates, neighbors
+    limit = None
+
+    def __init__(self, context: StageContext, neighbors: Neighbors):
+        self.stop = context.templates.retrieved_stops
+        self.target = context.config.synthesize.instructions
+        self._context, self._neighbors = context, neighbors
         self._shown: dict[int, tuple[str, ...]] = {}
-        self.stop = templates.retrieved_stops
 
-    def prompts(self, numbers: Sequence[int]) -> list[str]:
+    def requests(self, numbers: Sequence[int]) -> list[Request]:
         self._shown = dict(zip(numbers, self._neighbors.of_prompts(numbers)))
-        return [self._templates.retrieved(_fields(self._neighbors, self._shown[n])) for n in numbers]
+        return [
+            Request(self._context.request_id("synthesize", number), self._context.templates.retrieved(pairs))
+            for number, pairs in ((n, _fields(self._neighbors, self._shown[n])) for n in numbers)
+        ]
+
+    def parse(self, number: int, completion: Completion) -> list[ParsedInstruction]:
+        finished = completion.finish_reason == "stop"
+        return [ParsedInstruction(completion.text.strip(), "", "" if finished else "unfinished")]
 
     def shown(self, number: int) -> tuple[str, ...]:
-        """Ids of what one of the last prompts shows."""
         return self._shown[number]
 
 
-class Examples:
-    """Prompts for answers, which show pairs. shown: ids of these, by the instruction's id."""
+class SimilarPairsForResponses:
+    """Prompts for answers. shown: ids of the pairs that the prompt of each instruction shows."""
 
     def __init__(self, templates: Templates, neighbors: Neighbors, shown: Sequence[ShownExamples]):
         self._templates, self._neighbors = templates, neighbors
@@ -141,9 +154,8 @@ class Examples:
         question = user_text(instruction.instruction, instruction.input)
         return Request(id, self._templates.retrieved(_fields(self._neighbors, self._shown[instruction.id]), question))
 
-    def read(self, text: str, instruction: Instruction) -> tuple[None, str, None]:
-        """No thoughts, the answer, and nothing against it."""
-        return None, text, None
+    def parse(self, text: str, instruction: Instruction) -> ParsedResponse:
+        return ParsedResponse(None, text, None)
 
 
 def _fields(neighbors: Neighbors, ids: Sequence[str]) -> list[dict[str, str]]:

@@ -16,23 +16,23 @@ from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.verdicts import not_decoded
+from isheep_jax.loop.prompting.protocols import ParsedInstruction
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Topic, Verdict, dropped, kept
 
-# A type's pool of topics grows over at most so many rounds, one part of the stage each.
+# Rounds in which the topics of a type are collected, at most; each is one part of the stage.
 ROUNDS = 9
-# Topics shown in a prompt, and read from its completion.
+# Topics shown in a prompt, and topics read from a completion at most.
 SHOWN = 5
 READ = 20
-# New topics that a prompt brings at first.
+# New topics that a prompt of the first round is expected to give.
 NEW_PER_PROMPT = 10
 MAX_TOKENS = 128
 MAX_WORDS = 3
-# Topics that are collected for each instruction that is wanted: not every hint is answered, or well.
+# Topics collected per instruction: not every hint gets a good answer.
 SPARE = 2
-# Examples and open hints of a prompt for instructions.
+# Examples and open hints in a prompt for instructions.
 HINTS = 5
-GUIDED_STOP = ("\n\n", "\nHints:")
 
 _BULLET = re.compile(r"\s*(?:[-*•]|\d+\s*[.):])\s*")
 _ASKS = re.compile(
@@ -45,7 +45,7 @@ _HINTED = re.compile(r"\s*(?:\d+\s*[.):]\s*)?\(([^;()\n]+);([^()\n]+)\)\s*:?\s*(
 
 @dataclass(frozen=True)
 class Type:
-    """A type of question, and what a person wrote for it: a topic and a question of this type about it."""
+    """A type of question, with a hand-written topic and a question of this type about it."""
 
     name: str
     topic: str
@@ -54,7 +54,7 @@ class Type:
 
 @dataclass(frozen=True)
 class Hint:
-    """What an instruction is to be about."""
+    """The type and topic that an instruction is asked for by."""
 
     type: str
     topic: str
@@ -64,9 +64,9 @@ class Hint:
 
 
 def read_types(path: Path) -> list[Type]:
-    """The types of a JSON Lines file with the fields type, topic and question, no type twice.
+    """Reads the types from a JSON Lines file with the fields type, topic and question.
 
-    Raises UserError that names the line of what is not one.
+    Raises UserError that names the line for a malformed or repeated type.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -94,19 +94,19 @@ def read_types(path: Path) -> list[Type]:
     return types
 
 
-def wanted(config: Config) -> int:
-    """Instructions of an iteration that are to come from topics (count)."""
+def instructions_from_topics(config: Config) -> int:
+    """Returns the number of instructions per iteration that are asked for by topic."""
     settings = config.synthesize
     return math.ceil(settings.instructions * settings.topic_share) if settings.method == "topics" else 0
 
 
-def wanted_topics(config: Config, types: Sequence[Type]) -> int:
-    """Topics that are collected for each type (count)."""
-    return math.ceil(SPARE * wanted(config) / len(types))
+def topics_per_type(config: Config, types: Sequence[Type]) -> int:
+    """Returns the number of topics to collect for each type."""
+    return math.ceil(SPARE * instructions_from_topics(config) / len(types))
 
 
 def topic_reason(topic: str) -> str | None:
-    """Why a line is not the topic of a question, or None: it should be a short name."""
+    """Returns why a line is no topic of a question, or None: a topic is a short name."""
     if not _NAME.fullmatch(topic) or topic[0].islower() or _ASKS.match(topic):
         return "not a noun phrase"
     if len(topic.split()) > MAX_WORDS:
@@ -115,7 +115,7 @@ def topic_reason(topic: str) -> str | None:
 
 
 def read_topics(text: str, finished: bool) -> list[str]:
-    """The lines of a completion without their bullets and closing marks. finished: whether the last line is whole."""
+    """Returns the lines of a completion without bullets and closing marks; the last one only if it is `finished`."""
     lines = text.split("\n")
     lines = lines if finished else lines[:-1]
     topics = (_BULLET.sub("", line, count=1) if _BULLET.match(line) else line for line in lines)
@@ -127,7 +127,7 @@ def brainstorm(context: StageContext, writer: Model, types: Sequence[Type]) -> l
 
     A round is one part of the stage. Its prompts show topics of the rounds before, so that lists do not begin alike.
     """
-    total = wanted_topics(context.config, types) * len(types)
+    total = topics_per_type(context.config, types) * len(types)
     with context.open("topics", total) as stage:
         if stage.fresh:
             state = _Brainstorm(context, types)
@@ -145,14 +145,14 @@ def brainstorm(context: StageContext, writer: Model, types: Sequence[Type]) -> l
 
 
 class _Brainstorm:
-    """What is collected so far; all that it asks next follows from that."""
+    """The topics so far. The next round of prompts depends on nothing else."""
 
     def __init__(self, context: StageContext, types: Sequence[Type]):
         config = context.config
         self.sampling = SamplingParams(
             config.synthesize.temperature, config.synthesize.top_p, MAX_TOKENS, stop=("\n\n", "\nType of question:")
         )
-        self.share = wanted_topics(config, types)
+        self.per_type = topics_per_type(config, types)
         self.pools = {t.name: [t.topic] for t in types}
         self.round = 0
         self.all: list[Topic] = []
@@ -165,24 +165,25 @@ class _Brainstorm:
         self.round += 1
 
     def requests(self) -> list[tuple[Type, int, Request]]:
-        """Those of the next round; none when it is time to stop."""
+        """Returns type, number and request of each prompt of the next round; none at the end."""
         if self.round == ROUNDS:
             return []
-        found = []
+        requests = []
         for index, type in enumerate(self._types):
-            missing = self.share - (len(self.pools[type.name]) - 1)
-            # What is missing is spread over the rounds that are left, whose prompts know more topics.
+            missing = self.per_type - (len(self.pools[type.name]) - 1)
+            # Missing topics are spread over the remaining rounds, whose prompts show more topics.
             for n in range(math.ceil(missing / NEW_PER_PROMPT / (ROUNDS - self.round))):
                 key = "topics", self.round, index, n
                 pool = self.pools[type.name]
                 shown = self._context.random(*key).sample(pool, min(SHOWN, len(pool)))
                 prompt = self._context.templates.topics(type.name, type.question, shown)
                 request = Request(self._context.request_id(*key), prompt, self._context.templates.prefix("topics"))
-                found.append((type, n, request))
-        return found
+                requests.append((type, n, request))
+        return requests
 
     def records(self, answers: Sequence[tuple[Type, int, Completion]]) -> list[Topic]:
-        there = {name: {t.casefold() for t in pool} for name, pool in self.pools.items()}
+        """Returns the topics of a round with their verdicts."""
+        known = {name: {t.casefold() for t in pool} for name, pool in self.pools.items()}
         part: list[Topic] = []
 
         def add(type: Type, prompt: int, topic: str, verdict: Verdict) -> None:
@@ -195,64 +196,68 @@ class _Brainstorm:
                 continue
             for topic in read_topics(completion.text, finished=completion.finish_reason == "stop"):
                 reason = topic_reason(topic)
-                if not reason and topic.casefold() in there[type.name]:
+                if not reason and topic.casefold() in known[type.name]:
                     reason = "there already"
                 if not reason:
-                    there[type.name].add(topic.casefold())
+                    known[type.name].add(topic.casefold())
                 add(type, n, topic, dropped(reason) if reason else KEPT)
         return part
 
 
 def hints(types: Sequence[Type], topics: Sequence[Topic]) -> list[Hint]:
-    """Each kept topic of each type once, the types in turn, so that whatever is used of them is balanced."""
+    """Returns each kept topic of each type once, taking turns by type, so that any first part of them is balanced."""
     pools = {t.name: [r.topic for r in kept(topics) if r.type == t.name] for t in types}
     longest = max(map(len, pools.values()))
     return [Hint(name, pool[i]) for i in range(longest) for name, pool in pools.items() if i < len(pool)]
 
 
-class Guided:
-    """Prompts for instructions about given hints, and what is read from their completions."""
+class Topics:
+    """Prompts for instructions about topics: each shows examples by type and some open hints, and asks about these."""
+
+    stop = ("\n\n", "\nHints:")
 
     def __init__(self, context: StageContext, types: Sequence[Type], hints: Sequence[Hint]):
         self._context, self._types = context, list(types)
         self._groups = [hints[i : i + HINTS] for i in range(0, len(hints), HINTS)]
+        self.target, self.limit = instructions_from_topics(context.config), len(self._groups)
 
-    def __len__(self) -> int:
-        """How many prompts there are."""
-        return len(self._groups)
+    def requests(self, numbers: Sequence[int]) -> list[Request]:
+        return [self._request(number) for number in numbers]
 
-    def prompt(self, k: int) -> str:
-        examples = [{"type": t.name, "topic": t.topic, "instruction": t.question} for t in self._shown(k)]
-        return self._context.templates.guided(examples, [{"type": h.type, "topic": h.topic} for h in self._groups[k]])
+    def shown(self, number: int) -> tuple[str, ...]:
+        """Returns the names of the types that are shown as examples."""
+        return tuple(t.name for t in self._examples(number))
 
-    def seeds(self, k: int) -> tuple[str, ...]:
-        """Names of the types shown as examples."""
-        return tuple(t.name for t in self._shown(k))
+    def parse(self, number: int, completion: Completion) -> list[ParsedInstruction]:
+        """Returns the lines of a completion as instructions.
 
-    def read(self, k: int, text: str, finished: bool) -> list[tuple[str, Hint | None, str]]:
-        """The instructions of a completion: (text, hint that it answers, why it counts for nothing or "").
-
-        A line counts when it repeats one of the hints of its prompt in front; of several lines for a hint, the first
-        does.
+        A line counts if it begins with one of the hints of its prompt; the first of several lines for a hint does.
         """
-        open_ = {str(h).casefold(): h for h in self._groups[k]}
-        asked = set(open_)
-        lines = text.split("\n")
-        found: list[tuple[str, Hint | None, str]] = []
+        open_hints = {str(h).casefold(): h for h in self._groups[number]}
+        known = set(open_hints)
+        finished = completion.finish_reason == "stop"
+        lines = completion.text.split("\n")
+        instructions = []
         for index, line in enumerate(lines):
             if not line.strip():
                 continue
             match = _HINTED.fullmatch(line)
             key = f"({match[1].strip()}; {match[2].strip()})".casefold() if match else ""
             if index == len(lines) - 1 and not finished:
-                found.append((line.strip(), None, "unfinished"))
-            elif key not in asked:
-                found.append((line.strip(), None, "answers no hint"))
-            elif key not in open_:
-                found.append((match[3].strip(), None, "hint is answered already"))
+                instructions.append(ParsedInstruction(line.strip(), "", "unfinished"))
+            elif key not in known:
+                instructions.append(ParsedInstruction(line.strip(), "", "answers no hint"))
+            elif key not in open_hints:
+                instructions.append(ParsedInstruction(match[3].strip(), "", "hint is answered already"))
             else:
-                found.append((match[3].strip(), open_.pop(key), ""))
-        return found
+                instructions.append(ParsedInstruction(match[3].strip(), "", hint=str(open_hints.pop(key))))
+        return instructions
 
-    def _shown(self, k: int) -> list[Type]:
-        return self._context.random("guided", k).sample(self._types, min(HINTS, len(self._types)))
+    def _request(self, number: int) -> Request:
+        templates = self._context.templates
+        examples = [{"type": t.name, "topic": t.topic, "instruction": t.question} for t in self._examples(number)]
+        prompt = templates.guided(examples, [{"type": h.type, "topic": h.topic} for h in self._groups[number]])
+        return Request(self._context.request_id("synthesize", number), prompt, templates.prefix("guided"))
+
+    def _examples(self, number: int) -> list[Type]:
+        return self._context.random("guided", number).sample(self._types, min(HINTS, len(self._types)))

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop.context import StageContext
-from isheep_jax.loop.filters.novelty import normalize
+from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.text_rules import response_reason
+from isheep_jax.loop.filters.verdicts import verdict_of
 from isheep_jax.loop.prompting.principles import clean, until_repeated
 from isheep_jax.loop.protocols import Model
-from isheep_jax.loop.records import KEPT, Instruction, Pair, dropped, kept, user_text
+from isheep_jax.loop.records import Instruction, Pair, kept, user_text
 from isheep_jax.text.conversation import Message
 
 # Fewer words in a row may well be the same in an answer and in what was asked.
@@ -50,15 +51,9 @@ def answer_thoroughly(context: StageContext, engraved: Model, instructions: Sequ
 
 def _pair(rules: str, instruction: Instruction, completion: Completion, prefix: str) -> Pair:
     text = until_repeated(clean(completion.text))
-    if completion.finish_reason == "error":
-        verdict = dropped("not decoded", completion.error)
-    elif completion.finish_reason == "length":
-        verdict = dropped("unfinished")
-    else:
-        reason = response_reason(rules, instruction.instruction, instruction.input, text)
-        reason = reason or echo_reason(instruction, prefix, text)
-        verdict = dropped(reason) if reason else KEPT
-    id = f"{instruction.id}-thorough"
+    reason = response_reason(rules, instruction.instruction, instruction.input, text)
+    reason = reason or echo_reason(instruction, prefix, text)
+    id, verdict = f"{instruction.id}-thorough", verdict_of(completion, reason)
     return Pair(id, instruction.id, instruction.instruction, instruction.input, text, verdict)
 
 

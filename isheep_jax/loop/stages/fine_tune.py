@@ -6,10 +6,10 @@ from isheep_jax import distributed
 from isheep_jax.files import read_json_if_there, write_json
 from isheep_jax.loop.card import model_card
 from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.prompting.zero_shot import prompt_for
 from isheep_jax.loop.protocols import Backend, FineTuneJob
 from isheep_jax.loop.records import kept
 from isheep_jax.loop.stages.follow_up import first_turn
-from isheep_jax.loop.stages.respond import prompt_for
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.sft.examples import Example
 

@@ -6,12 +6,13 @@ The paper trains on single turns only and sees the second turns of MT-Bench fall
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from isheep_jax.decode.requests import Completion, Request, SamplingParams
+from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.loop.context import StageContext
-from isheep_jax.loop.filters.novelty import normalize
+from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.text_rules import instruction_reason
+from isheep_jax.loop.filters.verdicts import verdict_of
 from isheep_jax.loop.protocols import Model
-from isheep_jax.loop.records import KEPT, Instruction, Pair, Selected, Verdict, dropped, user_text
+from isheep_jax.loop.records import Instruction, Pair, Selected, user_text
 from isheep_jax.text.conversation import Conversation, Message
 
 # A message of the user ends with its paragraph, or where the model goes on with the other's part or another task.
@@ -36,23 +37,19 @@ def write_follow_ups(context: StageContext, writer: Model, pairs: Sequence[Selec
             for completion in writer.generate(requests, sampling):
                 i = index[completion.id]
                 number, pair = block[i]
-                text, verdict = completion.text.strip(), _verdict(context, completion, pair)
+                text = completion.text.strip()
+                verdict = verdict_of(completion, _reason(context, text, pair))
                 stage.put(i, Instruction(f"{pair.id}.2", text, "", number, (pair.id,), verdict))
     return stage.records
 
 
-def _verdict(context: StageContext, completion: Completion, pair: Selected) -> Verdict:
-    text = completion.text.strip()
-    if completion.finish_reason == "error":
-        return dropped("not decoded", completion.error)
-    if completion.finish_reason == "length":
-        return dropped("unfinished")
+def _reason(context: StageContext, text: str, pair: Selected) -> str | None:
+    """Returns why a follow-up to a pair is dropped, or None."""
     if normalize(text) == normalize(pair.instruction):
-        return dropped("repeats the first turn")
+        return "repeats the first turn"
     if normalize(text) in context.held_out:
-        return dropped("in an evaluation set")
-    reason = instruction_reason(context.config.synthesize.rules, text, "")
-    return dropped(reason) if reason else KEPT
+        return "in an evaluation set"
+    return instruction_reason(context.config.synthesize.rules, text, "")
 
 
 def first_turn(pair: Selected) -> Conversation:

@@ -24,7 +24,7 @@ THOUGHTS = " A question of nature. Rules that matter: 2, 5."
 
 
 def read(answer, thoughts=THOUGHTS, label="\nAnswer: ", task=TASK):
-    return PRINCIPLES.read(f"{thoughts}{label}{answer}", task)
+    return PRINCIPLES.parse(f"{thoughts}{label}{answer}", task)
 
 
 def test_thoughts_and_answer_are_told_apart():
@@ -46,7 +46,7 @@ def test_thoughts_and_answer_are_told_apart():
     ],
 )
 def test_what_is_not_thoughts_and_then_an_answer_is_dropped(text, reason):
-    assert PRINCIPLES.read(text, TASK)[2] == reason
+    assert PRINCIPLES.parse(text, TASK)[2] == reason
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_the_examples_pass_their_own_filters():
     form = read_form(load("standard", ("synthesize", "principles")).directory / "principles.json")
     for turn in head.split("\nUser: ")[1:6]:
         question, _, rest = turn.partition("\nThoughts:")
-        thoughts, answer, reason = PRINCIPLES.read(rest, Instruction("x", question, "", 0, (), KEPT))
+        thoughts, answer, reason = PRINCIPLES.parse(rest, Instruction("x", question, "", 0, (), KEPT))
         assert form.thoughts in thoughts
         assert len(answer) >= form.least_characters
         assert reason in (None, "leak from the examples")
@@ -143,7 +143,7 @@ def test_a_form_may_do_without_thoughts(tmp_path):
     (tmp_path / "principles.json").write_text(json.dumps({"stop": ["\nQ:"]}))
     assert read_form(tmp_path / "principles.json") == Form(stop=("\nQ:",))
     tiny = Principles(load("tiny", ("synthesize", "principles")))
-    assert tiny.read(" ( 4 )\n", TASK) == (None, "( 4 )", None)
+    assert tiny.parse(" ( 4 )\n", TASK) == (None, "( 4 )", None)
 
 
 class Says(ScriptedModel):
@@ -166,7 +166,7 @@ def test_records_keep_the_thoughts_and_nothing_of_them_goes_on(tmp_path):
     config = tiny_config(tmp_path, respond=RespondConfig(method="principles", rules="basic"))
     tasks = [Instruction(str(n), TASK.instruction, "", 0, (), KEPT) for n in range(4)]
     context = context_of(config)
-    pairs = respond(context, model, tasks, {}, PRINCIPLES)
+    pairs = respond(context, model, tasks, PRINCIPLES)
     assert [p.verdict.reason for p in pairs] == ["", "unfinished", "no answer", "too short"]
     assert {p.thoughts for p in pairs} == {THOUGHTS.strip()}
     assert [p.response for p in pairs] == [LONG, LONG, "", "No."]
@@ -177,7 +177,7 @@ def test_records_keep_the_thoughts_and_nothing_of_them_goes_on(tmp_path):
 @pytest.mark.parametrize("reason", ["no thoughts", "no answer", "too short"])
 def test_no_threshold_brings_back_what_may_be_thoughts(reason):
     config = Config(select=SelectConfig(threshold=-1))
-    pair = PRINCIPLES.read(f"{THOUGHTS}\nAnswer: {LONG}", TASK)
+    pair = PRINCIPLES.parse(f"{THOUGHTS}\nAnswer: {LONG}", TASK)
     records = [
         Pair("a-0", "a", "Do it.", "", pair[1], KEPT, pair[0]),
         Pair("b-0", "b", "Do it.", "", pair[1], dropped(reason), pair[0]),

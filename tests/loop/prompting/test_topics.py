@@ -11,12 +11,13 @@ from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.novelty import Pool
 from isheep_jax.loop.prompting import topics
+from isheep_jax.loop.prompting.few_shot import FewShot
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.prompting.topics import (
-    Guided,
     Hint,
     Topic,
+    Topics,
     Type,
     brainstorm,
     hints,
@@ -197,17 +198,17 @@ def test_hints_take_the_types_in_turn():
     ],
 )
 def test_a_line_counts_when_it_repeats_a_hint_that_is_open(tmp_path, text, found):
-    guided = Guided(place(tmp_path), TYPES, [Hint("Law", "Rent"), Hint("News", "Rain")])
-    assert [(text, reason) for text, _, reason in guided.read(0, text, finished=True)] == found
-    cut = guided.read(0, text, finished=False)
-    assert cut[-1][2] == "unfinished"
-    assert [(text, reason) for text, _, reason in cut[:-1]] == found[:-1]
+    source = Topics(place(tmp_path), TYPES, [Hint("Law", "Rent"), Hint("News", "Rain")])
+    assert [(x.instruction, x.reason) for x in source.parse(0, Completion("", text))] == found
+    cut = source.parse(0, Completion("", text, finish_reason="length"))
+    assert cut[-1].reason == "unfinished"
+    assert [(x.instruction, x.reason) for x in cut[:-1]] == found[:-1]
 
 
 def written(tmp_path, model, count, **changes):
     context = place(tmp_path, **changes)
-    guided = Guided(context, TYPES, [Hint("Law", f"Rent {n}") for n in range(count)])
-    return synthesize(context, model, Pool(1.0), guided=guided)
+    source = Topics(context, TYPES, [Hint("Law", f"Rent {n}") for n in range(count)])
+    return synthesize(context, model, Pool(1.0), [source, FewShot(context)])
 
 
 def test_topics_give_their_share_and_seeds_the_rest(tmp_path):

@@ -5,52 +5,11 @@ from isheep_jax.config import SynthesizeConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.novelty import Pool
+from isheep_jax.loop.prompting.few_shot import FewShot, shown_seeds
 from isheep_jax.loop.prompting.seeds import Seed
-from isheep_jax.loop.stages.synthesize import Segment, parse, shown_seeds, synthesize
+from isheep_jax.loop.stages.synthesize import synthesize
 
 SEEDS = [Seed(f"seed-{i:03d}", f"Do the thing number {i} quickly.", "", "") for i in range(8)]
-
-
-@pytest.mark.parametrize(
-    ("text", "segments"),
-    [
-        (" Add two.", [Segment("Add two.", "")]),
-        (" Add two.\nInput:\n<noinput>", [Segment("Add two.", "")]),
-        (" Add two.\n4. Input: 1\n2\n", [Segment("Add two.", "1\n2")]),
-        (
-            " Add.\n###\n5. Instruction: Sort\nthem.\n5. Input:\nb a\n###\n",
-            [Segment("Add.", ""), Segment("Sort\nthem.", "b a")],
-        ),
-        (" Instruction: Add.\n### Instruction: Sort.", [Segment("Add.", ""), Segment("Sort.", "")]),
-        ("\n### Instruction: Add.", [Segment("Add.", "")]),
-        (" Add.\n###\nHello there", [Segment("Add.", ""), Segment("Hello there", "", "not in the form")]),
-        (" A.\nInput: b\nInput: c", [Segment("A.\nInput: b\nInput: c", "", "not in the form")]),
-        ("", []),
-        ("###", []),
-    ],
-)
-def test_a_finished_completion_is_parsed_whole(text, segments):
-    assert parse(text, finished=True) == segments
-
-
-def test_the_last_task_of_an_unfinished_completion_does_not_count():
-    assert parse(" Add.\n###\n5. Instruction: So", finished=False) == [
-        Segment("Add.", ""),
-        Segment("5. Instruction: So", "", "unfinished"),
-    ]
-    assert parse(" Add.\n###\n", finished=False) == [Segment("Add.", "")]
-
-
-def shown(seed, iteration, prompt):
-    config = tiny_config("", seed=seed, synthesize=SynthesizeConfig(shots=3))
-    return shown_seeds(context_of(config, seeds=SEEDS, iteration=iteration), prompt)
-
-
-def test_a_prompts_seeds_follow_from_the_seed_the_iteration_and_its_index():
-    assert len({s.id for s in shown(0, 1, 7)}) == 3
-    assert shown(0, 1, 7) == shown(0, 1, 7)
-    others = [shown(*key) for key in ((1, 1, 7), (0, 2, 7), (0, 1, 8))]
-    assert all(shown(0, 1, 7) != other for other in others)
 
 
 class Fixed(ScriptedModel):
@@ -70,7 +29,8 @@ class Fixed(ScriptedModel):
 def write(tmp_path, model, held_out=frozenset(), pool=None, **settings):
     config = tiny_config(tmp_path, synthesize=SynthesizeConfig(**{"instructions": 10, "shots": 3, **settings}))
     pool = Pool(config.synthesize.novelty) if pool is None else pool
-    return synthesize(context_of(config, seeds=SEEDS, held_out=held_out), model, pool)
+    context = context_of(config, seeds=SEEDS, held_out=held_out)
+    return synthesize(context, model, pool, [FewShot(context)])
 
 
 def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
@@ -83,7 +43,9 @@ def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
     assert len(pool) == 10
     assert [r.id for r in records[:2]] == ["1-000000", "1-000001"]
     assert [r.prompt for r in records[:4]] == [0, 0, 1, 1]
-    assert list(records[0].seeds) == [s.id for s in shown(0, 1, 0)]
+    assert list(records[0].seeds) == [
+        s.id for s in shown_seeds(context_of(tiny_config("", synthesize=SynthesizeConfig(shots=3)), seeds=SEEDS), 0)
+    ]
 
 
 def test_every_dropped_task_says_why(tmp_path):

@@ -1,0 +1,84 @@
+"""Few-shot prompts: the model continues a list of tasks that begins with a few seed tasks (I-SHEEP section 3.1)."""
+
+import re
+from collections.abc import Sequence
+
+from isheep_jax.decode.requests import Completion, Request
+from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.filters.text_rules import NO_INPUT
+from isheep_jax.loop.prompting.protocols import ParsedInstruction
+from isheep_jax.loop.prompting.seeds import Seed
+
+# The number of a task, which may precede its labels. It is not checked: models miscount.
+_NUMBER = r"(?:\d+\s*[.:)]\s*)"
+# "###" at the start of a line or before a label; elsewhere it may belong to the task.
+_SEPARATOR = re.compile(rf"(?:^|\n)[ \t]*#{{3,}}|#{{3,}}(?=\s*{_NUMBER}?Instruction\s*:)", re.IGNORECASE)
+_INSTRUCTION = re.compile(rf"\s*{_NUMBER}?Instruction\s*:", re.IGNORECASE)
+_INPUT = re.compile(rf"\n\s*{_NUMBER}?Input\s*:", re.IGNORECASE)
+# A label in the middle of a task.
+_STRAY_LABEL = re.compile(rf"(?:\n\s*{_NUMBER}?|{_NUMBER})(?:Instruction|Input)\s*:", re.IGNORECASE)
+_ONLY_NUMBER = re.compile(rf"\s*{_NUMBER}?")
+
+
+class FewShot:
+    """Prompts that show `synthesize.shots` seed tasks each."""
+
+    limit = None
+
+    def __init__(self, context: StageContext):
+        self.stop = context.templates.synthesize_stop
+        self.target = context.config.synthesize.instructions
+        self._context = context
+
+    def requests(self, numbers: Sequence[int]) -> list[Request]:
+        return [self._request(number) for number in numbers]
+
+    def parse(self, number: int, completion: Completion) -> list[ParsedInstruction]:
+        return parse(completion.text, completion.finish_reason == "stop")
+
+    def shown(self, number: int) -> tuple[str, ...]:
+        return tuple(seed.id for seed in shown_seeds(self._context, number))
+
+    def _request(self, number: int) -> Request:
+        templates = self._context.templates
+        seeds = shown_seeds(self._context, number)
+        examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in seeds]
+        id = self._context.request_id("synthesize", number)
+        return Request(id, templates.synthesize(examples), templates.prefix("synthesize"))
+
+
+def shown_seeds(context: StageContext, number: int) -> list[Seed]:
+    """Returns the seeds that a prompt shows, drawn without replacement."""
+    return context.random("synthesize", number).sample(list(context.seeds), context.config.synthesize.shots)
+
+
+def parse(text: str, finished: bool) -> list[ParsedInstruction]:
+    """Returns the tasks of a completion: segments between "###", each an instruction and perhaps an input.
+
+    The first segment needs no label, since the prompt may end with it. A segment with more than one task in it, or with
+    a label in the wrong place, is not in the form: which texts belong together is not known.
+
+    Args:
+        text: The completion.
+        finished: Whether it ended by itself. Otherwise its last segment may be cut off and does not count.
+    """
+    segments = _SEPARATOR.split(text.replace("\r\n", "\n"))
+    tasks = []
+    for index, segment in enumerate(segments):
+        labeled = _INSTRUCTION.match(segment)
+        body = segment[labeled.end() :] if labeled else segment
+        last = index == len(segments) - 1
+        if not segment.strip() or ((index == 0 or last) and _ONLY_NUMBER.fullmatch(segment)):
+            continue
+        if last and not finished:
+            tasks.append(ParsedInstruction(segment.strip(), "", "unfinished"))
+            continue
+        # The line break lets an input label count on the first line, too.
+        fields = _INPUT.split("\n" + body)
+        stray = len(fields) > 2 or any(map(_STRAY_LABEL.search, fields))
+        if stray or (not labeled and index > 0):
+            tasks.append(ParsedInstruction(segment.strip(), "", "not in the form"))
+            continue
+        instruction, input = fields[0].strip(), fields[1].strip() if len(fields) == 2 else ""
+        tasks.append(ParsedInstruction(instruction, "" if input.lower() == NO_INPUT else input))
+    return tasks
