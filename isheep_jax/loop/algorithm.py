@@ -14,7 +14,9 @@ from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.inputs import environment, read_inputs
-from isheep_jax.loop.judging import judges
+from isheep_jax.loop.judging.agreement import measure_agreement, sample_pairs
+from isheep_jax.loop.judging.judges import own_model, second_judge
+from isheep_jax.loop.judging.scores import median_mass
 from isheep_jax.loop.models import DeferredModel, judge_of, writer_of
 from isheep_jax.loop.prompting import similar
 from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
@@ -22,7 +24,7 @@ from isheep_jax.loop.prompting.zero_shot import is_bare, prompt_for
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter
 from isheep_jax.loop.records import Instruction, Scores, Selected, kept
 from isheep_jax.loop.run_directory import RunDirectory
-from isheep_jax.loop.stages.assess import assess, median_mass
+from isheep_jax.loop.stages.assess import assess
 from isheep_jax.loop.stages.clone import answer_thoroughly
 from isheep_jax.loop.stages.evaluate import evaluate
 from isheep_jax.loop.stages.fine_tune import fine_tune
@@ -163,14 +165,14 @@ def answer(
 def compare_judges(context: StageContext, backend: Backend, first: Answered) -> dict | None:
     """Returns how far the judge and a second one agree on some of the pairs; None where they are the same model."""
     config = context.config
-    names = config.assess.judge, judges.second_judge(config)
-    own = [judges.own_model(context.directory, name, context.iteration) for name in names if name in OWN_JUDGES]
+    names = config.assess.judge, second_judge(config)
+    own = [own_model(context.directory, name, context.iteration) for name in names if name in OWN_JUDGES]
     if len(own) == 2 and own[0] == own[1]:
         return None
     scored = {s.id for s in first.scores}
-    pairs = judges.sample(config, context.iteration, [p for p in first.selected if p.id in scored])
+    pairs = sample_pairs(config, context.iteration, [p for p in first.selected if p.id in scored])
     second = assess(context, judge_of(context, backend, names[1]), pairs, stage="agreement")
-    return judges.agreement(first.scores, second, config.select.threshold)
+    return measure_agreement(first.scores, second, config.select.threshold)
 
 
 def novelty_pool(context: StageContext) -> Pool | RestartingPool:

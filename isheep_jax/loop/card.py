@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isheep_jax.config import OWN_JUDGES, Config, is_server
+from isheep_jax.loop.judging.scores import SINGLE
 from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
 from isheep_jax.loop.selection.select import describe
-from isheep_jax.loop.stages.assess import SINGLE
 
 _ORIGIN = """\
 Made by isheep_jax, iterative self-alignment: a language model learned from its own instructions and responses, chosen

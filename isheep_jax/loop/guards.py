@@ -1,4 +1,4 @@
-"""What tells a person, or ends the run, when an iteration has collapsed."""
+"""Warns the user, or ends the run, when a measure of an iteration falls below its limit."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop.protocols import Reporter
 from isheep_jax.loop.records import Instruction
 
-_SAYS = {
+_MESSAGES = {
     "min_novelty": (
         "only {:.3f} of the well-formed instructions are new; more seeds or a higher synthesize.temperature help"
     ),
@@ -24,23 +24,32 @@ _SAYS = {
 def check(guard: GuardConfig, name: str, value: float | None, iteration: int, fresh: bool, reporter: Reporter) -> None:
     """Compares a measured share with its limit, guard.NAME.
 
-    fresh: whether the stage was made just now; a person is warned once. Raises NothingLeftError below the limit with
-    guard.action=stop, each time: what is in the run directory stays, and a lower limit goes on from it.
+    Args:
+        guard: The limits, and what happens below them.
+        name: Name of the limit.
+        value: The measured share; None if it is not known.
+        iteration: Number of the iteration.
+        fresh: Whether this process has made the stage; only then the user is warned.
+        reporter: Shows the warning.
+
+    Raises:
+        NothingLeftError: The share is below its limit and guard.action is 'stop'. The run directory stays as it is, and
+            the run resumes with a lower limit.
     """
     limit = getattr(guard, name)
     if value is None or value >= limit or guard.action == "off":
         return
-    said = f"iteration {iteration}: {_SAYS[name].format(value)}"
+    message = f"iteration {iteration}: {_MESSAGES[name].format(value)}"
     if guard.action == "stop":
         raise NothingLeftError(
-            f"{said}; with a lower guard.{name} (now {limit:g}) or guard.action=warn the run goes on"
+            f"{message}; with a lower guard.{name} (now {limit:g}) or guard.action=warn the run goes on"
         )
     if fresh:
-        reporter.warn(said)
+        reporter.warn(message)
 
 
 def novelty(records: Sequence[Instruction]) -> float | None:
-    """Share of the well-formed instructions that were new; None where none was compared."""
+    """Returns the share of the well-formed instructions that were new; None if none was compared."""
     kept = sum(r.verdict.kept for r in records)
     compared = kept + sum(r.verdict.reason == "not new" for r in records)
     return round(kept / compared, 4) if compared else None

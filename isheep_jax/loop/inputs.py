@@ -11,12 +11,12 @@ from etils import epath
 
 from isheep_jax.config import Config
 from isheep_jax.loop.judging import judges
+from isheep_jax.loop.judging.scores import criteria_of
 from isheep_jax.loop.prompting import similar
 from isheep_jax.loop.prompting.methods import templates_of
 from isheep_jax.loop.prompting.seeds import Seed, check_outputs, read_seeds
 from isheep_jax.loop.prompting.templates import Templates, load
 from isheep_jax.loop.prompting.topics import read_types
-from isheep_jax.loop.stages.assess import asked
 
 _PACKAGES = (
     "isheep_jax",
@@ -52,7 +52,7 @@ def read_inputs(config: Config, foreign_judge: epath.Path | None) -> Inputs:
     """
     follow_up = ("follow_up",) if config.synthesize.turns == 2 else ()
     thorough = ("thorough",) if config.clone.enabled else ()
-    names = ("synthesize", *asked(config.assess).values(), *follow_up, *templates_of(config), *thorough)
+    names = ("synthesize", *criteria_of(config.assess).values(), *follow_up, *templates_of(config), *thorough)
     templates = load(config.prompts, names)
     if config.synthesize.method == "topics":
         read_types(templates.topics_file)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from isheep_jax.config import Config, is_server
 from isheep_jax.loop.judging.judges import second_judge
+from isheep_jax.loop.judging.scores import criteria_of
 from isheep_jax.loop.selection.rules import RULES, effective_rule, needs_clusters, needs_perplexities
-from isheep_jax.loop.stages.assess import asked
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -148,7 +148,7 @@ class _StepCounter:
         """Counts the steps for judging pairs that follow `before` tokens of conversation; none for a server."""
         assess, n = self._config.assess, self._lengths
         prompt = n.judgment_prompt + before + n.instruction + self.response
-        judgments = len(asked(assess)) * pairs
+        judgments = len(criteria_of(assess)) * pairs
         if is_server(judge) or not judgments:
             return {}
         if assess.read == "expected":

@@ -15,32 +15,33 @@ from isheep_jax import distributed
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
 
-# The prompts are made for models that go on with a text; this tells a chat model to do so.
+# The prompts are texts to be continued; this tells a chat model to do so.
 _SYSTEM = "Go on with the text where it ends. Begin with the number."
-# Answers that another attempt may mend, and those that concern one request, such as a prompt that is too long.
+# Status codes worth another attempt, and those that concern one request, such as a prompt that is too long.
 _TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _REFUSED = {400, 413, 422}
-# Seconds that one answer may take, and that pass between attempts.
+# Seconds that one answer may take, and pauses between attempts (seconds).
 TIMEOUT = 120.0
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 LONGEST_PAUSE = 60.0
 
 
 class _Refused(Exception):
-    """The server answers, but refuses this request."""
+    """The server has refused this request."""
 
 
 class Endpoint:
-    """The part of a `Model` that writes text. Only the first of several processes talks to the server."""
+    """A `Model` on a server, which only generates text. Only the first of several processes talks to the server."""
 
     def __init__(self, url: str, model: str, key_variable: str, at_once: int, seed: int):
         self._url, self._model, self._key_variable = url.rstrip("/"), model, key_variable
         self._at_once, self._seed = at_once, seed
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        """Raises UserError, one line, when the server cannot be reached, refuses the key or answers something else.
+        """Yields one completion per request.
 
-        A request that the server refuses by itself is a completion with an error, unless all of them are refused.
+        A request that the server refuses gets a completion with an error, unless it refuses all of them. Raises
+        UserError when the server cannot be reached, refuses the key or gives another kind of answer.
         """
         step = 4 * self._at_once
         refused = 0
@@ -54,14 +55,14 @@ class Endpoint:
             yield from (Completion(r.id, **answer) for r, answer in zip(part, answers, strict=True))
 
     def _ask_all(self, requests: Sequence[Request], sampling: SamplingParams) -> list[dict[str, str]]:
-        """Text, finish and error of each completion, in the order of the requests; JSON-able."""
+        """Returns text, finish_reason and error of each completion, in the order of the requests, as JSON values."""
         given_up = threading.Event()
         pool = ThreadPoolExecutor(self._at_once)
         try:
             futures = [pool.submit(self._ask, request, sampling, given_up) for request in requests]
             return [future.result() for future in futures]
         finally:
-            # After an error or Ctrl-C nobody waits for answers, nor for another attempt.
+            # After an error or Ctrl-C, neither answers nor further attempts are waited for.
             given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -127,7 +128,7 @@ def _read(error: urllib.error.HTTPError) -> bytes:
 
 
 def _seconds(text: str | None) -> float:
-    """Of a Retry-After header; 0 for a date."""
+    """Returns the seconds in a Retry-After header; 0 for a date."""
     try:
         return float(text or 0)
     except ValueError:
@@ -135,7 +136,7 @@ def _seconds(text: str | None) -> float:
 
 
 def _line(answer: bytes) -> str:
-    """What an answer says, on one short line."""
+    """Returns the message of an answer on one short line."""
     text = answer.decode(errors="replace")
     with contextlib.suppress(ValueError, LookupError, TypeError):
         text = str(json.loads(text)["error"]["message"])

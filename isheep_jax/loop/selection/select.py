@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from isheep_jax.config import Config, SelectConfig
 from isheep_jax.errors import NothingLeftError
+from isheep_jax.loop.judging.scores import criteria_of, probability_above
 from isheep_jax.loop.records import KEPT, Pair, Scores, Selected, Verdict, dropped, kept
 from isheep_jax.loop.selection.rules import RULES, Candidates, Rule, effective_rule
-from isheep_jax.loop.stages.assess import asked, probability_above
 
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n")
 
@@ -65,7 +65,7 @@ def select(
 
 def describe(config: Config) -> str:
     """Which pairs the rule in force keeps, as the object of "keeps"."""
-    scores = "both scores" if len(asked(config.assess)) == 2 else "the score"
+    scores = "both scores" if len(criteria_of(config.assess)) == 2 else "the score"
     return RULES[effective_rule(config)].describe(config.select, scores)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from isheep_jax.config import AssessConfig, Config
 from isheep_jax.errors import UserError
-from isheep_jax.loop.judging.judges import agreement, identity, own_model, sample
+from isheep_jax.loop.judging.agreement import measure_agreement, sample_pairs
+from isheep_jax.loop.judging.judges import identity, own_model
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped
 from isheep_jax.loop.run_directory import RunDirectory
 from isheep_jax.runtime.locate import locate_judge
@@ -56,26 +57,26 @@ def scores(*values):
 def test_agreement_by_hand():
     first, second = scores((9, 9), (9, 7), (4, 4), None, (5, 5)), scores((9, 10), (8, 8), (5, 3), (1, 1), None)
     # Means 9, 8, 4 and 9.5, 8, 4: the same order. The first passes and the others do not, for both.
-    assert agreement(first, second, 8) == {
+    assert measure_agreement(first, second, 8) == {
         **{"pairs": 3, "correlation": 1.0, "difference": round(0.5 / 3, 4), "same_verdict": 1.0},
     }
     # Ranks 1, 2, 3 and 3, 1.5, 1.5, so that Spearman's correlation is -sqrt(3)/2.
-    found = agreement(scores(1, 2, 3), scores(9, 4, 4), 3)
+    found = measure_agreement(scores(1, 2, 3), scores(9, 4, 4), 3)
     assert found["correlation"] == pytest.approx(-0.866, abs=1e-3)
     # None of the first is above 3, all of the second are.
     assert found["same_verdict"] == 0.0
 
 
 def test_a_judge_that_says_always_the_same_has_no_correlation_and_no_pair_no_agreement():
-    assert agreement(scores(5, 5), scores(1, 2), 8)["correlation"] is None
-    assert agreement(scores(5), scores(None), 8) == {"pairs": 0}
+    assert measure_agreement(scores(5, 5), scores(1, 2), 8)["correlation"] is None
+    assert measure_agreement(scores(5), scores(None), 8) == {"pairs": 0}
 
 
 def test_the_sample_is_the_runs_own_and_no_larger_than_what_there_is():
     pairs = [Pair(f"{n}", f"{n}", "", "", "", KEPT) for n in range(50)]
 
     def ids(seed=0, number=1, count=10):
-        return [p.id for p in sample(Config(seed=seed, assess=AssessConfig(agreement=count)), number, pairs)]
+        return [p.id for p in sample_pairs(Config(seed=seed, assess=AssessConfig(agreement=count)), number, pairs)]
 
     assert len(set(ids())) == 10
     assert ids() == ids() == sorted(ids(), key=int)

@@ -4,8 +4,8 @@ import pytest
 
 from isheep_jax.config import AssessConfig
 from isheep_jax.decode.requests import ChoiceLogprobs, Completion
+from isheep_jax.loop.judging.scores import criteria_of, expected_score, median_mass, probability_above, sampled_score
 from isheep_jax.loop.records import KEPT, Score, Scores
-from isheep_jax.loop.stages.assess import asked, expected_score, median_mass, probability_above, sampled_score
 
 
 def test_the_expected_score_is_the_mean_of_the_models_distribution():
@@ -52,7 +52,7 @@ def test_several_judgments_are_their_mean_over_those_with_a_number():
     ],
 )
 def test_only_the_scores_of_the_level_are_asked_for(level, prompt, templates):
-    assert asked(AssessConfig(level=level, prompt=prompt)) == templates
+    assert criteria_of(AssessConfig(level=level, prompt=prompt)) == templates
 
 
 def test_the_median_mass_is_over_the_scores_that_have_one():

@@ -7,8 +7,8 @@ import pytest
 
 from isheep_jax.config import AssessConfig
 from isheep_jax.loop.filters.text_rules import instruction_reason
+from isheep_jax.loop.judging.scores import parse_score
 from isheep_jax.loop.prompting.few_shot import parse
-from isheep_jax.loop.stages.assess import parse_score
 
 # Two tasks in the form of the standard prompt. The prompt ends with "6. Instruction:", so that the first has no label.
 SORT = ("Sort these three words by length.", "pear fig banana")

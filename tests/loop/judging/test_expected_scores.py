@@ -9,9 +9,9 @@ import pytest
 
 from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.decode.requests import ChoiceLogprobs, Completion
+from isheep_jax.loop.judging.scores import expected_score, parse_score, probability_above, sampled_score
 from isheep_jax.loop.records import KEPT, Pair, Scores
 from isheep_jax.loop.selection.select import select
-from isheep_jax.loop.stages.assess import expected_score, parse_score, probability_above, sampled_score
 
 SAMPLES = 100_000
 # Five standard errors: a right implementation fails once in 1.7 million seeds.
