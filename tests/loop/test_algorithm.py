@@ -1,23 +1,18 @@
 import dataclasses
 import json
-import os
 import re
 
 import pytest
 from scripted_backend import (
-    Fuse,
-    Killed,
     ScriptedBackend,
     ScriptedModel,
     SilentReporter,
     evaluator,
-    snapshot,
     tiny_config,
 )
 
 from isheep_jax.config import AssessConfig, SelectConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.errors import UserError
-from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.records import Instruction, Pair, Selected, from_line, kept
 
@@ -30,14 +25,6 @@ def go(config, backend=None, held_out=frozenset()):
 
 def lines(path, cls):
     return [from_line(cls, line) for part in sorted(path.glob("part-*")) for line in part.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    fuse = Fuse()
-    go(tiny_config(path), ScriptedBackend(fuse))
-    return snapshot(path), fuse.count
 
 
 def test_a_run_leaves_the_whole_directory(tmp_path):
@@ -72,64 +59,6 @@ def test_more_iterations_go_on_from_the_last(tmp_path):
     rows, backend, _ = go(tiny_config(tmp_path, iterations=2))
     assert [c.iteration for c in backend.calls] == [2]
     assert len(rows) == 3
-
-
-def test_killed_anywhere_in_the_backend_it_resumes_to_the_same_bytes(tmp_path, uninterrupted):
-    expected, events = uninterrupted
-    for n in range(1, events, max(1, events // 20)):
-        config = tiny_config(tmp_path / str(n))
-        with pytest.raises(Killed):
-            go(config, ScriptedBackend(Fuse(n)))
-        go(config)
-        assert compare(snapshot(tmp_path / str(n)), expected) == []
-
-
-def compare(found, expected):
-    # config.json names the working directory.
-    return [
-        name
-        for name in found.keys() | expected.keys()
-        if name != "config.json" and found.get(name) != expected.get(name)
-    ]
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_any_write_it_resumes_to_the_same_bytes(tmp_path, uninterrupted, monkeypatch, when):
-    expected, _ = uninterrupted
-    replace = os.replace
-    fuse = Fuse()
-
-    def replacing(path, target):
-        if when == "before":
-            fuse.tick()
-        replace(path, target)
-        if when == "after":
-            fuse.tick()
-
-    monkeypatch.setattr(os, "replace", replacing)
-    go(tiny_config(tmp_path / "counted"))
-    # Every write is the place of a kill once, in one of the two runs of this test.
-    for n in range(1 if when == "before" else 2, fuse.count + 1, 2):
-        config = tiny_config(tmp_path / str(n))
-        fuse.at, fuse.count = n, 0
-        with pytest.raises(Killed):
-            go(config)
-        fuse.at = None
-        go(config)
-        assert compare(snapshot(tmp_path / str(n)), expected) == []
-
-
-def test_parts_commit_while_others_are_still_being_written(tmp_path, monkeypatch, uninterrupted):
-    monkeypatch.setattr(context, "PART", 7)
-    monkeypatch.setattr(context, "BLOCK", 21)
-    go(tiny_config(tmp_path / "whole"))
-    config = tiny_config(tmp_path / "cut")
-    with pytest.raises(Killed):
-        go(config, ScriptedBackend(Fuse(70)))
-    assert not (tmp_path / "cut" / "iteration_1" / "responses" / "DONE").exists()
-    assert len(list((tmp_path / "cut" / "iteration_1" / "responses").glob("part-*"))) >= 2
-    go(config)
-    assert compare(snapshot(tmp_path / "cut"), snapshot(tmp_path / "whole")) == []
 
 
 def test_training_starts_from_the_base_or_the_previous_model(tmp_path):

@@ -8,21 +8,17 @@ import pytest
 from scripted_backend import (
     NOUNS,
     VERBS,
-    Fuse,
-    Killed,
     ScriptedBackend,
     ScriptedModel,
     SilentReporter,
     evaluator,
     number,
-    snapshot,
     tiny_config,
 )
 
 from isheep_jax.config import AssessConfig, RespondConfig, RetrievalConfig, SelectConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
-from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import Instruction, Pair, Selected, ShownExamples, from_line, kept
@@ -187,27 +183,6 @@ def test_one_of_the_methods_can_go_with_the_other_ways(tmp_path):
     settings = SynthesizeConfig(instructions=20, shots=3, seeds=str(tmp_path / "seeds.jsonl"))
     _, backend = go(config(tmp_path / "questions", iterations=1, synthesize=settings), backend=ScriptedBackend())
     assert all("### Answer" in p for id, p in prompts_of(backend).items() if "/respond/" in id)
-
-
-def test_killed_anywhere_it_resumes_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(context, "PART", 7)
-    monkeypatch.setattr(context, "BLOCK", 14)
-    fuse = Fuse()
-    # In one place, since settings name the file of seeds.
-    settings = config(tmp_path / "whole")
-    go(settings, WritingBackend(fuse))
-    expected = snapshot(tmp_path / "whole")
-    assert "iteration_2/examples/part-00001.jsonl" in expected
-    for n in range(1, fuse.count, fuse.count // 12):
-        other = dataclasses.replace(settings, workdir=str(tmp_path / str(n)))
-        with pytest.raises(Killed):
-            go(other, WritingBackend(Fuse(n)))
-        go(other)
-        found = snapshot(tmp_path / str(n))
-        assert {k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)} == {"config.json"}
-    rows, backend = go(settings)
-    assert backend.loaded == []
-    assert len(rows) == 3
 
 
 @pytest.mark.parametrize(("seeds", "count"), [("none", 0), ("added", len(SEEDS)), ("alone", len(SEEDS))])

@@ -7,14 +7,12 @@ import re
 import pytest
 from scripted_backend import (
     Fuse,
-    Killed,
     ScriptedBackend,
     ScriptedModel,
     SilentReporter,
     context_of,
     evaluator,
     number,
-    snapshot,
     tiny_config,
 )
 
@@ -241,20 +239,6 @@ def test_answer_thoroughly_of_all_iterations_are_learned_where_all_data_is(tmp_p
     kept_counts = [rows[1].kept, rows[2].kept]
     thorough = [rows[1].thorough, rows[2].thorough]
     assert counts == [kept_counts[0], thorough[0], sum(kept_counts), sum(thorough)]
-
-
-def test_killed_anywhere_self_align_resumes_to_the_same_bytes(tmp_path):
-    fuse = Fuse()
-    go(self_aligned(tmp_path / "whole"), ScriptedBackend(fuse))
-    expected = snapshot(tmp_path / "whole")
-    for n in range(1, fuse.count, max(1, fuse.count // 25)):
-        config = self_aligned(tmp_path / str(n))
-        with pytest.raises(Killed):
-            go(config, ScriptedBackend(Fuse(n)))
-        go(config)
-        found = snapshot(tmp_path / str(n))
-        differ = [k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)]
-        assert differ == ["config.json"]
 
 
 def test_cloning_may_be_chosen_until_the_first_fine_tuning(tmp_path):
