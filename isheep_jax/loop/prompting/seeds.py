@@ -1,4 +1,4 @@
-"""Seed tasks: the few written by people that the model sees as examples."""
+"""Reads the seed tasks, which people wrote and prompts show as examples, in several common formats."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.text_rules import NO_INPUT
 
-# What other data sets call the fields.
+# Names of the fields in other data sets.
 _OTHER_NAMES = {
     "instruction": ("prompt", "question", "query", "task"),
     "input": ("context",),
@@ -20,7 +20,7 @@ _CONVERSATIONS = ("messages", "conversations", "conversation")
 
 @dataclass(frozen=True)
 class Seed:
-    """A task. id: "seed-001" is the first of the file; output may be empty, since prompts need not show it."""
+    """A seed task. id: "seed-001" is the first of the file. output may be empty if no prompt shows it."""
 
     id: str
     instruction: str
@@ -29,14 +29,20 @@ class Seed:
 
 
 def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
-    """Seed tasks of a JSON Lines file or of a file that is one JSON array, in its order.
+    """Returns the seed tasks of a JSON Lines file, or of a file with one JSON array, in its order.
 
-    A task is an object with `instruction`, `input` and `output` (Alpaca's fields; the last two may be missing), or with
-    `instruction` and `instances`, a list whose first member has `input` and `output` (Self-Instruct's), or with
-    `question` and `answer`, which stand for instruction and output where those are missing. A task whose
-    `language` is there and not "en" is left out with rules='paper', which are for English only; the others keep their
-    ids. Raises UserError that names the file and line (or, in an array, task) of what is not one, and when there are
-    fewer seeds than `shots`.
+    A task is an object in one of three formats: Alpaca's (`instruction`, `input` and `output`; the last two may be
+    missing), Self-Instruct's (`instruction`, and `instances`, a list whose first member has `input` and `output`), or
+    `question` and `answer` in place of instruction and output.
+
+    Args:
+        path: The file.
+        shots: Number of seeds that a prompt shows; there must be at least as many.
+        rules: `synthesize.rules`. 'paper' is for English only and skips tasks whose `language` is another one; the
+            other tasks keep their ids.
+
+    Raises:
+        UserError: A task is malformed, with the file and line (or, in an array, the task), or there are too few.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -61,7 +67,7 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
 
 
 def check_outputs(path: Path, seeds: Sequence[Seed]) -> None:
-    """Raises UserError for a task without an output, where prompts or training need all of them."""
+    """Raises UserError if a task has no output, for settings that need the outputs."""
     missing = [seed.id for seed in seeds if not seed.output]
     if missing:
         raise UserError(
@@ -71,7 +77,7 @@ def check_outputs(path: Path, seeds: Sequence[Seed]) -> None:
 
 
 def _tasks(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Each task of the file, and where it stands, for messages."""
+    """Yields each task of the file after a description of its position, for messages."""
     if text.lstrip().startswith("["):
         try:
             tasks = json.loads(text)
@@ -128,13 +134,13 @@ def _fields(where: str, task: Any) -> tuple[str, str, str, str]:
 
 
 def _other_names(fields: dict[str, Any]) -> dict[str, str]:
-    """Fields that are there by another name, and not by the right one: what each should be called."""
+    """Returns the fields with a wrong name, each with the right one."""
     lower = {name.lower(): name for name in fields}
-    found = {}
+    renamed = {}
     for right, others in _OTHER_NAMES.items():
         if right not in fields:
             for other in (right, *others):
                 if other in lower:
-                    found[lower[other]] = right
+                    renamed[lower[other]] = right
                     break
-    return found
+    return renamed

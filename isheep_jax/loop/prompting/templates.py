@@ -1,4 +1,4 @@
-"""Prompt templates: text files that a person edits without touching code.
+"""Prompt templates: text files that the user can edit without touching code.
 
 A set of templates is a directory with
 
@@ -42,17 +42,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.text_rules import NO_INPUT
 
-# A character that no prompt holds.
+# A private-use character that occurs in no prompt.
 _MARK = "\ue000"
 
 STANDARD = ("synthesize", "quality", "following")
 
-# Files that belong to a template and are no template.
+# Files that a template needs next to it.
 _BESIDE = {"topics": "topics.jsonl", "principles": "principles.json"}
 
 
 class Templates:
-    """The prompts of a run. Made by `load`."""
+    """The prompt templates of a run, as read by `load`."""
 
     def __init__(self, directory: Path, names: Sequence[str] = STANDARD):
         self.directory = directory
@@ -66,7 +66,7 @@ class Templates:
         )
         environment.globals["no_input"] = NO_INPUT
         self._templates = {}
-        self._heads: dict[str, str] = {}
+        self._prefixes: dict[str, str] = {}
         for name in names:
             try:
                 self._templates[name] = environment.get_template(f"{name}.jinja")
@@ -76,7 +76,7 @@ class Templates:
         self.score_delimiter, self.synthesize_stop = _read_format(directory / "format.json")
 
     def seeds_file(self, setting: str) -> Path:
-        """The file that `synthesize.seeds` means."""
+        """Returns the file that a value of `synthesize.seeds` names."""
         builtin, colon, name = setting.partition(":")
         if builtin == "builtin" and name.isidentifier() == bool(colon):
             return self.directory / f"{name or 'seeds'}.jsonl"
@@ -91,7 +91,7 @@ class Templates:
         return self._render("synthesize", examples=examples)
 
     def score(self, name: str, instruction: str, input: str, response: str) -> str:
-        """name: of the template, such as 'quality' or 'few_shot'."""
+        """Renders a scoring prompt; name: its template, such as 'quality' or 'few_shot'."""
         return self._render(name, instruction=instruction, input=input, response=response)
 
     def follow_up(self, instruction: str, input: str, response: str) -> str:
@@ -108,9 +108,9 @@ class Templates:
 
     @functools.cached_property
     def retrieved_stops(self) -> tuple[str, str]:
-        """The labels behind the examples' questions and answers in the template `retrieved`.
+        """The labels after the examples' questions and answers in the template `retrieved`.
 
-        Both end whatever the model writes there, for one that is no longer sure of the form writes any of them.
+        Both are stop strings of every completion, since a model that loses the form may write either.
         """
         text = self.retrieved([{"question": _MARK, "answer": _MARK}] * 2)
         _, question, answer, *_ = (*text.split(_MARK), "", "")
@@ -123,18 +123,18 @@ class Templates:
             raise UserError(f"prompts: {path} should show each example's question, a label, its answer and a label")
 
     def answer(self, name: str, instruction: str, input: str) -> str:
-        """name: of a template that asks for an answer, 'principles' or 'thorough'."""
+        """Renders a prompt for an answer; name: its template, 'principles' or 'thorough'."""
         return self._render(name, instruction=instruction, input=input)
 
     def prefix(self, name: str) -> str:
-        """What every prompt of a template begins with: all that stands before its first variable."""
-        if name not in self._heads:
+        """Returns the text that all prompts of a template begin with: everything before its first variable."""
+        if name not in self._prefixes:
             fields = ("instruction", "input", "response", "type", "question")
             items = [dict.fromkeys((*fields, "output", "topic"), _MARK)]
             lists = {"examples": items, "hints": items, "topics": [_MARK]}
             text = self._render(name, **dict.fromkeys(fields, _MARK), **lists)
-            self._heads[name] = text.partition(_MARK)[0]
-        return self._heads[name]
+            self._prefixes[name] = text.partition(_MARK)[0]
+        return self._prefixes[name]
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ class Templates:
         return tuple(f" {n}{self.score_delimiter}" for n in range(1, 11))
 
     def digests(self) -> dict[str, str]:
-        """sha256 of each file that decides what a prompt says."""
+        """Returns the sha256 of each file that the prompts depend on."""
         names = [n for n in (*self._files, "format.json") if (self.directory / n).is_file()]
         return {f"prompts/{n}": hashlib.sha256((self.directory / n).read_bytes()).hexdigest() for n in names}
 
@@ -154,7 +154,7 @@ class Templates:
 
 
 def load(name: str, names: Sequence[str] = STANDARD) -> Templates:
-    """The templates `names` of 'standard', 'tiny' or a directory. Raises UserError when it does not have them."""
+    """Reads the named templates of 'standard', 'tiny' or a directory. Raises UserError for missing ones."""
     package = Path(__file__).parents[2]
     builtin = {"standard": package / "loop" / "prompts" / "standard", "tiny": package / "tiny" / "prompts"}
     directory = builtin.get(name, Path(name))
