@@ -51,15 +51,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(config: Config) -> None:
     from isheep_jax.cli.console import Console
-    from isheep_jax.evaluation.tasks import evaluators, held_out_texts
-    from isheep_jax.loop.algorithm import run
     from isheep_jax.runtime.backend import JaxBackend
+    from isheep_jax.runtime.run import run
 
     backend = JaxBackend(config)
     with Console(config.directory) as console:
         console.opening(config, backend.description())
-        rows = run(config, backend, evaluators(config), held_out_texts(config), console)
-        console.closing(rows)
+        console.closing(run(config, console, backend))
 
 
 def _facts(config: Config) -> dict[str, Any]:

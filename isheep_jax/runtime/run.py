@@ -1,4 +1,4 @@
-"""Runs the loop from Python: `isheep_jax.run`."""
+"""Runs the loop with the tasks of its config, for the command train and `isheep_jax.run`."""
 
 import logging
 from collections.abc import Iterator
@@ -8,24 +8,27 @@ from isheep_jax.config import Config
 from isheep_jax.config_checks import check_values
 from isheep_jax.evaluation.tasks import evaluators, held_out_texts
 from isheep_jax.loop import algorithm
-from isheep_jax.loop.protocols import Reporter
+from isheep_jax.loop.protocols import Backend, Reporter
+from isheep_jax.loop.selection.rules import check_judge
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.runtime.backend import JaxBackend
 
 _logger = logging.getLogger(__name__)
 
 
-def run(config: Config, reporter: Reporter | None = None) -> list[IterationSummary]:
+def run(config: Config, reporter: Reporter | None = None, backend: Backend | None = None) -> list[IterationSummary]:
     """Runs all iterations of a config, or resumes the run in `config.directory`.
 
     Args:
       config: the settings, such as those of `named_config`.
       reporter: is told of stages, iterations and warnings; None: the logger "isheep_jax.runtime.run".
+      backend: gives models and makes new ones; None: `JaxBackend(config)`.
 
     Returns the summaries of the base model (iteration 0) and of each iteration. Raises `UserError` for bad input.
     """
     check_values(config)
-    backend = JaxBackend(config)
+    check_judge(config)
+    backend = backend or JaxBackend(config)
     return algorithm.run(config, backend, evaluators(config), held_out_texts(config), reporter or LogReporter())
 
 
