@@ -1,5 +1,7 @@
-"""How the arrays of decoding are sized and split over the mesh: packed rows, KV caches, slots, and the bucketed lengths
-that keep the number of compiled programs small."""
+"""Sizes and shardings of decoding's arrays: KV caches, slots and packed rows.
+
+Lengths come in buckets, so that few shapes are compiled.
+"""
 
 import functools
 from typing import Any
@@ -96,7 +98,7 @@ def replicate(array: jax.Array, mesh: Mesh) -> jax.Array:
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Copies NumPy arrays, the same ones in every process, to the devices. Nothing else moves data there implicitly."""
+    """Copies NumPy arrays, equal in every process, to the devices: explicitly, as `jax.transfer_guard` asks for."""
 
     def put_leaf(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)

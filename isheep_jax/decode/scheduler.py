@@ -36,6 +36,7 @@ from isheep_jax.decode.slots import SlotTable
 from isheep_jax.decode.stops import cut_at_stop
 from isheep_jax.decode.tokenization import TokenizedPrompt
 from isheep_jax.model.attention_cached import cache_block
+from isheep_jax.model.kv_cache import KVCache
 
 # While prompts wait, a call ends early once this share of the slots is idle: an idle slot costs as much as a busy one,
 # and reading back and refilling cost far less than the steps that it would idle through.
@@ -186,9 +187,12 @@ class Scheduler:
         seen = self._mark(self._state.seen, new) if new and self._state.seen is not None else self._state.seen
         self._state = self._state.replace(cache=cache, seen=seen)
 
-    def _prefill(self, cache, admitted: list[list[int]]):
+    def _prefill(self, cache: KVCache, admitted: list[list[int]]) -> KVCache:
         """Prefills the slots of each data shard in packed rows, one row of each shard in a call."""
-        suffix = lambda slot: self._table.owner[slot].suffix  # noqa: E731
+
+        def suffix(slot: int) -> np.ndarray:
+            return self._table.owner[slot].suffix
+
         rows: list[list[tuple[int, list[tuple[int, int]]]]] = []
         for slots in admitted:
             packed = pack([len(suffix(slot)) for slot in slots], self._align)
@@ -205,7 +209,7 @@ class Scheduler:
             )
         return cache
 
-    def _copy(self, cache, copies: list[list[tuple[int, int]]]):
+    def _copy(self, cache: KVCache, copies: list[list[tuple[int, int]]]) -> KVCache:
         """Copies the cache rows of equal prompts. copies: from and to, for each data shard."""
         for group in zip_longest(*(_chunks(pairs, _COPIES) for pairs in copies), fillvalue=()):
             pairs = np.full((self._shards, _COPIES, 2), -1, np.int32)
