@@ -31,6 +31,17 @@ def by_id(completions) -> dict:
     return {completion.id: completion for completion in completions}
 
 
+def dispatch_ahead(monkeypatch, calls: int) -> None:
+    """Makes the engine dispatch so many calls before it reads the results of one, as on another platform."""
+
+    class Ahead(scheduler.Scheduler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.calls_ahead = calls
+
+    monkeypatch.setattr("isheep_jax.decode.engine.Scheduler", Ahead)
+
+
 def test_tokens_equal_teacher_forced_argmax_of_plain_forward(params):
     requests = ragged(14)
     found = by_id(make_engine(params).generate(requests, GREEDY))
@@ -243,12 +254,7 @@ def test_call_dispatched_ahead_changes_nothing(params, monkeypatch):
     requests, sampling = ragged(20), SamplingParams(temperature=1.0, max_tokens=20, stop=("ab", "t"))
     expected = by_id(make_engine(params).generate(requests, sampling))
 
-    class Ahead(scheduler.Scheduler):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.calls_ahead = 1
-
-    monkeypatch.setattr("isheep_jax.decode.engine.Scheduler", Ahead)
+    dispatch_ahead(monkeypatch, 1)
     assert by_id(make_engine(params).generate(requests, sampling)) == expected
 
 
@@ -291,7 +297,7 @@ def test_decoding_and_scoring_transfer_data_only_explicitly(params, monkeypatch,
     prefix = "the quick brown fox jumps over 13 lazy dogs. "
     requests = [Request(r.id, prefix + r.prompt, prefix) for r in ragged(40)]
     requests += [Request(f"{r.id}/copy", r.prompt, r.prefix) for r in requests[:3]]
-    monkeypatch.setattr(scheduler.Scheduler, "calls_ahead", property(lambda self: calls_ahead, lambda self, _: None))
+    dispatch_ahead(monkeypatch, calls_ahead)
     engine = make_engine(params, slots=64, max_length=128)
     penalties = SamplingParams(temperature=1.0, max_tokens=9, presence_penalty=0.5, logprobs=True)
 
