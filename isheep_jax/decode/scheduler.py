@@ -59,9 +59,8 @@ class Scheduler:
         self._align = alignment(model.mesh)
         self._rows, self._everywhere = rows_sharding(model.mesh), replicated(model.mesh)
         platform = platform_of(model.mesh)
-        # On a CPU the program and the host share the cores, and an idle slot costs arithmetic.
+        # Calls that are dispatched before the results of one are read. On a CPU program and host share the cores.
         self.calls_ahead = 0 if platform == "cpu" else 1
-        self._shrinks = platform == "cpu" and self._shards == 1
         # Decoded text does not show special tokens, so these are looked for among the tokens.
         special_ids = (model.tokenizer.special_id(string) for string in sampling.stop)
         self._stop_ids = frozenset(token for token in special_ids if token is not None)
@@ -153,9 +152,13 @@ class Scheduler:
             self._idle_since = None
 
     def _can_halve(self, slots: int, prompts: int) -> bool:
-        """Whether half of the slots are enough for so many prompts."""
+        """Whether half of the slots are enough for so many prompts. On a CPU this is faster: idle slots cost arithmetic.
+
+        A call that is in flight has the old number of slots, so nothing may be dispatched ahead.
+        """
         half = slots // 2
-        return self._shrinks and slots % 2 == 0 and prompts <= half and half >= FEWEST_SLOTS
+        can_shrink = self.calls_ahead == 0 and self._shards == 1
+        return can_shrink and slots % 2 == 0 and prompts <= half and half >= FEWEST_SLOTS
 
     def _shrink(self) -> None:
         """Goes on with fewer slots when the last prompts need no more."""
