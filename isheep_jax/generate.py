@@ -19,7 +19,7 @@ from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.settings import WITHOUT_PREFIX
 from isheep_jax.config import ChatTemplate, DecodeConfig
 from isheep_jax.config_checks import RANGES
-from isheep_jax.decode.requests import Completion, Request, SamplingParams
+from isheep_jax.decode.requests import SAMPLING_RANGES, Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.files import write_atomically
 from isheep_jax.runtime.locate import locate_model
@@ -80,13 +80,7 @@ COMMAND = Command(
     everyday=("model", "prompt", "input", "output", "chat", "raw", "temperature", "max_tokens", "seed"),
     hidden=("logprobs", "steps_per_call"),
     ranges={
-        "temperature": "[0, inf)",
-        "top_p": "(0, 1]",
-        "top_k": "[0, inf)",
-        "min_p": "[0, 1]",
-        "repetition_penalty": "(0, inf)",
-        "presence_penalty": "(-inf, inf)",
-        "max_tokens": "[1, inf)",
+        **SAMPLING_RANGES,
         "slots": RANGES["decode.slots"],
         "max_length": RANGES["decode.max_length"],
     },

@@ -12,8 +12,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
+from isheep_jax.config_checks import check_range
 from isheep_jax.decode import choice_logprobs, loaded, text_logprobs
-from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
+from isheep_jax.decode.requests import (
+    SAMPLING_RANGES,
+    ChoiceLogprobs,
+    Completion,
+    Embedding,
+    Request,
+    SamplingParams,
+    TextLogprob,
+)
 from isheep_jax.decode.scheduler import Scheduler
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.stops import incomplete_utf8_token, stable_text
@@ -162,19 +171,7 @@ def _check_ids(requests: Sequence[Request]) -> None:
 
 
 def _check_sampling(sampling: SamplingParams) -> None:
-    if not 0 <= sampling.temperature < float("inf"):
-        raise UserError(f"temperature={sampling.temperature} must be a number from 0 upward")
-    if not 0 < sampling.top_p <= 1:
-        raise UserError(f"top_p={sampling.top_p} must be above 0 and at most 1")
-    if sampling.top_k < 0:
-        raise UserError(f"top_k={sampling.top_k} must be at least 0 (all tokens)")
-    if not 0 <= sampling.min_p <= 1:
-        raise UserError(f"min_p={sampling.min_p} must be a number from 0 to 1")
-    if not 0 < sampling.repetition_penalty < float("inf"):
-        raise UserError(f"repetition_penalty={sampling.repetition_penalty} must be above 0; 1 is none")
-    if not abs(sampling.presence_penalty) < float("inf"):
-        raise UserError(f"presence_penalty={sampling.presence_penalty} must be a number; 0 is none")
-    if sampling.max_tokens < 1:
-        raise UserError(f"max_tokens={sampling.max_tokens} must be at least 1")
+    for name, interval in SAMPLING_RANGES.items():
+        check_range(name, getattr(sampling, name), interval)
     if "" in sampling.stop:
         raise UserError("stop: an empty stop string would end every completion at once")

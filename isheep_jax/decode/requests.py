@@ -50,6 +50,18 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
 
 
+# Intervals of the sampling parameters, written as in `config_checks.RANGES`.
+SAMPLING_RANGES = {
+    "temperature": "[0, inf)",
+    "top_p": "(0, 1]",
+    "max_tokens": "[1, inf)",
+    "top_k": "[0, inf)",
+    "min_p": "[0, 1]",
+    "repetition_penalty": "(0, inf)",
+    "presence_penalty": "(-inf, inf)",
+}
+
+
 @dataclass(frozen=True)
 class Completion:
     """The result of generating for the `Request` with the same id.
