@@ -43,8 +43,8 @@ def fine_tune(
       mesh: layout of the devices.
       chat_template: "auto" (the tokenizer's own) or a name, as `model.chat_template`.
       compute_dtype: "float32", "bfloat16", or "auto" for float32 on CPUs and bfloat16 elsewhere.
-      seed: of the order of the pairs, the adapters and dropout.
-      on_step: is called with the number of updates, their total and the metrics of the last one.
+      seed: seeds the order of the pairs, the adapters and dropout.
+      on_step: called with the number of updates, their total and the metrics of the last update.
 
     Raises `UserError` for a model or settings that do not fit.
     """
@@ -54,7 +54,6 @@ def fine_tune(
     devices = make_mesh(mesh)
     check_settings(sft, pretrained.architecture, devices)
     dtype = jnp.dtype(default_dtype() if compute_dtype == "auto" else compute_dtype)
-    # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
     examples = [Example(str(i), (Message("user", pair[0]),), pair[1]) for i, pair in enumerate(pairs)]
     job = FineTuneJob(iteration=1, start=None, examples=examples, directory=epath.Path(directory), card=None)
     base = adapter_base(model, pretrained.directory)
@@ -72,15 +71,15 @@ def train_and_save(
     base: str,
     on_step: OnStep | None,
 ) -> FineTuneResult:
-    """Fine-tunes the model's weights on the job's examples, and writes its adapter, if it has one, and its model.
+    """Fine-tunes a model on the examples of a job, and writes the new model and, with LoRA, its adapter.
 
     Args:
       model: where to start, with the architecture and the tokenizer of the result.
       job: the examples, and the directory for checkpoints, adapter and model.
       sft: settings of the fine-tuning.
       mesh: the training mesh.
-      dtype: of the computation and of the saved weights.
-      seed: of the order of the examples, the adapters and dropout.
+      dtype: dtype of the computation and of the saved weights.
+      seed: seeds the order of the examples, the adapters and dropout.
       base: name of the model in the adapter's config.
       on_step: see `fine_tune`.
     """
