@@ -33,7 +33,7 @@ def test_buckets_are_few_and_waste_little():
 def test_cache_holds_sequence_in_whole_blocks():
     cache = allocate(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), mesh_of())
     assert cache_length(130) == cache.length == 256
-    assert cache.k.shape == (2, 3, 2, 2, 8, 128)  # two tiles of 128 slots; of each head its keys together
+    assert cache.k.shape == (2, 3, 2, 2, 8, 128)  # two tiles of 128 positions, in which the keys of a head are together
     assert cache.v.shape == (2, 3, 2, 2, 128, 8)
 
 
@@ -107,15 +107,15 @@ def test_prompts_keys_are_same_to_bit_wherever_it_is_packed(params):
 
 
 def test_prompt_after_prefix_has_keys_of_whole(params):
-    prefix, own = prompts(70, 30)
+    prefix, suffix = prompts(70, 30)
     padded = np.zeros(96, np.int32)
     padded[:70] = prefix
     shared = make_prefix(params, padded, np.int32(70), mesh=mesh_of(), **STATIC)
     packed = empty_rows(1, 64)
-    fill(packed[0], 32, 1, own, 0)
+    fill(packed[0], 32, 1, suffix, 0)
     cache = allocate(ARCHITECTURE, 1, 128, jnp.dtype("float32"), mesh_of())
-    found = flat(prefill(params, cache, packed, shared, mesh=mesh_of(), **STATIC))[0][:, 0, :30]
-    np.testing.assert_allclose(found, keys_of(params, np.concatenate([prefix, own]))[:, 70:], atol=1e-4)
+    keys = flat(prefill(params, cache, packed, shared, mesh=mesh_of(), **STATIC))[0][:, 0, :30]
+    np.testing.assert_allclose(keys, keys_of(params, np.concatenate([prefix, suffix]))[:, 70:], atol=1e-4)
 
 
 @pytest.mark.parametrize("tile", [0, 32, 64])

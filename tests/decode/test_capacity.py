@@ -57,11 +57,11 @@ def test_no_room_for_one_sequence_names_setting(monkeypatch, shape):
 
 def test_tokens_are_the_same_with_slots_and_length_left_to_memory(params):
     requests = [r for r in ragged(40) if len(r.prompt) < 30]
-    found = [
+    runs = [
         {c.id: c for c in make_engine(params, **settings).generate(requests, GREEDY)}
         for settings in ({"slots": 32, "max_length": 48}, {"slots": 0, "max_length": 0})
     ]
-    assert found[0] == found[1]
+    assert runs[0] == runs[1]
 
 
 def test_what_is_counted_is_what_was_done(params):

@@ -44,10 +44,10 @@ def dispatch_ahead(monkeypatch, calls: int) -> None:
 
 def test_tokens_equal_teacher_forced_argmax_of_plain_forward(params):
     requests = ragged(14)
-    found = by_id(make_engine(params).generate(requests, GREEDY))
+    completions = by_id(make_engine(params).generate(requests, GREEDY))
     kinds = set()
     for request in requests:
-        completion = found[request.id]
+        completion = completions[request.id]
         prompt = TableTokenizer().encode(request.prompt)
         best = full_logits(params, [*prompt, *completion.tokens]).argmax(-1)[len(prompt) - 1 :].tolist()
         assert best[: len(completion.tokens)] == list(completion.tokens)
@@ -75,11 +75,11 @@ def test_tokens_do_not_depend_on_slots_steps_per_call_order_or_neighbors(params,
 def test_sampled_tokens_depend_on_seed_and_id_alone(params):
     sampling = SamplingParams(temperature=1.0, max_tokens=12)
     engine = make_engine(params)
-    found = by_id(engine.generate([Request(name, "abc") for name in "xyz"], sampling))
-    assert len({completion.tokens for completion in found.values()}) == 3
+    completions = by_id(engine.generate([Request(name, "abc") for name in "xyz"], sampling))
+    assert len({completion.tokens for completion in completions.values()}) == 3
     other = by_id(make_engine(params, seed=1).generate([Request("x", "abc")], sampling))
-    assert other["x"].tokens != found["x"].tokens
-    assert by_id(make_engine(params).generate([Request("x", "abc")], sampling))["x"] == found["x"]
+    assert other["x"].tokens != completions["x"].tokens
+    assert by_id(make_engine(params).generate([Request("x", "abc")], sampling))["x"] == completions["x"]
 
 
 def test_refilled_slot_sees_nothing_of_sequence_before(params):
@@ -92,11 +92,11 @@ def test_refilled_slot_sees_nothing_of_sequence_before(params):
 def test_prompt_that_does_not_fit_is_error_of_that_request_alone(params):
     engine = make_engine(params)
     good = Request("good", "abc")
-    found = by_id(engine.generate([Request("long", "a" * 48), good], GREEDY))
-    assert found["long"].finish_reason == "error"
-    assert "49 tokens" in found["long"].error
-    assert "decode.max_length=48" in found["long"].error
-    assert found["good"] == next(engine.generate([good], GREEDY))
+    completions = by_id(engine.generate([Request("long", "a" * 48), good], GREEDY))
+    assert completions["long"].finish_reason == "error"
+    assert "49 tokens" in completions["long"].error
+    assert "decode.max_length=48" in completions["long"].error
+    assert completions["good"] == next(engine.generate([good], GREEDY))
     assert by_id(engine.generate([Request("fits", "a" * 46)], GREEDY))["fits"].finish_reason in ("length", "stop")
 
 
@@ -226,10 +226,10 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
     monkeypatch.setattr(scheduler, "prefill", counted)
     sampling = SamplingParams(temperature=1.0, max_tokens=6)
     requests = [Request(f"{name}/{i}", name * 9) for name in ("abc", "xyz") for i in range(4)]
-    found = by_id(make_engine(params, slots=8).generate(requests, sampling))
+    completions = by_id(make_engine(params, slots=8).generate(requests, sampling))
     assert sum(filled) == 2
     for request in requests:
-        assert next(make_engine(params).generate([request], sampling)) == found[request.id]
+        assert next(make_engine(params).generate([request], sampling)) == completions[request.id]
 
 
 @pytest.mark.parametrize("tensor", [1, 2])

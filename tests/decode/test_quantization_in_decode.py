@@ -23,7 +23,7 @@ from isheep_jax.speed.quantization_error import measure_quantization_error
 from isheep_jax.tiny import CHECKPOINT
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
-DRAWN = SamplingParams(temperature=1.0, max_tokens=12)
+SAMPLED = SamplingParams(temperature=1.0, max_tokens=12)
 INT8 = {"weights_dtype": "int8", "kv_cache_dtype": "int8"}
 
 
@@ -35,16 +35,16 @@ def test_int8_weights_decode_and_score_as_their_dequantized_floats(params):
     engine = make_engine(params, weights_dtype="int8")
     plain = make_engine(dequantize_weights(engine.model.params, ARCHITECTURE))
     requests = ragged(14)
-    found = by_id(engine.generate(requests, GREEDY))
-    assert found == by_id(plain.generate(requests, GREEDY))
-    assert found != by_id(make_engine(params).generate(requests, GREEDY))
+    completions = by_id(engine.generate(requests, GREEDY))
+    assert completions == by_id(plain.generate(requests, GREEDY))
+    assert completions != by_id(make_engine(params).generate(requests, GREEDY))
     choices = ["1", "10", "ab"]
     expected = by_id(plain.choice_logprobs(requests[:9], choices))
     for result in engine.choice_logprobs(requests[:9], choices):
         np.testing.assert_allclose(result.logprobs, expected[result.id].logprobs, atol=1e-3)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_tokens_do_not_depend_on_slots_steps_per_call_order_or_neighbors(params, sampling):
     # Two of each prompt, so that slots are copied.
     requests = [Request(f"{r.id}/{i}", r.prompt) for r in ragged(8) for i in range(2)]
@@ -72,12 +72,12 @@ def test_mesh_gives_tokens_of_one_device_and_splits_scales_as_their_outputs(para
 
 
 def test_shared_prefix_stays_in_floats_with_int8_cache(params):
-    head = "the quick brown fox jumps over 13 lazy dogs. "
-    requests = [Request(request.id, head + request.prompt, prefix=head) for request in ragged(6)]
+    prefix = "the quick brown fox jumps over 13 lazy dogs. "
+    requests = [Request(request.id, prefix + request.prompt, prefix) for request in ragged(6)]
     plain = by_id(make_engine(params, max_length=128).generate(requests, GREEDY))
-    found = by_id(make_engine(params, max_length=128, kv_cache_dtype="int8").generate(requests, GREEDY))
-    # The first token is drawn from prompt tokens alone; most of them, the head's, are exact.
-    assert sum(found[r.id].tokens[:1] == plain[r.id].tokens[:1] for r in requests) >= 5
+    completions = by_id(make_engine(params, max_length=128, kv_cache_dtype="int8").generate(requests, GREEDY))
+    # The first token is sampled from prompt tokens alone; most of them, the prefix's, are exact.
+    assert sum(completions[r.id].tokens[:1] == plain[r.id].tokens[:1] for r in requests) >= 5
 
 
 def test_slots_move_with_their_scales():
@@ -126,10 +126,10 @@ def test_tiny_model_predicts_with_int8_as_without_but_not_with_4_bits(tiny, monk
     assert (none.divergence, none.loss, none.agreement) == (0, 0, 1)
     cache, both = quantization_error(tiny, prompts, kv_cache_dtype="int8"), quantization_error(tiny, prompts, **INT8)
     assert none.tokens == cache.tokens == both.tokens > 100
-    for found in (cache, both):
-        assert 0 < found.divergence < 1e-3
-        assert abs(found.loss) < 0.01
-        assert found.agreement > 0.95
+    for error in (cache, both):
+        assert 0 < error.divergence < 1e-3
+        assert abs(error.loss) < 0.01
+        assert error.agreement > 0.95
     monkeypatch.setattr(quantization, "_LARGEST", 7)
     quantization.quantize.clear_cache()
     four_bits = quantization_error(tiny, prompts, weights_dtype="int8")

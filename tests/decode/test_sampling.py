@@ -126,8 +126,8 @@ def test_allowed_tokens_are_those_of_plain_sort_with_ties_in_or_out_together(voc
         logits = rng.integers(0, 5, vocabulary).astype(np.float32) * 0.2
         for values in FILTERS:
             allowed = np.flatnonzero(exact_distribution(logits, **values))
-            drawn = np.unique(draws(logits, 4096, seed=case, **values))
-            np.testing.assert_array_equal(drawn, allowed, err_msg=f"{case} {values}")
+            sampled = np.unique(draws(logits, 4096, seed=case, **values))
+            np.testing.assert_array_equal(sampled, allowed, err_msg=f"{case} {values}")
 
 
 def test_nucleus_that_is_reached_exactly_takes_no_further_token():

@@ -28,11 +28,11 @@ def expected_logprob(params, request: Request, choice: str) -> float:
 def test_choice_logprobs_are_log_softmax_of_full_forward(params, kind):
     # A digit at the end of the prompts keeps every choice from merging with them.
     requests = [Request(request.id, request.prompt + "7") for request in ragged(9)]
-    found = {result.id: result for result in make_engine(params).choice_logprobs(requests, CHOICES[kind])}
+    results = {result.id: result for result in make_engine(params).choice_logprobs(requests, CHOICES[kind])}
     for request in requests:
-        assert not found[request.id].error
+        assert not results[request.id].error
         expected = [expected_logprob(params, request, choice) for choice in CHOICES[kind]]
-        np.testing.assert_allclose(found[request.id].logprobs, expected, atol=1e-4)
+        np.testing.assert_allclose(results[request.id].logprobs, expected, atol=1e-4)
 
 
 def test_choice_logprobs_do_not_depend_on_batch_or_neighbors(params):
@@ -46,13 +46,13 @@ def test_choice_logprobs_do_not_depend_on_batch_or_neighbors(params):
 
 def test_prompt_that_does_not_fit_or_does_not_split_is_error_of_that_request_alone(params):
     requests = [Request("long", "7" * 46), Request("merges", "a"), Request("fine", "7")]
-    found = {result.id: result for result in make_engine(params).choice_logprobs(requests, ["b", "10||"])}
-    assert "47 tokens" in found["long"].error
-    assert "decode.max_length=48" in found["long"].error
-    assert "change" in found["merges"].error
-    assert not found["long"].logprobs
-    assert not found["merges"].logprobs
-    assert len(found["fine"].logprobs) == 2
+    results = {result.id: result for result in make_engine(params).choice_logprobs(requests, ["b", "10||"])}
+    assert "47 tokens" in results["long"].error
+    assert "decode.max_length=48" in results["long"].error
+    assert "change" in results["merges"].error
+    assert not results["long"].logprobs
+    assert not results["merges"].logprobs
+    assert len(results["fine"].logprobs) == 2
 
 
 def test_more_choices_than_segment_ids_keep_apart_are_refused(params):
@@ -93,23 +93,23 @@ def test_text_logprobs_are_those_of_full_forward(params, prefix):
     requests = [Request(request.id, prefix + request.prompt + "7", prefix) for request in ragged(9)]
     texts = ["a", "1||", "10..", "hijklmn", "op op op op op op op op op op.", "0", "z", "yz", "x"]
     engine = make_engine(params, max_length=128)
-    found = {result.id: result for result in engine.text_logprobs(requests, texts)}
+    results = {result.id: result for result in engine.text_logprobs(requests, texts)}
     for request, text in zip(requests, texts):
-        assert found[request.id].tokens == len(TableTokenizer().encode_choices(request.prompt, [text])[0])
-        assert found[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
+        assert results[request.id].tokens == len(TableTokenizer().encode_choices(request.prompt, [text])[0])
+        assert results[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
 
 
 def test_text_that_does_not_fit_is_error_of_that_request_alone(params):
     requests = [Request("a", "7"), Request("b", "7")]
-    found = {result.id: result for result in make_engine(params).text_logprobs(requests, ["0" * 60, "0"])}
-    assert "decode.max_length=48" in found["a"].error
-    assert not found["b"].error
+    results = {result.id: result for result in make_engine(params).text_logprobs(requests, ["0" * 60, "0"])}
+    assert "decode.max_length=48" in results["a"].error
+    assert not results["b"].error
 
 
 def test_embedding_is_mean_of_prompts_hidden_states(params):
     requests = ragged(20)
-    found = {embedding.id: embedding for embedding in make_engine(params).embed(requests)}
+    results = {embedding.id: embedding for embedding in make_engine(params).embed(requests)}
     for request in requests:
         tokens = np.asarray(TableTokenizer().encode(request.prompt))[None]
         hidden, _ = forward(params, ARCHITECTURE, tokens, np.arange(tokens.shape[1])[None], ForwardSetup(jnp.float32))
-        np.testing.assert_allclose(found[request.id].vector, hidden[0].mean(axis=0), atol=1e-4)
+        np.testing.assert_allclose(results[request.id].vector, hidden[0].mean(axis=0), atol=1e-4)

@@ -14,8 +14,8 @@ def tokens(*pieces):
 
 
 def test_text_is_cut_exactly_where_stop_string_begins():
-    made = tokens("a", "b", "\n", "H", "uman:", "a")
-    assert cut_at_stop(decode, made, ("\nHuman:",), 0) == ("ab", 2)
+    completion = tokens("a", "b", "\n", "H", "uman:", "a")
+    assert cut_at_stop(decode, completion, ("\nHuman:",), 0) == ("ab", 2)
 
 
 def test_token_that_reaches_into_stop_string_is_kept_but_its_text_is_cut():
@@ -32,15 +32,15 @@ def test_stop_string_at_start_leaves_nothing():
 
 def test_result_does_not_depend_on_when_text_is_searched():
     stop = ("ab\n", "b", "a:")
-    for made in itertools.product(tokens("a", "b", "ab", "\n", ":"), repeat=4):
-        made = list(made)
+    for completion in itertools.product(tokens("a", "b", "ab", "\n", ":"), repeat=4):
+        completion = list(completion)
         results = []
         for chunk in (1, 2, 3, 4):
-            found, searched = None, 0
+            cut, searched = None, 0
             for end in [*range(chunk, 4, chunk), 4]:
-                found = cut_at_stop(decode, made[:end], stop, searched)
-                if found:
+                cut = cut_at_stop(decode, completion[:end], stop, searched)
+                if cut:
                     break
                 searched = end
-            results.append(found)
-        assert results == results[:1] * 4, (made, results)
+            results.append(cut)
+        assert results == results[:1] * 4, (completion, results)

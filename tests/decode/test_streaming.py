@@ -44,7 +44,7 @@ def byte_fallback() -> tuple[Tokenizer, list[int]]:
     return tokenizer, [0, 1, 2, 3, *(4 + byte for byte in CHARACTERS.encode())]
 
 
-def drawn_sequences(tokens: list[int], count: int) -> list[list[int]]:
+def random_sequences(tokens: list[int], count: int) -> list[list[int]]:
     """Mostly the bytes of whole characters in order, now and then broken off."""
     draw = np.random.default_rng(0)
     sequences = []
@@ -63,7 +63,7 @@ def test_stable_text_is_never_taken_back_by_what_follows(kind, stop):
     tokenizer, tokens = kind()
     byte = incomplete_utf8_token(tokenizer.decode, tokenizer.get_vocab_size())
     withheld = broken = stopped = 0
-    for sequence in drawn_sequences(tokens, 300):
+    for sequence in random_sequences(tokens, 300):
         stable = []
         for count in range(1, len(sequence) + 1):
             cut = cut_at_stop(tokenizer.decode, sequence[:count], stop, count - 1) if stop else None

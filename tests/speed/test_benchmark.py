@@ -74,10 +74,10 @@ def test_ceilings_are_of_all_devices_together(monkeypatch):
     monkeypatch.setattr("isheep_jax.speed.ceilings._ROWS", {"cpu": 8})
     monkeypatch.setattr("isheep_jax.speed.ceilings._best", lambda work, *arguments: 1.0)
     mesh = decode_mesh(make_mesh(MeshConfig()), 1)
-    found = measure_ceilings(MINUTE, mesh, jax.numpy.dtype("float32"))
+    ceilings = measure_ceilings(MINUTE, mesh, jax.numpy.dtype("float32"))
     # Seven products of a second each.
-    assert found.flops == pytest.approx(2 * mesh.size * 8 * LAYER / 7)
-    assert found.bandwidth > 0
+    assert ceilings.flops == pytest.approx(2 * mesh.size * 8 * LAYER / 7)
+    assert ceilings.bandwidth > 0
 
 
 def test_workloads_of_command_are_those_of_table():
@@ -97,10 +97,10 @@ def test_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
     file = tmp_path / "speed.json"
     options = ["--requests=3", "--workload=respond,assess", f"--output={file}"]
     benchmark.main(["decode", "--config=tiny", *options, "--decode.slots=8", "--decode.weights_dtype=int8"])
-    found = json.loads(file.read_text())
-    assert [w["workload"] for w in found["workloads"]] == ["respond", "assess"]
-    assert all(w["requests_per_second"] > 0 and 0 < w["fraction_of_limit"] < 1 for w in found["workloads"])
-    assert 0.9 < found["quantization_error"]["agreement"] <= 1
+    report = json.loads(file.read_text())
+    assert [w["workload"] for w in report["workloads"]] == ["respond", "assess"]
+    assert all(w["requests_per_second"] > 0 and 0 < w["fraction_of_limit"] < 1 for w in report["workloads"])
+    assert 0.9 < report["quantization_error"]["agreement"] <= 1
     printed = capsys.readouterr().out
     assert "the same most probable token" in printed
     assert "\nrespond " in printed

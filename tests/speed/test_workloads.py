@@ -50,16 +50,16 @@ def test_model_has_about_hundred_million_parameters():
 def test_every_completion_has_length_that_was_asked_for(engine):
     workload = Workload("few", "generate", (3, 30, 7), (9, 1, 20), prefix_length=4)
     requests = workload.requests(VOCABULARY)
-    made = {c.id: len(c.tokens) for c in engine.generate(requests, SamplingParams())}
-    assert [made[request.id] for request in requests] == [9, 1, 20]
+    lengths = {c.id: len(c.tokens) for c in engine.generate(requests, SamplingParams())}
+    assert [lengths[request.id] for request in requests] == [9, 1, 20]
 
 
 def test_each_choice_is_one_token_and_prefix_is_shared(engine):
     workload = Workload("pairs", "score", (5, 9), prefix_length=40, choices=10)
     requests = workload.requests(VOCABULARY)
-    head, prompts = workload.prompts(VOCABULARY)
-    assert {engine.model.tokenize(request).prefix for request in requests} == {tuple(head[:-1])}
-    assert engine.model.tokenizer.encode_prompt(requests[1].prompt) == head + prompts[1]
+    prefix, prompts = workload.prompts(VOCABULARY)
+    assert {engine.model.tokenize(request).prefix for request in requests} == {tuple(prefix[:-1])}
+    assert engine.model.tokenizer.encode_prompt(requests[1].prompt) == prefix + prompts[1]
     scores = list(engine.choice_logprobs(requests, workload.choice_texts()))
     assert [len(score.logprobs) for score in scores] == [10, 10]
     assert all(np.exp(score.logprobs).sum() < 1 for score in scores)

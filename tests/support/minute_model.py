@@ -55,13 +55,13 @@ class TableTokenizer:
         return self.encode(prompt)
 
     def encode_choices(self, prompt: str, choices: Sequence[str]) -> list[list[int]]:
-        alone, found = self.encode(prompt), []
+        alone, tokenized = self.encode(prompt), []
         for choice in choices:
             together = self.encode(prompt + choice)
             if together[: len(alone)] != alone:
                 raise UserError(f"the prompt's tokens change when {choice!r} follows")
-            found.append(together[len(alone) :])
-        return found
+            tokenized.append(together[len(alone) :])
+        return tokenized
 
 
 @jax.jit
