@@ -1,15 +1,15 @@
 """One decode engine as a process of its own, for `decode_peers.py`: reads JSON lines and answers each with one.
 
-The first line is the setup: model (sizes under Hugging Face's names), workload (name, kind, head, prompts, new_tokens,
+The first line is the setup: model (sizes under Hugging Face's names), workload (name, kind, prefix, prompts, new_tokens,
 choices; tokens as ids), batch, dtype, parts. The engine builds a model with random weights, makes a trial run, and
 answers with its versions. Each further line is the number of one of `parts` shares of the workload; the answer says how
 long the share took, and how much of the whole workload it was. An engine that is not installed, or fails, answers
 {"error": ...}.
 
 Static batches are sorted by length, so that little is padding, and a part is a batch (or several) from the middle of
-each of `parts` stretches of that order. Such a share of the whole is counted in steps: a batch's decode steps are those
-of its longest completion. Where nothing but a judgment of 32 tokens is generated they are positions of the longest
-prompt. Continuous batching gets requests of all lengths at once, and its share is counted in tokens.
+each of `parts` stretches of that order. Its share of the whole workload is counted in decode steps, those of its longest
+completion; where only a judgment of 32 tokens is generated, in positions of its longest prompt. Continuous batching gets
+requests of all lengths at once, and its share is counted in tokens.
 """
 
 import importlib.metadata
@@ -41,7 +41,9 @@ class Ours:
         from isheep_jax.speed.workloads import LLAMA_100M, IdTokenizer
 
         self.workload, self.sampling = _lengths(setup["workload"]), SamplingParams(temperature=1.0)
-        config = DecodeConfig(slots=setup["batch"], steps_per_call=setup["chunk"] or DecodeConfig.steps_per_call)
+        config = DecodeConfig(
+            slots=setup["batch"], steps_per_call=setup["steps_per_call"] or DecodeConfig.steps_per_call
+        )
         self.engine = Engine(
             init_parameters(LLAMA_100M, jax.random.key(0)),
             LLAMA_100M,
@@ -64,17 +66,17 @@ class Ours:
             right = sum(len(r.tokens) for r in results) == sum(self.workload.new_tokens)
         seconds = time.perf_counter() - start
         if not right:
-            raise RuntimeError("results do not have the lengths that were asked for")
+            raise RuntimeError("results do not have the requested lengths")
         return {"seconds": seconds, "share": 1.0}
 
 
 class Peer:
-    """What the peers have in common: prompts with the head in front, and forced lengths."""
+    """What the peers share: prompts that include the shared prefix, and forced lengths."""
 
     def __init__(self, setup: dict):
         workload = setup["workload"]
         self.setup, self.score = setup, workload["kind"] == "score"
-        self.prompts = [workload["head"] + prompt for prompt in workload["prompts"]]
+        self.prompts = [workload["prefix"] + prompt for prompt in workload["prompts"]]
         self.new = workload["new_tokens"] or [JUDGMENT] * len(self.prompts)
         # By length; prompts in any order have like lengths where completions differ.
         self.order = sorted(range(len(self.prompts)), key=lambda i: (self.new[i], len(self.prompts[i])))
@@ -95,7 +97,7 @@ class Static(Peer):
         batches = [self.order[i : i + size] for i in range(0, len(self.order), size)]
         self.work = [max(len(self.prompts[i]) if self.score else self.new[i] for i in batch) for batch in batches]
         parts = min(setup["parts"], len(batches))
-        # A whole workload in as many parts as it has batches; else the middle ones of stretches of equal length.
+        # All batches if there are as many parts; otherwise those in the middle of stretches of equal length.
         self.batches = batches
         self.chosen = [int((part + 0.5) * len(batches) / parts) for part in range(parts)]
         self.build(setup)
@@ -122,13 +124,13 @@ class TransformersGenerate(Static):
         prompts, new = self.padded(batch)
         ids = torch.from_numpy(prompts)
         new = 2 if trial else new
-        made = self.model.generate(
+        outputs = self.model.generate(
             ids,
             attention_mask=(ids != 0).long(),
             generation_config=_generation_config(new, sample=not self.score),
         )
-        if made.shape[1] != ids.shape[1] + new:
-            raise RuntimeError("completions do not have the length that was asked for")
+        if outputs.shape[1] != ids.shape[1] + new:
+            raise RuntimeError("completions do not have the requested length")
 
 
 class TransformersContinuous(Peer):
@@ -159,20 +161,20 @@ class TransformersContinuous(Peer):
             continuous_batching_config=replace(self.config),
             block=True,
         )
-        wanted = {str(i): 2 if trial else self.new[i] for i in chosen}
+        requested = {str(i): 2 if trial else self.new[i] for i in chosen}
         with manager as running:
             # The longest first, so that none is left alone at the end.
-            for name in reversed(wanted):
-                running.add_request(self.prompts[int(name)], name, max_new_tokens=wanted[name], eos_token_id=-1)
-            made = {}
-            while len(made) < len(wanted):
+            for name in reversed(requested):
+                running.add_request(self.prompts[int(name)], name, max_new_tokens=requested[name], eos_token_id=-1)
+            lengths = {}
+            while len(lengths) < len(requested):
                 result = running.get_result(timeout=1)
                 if result is not None and result.is_finished():
-                    made[result.request_id] = len(result.generated_tokens)
+                    lengths[result.request_id] = len(result.generated_tokens)
                 elif result is None and not running.is_running():
                     raise RuntimeError("the manager stopped before all requests were done")
-        if made != wanted:
-            raise RuntimeError("completions do not have the lengths that were asked for")
+        if lengths != requested:
+            raise RuntimeError("completions do not have the requested lengths")
 
     def run(self, part: int) -> dict:
         chosen = self.parts[part % len(self.parts)]
@@ -229,10 +231,10 @@ class TunixSampler(Static):
             )
         draw = {"temperature": 0.0} if self.score else {"temperature": 1.0, "top_p": 1.0}
         texts = [" ".join(str(token) for token in prompt if token) for prompt in prompts]
-        made = sampler(texts, max_generation_steps=new, max_prompt_length=width, seed=0, **draw)
+        outputs = sampler(texts, max_generation_steps=new, max_prompt_length=width, seed=0, **draw)
         sampler.init_sample_state = unchanged
-        if not trial and any(len(tokens) != new for tokens in made.tokens):
-            raise RuntimeError("completions do not have the length that was asked for")
+        if not trial and any(len(tokens) != new for tokens in outputs.tokens):
+            raise RuntimeError("completions do not have the requested length")
 
     def sampler(self, width: int, new: int):
         from tunix.generate.sampler import CacheConfig, Sampler

@@ -1,10 +1,10 @@
-"""Speed of the decode engine beside its peers, in one run on one machine.
+"""Compares the decode engine's speed with its peers', in one run on one machine.
 
 python tests/benchmarks/decode_peers.py [--workloads respond assess] [--peers-python PATH] [--output FILE.json]
 
 The model is a Llama of 100 million parameters with random weights. Workloads, with lengths forced: synthesize (prompts
 of 400 tokens, 64 to 512 new ones), respond (prompts of 20 to 200, 1 to 400 new ones, log-normal around 55), assess (60
-to 300 tokens behind a shared rubric of 300: the engine scores ten choices by prefill, its peers generate 32 tokens).
+to 300 tokens after a shared rubric of 300: the engine scores ten choices by prefill, its peers generate 32 tokens).
 
 Peers: `generate` of transformers in float32 and in bfloat16, its continuous batching, and Tunix's sampler. They are in
 requirements.txt and requirements-tunix.txt here, and may have virtual environments of their own (--peers-python,
@@ -15,7 +15,7 @@ engine runs before and after the peers in each round, so that other load on the 
 the whole workload each time. A peer would take many minutes for that, and so runs a share of it in each round, of which
 decode_engines.py says how it is chosen; the whole's time is that of the shares over their part of the work.
 
-The table gives requests per second, new tokens per second, and how many times a peer's rate the engine's is.
+The table has requests per second, new tokens per second, and the ratio of the engine's rate to each peer's.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Process:
         self.log.close()
 
     def seconds(self) -> float:
-        """Of the whole workload."""
+        """Seconds of the whole workload."""
         return sum(run["seconds"] for run in self.timed) / sum(run["share"] for run in self.timed)
 
     def _ask(self, question: dict | int) -> dict:
@@ -101,8 +101,8 @@ class Process:
 
 
 def compare(workload: Workload, rows: list[Row], options: argparse.Namespace) -> list[dict]:
-    """The first row's engine beside the others; a result per row."""
-    head, prompts = workload.prompts(LLAMA_100M.vocab_size)
+    """Runs the first row's engine and the others in turn. Returns a result per row."""
+    prefix, prompts = workload.prompts(LLAMA_100M.vocab_size)
     setup = {
         "model": {
             "vocab_size": LLAMA_100M.vocab_size,
@@ -116,9 +116,9 @@ def compare(workload: Workload, rows: list[Row], options: argparse.Namespace) ->
             "rms_norm_eps": LLAMA_100M.norm_eps,
             "rope_theta": LLAMA_100M.rope_theta,
         },
-        "workload": dataclasses.asdict(workload) | {"head": head, "prompts": prompts},
+        "workload": dataclasses.asdict(workload) | {"prefix": prefix, "prompts": prompts},
         "parts": options.rounds,
-        "chunk": options.chunk,
+        "steps_per_call": options.steps_per_call,
     }
     processes = []
     try:
@@ -143,7 +143,7 @@ def _result(workload: Workload, process: Process, ours: Process) -> dict:
     del result["python"]
     if process.timed and not process.error:
         rate = len(workload) / process.seconds()
-        # A score draws no token.
+        # Scoring samples no token.
         tokens = sum(workload.new_tokens) / process.seconds() if workload.new_tokens else None
         result |= {"requests_per_second": rate, "tokens_per_second": tokens}
         if ours.timed and process is not ours:
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, help="of each workload (default: 96, 256 and 192)")
     parser.add_argument("--rounds", type=int, default=1, help="turns of each engine")
     parser.add_argument("--slots", type=int, default=0, help="of the engine (0: its own choice)")
-    parser.add_argument("--chunk", type=int, default=0, help="decode steps of the engine (0: its own choice)")
+    parser.add_argument("--steps-per-call", type=int, default=0, help="of the engine (0: its own choice)")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="rows of the peers' batches, tried in turn")
     parser.add_argument("--dtype", default="float32", help="of the engine")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)

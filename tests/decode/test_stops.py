@@ -35,9 +35,9 @@ def test_result_does_not_depend_on_when_text_is_searched():
     for completion in itertools.product(tokens("a", "b", "ab", "\n", ":"), repeat=4):
         completion = list(completion)
         results = []
-        for chunk in (1, 2, 3, 4):
+        for step in (1, 2, 3, 4):
             cut, searched = None, 0
-            for end in [*range(chunk, 4, chunk), 4]:
+            for end in [*range(step, 4, step), 4]:
                 cut = cut_at_stop(decode, completion[:end], stop, searched)
                 if cut:
                     break
