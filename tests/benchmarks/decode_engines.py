@@ -1,15 +1,15 @@
 """One decode engine as a process of its own, for `decode_peers.py`: reads JSON lines and answers each with one.
 
-The first line is the setup: model (sizes under Hugging Face's names), workload (name, kind, prefix, prompts, new_tokens,
-choices; tokens as ids), batch, dtype, parts. The engine builds a model with random weights, makes a trial run, and
-answers with its versions. Each further line is the number of one of `parts` shares of the workload; the answer says how
+The first line is the setup: model (sizes under Hugging Face's names), workload (name, kind, prefix, prompts,
+new_tokens, choices; tokens as ids), batch, dtype, parts. The engine builds a model with random weights, makes a trial
+run, and answers with its versions. Each further line is the number of one of `parts` shares of the workload; the answer says how
 long the share took, and how much of the whole workload it was. An engine that is not installed, or fails, answers
 {"error": ...}.
 
 Static batches are sorted by length, so that little is padding, and a part is a batch (or several) from the middle of
-each of `parts` stretches of that order. Its share of the whole workload is counted in decode steps, those of its longest
-completion; where only a judgment of 32 tokens is generated, in positions of its longest prompt. Continuous batching gets
-requests of all lengths at once, and its share is counted in tokens.
+each of `parts` stretches of that order. Its share of the whole workload is counted in decode steps, those of its
+longest completion; where only a judgment of 32 tokens is generated, in positions of its longest prompt. Continuous
+batching gets requests of all lengths at once, and its share is counted in tokens.
 """
 
 import importlib.metadata
@@ -41,9 +41,8 @@ class Ours:
         from isheep_jax.speed.workloads import LLAMA_100M, IdTokenizer
 
         self.workload, self.sampling = _lengths(setup["workload"]), SamplingParams(temperature=1.0)
-        config = DecodeConfig(
-            slots=setup["batch"], steps_per_call=setup["steps_per_call"] or DecodeConfig.steps_per_call
-        )
+        steps = setup["steps_per_call"] or DecodeConfig.steps_per_call
+        config = DecodeConfig(slots=setup["batch"], steps_per_call=steps)
         self.engine = Engine(
             init_parameters(LLAMA_100M, jax.random.key(0)),
             LLAMA_100M,
