@@ -2,9 +2,9 @@
 
 The first line is the setup: model (sizes under Hugging Face's names), workload (name, kind, prefix, prompts,
 new_tokens, choices; tokens as ids), batch, dtype, parts. The engine builds a model with random weights, makes a trial
-run, and answers with its versions. Each further line is the number of one of `parts` shares of the workload; the answer says how
-long the share took, and how much of the whole workload it was. An engine that is not installed, or fails, answers
-{"error": ...}.
+run, and answers with its versions. Each further line is the number of one of `parts` shares of the workload; the answer
+says how long the share took, and how much of the whole workload it was. An engine that is not installed, or fails,
+answers {"error": ...}.
 
 Static batches are sorted by length, so that little is padding, and a part is a batch (or several) from the middle of
 each of `parts` stretches of that order. Its share of the whole workload is counted in decode steps, those of its
