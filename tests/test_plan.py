@@ -116,7 +116,7 @@ def test_fit_finds_more_slots_where_there_is_room(monkeypatch, capsys, tmp_path)
     ("arguments", "words"),
     [
         (["--config=tiny", "--mesh.topology=v9-8"], "--mesh.topology"),
-        (["--config=tiny", "--output"], "--output needs a file"),
+        (["--config=tiny", "--output"], "--output needs a string"),
         (["--config=tiny", "--output=/no/such/place.json"], "no directory /no/such"),
         (["--config=tiny", "--model.path=nobody/nothing"], "--model.path"),
         (["--config=tiny", "--mesh.slices=0"], "mesh.slices"),
