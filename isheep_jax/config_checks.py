@@ -74,6 +74,13 @@ def check_values(config: Config) -> None:
     check_together(config)
 
 
+def check_section(section: str, settings: object) -> None:
+    """Raises `UserError` for a number out of its range in one section of a config, such as "sft"."""
+    for name, interval in RANGES.items():
+        if name.startswith(f"{section}."):
+            check_range(name, getattr(settings, name.removeprefix(f"{section}.")), interval)
+
+
 def check_together(config: Config) -> None:
     """Raises `UserError` for settings that are good by themselves but not with each other."""
     assess, select, stop = config.assess, config.select, config.stop

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from isheep_jax import sharding
 from isheep_jax.config import SFTConfig
+from isheep_jax.config_checks import check_section
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.sft import data
@@ -235,18 +236,7 @@ def _fingerprint(
 
 def check_settings(config: SFTConfig, architecture: Architecture, mesh: Mesh) -> None:
     """Raises `UserError` for settings out of range, and for sizes that do not fit the model or the mesh."""
-    for name in ("lora_rank", "epochs", "sequence_length", "batch_size", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise UserError(f"sft.{name}: {getattr(config, name)} is not a count of at least 1")
-    for name in ("learning_rate", "clip_norm"):
-        if not getattr(config, name) > 0:
-            raise UserError(f"sft.{name}: {getattr(config, name)} is not above 0")
-    for name in ("lora_dropout", "validation_fraction"):
-        if not 0 <= getattr(config, name) < 1:
-            raise UserError(f"sft.{name}: {getattr(config, name)} is not in the range from 0 to below 1")
-    for name in ("warmup_steps", "weight_decay"):
-        if getattr(config, name) < 0:
-            raise UserError(f"sft.{name}: {getattr(config, name)} is negative")
+    check_section("sft", config)
     if config.sequence_length > architecture.context_length:
         raise UserError(
             f"sft.sequence_length: {config.sequence_length} tokens are more than the model's context of "

@@ -172,10 +172,13 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora_rank": 0}, "sft.lora_rank: 0 is not a count"),
-        ({"learning_rate": 0.0}, "sft.learning_rate: 0.0 is not above 0"),
-        ({"validation_fraction": 1.0}, "sft.validation_fraction: 1.0 is not in the range"),
-        ({"warmup_steps": -1}, "sft.warmup_steps: -1 is negative"),
+        ({"lora_rank": 0}, "sft.lora_rank: 0 is out of range; it must be at least 1"),
+        ({"learning_rate": 0.0}, "sft.learning_rate: 0.0 is out of range; it must be above 0"),
+        (
+            {"validation_fraction": 1.0},
+            "sft.validation_fraction: 1.0 is out of range; it must be at least 0 and below 1",
+        ),
+        ({"warmup_steps": -1}, "sft.warmup_steps: -1 is out of range"),
         ({"sequence_length": 65}, "65 tokens are more than the model's context of 64"),
         ({"sequence_length": 2}, "sft.sequence_length: at 2 tokens nothing is left"),
         ({"examples": []}, "there are no examples to learn from"),
