@@ -1,4 +1,4 @@
-"""The model cards: of an iteration's model inside the run, and of what is exported, with its whole lineage."""
+"""Writes model cards: one for each iteration's model in the run, and one with the whole lineage for an export."""
 
 import json
 import re
@@ -36,22 +36,27 @@ The pairs can carry on the errors and biases of the base model and of the judge.
 
 
 def model_card(config: Config, iteration: int, instructions: int, pairs: int, thorough: bool = False) -> str:
-    """Markdown for the README.md of the model's directory. Says nothing that another run of the config would not.
+    """Returns the README.md of an iteration's model. It depends on the config and the counts alone.
 
-    thorough: whether the pairs are the answers of the engraved model.
+    Args:
+        config: The run's settings.
+        iteration: Number of the iteration.
+        instructions: Number of instructions that passed the rules.
+        pairs: Number of pairs that the model was trained on.
+        thorough: Whether these are the thorough answers of the engraved model.
     """
     respond, assess, sft = config.respond, config.assess, config.sft
     writer = "the base model" if iteration == 1 else f"the model of iteration {iteration - 1}"
     start = "the base model" if sft.start == "base" or iteration == 1 else writer
-    rule = describe(config)
+    selected = describe(config)
     data = " of all iterations so far" if sft.data == "all" and iteration > 1 else ""
-    asked = SYNTHESIZE_METHODS[config.synthesize.method].describe(config)
-    steered = RESPOND_METHODS[respond.method].describe(config)
-    chosen = f"{pairs} pairs{data}: {rule}"
+    synthesize_method = SYNTHESIZE_METHODS[config.synthesize.method].describe(config)
+    respond_method = RESPOND_METHODS[respond.method].describe(config)
+    kept = f"{pairs} pairs{data}: {selected}"
     if sft.seeds != "none":
-        chosen = "the seed tasks alone" if sft.seeds == "alone" else f"{chosen}; among them the seed tasks"
+        kept = "the seed tasks alone" if sft.seeds == "alone" else f"{kept}; among them the seed tasks"
     if thorough:
-        chosen = f"{pairs} pairs{data}: thorough answers by a model that was fine-tuned on the responses ({rule})"
+        kept = f"{pairs} pairs{data}: thorough answers by a model that was fine-tuned on the responses ({selected})"
     turns = "; a second turn to those that are kept" if config.synthesize.turns == 2 else ""
     method = f"LoRA of rank {sft.lora_rank}, merged" if sft.method == "lora" else "all weights"
     external = _external(assess.judge, assess.judge_model, assess.level)
@@ -67,10 +72,10 @@ pipeline_tag: text-generation
 | | |
 | --- | --- |
 | base model | {config.model.path} |
-| instructions | {instructions}, written by {writer}{asked}{turns} |
-| responses | {respond.samples} per instruction, written by {writer}{steered} |
+| instructions | {instructions}, written by {writer}{synthesize_method}{turns} |
+| responses | {respond.samples} per instruction, written by {writer}{respond_method} |
 | scores | {_scores(config, iteration)} |
-| kept | {chosen} |
+| kept | {kept} |
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
 
@@ -82,9 +87,9 @@ def _scores(config: Config, iteration: int) -> str:
     assess = config.assess
     if assess.level == "none":
         return "none"
-    before = {"current": iteration - 1, "previous": max(iteration - 2, 0), "base": 0}
+    own_judges = {"current": iteration - 1, "previous": max(iteration - 2, 0), "base": 0}
     external = _external(assess.judge, assess.judge_model, assess.level)
-    number = before.get(assess.judge)
+    number = own_judges.get(assess.judge)
     judge = external or (f"the model of iteration {number}" if number else "the base model")
     if assess.prompt in SINGLE:
         what = "one for all"
@@ -96,7 +101,7 @@ def _scores(config: Config, iteration: int) -> str:
 
 
 def _external(judge: str, judge_model: str, level: str) -> str:
-    """The name of a judge that is no model of the run; "" where there is none."""
+    """Returns the name of a judge that is not one of the run's own models; "" if there is none."""
     if judge in OWN_JUDGES or level == "none":
         return ""
     return judge_model if is_server(judge) else judge
@@ -116,7 +121,7 @@ def _limits(external: str, level: str) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration: what it wrote, kept and reached."""
+    """Counts and evaluation of one iteration, for the lineage."""
 
     iteration: int
     instructions: int = 0
@@ -126,16 +131,20 @@ class Step:
     pairs: int = 0
     """Pairs that it was trained on (count)."""
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Measured {task: {"accuracy", "stderr", "count"}}; empty where nothing was measured."""
+    """Measured {task: {"accuracy", "stderr", "count"}}; empty if nothing was measured."""
 
 
 def lineage_card(
     settings: dict[str, Any], digest: str, environment: dict[str, Any], steps: Sequence[Step], adapter: bool
 ) -> str:
-    """Markdown for the README.md of an exported model, or of its adapter.
+    """Returns the README.md of an exported model, or of its adapter.
 
-    settings: the run's config.json, whose sha256 is `digest`. environment: the run's environment.json. steps: the base
-    model (iteration 0) and all iterations up to the exported one.
+    Args:
+        settings: The run's config.json.
+        digest: Its sha256.
+        environment: The run's environment.json.
+        steps: The base model (iteration 0) and all iterations up to the exported one.
+        adapter: Whether the adapter is exported.
     """
     base, last = settings["model"]["path"], steps[-1]
     sft, name = settings["sft"], f"{settings['name']}, iteration {last.iteration}"
@@ -197,7 +206,7 @@ Counts are of what passed the rules; the kept pairs were trained on.
 
 def _front_matter(base: str, adapter: bool, chained: bool) -> str:
     lines = [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
-    # The hub refuses a base_model that is not on it, such as a local directory or an iteration's model.
+    # The hub accepts as base_model only models on the hub, so no local directory and no iteration's model.
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", base) and not (adapter and chained):
         lines.append(f"base_model: {json.dumps(base.partition('@')[0])}")
         lines.append(f"base_model_relation: {'adapter' if adapter else 'finetune'}")

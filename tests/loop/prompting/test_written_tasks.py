@@ -1,13 +1,11 @@
-"""What base models write when they are asked for tasks and for scores, and what becomes of it.
+"""What base models write when they are asked for tasks, and what becomes of it.
 
-Each row is a completion, the decision wanted, and why. The decisions are written by hand, not taken from the parsers.
+Each row is a completion, the decision wanted, and why. The decisions are written by hand, not taken from the parser.
 """
 
 import pytest
 
-from isheep_jax.config import AssessConfig
 from isheep_jax.loop.filters.text_rules import instruction_reason
-from isheep_jax.loop.judging.scores import parse_score
 from isheep_jax.loop.prompting.few_shot import parse
 
 # Two tasks in the form of the standard prompt. The prompt ends with "6. Instruction:", so that the first has no label.
@@ -135,88 +133,6 @@ def test_of_a_completion_that_was_cut_the_last_task_does_not_count(text, wanted,
     assert decisions(text, finished=False) == wanted
 
 
-# A judgment, what 'strict' reads, what 'paper' reads, why.
-JUDGMENTS = [
-    # Both read the number.
-    (" 8||good", 8, 8, "the form"),
-    ("8", 8, 8, "the number alone"),
-    ("\n\n 8 || good", 8, 8, "new lines first"),
-    ("10||", 10, 10, "two digits"),
-    ("1||bad", 1, 1, "the lowest"),
-    ("8/10||good", 8, 8, "out of ten"),
-    ("8 / 10", 8, 8, "out of ten, with spaces"),
-    ("9 out of 10, because", 9, 9, "out of ten, in words"),
-    ("9 of 10", 9, 9, "out of ten, shorter"),
-    ("8.", 8, 8, "a sentence"),
-    ("8...", 8, 8, "dots"),
-    ("9, because it is right", 9, 9, "a comma behind it"),
-    ("8 - good", 8, 8, "a dash before the reason"),
-    ("8\n1. It is right.", 8, 8, "a list of reasons"),
-    ("9 to be fair", 9, 9, "'to' without a second number"),
-    ("08||", 8, 8, "a leading zero"),
-    ("**8**", 8, 8, "bold"),
-    ("`8`", 8, 8, "code"),
-    ('"8"', 8, 8, "quotes"),
-    ("“8”", 8, 8, "other quotes"),
-    ("(8)", 8, 8, "brackets"),
-    ("[[8]]", 8, 8, "the brackets of another benchmark"),
-    (": 8||good", 8, 8, "a colon after the prompt"),
-    ("８||好", 8, 8, "a full-width digit"),
-    ("8分", 8, 8, "a score with its unit in Chinese"),
-    ("7.4||", 7, 7, "rounded down"),
-    ("7.6||", 8, 8, "rounded up"),
-    ("9.5||", 10, 10, "half, to the even number and up alike"),
-    # The authors' parser reads them otherwise.
-    ("8.5||", 9, 8, "halves go up; the authors' to the even number"),
-    ("-3||bad", None, 3, "no scale has it"),
-    ("- 8||good", None, 8, "a bullet or a minus"),
-    ("||8", None, 8, "the reason's place"),
-    ("<8>||good", None, 8, "brackets of a placeholder; '<8' alone would be 'less than 8'"),
-    ("1-10 scale: 9", None, 1, "the scale, not the score"),
-    ("1 to 10", None, 1, "the scale in words"),
-    ("8–9", None, 8, "a range"),
-    ("8 or 9", None, 8, "a choice"),
-    ("4/5||good", None, 4, "out of five"),
-    ("8/100", None, 8, "out of a hundred"),
-    ("3 out of 5", None, 3, "out of five, in words"),
-    ("8,5||", None, 8, "a decimal comma or a list"),
-    ("8:30", None, 8, "a time"),
-    ("8%", None, 8, "a percentage"),
-    ("9th place", None, 9, "an ordinal"),
-    ("3D model", None, 3, "a word"),
-    ("1.2.3", None, 1, "a version"),
-    ("0.8||", None, 1, "a scale up to one"),
-    ("10.4", None, 10, "above the scale"),
-    # None reads a number.
-    ("", None, None, "nothing"),
-    (" \n", None, None, "white space"),
-    ("Score: 8", None, None, "a label first: only a number at the start counts"),
-    ("The score is 9", None, None, "a sentence first"),
-    ("I'd rate it 7 out of 10", None, None, "the same"),
-    ("ten", None, None, "a word"),
-    ("八", None, None, "a word in Chinese"),
-    ("Ⅷ||", None, None, "Roman"),
-    ("0||bad", None, None, "below the scale"),
-    ("11||great", None, None, "above the scale"),
-    ("80||", None, None, "a scale to a hundred"),
-    ("2024 is", None, None, "a year"),
-    ("good||8", None, None, "the wrong way round"),
-    ("N/A", None, None, "a refusal"),
-    ("<|endoftext|>8", None, None, "text behind the end"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "strict", "paper", "why"), JUDGMENTS, ids=[row[3] for row in JUDGMENTS])
-def test_a_judgment_counts_by_the_number_it_begins_with(text, strict, paper, why):
-    assert (parse_score(text), parse_score(text, "paper")) == (strict, paper)
-
-
-def test_the_tables_are_large_and_say_each_thing_once():
-    assert len(FINISHED) + len(UNFINISHED) >= 40
-    assert len(JUDGMENTS) >= 40
-    for rows in (FINISHED, UNFINISHED, JUDGMENTS):
+def test_the_tables_say_each_thing_once():
+    for rows in (FINISHED, UNFINISHED):
         assert len({row[0] for row in rows}) == len(rows)
-
-
-def test_judgments_are_read_strictly_unless_the_paper_is_asked_for():
-    assert AssessConfig().parser == "strict"
