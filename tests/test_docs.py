@@ -250,7 +250,7 @@ def test_a_study_is_shown_as_it_is_defined(name):
     assert f" on {config.evaluate.limit} held-out prompts (test); " in body
     header, *rows = tables(body)[0]
     assert [row[0] for row in rows] == [row.title for row in study.rows]
-    assert set(study.beside) <= set(header)
+    assert set(study.also_shown) <= set(header)
     if any(row.paper for row in study.rows):
         shown = [row[header.index("paper (%)")] for row in rows]
         assert shown == [" → ".join(f"{x:.2f}" for _, x in sorted(row.paper.items())) for row in study.rows]

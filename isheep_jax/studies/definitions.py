@@ -55,7 +55,7 @@ class Study:
     """Rows that are compared with the first one.
 
     source: the paper's table, or why there are no numbers. measure: the compared figure, as a path into evaluation.json
-    such as "tiny.content"; "" means the mean accuracy over the tasks. beside: further figures of each iteration by
+    such as "tiny.content"; "" means the mean accuracy over the tasks. also_shown: further figures of each iteration by
     column title, as paths into summary.json. needs: settings without which the rows would not mean what they say.
     """
 
@@ -63,7 +63,7 @@ class Study:
     rows: tuple[Row, ...]
     source: str = "The paper has no numbers for this."
     measure: str = ""
-    beside: Mapping[str, str] = field(default_factory=dict)
+    also_shown: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, object] = field(default_factory=dict)
 
     def check(self, config: Config) -> None:
@@ -256,7 +256,9 @@ STUDIES: dict[str, Study] = {
             Row("base", "the base model (the published code)", _judge("base")),
             Row("previous", "the model before the current one", _judge("previous")),
         ),
-        beside={"agreement of the base model with it, or of the current one with the base": "agreement.correlation"},
+        also_shown={
+            "agreement of the base model with it, or of the current one with the base": "agreement.correlation"
+        },
     ),
     "score_reading": Study(
         "How a score is read, at equal counts of kept pairs",
@@ -266,7 +268,7 @@ STUDIES: dict[str, Study] = {
             Row("sampled_4", "mean of 4 samples", _equal_counts(read="sampled", samples=4)),
             Row("sampled_16", "mean of 16 samples", _equal_counts(read="sampled", samples=16)),
         ),
-        beside={"probability of the ten scores": "score_mass"},
+        also_shown={"probability of the ten scores": "score_mass"},
     ),
     "dromedary_vs_isheep": Study(
         "One iteration (what the paper calls Dromedary) and more",

@@ -119,20 +119,22 @@ def _also(config: Config, measure: str) -> list[str]:
 
 def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
     cells = {row.name: estimates(row, by_row[row.name], study.measure) for row in rows}
-    last = max((column for found in cells.values() for column in found), default=0)
-    also, beside = _also(config, study.measure), {"kept pairs": "kept", **study.beside}
+    last = max((column for estimated in cells.values() for column in estimated), default=0)
+    also, extra = _also(config, study.measure), {"kept pairs": "kept", **study.also_shown}
     with_paper = any(row.paper for row in rows)
-    header = ["", "seeds", "base", *(f"iteration {n}" for n in range(1, last + 1)), *beside]
+    header = ["", "seeds", "base", *(f"iteration {n}" for n in range(1, last + 1)), *extra]
     header += [f"{path}, base to last" for path in also] + ["paper (%)"] * with_paper
     lines = [_line(header), _line(["---"] * len(header))]
     for row in rows:
         runs = by_row[row.name]
         cell = [row.title, str(len(runs))]
         for column in range(last + 1):
-            found = cells[row.name].get(column)
-            fewer = f" ({found.count} of {len(runs)})" if found and found.count < len(runs) else ""
-            cell.append("" if found is None else (f"{found.mean:.3f}" if column == 0 else found.text()) + fewer)
-        cell += [_by_iteration(runs.values(), path) for path in beside.values()]
+            estimate = cells[row.name].get(column)
+            fewer = f" ({estimate.count} of {len(runs)})" if estimate and estimate.count < len(runs) else ""
+            cell.append(
+                "" if estimate is None else (f"{estimate.mean:.3f}" if column == 0 else estimate.text()) + fewer
+            )
+        cell += [_by_iteration(runs.values(), path) for path in extra.values()]
         for path in also:
             of_seeds = _last(row, runs, path).values()
             base = [value for result in runs.values() if (value := figure_at(result.evaluations[0], path)) is not None]
@@ -146,13 +148,13 @@ def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, 
 def _difference_table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]]) -> list[str]:
     first = rows[0]
     cells = {row.name: differences(row, by_row[row.name], first, by_row[first.name], study.measure) for row in rows[1:]}
-    columns = sorted({c for found in cells.values() for c in found if c != "last"})
+    columns = sorted({c for estimated in cells.values() for c in estimated if c != "last"})
     header = [f"minus {first.title}", *(f"iteration {n}" for n in columns), "last"]
     lines = ["Differences, paired by seed; bold if the interval excludes zero:", ""]
     lines += [_line(header), _line(["---"] * len(header))]
     for row in rows[1:]:
-        found = [cells[row.name].get(column) for column in (*columns, "last")]
-        texts = ["" if x is None else f"**{x.text('+')}**" if x.is_beyond_zero else x.text("+") for x in found]
+        estimated = [cells[row.name].get(column) for column in (*columns, "last")]
+        texts = ["" if x is None else f"**{x.text('+')}**" if x.is_beyond_zero else x.text("+") for x in estimated]
         lines.append(_line([row.title, *texts]))
     return lines
 

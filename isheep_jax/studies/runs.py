@@ -30,7 +30,7 @@ _MANIFEST = "study.json"
 
 @dataclass(frozen=True)
 class RunFactory:
-    """What a run needs beside its config: makes the backend, evaluators, held-out instructions and reporter."""
+    """What a run needs besides its config: makes the backend, evaluators, held-out instructions and reporter."""
 
     backend: Callable[[Config], Backend]
     evaluators: Callable[[Config], dict[str, Evaluator]]

@@ -1,4 +1,4 @@
-"""Filters: what drops an instruction or a response before any score is asked for, and how alike two of them are.
+"""Filters: rules that drop instructions and responses before they are scored, and measures of their similarity.
 
 Texts come in, verdicts with fixed reasons go out: completeness (`verdicts`), well-formedness (`text_rules`), novelty
 against the earlier instructions (`novelty`, with the exact ROUGE-L search in `rouge`), and clusters of embeddings

@@ -20,9 +20,10 @@ from isheep_jax.text.conversation import Prompt
 class SynthesizeMethod:
     """A method of writing instructions.
 
-    sources: makes its sources of prompts, which are used one after the other; only the last may have prompts without
-    end. It may run stages of its own. The last argument is the pool of similar pairs, if a method needs it.
-    describe: what the model card says after "written by ...". templates: names of the templates beside `synthesize`.
+    sources: makes its sources of prompts, which are used one after the other; the last one has no limit. It may run
+    stages of its own. The last argument is the pool of similar pairs, if a method needs it.
+    describe: what the model card says after "written by ...".
+    templates: names of the templates that it needs besides `synthesize`.
     """
 
     sources: Callable[[StageContext, Model, Neighbors | None], list[PromptSource]]

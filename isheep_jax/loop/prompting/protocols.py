@@ -10,7 +10,7 @@ from isheep_jax.loop.records import Instruction
 
 @dataclass(frozen=True)
 class ParsedInstruction:
-    """An instruction as it stands in a completion.
+    """An instruction as parsed from a completion.
 
     reason: why it is none, such as "not in the form" or "unfinished"; "" if it is one. hint: the "(type; topic)" that
     it answers, if it was asked for by topic.
@@ -44,7 +44,7 @@ class PromptSource(Protocol):
 
 
 class ParsedResponse(NamedTuple):
-    """A response as it stands in a completion.
+    """A response as parsed from a completion.
 
     thoughts: what the model wrote before it; None if it was not asked to. reason: why it is dropped, or None.
     """

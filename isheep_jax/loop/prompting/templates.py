@@ -21,7 +21,7 @@ and, for the settings that need them,
                        `question`, for its answer (`synthesize.method` and `respond.method` retrieved)
     thorough.jinja     shows `instruction`, `input` and asks for an extensive answer (`clone.enabled`); a user's message
 
-and beside them
+and next to them
 
     format.json        optional: score_delimiter, the text after a score; synthesize_stop, strings that end a completion
 
@@ -117,7 +117,7 @@ class Templates:
         return question.rstrip(), answer.rstrip()
 
     def check_retrieved(self) -> None:
-        """Raises UserError where nothing stands behind a question or an answer, so that nothing would end it."""
+        """Raises UserError if the template has no text after a question or an answer, so that nothing would end it."""
         if not all(self.retrieved_stops):
             path = self.directory / "retrieved.jinja"
             raise UserError(f"prompts: {path} should show each example's question, a label, its answer and a label")

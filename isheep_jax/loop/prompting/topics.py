@@ -1,7 +1,7 @@
 """Instructions from topics: the model lists topics for types of questions, then writes one question about each topic.
 
 SELF-ALIGN's topic-guided path (arXiv 2305.03047 section 3.1). The types, with one topic and one question each, are
-written by people and lie beside the prompts.
+hand-written and lie next to the prompts.
 """
 
 import json

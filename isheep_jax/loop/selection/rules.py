@@ -49,7 +49,7 @@ class Rule:
     needs: frozenset[Need] = frozenset()
     """What it looks at. Perplexities and clusters are computed with the judge's weights."""
     representative: Literal["best", "random", "first"] = "best"
-    """Which of an instruction's responses stands for it. A rule with another one than the best never ranks pairs."""
+    """Which of an instruction's responses is its candidate. Only rules that take the best one rank pairs."""
     order: Callable[[SelectConfig, Selected], Any] | None = None
     """Sort key of a rule that ranks: smaller is better, and the earlier pair is the better one of equals."""
     tops_up: bool = False

@@ -23,7 +23,7 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n")
 
 @dataclass(frozen=True)
 class Measures:
-    """What rules need beside scores. A value is None where the model could not give it.
+    """What rules need besides scores. A value is None if the model could not give it.
 
     perplexities: per token of a response given its instruction, by the pair's id. clusters: by the instruction's id.
     """
@@ -47,7 +47,7 @@ def select(
         iteration: Its number, from 1.
         pairs: All pairs of the iteration, those that the text rules dropped as well.
         scores: The scores of the kept ones; empty without assessment.
-        measures: What the rule needs beside scores.
+        measures: What the rule needs besides scores.
         turn: Turn of the conversation. In the second, nothing may be good enough.
 
     Raises:

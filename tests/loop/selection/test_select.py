@@ -118,7 +118,7 @@ def test_none_keeps_the_first_sample_of_everything_that_passed_the_rules():
     assert chosen(SelectConfig(rule="none", max_pairs=1), scores, samples=2)[0] == ["1-000000-0"]
 
 
-def test_at_most_keeps_the_best_or_the_first():
+def test_max_pairs_keeps_the_best_or_the_first():
     scores = [(8.5, 8.5), (10, 10), (9, 9), (9.5, 9.5)]
     best, reasons = chosen(SelectConfig(max_pairs=2), scores)
     assert best == ["1-000001-0", "1-000003-0"]
@@ -314,7 +314,7 @@ def test_no_bucket_has_more_than_its_share_of_what_the_rule_keeps_and_its_best_s
     assert list(reasons.values()).count("more than its bucket's share") == 8 - adds
 
 
-def test_fill_to_takes_the_best_of_those_that_the_rule_dropped():
+def test_top_up_to_takes_the_best_of_those_that_the_rule_dropped():
     scores = [(9, 9), (8, 8), (7, 9), (1, 1)]
     assert chosen(SelectConfig(), scores)[0] == ["1-000000-0"]
     assert chosen(SelectConfig(top_up_to=1), scores)[0] == ["1-000000-0"]
