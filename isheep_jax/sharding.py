@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -169,19 +170,19 @@ def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
 
 @dataclass(frozen=True)
 class ActivationSharding:
-    """Fixes the sharding of activations. A method is named by the layout it gives; without a mesh it does nothing.
+    """Fixes the sharding of activations. A method is named by the layout it gives.
 
     Left to itself, XLA splits the model's width and exchanges whole activations in every layer of training: for 8
     billion parameters on 16 chips 8 times the bytes, in 3 times the memory (planned for a TPU v5e).
     """
 
-    mesh: Mesh | None = None
+    mesh: Mesh
     rules: ShardingRules = TRAIN_RULES
 
     @property
     def platform(self) -> str:
         """The devices' platform, "cpu", "gpu" or "tpu". Programs may be compiled for devices that are not here."""
-        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+        return self.mesh.devices.flat[0].platform
 
     def batch_sharded(self, x: jax.Array) -> jax.Array:
         """Splits [B, ...] over the batch's mesh axes alone."""
@@ -211,16 +212,17 @@ class ActivationSharding:
 
     def _vocab_axes(self, size: int) -> tuple[str, ...]:
         axes = tuple(axis for axis in (self.rules.embed, self.rules.vocab) if axis is not None)
-        shards = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
+        shards = math.prod(self.mesh.shape[axis] for axis in axes)
         return axes if size % shards == 0 else (self.rules.vocab,)
 
     def _constrain(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-        if self.mesh is None:
-            return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
 
-ANYWHERE = ActivationSharding()
+def one_device_sharding() -> ActivationSharding:
+    """Returns the sharding of activations on the first local device alone, a mesh of one."""
+    device = np.array(jax.local_devices()[:1]).reshape(1, 1, 1)
+    return ActivationSharding(Mesh(device, AXES, axis_types=(AxisType.Auto,) * 3))
 
 
 def check_divisible(table: Any, mesh: Mesh, rules: ShardingRules) -> None:

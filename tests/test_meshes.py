@@ -12,20 +12,13 @@ from architectures import small
 from letter_tokenizer import LetterTokenizer
 from meshes import mesh_of
 
-from isheep_jax.config import DecodeConfig
+from isheep_jax.config import DecodeConfig, SFTConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request, SamplingParams
-from isheep_jax.model import transformer
-from isheep_jax.model.architecture import init_parameters, parameter_table
+from isheep_jax.model.architecture import init_parameters
 from isheep_jax.sft import data
-from isheep_jax.sft.train_step import StepSettings, programs
-from isheep_jax.sharding import (
-    TRAIN_RULES,
-    ActivationSharding,
-    batch_sharding,
-    decode_mesh,
-    param_shardings,
-)
+from isheep_jax.sft.train_step import TrainSetup, build_train_programs
+from isheep_jax.sharding import decode_mesh
 
 # Every size that is split divides by 8.
 LLAMA = small(heads=8, kv_heads=8, head_dim=4)
@@ -44,8 +37,7 @@ ARCHITECTURES = {
 }
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 ROWS, LENGTH = 8, 24
-FULL = StepSettings(
-    method="full",
+SETTINGS = SFTConfig(
     lora_rank=4,
     lora_alpha=8.0,
     lora_dropout=0.3,
@@ -54,9 +46,7 @@ FULL = StepSettings(
     clip_norm=1e9,
     batch_size=ROWS,
     remat="none",
-    compute_dtype="float32",
 )
-
 ONE = (1, 1, 1)
 
 
@@ -98,41 +88,20 @@ def packed() -> data.Batch:
     return batch
 
 
-def test_the_rows_of_these_tests_are_packed():
+def test_rows_of_these_tests_are_packed():
     assert packed().tokens.shape == (ROWS, LENGTH)
     assert sorted({int(row.max()) for row in packed().segment_ids})[-1] >= 3
     assert 0 < packed().loss_mask.sum() < (packed().segment_ids > 0).sum() < ROWS * LENGTH
 
 
 @functools.cache
-def logits(family: str, sizes: tuple[int, int, int]) -> np.ndarray:
-    """[B, T, V] of the packed rows by the training rules."""
-    architecture, mesh = ARCHITECTURES[family], mesh_of(sizes)
-    params = jax.device_put(weights(family), param_shardings(parameter_table(architecture), mesh, TRAIN_RULES))
-
-    @jax.jit
-    def run(params, batch):
-        hidden, _ = transformer.forward(
-            params,
-            architecture,
-            batch.tokens,
-            batch.positions,
-            transformer.ForwardSetup(jnp.float32, ActivationSharding(mesh)),
-            segment_ids=batch.segment_ids,
-        )
-        return transformer.logits(params, architecture, hidden, jnp.float32)
-
-    return np.asarray(run(params, data.on_devices(packed(), batch_sharding(mesh, TRAIN_RULES))))
-
-
-@functools.cache
 def learned(family: str, method: str, sizes: tuple[int, int, int]) -> tuple[dict, dict]:
     """An update's metrics, such as the loss, and its gradients by the names of their leaves."""
-    mesh = mesh_of(sizes)
-    run = programs(ARCHITECTURES[family], dataclasses.replace(FULL, method=method), mesh)
+    settings = dataclasses.replace(SETTINGS, method=method)
+    run = build_train_programs(TrainSetup.from_config(ARCHITECTURES[family], settings, mesh_of(sizes), "float32"))
     params = jax.device_put(weights(family), run.parameter_shardings)
     base = params if method == "lora" else {}
-    state = run.start(params, np.uint32(3))
+    state = run.init_state(params, np.uint32(3))
     if method == "lora":
         # Adapters begin with b = 0, where the gradient of a is 0 on every mesh.
         state = dataclasses.replace(
@@ -150,22 +119,14 @@ def learned(family: str, method: str, sizes: tuple[int, int, int]) -> tuple[dict
     return jax.device_get(metrics), gradients
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
-@pytest.mark.parametrize("sizes", MESHES, ids=spelled)
-def test_training_has_the_logits_of_one_device(family, sizes):
-    expected = logits(family, ONE)
-    assert expected.std() > 0.5
-    np.testing.assert_allclose(logits(family, sizes), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-
-
 @pytest.mark.parametrize(
     ("family", "method", "sizes"),
     combinations(
         (ARCHITECTURES, ["full", "lora"], MESHES),
-        quick=[("qwen2", "full"), ("llama", "lora"), ("gemma2", "full", (2, 2, 2))],
+        quick=[("qwen2", "full"), ("llama", "lora", (2, 2, 2))],
     ),
 )
-def test_training_has_the_loss_and_the_gradients_of_one_device(family, method, sizes):
+def test_training_has_loss_and_gradients_of_one_device(family, method, sizes):
     expected_metrics, expected = learned(family, method, ONE)
     metrics, gradients = learned(family, method, sizes)
     assert metrics["tokens"] == packed().loss_mask.sum()
@@ -174,7 +135,7 @@ def test_training_has_the_loss_and_the_gradients_of_one_device(family, method, s
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
         largest = np.abs(gradient).max()
-        # The biases of keys move all scores of a query alike, which softmax does not see.
+        # The biases of keys move all attention logits of a query alike, which softmax does not see.
         assert largest > 1e-5 or "bk" in name, name
         np.testing.assert_allclose(gradients[name], gradient, rtol=1e-3, atol=1e-4 * largest + 1e-7, err_msg=name)
 
@@ -184,7 +145,7 @@ REQUESTS = [Request(f"r{i}", "thequickbrownfoxjumps"[: 1 + 2 * i]) for i in rang
 
 @functools.cache
 def engine(family: str, tensor: int | None) -> Engine:
-    """Of the decode mesh of eight devices, or of one device."""
+    """An engine on the decode mesh of eight devices, or (tensor None) on one device."""
     config = DecodeConfig(slots=8, steps_per_call=5, max_length=32)
     mesh = mesh_of() if tensor is None else decode_mesh(mesh_of((2, 2, 2)), tensor)
     return Engine(
@@ -205,35 +166,35 @@ def written(family: str, tensor: int | None, temperature: float) -> dict[str, tu
 
 
 @functools.cache
-def scored(family: str, tensor: int | None) -> dict[str, tuple[float, ...]]:
+def choice_logprobs(family: str, tensor: int | None) -> dict[str, tuple[float, ...]]:
     return {
-        scores.id: scores.logprobs
-        for scores in engine(family, tensor).choice_logprobs(REQUESTS, ["a", "b", "ab", "bca"])
+        result.id: result.logprobs
+        for result in engine(family, tensor).choice_logprobs(REQUESTS, ["a", "b", "ab", "bca"])
     }
 
 
 decoding = pytest.mark.parametrize(
     ("family", "tensor"),
-    combinations((ARCHITECTURES, [1, 2, 4, 8]), quick=[("qwen2",), ("gemma2", 2), ("llama", 8)]),
+    combinations((ARCHITECTURES, [1, 2, 4, 8]), quick=[("qwen2",)]),
 )
 
 
 @decoding
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_decoding_draws_the_tokens_of_one_device(family, tensor, temperature):
+def test_decoding_samples_tokens_of_one_device(family, tensor, temperature):
     expected = written(family, None, temperature)
     assert len(set(expected.values())) > 5
     assert written(family, tensor, temperature) == expected
 
 
-def test_a_temperature_draws_other_tokens_than_the_most_probable():
+def test_temperature_samples_other_tokens_than_the_most_probable():
     assert written("qwen2", None, 1.0) != written("qwen2", None, 0.0)
 
 
 @decoding
-def test_choices_have_the_scores_of_one_device(family, tensor):
-    expected = scored(family, None)
+def test_choices_have_logprobs_of_one_device(family, tensor):
+    expected = choice_logprobs(family, None)
     assert expected.keys() == {request.id for request in REQUESTS}
     assert np.std(list(expected.values())) > 0.5
-    for name, logprobs in scored(family, tensor).items():
+    for name, logprobs in choice_logprobs(family, tensor).items():
         np.testing.assert_allclose(logprobs, expected[name], atol=1e-3, rtol=1e-4, err_msg=name)

@@ -1,4 +1,7 @@
-"""The shape of a model, the families it can be of, and the one table of parameters that all else is made from."""
+"""Describes a model: its sizes, its family (`FAMILIES`), and the one table of its parameters.
+
+Init, shardings, import, export and LoRA are all made from `parameter_table`; a new family is a new row of `FAMILIES`.
+"""
 
 import math
 from collections.abc import Iterator
@@ -106,12 +109,9 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class AttentionKind:
-    """How a layer attends.
+    """Attention of one kind of layer."""
 
-    window: tokens that a token sees, itself included; None: all before it. rope_theta, rope_scaling: of its RoPE.
-    """
-
-    window: int | None
+    window: int | None  # tokens that a token sees, itself included; None: all before it
     rope_theta: float
     rope_scaling: RopeScaling | None
 
@@ -120,10 +120,11 @@ class AttentionKind:
 class Architecture:
     """The shape of a decoder-only transformer and the numbers that its mathematics needs.
 
-    family: a key of `FAMILIES`. windowed_layers: the layers (from 0) that see `window` tokens only, and whose RoPE has
-    the base window_rope_theta (None: the same RoPE as the others). query_scalar: attention scores are divided by its
-    square root (None: by that of head_dim). attention_softcap, logit_softcap: bounds c of scores and logits, as
-    c tanh(x / c).
+    family: a key of `FAMILIES`.
+    windowed_layers: layers (from 0) that see only `window` tokens, and whose RoPE has the base window_rope_theta (None:
+        the same RoPE as the others).
+    query_scalar: attention logits are divided by its square root (None: by that of head_dim).
+    attention_softcap, logit_softcap: bounds c of attention logits and logits, as c tanh(x / c); None: unbounded.
     """
 
     family: str
@@ -150,29 +151,30 @@ class Architecture:
 
     @property
     def traits(self) -> Family:
+        """The family's row of `FAMILIES`."""
         return FAMILIES[self.family]
 
     @property
     def attention_kinds(self) -> tuple[tuple[AttentionKind, ...], tuple[int, ...]]:
-        """The kinds of attention that occur, and for each layer which of them it has."""
+        """The kinds of attention that occur, and for each layer the index of its kind."""
         full = AttentionKind(None, self.rope_theta, self.rope_scaling)
-        own = self.window_rope_theta is not None
-        local = AttentionKind(
-            self.window, self.window_rope_theta if own else self.rope_theta, None if own else self.rope_scaling
-        )
-        of_layers = [local if layer in self.windowed_layers else full for layer in range(self.layers)]
-        kinds = tuple(dict.fromkeys(of_layers))
-        return kinds, tuple(map(kinds.index, of_layers))
+        windowed = AttentionKind(self.window, self.rope_theta, self.rope_scaling)
+        if self.window_rope_theta is not None:
+            windowed = AttentionKind(self.window, self.window_rope_theta, None)
+        layers = [windowed if layer in self.windowed_layers else full for layer in range(self.layers)]
+        kinds = tuple(dict.fromkeys(layers))
+        return kinds, tuple(map(kinds.index, layers))
 
 
 @dataclass(frozen=True)
 class ParameterSpec:
     """One leaf of the parameter tree.
 
-    shape and axes: of the leaf as it is computed with; a leaf of the layers has a leading "layers" axis.
+    shape, axes: sizes and logical axes of the leaf; a leaf of the layers has a leading "layers" axis.
     hf_name: the Hugging Face tensor; "{layer}" stands for the layer's number.
-    hf_shape: shape of that tensor (of one layer). transposed: the stored matrix is [outputs, inputs], ours has the
-    inputs first, so the tensor is transposed before it is reshaped to `shape`.
+    hf_shape: shape of that tensor (of one layer).
+    transposed: the stored matrix is [outputs, inputs] and the leaf has the inputs first, so the tensor is transposed
+        before it is reshaped to `shape`.
     """
 
     shape: tuple[int, ...]
@@ -184,15 +186,17 @@ class ParameterSpec:
 
     @property
     def stacked(self) -> bool:
+        """Whether the leaf holds all layers."""
         return self.axes[0] == "layers"
 
     @property
     def is_matrix(self) -> bool:
+        """Whether the Hugging Face tensor is a matrix, which weight decay and int8 are for."""
         return len(self.hf_shape) == 2
 
     @property
     def input_axes(self) -> tuple[int, ...]:
-        """Of a matrix: the axes of the leaf that a product with it sums over."""
+        """The axes of a matrix leaf that a product with it sums over."""
         if not self.transposed:
             return (len(self.shape) - 1,)
         first = int(self.stacked)
@@ -201,7 +205,7 @@ class ParameterSpec:
 
 
 def parameter_table(architecture: Architecture) -> dict[str, Any]:
-    """A `ParameterSpec` for each leaf, in the parameters' own tree.
+    """Returns a `ParameterSpec` for each leaf, in the tree of the parameters.
 
     Logical axes: layers, vocab, embed (model width), heads, kv_heads, head_dim, ffn.
     """
@@ -253,13 +257,13 @@ def parameter_table(architecture: Architecture) -> dict[str, Any]:
 
 
 def leaves(table: Any) -> Iterator[tuple[tuple[str, ...], ParameterSpec]]:
-    """Every leaf of a table with its path: ("layers", "wq"), ..."""
+    """Yields every leaf of a table with its path: ("layers", "wq"), ..."""
     for path, spec in jax.tree_util.tree_flatten_with_path(table)[0]:
         yield tuple(key.key for key in path), spec
 
 
 def init_parameters(architecture: Architecture, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
-    """Random weights: matrices normal with standard deviation 0.02, norms that only normalize, biases zero."""
+    """Returns random weights: matrices normal with standard deviation 0.02, norms that only normalize, biases zero."""
     specs, tree = jax.tree.flatten(parameter_table(architecture))
     keys = jax.random.split(key, len(specs))
 
@@ -272,4 +276,5 @@ def init_parameters(architecture: Architecture, key: jax.Array, dtype: jnp.dtype
 
 
 def parameter_count(architecture: Architecture) -> int:
+    """Returns the number of parameters."""
     return sum(math.prod(spec.shape) for _, spec in leaves(parameter_table(architecture)))

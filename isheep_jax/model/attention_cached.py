@@ -49,7 +49,7 @@ def blockwise_cached_attention(
         sharding: says which devices compute.
     """
     rows = cache.k.shape[1]
-    one_cpu = sharding.platform == "cpu" and (sharding.mesh is None or sharding.mesh.size == 1)
+    one_cpu = sharding.platform == "cpu" and sharding.mesh.size == 1
     block = cache.tile or math.gcd(cache.length, cache_block(sharding.platform))
     if not one_cpu or rows % _ROWS_TOGETHER or rows <= _ROWS_TOGETHER:
         return _attend_rows(q, cache, layer, config, window, cache_positions, None, block)

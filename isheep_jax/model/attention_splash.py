@@ -77,8 +77,6 @@ def splash_attention(
     attend = functools.partial(
         _attend_local, window=window, softcap=config.softcap, partial=partial, interpret=interpret
     )
-    if sharding.mesh is None:
-        return attend(q, k, v, segment_ids)
     heads = PartitionSpec(rules.batch, None, rules.heads, None)
     in_specs = (heads, heads, heads, None if segment_ids is None else PartitionSpec(rules.batch, None))
     out_specs = heads

@@ -116,23 +116,22 @@ def write_tokens(
     cache, positions, rows = write.cache, write.positions, write.rows
     # Negative indices would wrap; one past the end is dropped by the scatter.
     positions = jnp.where(positions < 0, cache.length, positions)
-    shards = 1 if sharding.mesh is None else sharding.mesh.shape[sharding.rules.batch]
+    shards = sharding.mesh.shape[sharding.rules.batch]
     rows = jnp.arange(positions.shape[0])[:, None] if rows is None else rows
     rows = jnp.broadcast_to(rows % (cache.k.shape[1] // shards), positions.shape)  # rows on their own device
 
+    batch = PartitionSpec(sharding.rules.batch)
+    heads = PartitionSpec(sharding.rules.batch, None, sharding.rules.kv_heads)
+    spec = cache_spec(sharding.rules)
+
     def scatter(old: jax.Array, new: jax.Array, tile_axis: int = 0) -> jax.Array:
-        write_local = functools.partial(_scatter, tile=cache.tile, tile_axis=tile_axis)
-        if sharding.mesh is not None:
-            batch = PartitionSpec(sharding.rules.batch)
-            heads = PartitionSpec(sharding.rules.batch, None, sharding.rules.kv_heads)
-            spec = cache_spec(sharding.rules)
-            write_local = jax.shard_map(
-                write_local,
-                mesh=sharding.mesh,
-                in_specs=(spec, heads, batch, batch, PartitionSpec()),
-                out_specs=spec,
-            )
-        return write_local(old, new, positions, rows, layer)
+        scatter_local = jax.shard_map(
+            functools.partial(_scatter, tile=cache.tile, tile_axis=tile_axis),
+            mesh=sharding.mesh,
+            in_specs=(spec, heads, batch, batch, PartitionSpec()),
+            out_specs=spec,
+        )
+        return scatter_local(old, new, positions, rows, layer)
 
     if cache.k_scale is None:
         return KVCache(scatter(cache.k, k, 5), scatter(cache.v, v, 4))

@@ -9,7 +9,7 @@ V vocabulary, L layers.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from isheep_jax.model.attention_reference import AttentionConfig
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, PrefixKV, write_tokens
 from isheep_jax.model.linear import linear
 from isheep_jax.model.quantization import Quantized, einsum, embedding_lookup
-from isheep_jax.sharding import ANYWHERE, ActivationSharding
+from isheep_jax.sharding import ActivationSharding, one_device_sharding
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
@@ -30,12 +30,14 @@ _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.
 class ForwardSetup:
     """Static choices of a forward pass.
 
-    compute_dtype: of activations and products. sharding: of activations. remat: "full" computes a layer's activations
-    again in the backward pass instead of keeping them. differentiable: False allows implementations without a gradient.
+    compute_dtype: of activations and products.
+    sharding: of activations; by default they are on one device.
+    remat: "full" computes a layer's activations again in the backward pass instead of keeping them.
+    differentiable: False allows implementations without a gradient.
     """
 
     compute_dtype: jnp.dtype = jnp.bfloat16
-    sharding: ActivationSharding = ANYWHERE
+    sharding: ActivationSharding = field(default_factory=one_device_sharding)
     remat: Literal["none", "full"] = "none"
     differentiable: bool = True
 

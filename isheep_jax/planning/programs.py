@@ -28,7 +28,8 @@ from isheep_jax.decode.prefill_logprobs import packed_logprobs
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.model.quantization import abstract_weights, weight_table
-from isheep_jax.sft import data, train_step, trainer
+from isheep_jax.sft import data, trainer
+from isheep_jax.sft.train_step import TrainSetup, build_train_programs
 from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings
 
 Tree = Any
@@ -142,7 +143,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
 
 def _train(config: Config, architecture: Architecture, mesh: Mesh) -> Program:
     sft = config.sft
-    run = train_step.programs(architecture, trainer._step_settings(sft, config.model.compute_dtype), mesh)
+    run = build_train_programs(TrainSetup.from_config(architecture, sft, mesh, config.model.compute_dtype))
     base = {}
     if sft.method == "lora":
         dtype = jnp.dtype(config.model.compute_dtype)

@@ -1,4 +1,4 @@
-"""Training checkpoints with Orbax: weights, optimizer, position in the data and history belong together."""
+"""Training checkpoints with Orbax: weights, optimizer, position in the data and history, saved together."""
 
 import contextlib
 import errno
@@ -27,9 +27,9 @@ class _LatestAndBest:
 class Checkpoints:
     """The checkpoints of one fine-tuning in `directory`; a context manager, so that the last save is never lost.
 
-    A checkpoint of step s holds `weights` (what is trained: all weights, or the adapters), `optimizer` and `progress`
-    (JSON-able: position in the data, losses so far). `fingerprint` (flat, JSON-able) names everything that the
-    course of training depends on; a checkpoint with another one is refused.
+    A checkpoint of an update holds `weights` (what is trained: all weights, or the adapters), `optimizer` and
+    `progress` (JSON-able: position in the data, losses so far). `fingerprint` (flat, JSON-able) names everything that
+    the course of training depends on; a checkpoint with another one is refused.
     """
 
     def __init__(self, directory: epath.PathLike, fingerprint: dict[str, Any]):
@@ -47,7 +47,7 @@ class Checkpoints:
                 self.directory,
                 context=context,
                 preservation_policy=self._policy,
-                # Asked by `preemption`; `save` itself is forced.
+                # Used by `preemption`; `save` itself is forced.
                 save_decision_policy=ocp.training.save_decision_policies.PreemptionCheckpointingPolicy(),
                 cleanup_tmp_directories=True,
             )
@@ -64,11 +64,19 @@ class Checkpoints:
             self._checkpointer.close()
 
     def preemption(self, step: int) -> bool:
-        """Whether a machine of the pod is about to be taken away, so that `step` should be saved (all agree on it)."""
+        """Returns whether `step` should be saved because a machine is about to be preempted; all hosts agree."""
         return self._checkpointer.should_save(step)
 
     def save(self, step: int, weights: Tree, optimizer: Tree, progress: dict, best_step: int | None) -> None:
-        """Start saving; it ends in the background. Then all checkpoints but this and `best_step`'s are deleted."""
+        """Starts saving, which ends in the background. All checkpoints but this and `best_step`'s are then deleted.
+
+        Args:
+            step: number of the update.
+            weights: what is trained.
+            optimizer: optax's state.
+            progress: JSON-able.
+            best_step: the update with the best validation loss; None: only this checkpoint stays.
+        """
         self._policy.best_step = best_step
         items = {
             "weights": weights,
@@ -79,36 +87,37 @@ class Checkpoints:
             self._checkpointer.save_checkpointables_async(step, items, force=True, overwrite=True)
 
     def wait(self) -> None:
+        """Waits until the last save has ended."""
         with _full_disk_named(self.directory):
             self._checkpointer.wait()
 
     def restore(self, weights: Tree, optimizer: Tree) -> tuple[int, Tree, Tree, dict] | None:
-        """(step, weights, optimizer, progress) of the newest checkpoint; None when there is none.
+        """Returns (step, weights, optimizer, progress) of the newest checkpoint; None when there is none.
 
-        weights, optimizer: trees of `jax.ShapeDtypeStruct` with the shardings wanted, which need not be those saved.
-        Raises `UserError` that names the first setting or array in which the checkpoint differs.
+        weights, optimizer: trees of `jax.ShapeDtypeStruct` with the shardings of the result, which need not be those
+        that were saved. Raises `UserError` that names the first setting or array in which the checkpoint differs.
         """
         if self._checkpointer.latest is None:
             return None
         step = self._checkpointer.latest.step
-        place = self.directory / str(step)
+        path = self.directory / str(step)
         progress = self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
-        _check_fingerprint(place, progress.pop("fingerprint"), self.fingerprint)
+        _check_fingerprint(path, progress.pop("fingerprint"), self.fingerprint)
         stored = self._checkpointer.checkpointables_metadata(step).metadata
-        for name, wanted in (("weights", weights), ("optimizer", optimizer)):
-            _check_tree(place, name, stored[name], wanted)
+        for name, expected in (("weights", weights), ("optimizer", optimizer)):
+            _check_tree(path, name, stored[name], expected)
         items = self._checkpointer.load_checkpointables(step, {"weights": weights, "optimizer": optimizer})
         return step, items["weights"], items["optimizer"], progress
 
     def weights(self, step: int, weights: Tree) -> Tree:
-        """The weights saved at `step`, in the shapes and shardings of `weights` (as in `restore`)."""
+        """Returns the weights saved at `step`, in the shapes and shardings of `weights` (as in `restore`)."""
         self.wait()
         return self._checkpointer.load_checkpointables(step, {"weights": weights})["weights"]
 
 
 @contextlib.contextmanager
 def _full_disk_named(directory: epath.Path):
-    """Turns Orbax's many words for a full disk into one line that names the directory."""
+    """Turns Orbax's errors about a full disk into one line that names the directory."""
     try:
         yield
     except Exception as error:
@@ -117,26 +126,26 @@ def _full_disk_named(directory: epath.Path):
         raise
 
 
-def _check_fingerprint(place: epath.Path, stored: dict, wanted: dict) -> None:
-    for name in (*wanted, *(n for n in stored if n not in wanted)):
-        if stored.get(name) != wanted.get(name):
+def _check_fingerprint(checkpoint: epath.Path, stored: dict, expected: dict) -> None:
+    for name in (*expected, *(n for n in stored if n not in expected)):
+        if stored.get(name) != expected.get(name):
             raise UserError(
-                f"{place}: {name} is {stored.get(name)!r} in this checkpoint and {wanted.get(name)!r} now; "
+                f"{checkpoint}: {name} is {stored.get(name)!r} in this checkpoint and {expected.get(name)!r} now; "
                 "go on with the former, or take another directory"
             )
 
 
-def _check_tree(place: epath.Path, name: str, stored: Tree, wanted: Tree) -> None:
-    stored, wanted = _described(stored), _described(wanted)
-    for path in (*wanted, *(p for p in stored if p not in wanted)):
-        if stored.get(path) != wanted.get(path):
+def _check_tree(checkpoint: epath.Path, name: str, stored: Tree, expected: Tree) -> None:
+    stored, expected = _described(stored), _described(expected)
+    for path in (*expected, *(p for p in stored if p not in expected)):
+        if stored.get(path) != expected.get(path):
             raise UserError(
-                f"{place}: {name}/{path} is {stored.get(path, 'absent')} in this checkpoint and "
-                f"{wanted.get(path, 'absent')} in this model; take another directory"
+                f"{checkpoint}: {name}/{path} is {stored.get(path, 'absent')} in this checkpoint and "
+                f"{expected.get(path, 'absent')} in this model; take another directory"
             )
 
 
 def _described(tree: Tree) -> dict[str, str]:
-    """Path -> dtype and shape. Orbax stores named tuples as dicts, so a path says only the bare names."""
+    """Returns dtype and shape by path. Orbax stores named tuples as dicts, so a path says only the bare names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for p, x in leaves}

@@ -1,4 +1,4 @@
-"""What supervised fine-tuning learns from, in plain Python."""
+"""The example that fine-tuning learns from, in plain Python: all that the loop needs to know of `sft`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,7 @@
-"""LoRA (Hu et al., 2021): each linear weight W of the layers learns a low-rank addition, W + alpha / rank * A B."""
+"""LoRA adapters (Hu et al., 2021): made, applied, merged and saved for PEFT.
+
+Each linear weight W of the layers learns a low-rank addition, W + alpha / rank * a b.
+"""
 
 import json
 import math
@@ -20,7 +23,7 @@ Tree = Any
 
 
 def lora_table(architecture: Architecture, rank: int) -> dict[str, Any]:
-    """A `ParameterSpec` for each leaf of the adapters' tree: {"layers": {"wq": {"a": ..., "b": ...}, ...}}.
+    """Returns a `ParameterSpec` for each leaf of the adapters' tree: {"layers": {"wq": {"a": ..., "b": ...}, ...}}.
 
     For a weight [L, *inputs, *outputs], a is [L, *inputs, rank] and b is [L, rank, *outputs]. Names are PEFT's.
     """
@@ -53,7 +56,7 @@ def _adapter(spec: ParameterSpec, rank: int) -> dict[str, ParameterSpec]:
 
 
 def init_lora(key: jax.Array, architecture: Architecture, rank: int) -> Tree:
-    """Adapters that change nothing yet, float32: a uniform within 1 / sqrt(inputs), PEFT's choice, and b zero."""
+    """Returns float32 adapters that change nothing yet: a is uniform within 1 / sqrt(inputs) as in PEFT, b is zero."""
     specs, tree = jax.tree.flatten(lora_table(architecture, rank))
 
     def draw(spec: ParameterSpec, key: jax.Array) -> jax.Array:
@@ -97,7 +100,7 @@ def apply_lora(
 
 
 def merge_lora(params: Tree, lora: Tree, scale: float) -> Tree:
-    """The parameters with the adapters' products added in float32, each in its weight's own number format."""
+    """Returns the parameters with the adapters' products added in float32, each rounded to its weight's own dtype."""
 
     def add(weight: jax.Array, adapter: dict[str, jax.Array]) -> jax.Array:
         a, b = adapter["a"], adapter["b"]
@@ -112,11 +115,18 @@ def merge_lora(params: Tree, lora: Tree, scale: float) -> Tree:
 def save_adapter(
     directory: epath.PathLike, lora: Tree, architecture: Architecture, config: SFTConfig, base: str
 ) -> None:
-    """Writes the adapters as a directory that PEFT loads, on a disk whole or not at all; what lies there is replaced.
+    """Writes the adapters as a directory that PEFT loads, on a disk whole or not at all; an existing one is replaced.
 
-    base: what the adapters belong to, as `transformers` would load it; "org/name@revision" names a revision on the hub.
-    The tensors stay float32, as PEFT trains and stores them: they are small, and rounding them to the number format of
-    the weights would lose what training in float32 gained.
+    The tensors stay float32, as PEFT trains and stores them: they are small, and rounding them to the dtype of the
+    weights would lose what training in float32 gained.
+
+    Args:
+        directory: to write.
+        lora: the adapters.
+        architecture: of the model.
+        config: rank, alpha and dropout.
+        base: the model that the adapters belong to, as `transformers` would load it; "org/name@revision" names a
+            revision on the hub.
     """
     table = lora_table(architecture, config.lora_rank)
     modules = sorted(spec["a"].hf_name.split(".")[-3] for spec in table["layers"].values())
@@ -134,7 +144,7 @@ def save_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    with whole_directory(directory) as place:
-        write_tensors(place, lora, table, jnp.float32, stem="adapter_model", single_file=True)  # PEFT reads no index
+    with whole_directory(directory) as partial:
+        write_tensors(partial, lora, table, jnp.float32, stem="adapter_model", single_file=True)  # PEFT reads no index
         if distributed.is_primary():
-            (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

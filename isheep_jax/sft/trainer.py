@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: examples and weights in, better weights out, resumable at every checkpoint."""
+"""Fine-tuning: examples and weights in, better weights out, resumable at every checkpoint."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.sft import data
 from isheep_jax.sft.checkpoints import Checkpoints
 from isheep_jax.sft.examples import Example
-from isheep_jax.sft.train_step import Programs, StepSettings, TrainState, learning_rates, programs
+from isheep_jax.sft.train_step import TrainPrograms, TrainSetup, TrainState, build_train_programs, learning_rates
 
 Tree = Any
 OnStep = Callable[[int, int, dict[str, float]], None]
@@ -29,21 +29,22 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 @dataclass
 class FineTuneResult:
-    """What a fine-tuning did. JSON-able with `dataclasses.asdict`; losses are in nats per trained token."""
+    """What a fine-tuning did. JSON-able with `dataclasses.asdict`; losses are in nats per loss token."""
 
     train_loss: float
     """Mean over the updates of the last epoch, each taken before its update."""
     validation_loss: float | None
-    """Of the returned weights; None when nothing was held out."""
+    """Loss of the returned weights; None when nothing was held out."""
     best_step: int
     """The update after which the returned weights were taken: the best validation loss, or the last."""
     steps: int
     """Updates."""
     tokens: int
-    """Tokens that carried loss, over all epochs."""
+    """Loss tokens over all epochs."""
     examples: int
     """Examples trained on, in each epoch."""
     validation_examples: int
+    """Examples held out."""
     cut_examples: int
     """Examples, of training and validation, that lost their end to sequence_length."""
     left_out_examples: int
@@ -60,13 +61,24 @@ class _Progress:
 
     position: dict  # state of the Grain iterator
     losses: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # loss tokens of each update
     validation_losses: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def best_step(self) -> int | None:
         """The earliest of the updates with the lowest validation loss; None without validation."""
         return min(self.validation_losses, key=lambda v: v[1])[0] if self.validation_losses else None
+
+
+@dataclass(frozen=True)
+class _Datasets:
+    """Tokenized examples, and the batches made of them."""
+
+    training: data.TokenizedExamples
+    validation: data.TokenizedExamples
+    batches: grain.IterDataset  # of training, over all epochs
+    validation_batches: list[data.Batch]
+    steps: int  # batches of training
 
 
 def fine_tune(
@@ -79,23 +91,54 @@ def fine_tune(
     mesh: Mesh,
     directory: Path,
     seed: int,
-    compute_dtype: jnp.dtype,
+    compute_dtype: str | jnp.dtype,
     on_step: OnStep | None = None,
 ) -> tuple[Tree, Tree | None, FineTuneResult]:
-    """Fine-tune `params` on the responses of `examples`.
+    """Fine-tunes `params` on the responses of `examples`.
 
-    params: starting weights, any float format and sharding; training all weights consumes them, so that their memory
-    is free for the optimizer's state. directory: of the checkpoints; a call
-    with the same arguments goes on from the newest one, with the same result bit for bit. on_step(step, total,
-    metrics) is called after each update, with loss, learning_rate, gradient_norm, tokens and, where measured,
-    validation_loss.
+    A call with the same arguments continues from the newest checkpoint, with the same result bit for bit.
 
-    Returns the weights of the best validation loss (of the last update when nothing is held out), adapters merged, as
-    the same tree, in the number formats of `params` (all weights trained: float32) and the training rules' shardings;
-    those adapters by themselves, in float32 (None where all weights were trained); and what the fine-tuning did. Raises
-    `UserError` for settings that do not fit each other, the mesh, the examples or the checkpoints.
+    Args:
+        params: starting weights, of any float dtype and sharding. Training all weights consumes them, so that their
+            memory is free for the optimizer's state.
+        architecture: of the model.
+        tokenizer: renders and tokenizes the examples.
+        examples: conversations with the responses to learn.
+        config: settings.
+        mesh: the training mesh.
+        directory: of the checkpoints.
+        seed: of the split, the order of the examples, new adapters and dropout.
+        compute_dtype: of activations.
+        on_step: called as on_step(step, total, metrics) after each update, with loss, learning_rate, gradient_norm,
+            tokens and, where measured, validation_loss.
+
+    Returns three values. First, the weights of the best validation loss (of the last update when nothing is held out),
+    adapters merged, as the same tree, in the dtypes of `params` (all weights trained: float32) and the training rules'
+    shardings. Second, those adapters by themselves, in float32; None where all weights were trained. Third, what the
+    fine-tuning did.
+
+    Raises `UserError` for settings that do not fit each other, the mesh, the examples or the checkpoints.
     """
     check_settings(config, architecture, mesh)
+    datasets = _prepare(tokenizer, examples, config, seed)
+    programs = build_train_programs(TrainSetup.from_config(architecture, config, mesh, compute_dtype))
+    params = jax.device_put(params, programs.parameter_shardings)
+    base = params if config.method == "lora" else {}
+    with Checkpoints(directory, _fingerprint(config, seed, compute_dtype, datasets)) as checkpoints:
+        run = _Run(programs, base, datasets, config, checkpoints, on_step, programs.replicate(np.uint32(seed % 2**32)))
+        state, progress = run.train(params)
+        best_step = progress.best_step or datasets.steps
+        weights = state.weights
+        del state
+        if best_step != datasets.steps:
+            weights = checkpoints.weights(best_step, programs.abstract_state.weights)
+        tuned = programs.export_params(base, weights)
+        checkpoints.wait()
+    result = _summarize(datasets, progress, best_step, config.epochs)
+    return tuned, weights if config.method == "lora" else None, result
+
+
+def _prepare(tokenizer: data.ExampleEncoder, examples: Sequence[Example], config: SFTConfig, seed: int) -> _Datasets:
     training, held_out = data.split_examples(examples, config.validation_fraction, seed)
     training = data.tokenize(tokenizer, training, config.sequence_length)
     validation = data.tokenize(tokenizer, held_out, config.sequence_length)
@@ -111,32 +154,86 @@ def fine_tune(
         "batch_size": config.batch_size,
         "packing": config.packing,
     }
-    dataset = data.batches(training.columns, epochs=config.epochs, shuffle_seed=seed, **rows)
-    total = data.count_batches(dataset)
-
-    run = programs(architecture, _step_settings(config, compute_dtype), mesh)
-    params = jax.device_put(params, run.parameter_shardings)
-    base = params if config.method == "lora" else {}
+    batches = data.batches(training.columns, epochs=config.epochs, shuffle_seed=seed, **rows)
     validation_batches = list(data.batches(validation.columns, **rows)) if validation.columns else []
-    fingerprint = _fingerprint(config, seed, compute_dtype, training, validation)
-    with Checkpoints(directory, fingerprint) as checkpoints:
-        state, progress = _train(
-            run, params, base, dataset, total, validation_batches, config, checkpoints, np.uint32(seed % 2**32), on_step
-        )
-        best_step = progress.best_step or total
-        weights = state.weights
-        del state
-        if best_step != total:
-            weights = checkpoints.weights(best_step, run.abstract_state.weights)
-        tuned = run.finish(base, weights)
-        checkpoints.wait()
+    return _Datasets(training, validation, batches, validation_batches, data.count_batches(batches))
 
-    last_epoch = slice(-max(1, round(total / config.epochs)), None)
-    result = FineTuneResult(
+
+@dataclass(frozen=True)
+class _Run:
+    """The updates of one fine-tuning. All transfers between host and devices are explicit."""
+
+    programs: TrainPrograms
+    base: Tree  # the frozen parameters under adapters, {} when all are trained
+    datasets: _Datasets
+    config: SFTConfig
+    checkpoints: Checkpoints
+    on_step: OnStep | None
+    seed: jax.Array  # uint32 scalar
+
+    def train(self, params: Tree) -> tuple[TrainState, _Progress]:
+        """Makes the updates that remain after the newest checkpoint. params: starting weights."""
+        programs, steps = self.programs, self.datasets.steps
+        iterator = iter(self.datasets.batches)
+        done, state, progress = self._start(params, iterator)
+        rates = learning_rates(self.config.learning_rate, self.config.warmup_steps, steps)
+        for step in range(done + 1, steps + 1):
+            batch = data.on_devices(next(iterator), programs.batch_sharding)
+            rate = rates[step - 1]
+            scalars = programs.replicate(rate), programs.replicate(np.uint32(step)), self.seed
+            state, metrics = programs.train_step(state, self.base, batch, *scalars)
+            metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            progress.losses.append(metrics["loss"])
+            progress.tokens.append(int(metrics["tokens"]))
+            metrics["learning_rate"] = float(rate)
+
+            is_checkpoint = step % self.config.checkpoint_every == 0 or step == steps
+            if is_checkpoint and self.datasets.validation_batches:
+                metrics["validation_loss"] = self._validation_loss(state.weights)
+                progress.validation_losses.append((step, metrics["validation_loss"]))
+            if not all(map(math.isfinite, metrics.values())):
+                raise UserError(f"sft.learning_rate: the loss is not finite at update {step} of {steps}; lower it")
+            if is_checkpoint or self.checkpoints.preemption(step):
+                progress.position = iterator.get_state()
+                saved = dataclasses.asdict(progress)
+                self.checkpoints.save(step, state.weights, state.optimizer, saved, progress.best_step)
+            if self.on_step is not None:
+                self.on_step(step, steps, metrics)
+        return state, progress
+
+    def _start(self, params: Tree, iterator: Any) -> tuple[int, TrainState, _Progress]:
+        """Returns the updates already made, and the state after them. iterator: is moved behind their batches."""
+        abstract = self.programs.abstract_state
+        restored = self.checkpoints.restore(abstract.weights, abstract.optimizer)
+        if restored is None:
+            return 0, self.programs.init_state(params, self.seed), _Progress(iterator.get_state())
+        if self.config.method == "full":
+            jax.tree.map(lambda leaf: leaf.delete(), params)
+        done, weights, optimizer, saved = restored
+        progress = _Progress(**saved)
+        progress.validation_losses = [tuple(v) for v in progress.validation_losses]
+        iterator.set_state(progress.position)
+        return done, TrainState(weights, optimizer), progress
+
+    def _validation_loss(self, weights: Tree) -> float:
+        """Returns nats per loss token of the held-out examples."""
+        programs = self.programs
+        sums = [
+            programs.validation_loss(weights, self.base, data.on_devices(batch, programs.batch_sharding))
+            for batch in self.datasets.validation_batches
+        ]
+        totals, counts = zip(*jax.device_get(sums))
+        return float(np.sum(totals, dtype=np.float64) / np.sum(counts, dtype=np.float64))
+
+
+def _summarize(datasets: _Datasets, progress: _Progress, best_step: int, epochs: int) -> FineTuneResult:
+    training, validation = datasets.training, datasets.validation
+    last_epoch = slice(-max(1, round(datasets.steps / epochs)), None)
+    return FineTuneResult(
         train_loss=float(np.average(progress.losses[last_epoch], weights=progress.tokens[last_epoch])),
         validation_loss=dict(progress.validation_losses).get(best_step),
         best_step=best_step,
-        steps=total,
+        steps=datasets.steps,
         tokens=sum(progress.tokens),
         examples=len(training.columns),
         validation_examples=len(validation.columns),
@@ -145,92 +242,17 @@ def fine_tune(
         losses=progress.losses,
         validation_losses=progress.validation_losses,
     )
-    return tuned, weights if config.method == "lora" else None, result
 
 
-def _train(
-    run: Programs,
-    params: Tree,
-    base: Tree,
-    dataset: grain.IterDataset,
-    total: int,
-    validation_batches: list[data.Batch],
-    config: SFTConfig,
-    checkpoints: Checkpoints,
-    seed: np.uint32,
-    on_step: OnStep | None,
-) -> tuple[TrainState, _Progress]:
-    """The updates that remain after the newest checkpoint."""
-    iterator = iter(dataset)
-    restored = checkpoints.restore(run.abstract_state.weights, run.abstract_state.optimizer)
-    if restored is None:
-        start, state, progress = 0, run.start(params, seed), _Progress(iterator.get_state())
-    else:
-        if config.method == "full":
-            jax.tree.map(lambda leaf: leaf.delete(), params)
-        start, weights, optimizer, saved = restored
-        state, progress = TrainState(weights, optimizer), _Progress(**saved)
-        progress.validation_losses = [tuple(v) for v in progress.validation_losses]
-        iterator.set_state(progress.position)
-
-    rates = learning_rates(config.learning_rate, config.warmup_steps, total)
-    for step in range(start + 1, total + 1):
-        batch = data.on_devices(next(iterator), run.batch_sharding)
-        state, metrics = run.train_step(state, base, batch, rates[step - 1], np.uint32(step), seed)
-        metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        progress.losses.append(metrics["loss"])
-        progress.tokens.append(int(metrics["tokens"]))
-        metrics["learning_rate"] = float(rates[step - 1])
-
-        due = step % config.checkpoint_every == 0 or step == total
-        if due and validation_batches:
-            metrics["validation_loss"] = _validation_loss(run, state.weights, base, validation_batches)
-            progress.validation_losses.append((step, metrics["validation_loss"]))
-        if not all(map(math.isfinite, metrics.values())):
-            raise UserError(f"sft.learning_rate: the loss is not finite at update {step} of {total}; lower it")
-        if due or checkpoints.preemption(step):
-            progress.position = iterator.get_state()
-            checkpoints.save(step, state.weights, state.optimizer, dataclasses.asdict(progress), progress.best_step)
-        if on_step is not None:
-            on_step(step, total, metrics)
-    return state, progress
-
-
-def _validation_loss(run: Programs, weights: Tree, base: Tree, batches: list[data.Batch]) -> float:
-    sums = [run.validation_loss(weights, base, data.on_devices(b, run.batch_sharding)) for b in batches]
-    totals, counts = zip(*jax.device_get(sums))
-    return float(np.sum(totals, dtype=np.float64) / np.sum(counts, dtype=np.float64))
-
-
-def _step_settings(config: SFTConfig, compute_dtype: jnp.dtype) -> StepSettings:
-    return StepSettings(
-        method=config.method,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        batch_size=config.batch_size,
-        remat=config.remat,
-        compute_dtype=jnp.dtype(compute_dtype).name,
-    )
-
-
-def _fingerprint(
-    config: SFTConfig,
-    seed: int,
-    compute_dtype: jnp.dtype,
-    training: data.TokenizedPrompt,
-    validation: data.TokenizedPrompt,
-) -> dict[str, Any]:
-    """Everything that the course of training depends on beside the starting weights and the model's shape."""
+def _fingerprint(config: SFTConfig, seed: int, compute_dtype: str | jnp.dtype, datasets: _Datasets) -> dict[str, Any]:
+    """Returns everything that the course of training depends on, besides starting weights and the model's shape."""
     settings = {f"sft.{name}": value for name, value in dataclasses.asdict(config).items()}
     return {
         **settings,
         "seed": seed,
         "model.compute_dtype": jnp.dtype(compute_dtype).name,
-        "training examples (sha256)": training.digest(),
-        "validation examples (sha256)": validation.digest(),
+        "training examples (sha256)": datasets.training.digest(),
+        "validation examples (sha256)": datasets.validation.digest(),
     }
 
 

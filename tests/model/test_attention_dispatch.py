@@ -17,7 +17,7 @@ from isheep_jax.model.attention_reference import (
     reference_attention,
 )
 from isheep_jax.model.kv_cache import KVCache, PrefixKV
-from isheep_jax.sharding import ANYWHERE
+from isheep_jax.sharding import one_device_sharding
 
 N, K, H = 6, 2, 8
 
@@ -55,7 +55,7 @@ def test_blocks_of_packed_rows_equal_the_reference(T, lengths, kind, softcap):
             segment_ids=segments,
             prefix_kv=(),
             differentiable=False,
-            sharding=ANYWHERE,
+            sharding=one_device_sharding(),
         )
     )(kind)
     expected = reference_attention(q, k, v, packed_mask(T, segments, windows[kind]), AttentionConfig(0.3, softcap))
@@ -84,7 +84,7 @@ def test_a_prefix_is_seen_besides_the_row(shared, kind):
         segment_ids=segments,
         prefix_kv=(prefix,),
         differentiable=False,
-        sharding=ANYWHERE,
+        sharding=one_device_sharding(),
     )
     # The same keys in one row: those of the prefix, then the row's own.
     whole_k, whole_v = (
@@ -113,7 +113,7 @@ def test_a_cache_is_read_as_far_as_each_row_goes(kind, tile):
         positions=at,
         cache_positions=at,
         prefix_kv=(),
-        sharding=ANYWHERE,
+        sharding=one_device_sharding(),
     )
     expected = reference_attention(q, k, v, cached_mask(at, jnp.arange(S), windows[kind]), AttentionConfig(0.3))
     np.testing.assert_allclose(found[:3], expected[:3], rtol=1e-5, atol=1e-5)
@@ -135,7 +135,7 @@ def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows
         positions=at,
         cache_positions=at,
         prefix_kv=(),
-        sharding=ANYWHERE,
+        sharding=one_device_sharding(),
     )
     expected = reference_attention(q, k, v, cached_mask(at, jnp.arange(384)), AttentionConfig(0.3))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -156,7 +156,7 @@ def test_blocks_behind_the_end_of_a_row_change_no_bit(tile):
             positions=at,
             cache_positions=at,
             prefix_kv=(),
-            sharding=ANYWHERE,
+            sharding=one_device_sharding(),
         )
     )
     assert cache_block("cpu") < 256

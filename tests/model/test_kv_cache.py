@@ -7,7 +7,7 @@ from tiles import flat
 
 from isheep_jax.model.kv_cache import CacheWrite, init_cache, write_tokens
 from isheep_jax.model.quantization import quantize
-from isheep_jax.sharding import ANYWHERE
+from isheep_jax.sharding import one_device_sharding
 
 ARCHITECTURE = small(heads=6, hidden_size=24)
 K, V = (scale * jax.random.normal(jax.random.key(seed), (3, 2, 2, 8)) for seed, scale in ((0, 1), (1, 100)))
@@ -19,7 +19,7 @@ WRITTEN = ((0, 4, 0), (0, 5, 1), (1, 0, 0), (2, 15, 0))  # (row, cache position,
 @pytest.mark.parametrize("tile", [0, 8])
 def test_new_keys_are_written_at_their_positions_and_nowhere_else(tile):
     cache = init_cache(ARCHITECTURE, 3, 16, jnp.dtype(jnp.float32), tile=tile)
-    written = write_tokens(CacheWrite(cache, POSITIONS), jnp.asarray(1), K, V, ANYWHERE)
+    written = write_tokens(CacheWrite(cache, POSITIONS), jnp.asarray(1), K, V, one_device_sharding())
     for values, x in zip(flat(written), (K, V)):
         for row, position, token in WRITTEN:
             np.testing.assert_array_equal(values[1, row, position], x[row, token].reshape(-1))
@@ -31,7 +31,7 @@ def test_new_keys_are_written_at_their_positions_and_nowhere_else(tile):
 @pytest.mark.parametrize("tile", [0, 8])
 def test_new_keys_are_rounded_by_token_and_head_and_nothing_else_is_touched(tile):
     cache = init_cache(ARCHITECTURE, 3, 16, jnp.dtype(jnp.int8), tile=tile)
-    written = write_tokens(CacheWrite(cache, POSITIONS), jnp.asarray(1), K, V, ANYWHERE)
+    written = write_tokens(CacheWrite(cache, POSITIONS), jnp.asarray(1), K, V, one_device_sharding())
     for values, scale, x in zip(flat(written), (written.k_scale, written.v_scale), (K, V)):
         expected = quantize(x, (3,))
         for row, position, token in WRITTEN:
@@ -45,7 +45,7 @@ def test_tokens_of_packed_rows_are_written_to_the_rows_that_are_named():
     cache = init_cache(ARCHITECTURE, 4, 16, jnp.dtype(jnp.float32))
     rows = jnp.asarray([[3, 3], [0, 0], [1, 2]])
     positions = jnp.asarray([[0, 1], [7, -1], [2, 2]])
-    written = write_tokens(CacheWrite(cache, positions, rows), jnp.asarray(0), K, V, ANYWHERE)
+    written = write_tokens(CacheWrite(cache, positions, rows), jnp.asarray(0), K, V, one_device_sharding())
     expected = {(3, 0): K[0, 0], (3, 1): K[0, 1], (0, 7): K[1, 0], (1, 2): K[2, 0], (2, 2): K[2, 1]}
     for (row, position), key in expected.items():
         np.testing.assert_array_equal(written.k[0, row, position], key.reshape(-1))

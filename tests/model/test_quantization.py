@@ -23,7 +23,7 @@ from isheep_jax.model.quantization import (
     weight_table,
 )
 from isheep_jax.model.transformer import ForwardSetup, forward, logits
-from isheep_jax.sharding import ANYWHERE
+from isheep_jax.sharding import one_device_sharding
 
 ARCHITECTURE = small(vocab_size=40, hidden_size=24, intermediate_size=36, heads=6, tied_embeddings=False)
 
@@ -143,7 +143,7 @@ def test_attention_to_a_cache_of_integers_is_attention_to_its_floats(rows, windo
         positions=at,
         cache_positions=at,
         prefix_kv=(),
-        sharding=ANYWHERE,
+        sharding=one_device_sharding(),
     )
     expected = reference_attention(q, k, v, cached_mask(at, jnp.arange(192), window), AttentionConfig(0.3, softcap))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -30,21 +30,21 @@ def unpacked(batches) -> list[tuple]:
     return found
 
 
-def test_only_the_response_and_the_end_of_turn_are_trained():
+def test_only_response_and_end_of_turn_carry_loss():
     columns = tokenized([example("a", "abc", "de")]).columns[0]
-    trained = columns[:, data.TRAINED] == 1
+    in_loss = columns[:, data.IN_LOSS] == 1
     assert columns[:, data.TOKEN].tolist() == [0, 3, 4, 5, 2, 6, 7]
-    assert columns[trained, data.TARGET].tolist() == [6, 7, 1]
+    assert columns[in_loss, data.TARGET].tolist() == [6, 7, 1]
 
 
 def test_the_embedded_models_tokenizer_trains_the_response_and_its_end():
     tokenizer = Tokenizer.load(CHECKPOINT)
     asked = example("a", "Repeat the words: RED BLUE", "RED BLUE")
     (columns,) = data.tokenize(tokenizer, [asked], 128).columns
-    trained = columns[columns[:, data.TRAINED] == 1, data.TARGET]
-    assert tokenizer.decode(trained).strip() == asked.response
-    assert trained[-1] in tokenizer.eos_ids
-    assert columns[: -len(trained), data.TRAINED].sum() == 0
+    in_loss = columns[columns[:, data.IN_LOSS] == 1, data.TARGET]
+    assert tokenizer.decode(in_loss).strip() == asked.response
+    assert in_loss[-1] in tokenizer.eos_ids
+    assert columns[: -len(in_loss), data.IN_LOSS].sum() == 0
 
 
 def test_a_long_example_is_cut_and_counted_and_one_without_response_is_left_out():

@@ -8,6 +8,9 @@ from small_model import LLAMA, QWEN, copying, weights
 from isheep_jax.model import transformer
 from isheep_jax.sft import data
 from isheep_jax.sft.loss import chunk_length, cross_entropy
+from isheep_jax.sharding import one_device_sharding
+
+STATIC = {"compute_dtype": jnp.float32, "sharding": one_device_sharding()}
 
 
 def batch_of(count: int, sequence_length: int, rows: int) -> data.Batch:
@@ -25,9 +28,7 @@ def mean_loss(params, architecture, batch, *, packed=True, chunk=8):
         transformer.ForwardSetup(jnp.float32),
         segment_ids=batch.segment_ids if packed else None,
     )
-    total, count = cross_entropy(
-        params, architecture, hidden, batch.targets, batch.loss_mask, chunk=chunk, compute_dtype=jnp.float32
-    )
+    total, count = cross_entropy(params, architecture, hidden, batch.targets, batch.loss_mask, chunk=chunk, **STATIC)
     return total / count
 
 
@@ -44,7 +45,7 @@ def test_chunks_give_the_loss_and_gradient_of_the_full_logits(architecture, chun
 
     def chunked(params, hidden):
         total, count = cross_entropy(
-            params, architecture, hidden, batch.targets, batch.loss_mask, chunk=chunk, compute_dtype=jnp.float32
+            params, architecture, hidden, batch.targets, batch.loss_mask, chunk=chunk, **STATIC
         )
         return total / count
 
@@ -78,9 +79,7 @@ def test_the_logits_of_a_batch_are_never_in_memory_as_a_whole():
 
     def memory(chunk: int) -> int:
         def loss(hidden):
-            return cross_entropy(
-                params, QWEN, hidden, targets, jnp.ones_like(targets), chunk=chunk, compute_dtype=jnp.float32
-            )[0]
+            return cross_entropy(params, QWEN, hidden, targets, jnp.ones_like(targets), chunk=chunk, **STATIC)[0]
 
         return jax.jit(jax.grad(loss)).lower(hidden).compile().memory_analysis().temp_size_in_bytes
 

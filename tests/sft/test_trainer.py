@@ -12,8 +12,7 @@ from small_model import LLAMA, SETTINGS, copying, example, on_host, same_bits, t
 
 from isheep_jax.errors import UserError
 from isheep_jax.sft import data
-from isheep_jax.sft.train_step import TrainState, learning_rates, programs
-from isheep_jax.sft.trainer import _step_settings
+from isheep_jax.sft.train_step import TrainSetup, TrainState, build_train_programs, learning_rates
 
 
 class Killed(Exception):
@@ -56,7 +55,7 @@ def test_the_best_validation_loss_decides_which_weights_are_returned(tmp_path):
     tuned, result = tune(tmp_path, **settings)
     assert result.best_step == min(result.validation_losses, key=lambda v: v[1])[0] < result.steps
     assert result.validation_loss == dict(result.validation_losses)[result.best_step]
-    run = programs(LLAMA, _step_settings(SETTINGS, jnp.float32), mesh_of())
+    run = build_train_programs(TrainSetup.from_config(LLAMA, SETTINGS, mesh_of(), jnp.float32))
     _, held_out = data.split_examples(copying(40), 0.2, seed=0)
     columns = data.tokenize(LetterTokenizer(), held_out, SETTINGS.sequence_length).columns
     (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_size=SETTINGS.batch_size)
@@ -105,44 +104,40 @@ def test_a_second_run_with_other_examples_and_rates_compiles_nothing(tmp_path):
     assert len(compiled) == 1
 
 
-@pytest.mark.parametrize(
-    ("method", "mesh"),
-    [("full", (2, 2, 2)), ("full", (1, 8, 1)), ("lora", (2, 2, 2))],
-    ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v)),
-)
-def test_eight_devices_give_the_losses_of_one(tmp_path, method, mesh):
-    settings = {"method": method, "validation_fraction": 0.1}
-    _, one = tune(tmp_path / "one", **settings)
-    tuned, eight = tune(tmp_path / "eight", mesh=mesh_of(mesh), **settings)
-    np.testing.assert_allclose(eight.losses, one.losses, rtol=1e-5)
-    np.testing.assert_allclose(eight.validation_loss, one.validation_loss, rtol=1e-5)
-    assert tuned["layers"]["wq"].sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
-
-
-def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+def test_a_run_continues_on_another_number_of_devices_with_the_same_losses(tmp_path):
     settings = {"checkpoint_every": 2, "validation_fraction": 0.1}
     _, expected = tune(tmp_path / "straight", **settings)
     with pytest.raises(Killed):
-        tune(tmp_path / "moved", on_step=kill_after(2), mesh=mesh_of((2, 2, 2)), **settings)
-    _, moved = tune(tmp_path / "moved", **settings)
+        tune(tmp_path / "moved", on_step=kill_after(2), **settings)
+    tuned, moved = tune(tmp_path / "moved", mesh=mesh_of((2, 2, 2)), **settings)
     np.testing.assert_allclose(moved.losses, expected.losses, rtol=1e-5)
+    np.testing.assert_allclose(moved.validation_loss, expected.validation_loss, rtol=1e-5)
+    assert tuned["layers"]["wq"].sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_transfers_between_host_and_devices_are_explicit(tmp_path, method):
+    params = jax.tree.map(jnp.copy, weights())
+    with jax.transfer_guard("disallow"):
+        _, result = tune(tmp_path, params=params, method=method, epochs=1, validation_fraction=0.1)
+    assert result.validation_loss is not None
 
 
 def test_dropout_is_for_training_only():
-    settings = _step_settings(dataclasses.replace(SETTINGS, method="lora"), jnp.float32)
-    run = programs(LLAMA, settings, mesh_of())
-    without = programs(LLAMA, dataclasses.replace(settings, lora_dropout=0.0), mesh_of())
+    setup = TrainSetup.from_config(LLAMA, dataclasses.replace(SETTINGS, method="lora"), mesh_of(), jnp.float32)
+    run = build_train_programs(setup)
+    without = build_train_programs(dataclasses.replace(setup, lora_dropout=0.0))
     columns = data.tokenize(LetterTokenizer(), copying(8), SETTINGS.sequence_length).columns
     (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_size=SETTINGS.batch_size)
     batch = data.on_devices(batch, run.batch_sharding)
-    state = run.start(weights(), np.uint32(0))
+    state = run.init_state(weights(), np.uint32(0))
     adapters = jax.tree.map(lambda x: x + 0.05, state.weights)
 
     total, count = run.validation_loss(adapters, weights(), batch)
     assert total == without.validation_loss(adapters, weights(), batch)[0]
     losses = []
     for step in (1, 2):
-        copied = TrainState(jax.tree.map(jnp.copy, adapters), run.start(weights(), np.uint32(0)).optimizer)
+        copied = TrainState(jax.tree.map(jnp.copy, adapters), run.init_state(weights(), np.uint32(0)).optimizer)
         _, metrics = run.train_step(copied, weights(), batch, np.float32(0), np.uint32(step), np.uint32(0))
         losses.append(float(metrics["loss"]))
     assert len({*losses, float(total / count)}) == 3
