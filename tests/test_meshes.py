@@ -187,7 +187,7 @@ def test_decoding_samples_tokens_of_one_device(family, tensor, temperature):
     assert written(family, tensor, temperature) == expected
 
 
-def test_temperature_samples_other_tokens_than_the_most_probable():
+def test_temperature_samples_other_tokens_than_most_probable():
     assert written("qwen2", None, 1.0) != written("qwen2", None, 0.0)
 
 

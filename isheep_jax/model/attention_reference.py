@@ -4,9 +4,9 @@ B rows, T query tokens, S key positions, N query heads, K key-value heads, G = N
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -26,18 +26,18 @@ _EQUATIONS = {
 _KV_HEADS_AXIS = {"rows": 2, "shared": 1, "tiles": 1}
 
 
-@flax.struct.dataclass
+@dataclass(frozen=True)
 class AttentionConfig:
     """Static numbers of a model's attention.
 
-    scale: factor of the attention logits; None: 1 / sqrt(H). softcap: bound c of the logits, as c tanh(logit / c)
-    (Gemma 2 report, section 2); None: unbounded. windows: for each kind of layer, how many tokens a token sees, itself
-    included; None: all.
+    scale: factor of the attention logits; None: 1 / sqrt(H).
+    softcap: bound c of the logits, as c tanh(logit / c) (Gemma 2 report, section 2); None: unbounded.
+    windows: for each kind of layer, how many tokens a token sees, itself included; None: all.
     """
 
-    scale: float | None = flax.struct.field(pytree_node=False, default=None)
-    softcap: float | None = flax.struct.field(pytree_node=False, default=None)
-    windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=(None,))
+    scale: float | None = None
+    softcap: float | None = None
+    windows: tuple[int | None, ...] = (None,)
 
     def window(self, kind: jax.Array) -> jax.Array | int | None:
         """Returns the window of a layer's kind, a traced index that is unused when there is only one kind."""

@@ -47,7 +47,7 @@ def test_both_spellings_of_rope_are_read_alike(tmp_path):
     assert linear.rope_scaling == RopeScaling("linear", 2.0)
 
 
-def test_fields_that_early_files_leave_out_take_the_familys_defaults(tmp_path):
+def test_fields_that_early_files_leave_out_take_familys_defaults(tmp_path):
     early = fields()
     for name in ("rope_parameters", "num_key_value_heads", "head_dim", "tie_word_embeddings"):
         early.pop(name)
@@ -66,7 +66,7 @@ def test_eos_ids_come_from_both_files_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", parity.NAMES)
-def test_an_exports_config_reads_back_equal(tmp_path, name):
+def test_exports_config_reads_back_equal(tmp_path, name):
     architecture = read_architecture(parity.FIXTURES / name)
     assert read(tmp_path, config_json(architecture, "float32")) == architecture
 
@@ -101,14 +101,14 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_field_is_named(tmp_path):
+def test_missing_field_is_named(tmp_path):
     config = fields()
     del config["rms_norm_eps"]
     with pytest.raises(UserError, match="field rms_norm_eps is missing"):
         read(tmp_path, config)
 
 
-def test_what_is_not_a_model_directory_is_said(tmp_path):
+def test_what_is_not_model_directory_is_said(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_architecture(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"not a model directory: it has no config\.json"):
@@ -120,7 +120,7 @@ def test_what_is_not_a_model_directory_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("name", parity.NAMES)
-def test_the_table_is_the_parameters_tree_and_says_their_shapes(name):
+def test_table_is_parameters_tree_and_says_their_shapes(name):
     architecture = read_architecture(parity.FIXTURES / name)
     params = init_parameters(architecture, jax.random.key(0), jnp.bfloat16)
     shapes = jax.tree.map(lambda spec: spec.shape, parameter_table(architecture))
@@ -130,7 +130,7 @@ def test_the_table_is_the_parameters_tree_and_says_their_shapes(name):
     assert all(len(spec.axes) == len(spec.shape) for _, spec in leaves(parameter_table(architecture)))
 
 
-def test_untied_embeddings_have_a_head_of_their_own():
+def test_untied_embeddings_have_head_of_their_own():
     architecture = read_architecture(parity.FIXTURES / "llama")
     assert "lm_head" not in parameter_table(architecture)
     assert "lm_head" in parameter_table(dataclasses.replace(architecture, tied_embeddings=False))

@@ -39,7 +39,7 @@ def packed(B, T, *lengths):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize(("T", "lengths"), [(340, (70, 130, 1, 33)), (31, (31,)), (128, ()), (512, (512,))])
-def test_blocks_of_packed_rows_equal_the_reference(T, lengths, kind, softcap):
+def test_blocks_of_packed_rows_equal_reference(T, lengths, kind, softcap):
     q, k, v = arrays((2, T, N, H), (2, T, K, H), (2, T, K, H))
     segments, positions = packed(2, T, *lengths)
     windows = (None, 20)
@@ -65,7 +65,7 @@ def test_blocks_of_packed_rows_equal_the_reference(T, lengths, kind, softcap):
 
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_prefix_is_seen_besides_the_row(shared, kind):
+def test_prefix_is_seen_besides_row(shared, kind):
     B, T, S = 2, 64, 50
     rows = 1 if shared else B
     q, k, v, before_k, before_v = arrays((B, T, N, H), (B, T, K, H), (B, T, K, H), (rows, S, K, H), (rows, S, K, H))
@@ -99,7 +99,7 @@ def test_a_prefix_is_seen_besides_the_row(shared, kind):
 
 @pytest.mark.parametrize("tile", [0, 128])
 @pytest.mark.parametrize("kind", [0, 1])
-def test_a_cache_is_read_as_far_as_each_row_goes(kind, tile):
+def test_cache_is_read_as_far_as_each_row_goes(kind, tile):
     B, S, windows = 4, 384, (None, 30)
     at = jnp.asarray([[0], [383], [127], [-1]])
     q, k, v = arrays((B, 1, N, H), (B, S, K, H), (B, S, K, H))
@@ -122,7 +122,7 @@ def test_a_cache_is_read_as_far_as_each_row_goes(kind, tile):
 
 @pytest.mark.parametrize("tile", [0, 128])
 @pytest.mark.parametrize("rows", [16, 24, 12])
-def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows, tile):
+def test_rows_that_are_read_in_order_of_their_lengths_keep_their_places(rows, tile):
     at = jax.random.permutation(jax.random.key(7), jnp.linspace(0, 383, rows).astype(jnp.int32))[:, None]
     q, k, v = arrays((rows, 1, N, H), (rows, 384, K, H), (rows, 384, K, H))
     cache = in_tiles(KVCache(*(x.reshape(1, rows, 384, K * H) for x in (k, v))), tile, H)
@@ -142,7 +142,7 @@ def test_rows_that_are_read_in_the_order_of_their_lengths_keep_their_places(rows
 
 
 @pytest.mark.parametrize("tile", [0, 128])
-def test_blocks_behind_the_end_of_a_row_change_no_bit(tile):
+def test_blocks_behind_end_of_row_change_no_bit(tile):
     B, S = 2, 512
     q, k, v = arrays((B, 1, N, H), (B, S, K, H), (B, S, K, H))
     cache = in_tiles(KVCache(*(x.reshape(1, B, S, K * H) for x in (k, v))), tile, H)
@@ -163,7 +163,7 @@ def test_blocks_behind_the_end_of_a_row_change_no_bit(tile):
     np.testing.assert_array_equal(run(jnp.asarray([[100], [100]]))[0], run(jnp.asarray([[100], [511]]))[0])
 
 
-def test_attention_in_parts_equals_the_whole():
+def test_attention_in_parts_equals_whole():
     q, k, v = arrays((2, 5, N, H), (2, 12, K, H), (2, 12, K, H))
     mask = jax.random.bernoulli(jax.random.key(9), 0.5, (2, 5, 12)).at[:, :, 0].set(True)
     config = AttentionConfig(0.5, 3.0)

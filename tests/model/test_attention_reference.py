@@ -19,7 +19,7 @@ def by_loops(q, k, v, mask):
     return out
 
 
-def test_grouped_queries_equal_the_definition():
+def test_grouped_queries_equal_definition():
     q, k, v = (
         jax.random.normal(jax.random.key(i), (2, size, heads, 8))
         for i, (size, heads) in enumerate([(3, 6), (5, 2), (5, 2)])
@@ -40,7 +40,7 @@ def test_grouped_queries_equal_keys_and_values_repeated_for_each_head():
     np.testing.assert_allclose(reference_attention(q, k, v, mask, AttentionConfig()), repeated, rtol=1e-6, atol=1e-6)
 
 
-def test_a_query_that_may_see_nothing_gives_numbers():
+def test_query_that_may_see_nothing_gives_numbers():
     q, k = jnp.ones((1, 1, 2, 4)), jnp.ones((1, 3, 2, 4))
     assert np.isfinite(reference_attention(q, k, k, jnp.zeros((1, 1, 3), bool), AttentionConfig())).all()
 
@@ -53,7 +53,7 @@ def test_packed_mask_is_causal_within_segments():
     np.testing.assert_array_equal(packed_mask(5, None)[0], np.tri(5, dtype=bool))
 
 
-def test_cached_mask_ends_at_the_querys_position():
+def test_cached_mask_ends_at_querys_position():
     np.testing.assert_array_equal(
         cached_mask(jnp.asarray([[2, -1]]), jnp.arange(4))[0], [[True, True, True, False], [False] * 4]
     )

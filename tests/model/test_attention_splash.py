@@ -74,28 +74,28 @@ PACKED = segments([(1, 50), (2, 150), (3, 30), (0, 26)], [(1, 256)])
         pytest.param({"softcap": 2.0, "scale": 0.5}, id="bounded scores of another scale"),
     ],
 )
-def test_output_and_gradients_equal_the_reference(settings):
+def test_output_and_gradients_equal_reference(settings):
     assert_equal(*both(*inputs(2, 256, 2, 1, 16), **settings))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 2), (8, 1)])
-def test_a_query_head_uses_the_key_head_of_its_group(heads, kv_heads):
+def test_query_head_uses_key_head_of_its_group(heads, kv_heads):
     assert_equal(*both(*inputs(1, 128, heads, kv_heads, 16)))
 
 
 @pytest.mark.parametrize("length", [1, 200, 1030])
-def test_a_row_may_have_any_length(length):
+def test_row_may_have_any_length(length):
     # The last one has several blocks, of which a window of 300 lets the kernels skip some.
     segment_ids = segments([(1, length - length // 3), (0, length // 3)])
     assert_equal(*both(*inputs(1, length, 1, 1, 8), segment_ids=segment_ids, window=300))
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 256])
-def test_heads_of_the_sizes_that_models_have(head_dim):
+def test_heads_have_sizes_of_real_models(head_dim):
     assert_equal(*both(*inputs(1, 128, 2, 1, head_dim)))
 
 
-def test_bfloat16_is_as_near_to_float32_as_the_reference():
+def test_bfloat16_is_as_near_to_float32_as_reference():
     exact = both(*inputs(1, 256, 4, 2, 80))[1]
     ours, theirs = both(*inputs(1, 256, 4, 2, 80, jnp.bfloat16))
     for x, a, b in zip(exact, ours, theirs):
@@ -112,7 +112,7 @@ def test_rows_and_heads_are_split_over_devices():
     assert {shard.data.shape for shard in ours[0].addressable_shards} == {(1, 128, 2, 16)}
 
 
-def test_layers_choose_among_windows_inside_a_scan_with_rematerialization():
+def test_layers_choose_among_windows_inside_scan_with_rematerialization():
     """As in a forward pass whose layers attend differently: branches of one program, by the layer's number."""
     q, k, v, gradient = inputs(1, 128, 2, 1, 8)
     windows, ids = (None, 20, 5), segments([(1, 100), (2, 28)])
@@ -187,7 +187,7 @@ COMPILE = """
 @pytest.mark.tpu_compile
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler")
 @pytest.mark.parametrize(("topology", "head_dim"), [("v4-8", 128), ("v5e-4", 64), ("v5p-8", 256), ("v6e-4", 80)])
-def test_the_kernels_compile_for_a_tpu(topology, head_dim):
+def test_kernels_compile_for_tpu(topology, head_dim):
     program = textwrap.dedent(COMPILE).format(topology=topology, head_dim=head_dim)
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)

@@ -41,7 +41,7 @@ def test_new_keys_are_rounded_by_token_and_head_and_nothing_else_is_touched(tile
         assert not np.any(values[0])
 
 
-def test_tokens_of_packed_rows_are_written_to_the_rows_that_are_named():
+def test_tokens_of_packed_rows_are_written_to_rows_that_are_named():
     cache = init_cache(ARCHITECTURE, 4, 16, jnp.dtype(jnp.float32))
     rows = jnp.asarray([[3, 3], [0, 0], [1, 2]])
     positions = jnp.asarray([[0, 1], [7, -1], [2, 2]])

@@ -33,7 +33,7 @@ def normal(*shape, seed=0):
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 2)])
-def test_an_element_is_off_by_half_a_scale_at_most(axes):
+def test_element_is_off_by_half_scale_at_most(axes):
     x = normal(5, 300, 7) * jnp.logspace(-6, 6, 7)
     found = quantize(x, axes)
     assert found.values.dtype == jnp.int8
@@ -52,13 +52,13 @@ def test_zeros_stay_zeros():
     np.testing.assert_array_equal(dequantize(found, (1,)), [[0] * 4, [2] * 4, [0] * 4])
 
 
-def test_an_output_is_rounded_by_its_own_size():
+def test_output_is_rounded_by_its_own_size():
     large = normal(8, 5).at[:, 0].multiply(1e4)
     alone, beside = quantize(large[:, 1:], (0,)), quantize(large, (0,))
     np.testing.assert_array_equal(alone.values, beside.values[:, 1:])
 
 
-def test_a_matrix_has_a_scale_for_each_output():
+def test_matrix_has_scale_for_each_output():
     table = weight_table(ARCHITECTURE, "int8")
     layers = {name: spec.scale.axes for name, spec in table["layers"].items() if isinstance(spec, Quantized)}
     assert layers == {
@@ -129,7 +129,7 @@ def integer_cache(rows, length, kv_heads=2, width=8):
     ("rows", "window", "softcap", "tile"),
     [(3, None, None, 0), (16, 30, None, 0), (16, None, 2.0, 0), (16, 30, 2.0, 64)],
 )
-def test_attention_to_a_cache_of_integers_is_attention_to_its_floats(rows, window, softcap, tile):
+def test_attention_to_cache_of_integers_is_attention_to_its_floats(rows, window, softcap, tile):
     cache, k, v = integer_cache(rows, 192)
     cache = in_tiles(cache, tile, 8)
     q = normal(rows, 1, 6, 8)

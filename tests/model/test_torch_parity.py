@@ -35,7 +35,7 @@ def test_another_random_model_and_its_export_give_equal_logits_at_every_length(t
 
 
 @pytest.mark.parametrize("name", parity.NAMES)
-def test_an_export_loads_in_transformers_with_equal_logits_and_end_tokens(tmp_path, small_checkpoint, name):
+def test_export_loads_in_transformers_with_equal_logits_and_end_tokens(tmp_path, small_checkpoint, name):
     architecture, params = parity.load(parity.FIXTURES / name)
     tokenizer = Tokenizer.load(small_checkpoint)
     save_checkpoint(tmp_path / "out", params, architecture, tokenizer)

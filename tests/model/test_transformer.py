@@ -135,7 +135,7 @@ def test_scaled_fixture_would_notice_rope_without_its_scaling():
     assert ((ratio > 1.01) & (ratio < 7.99)).any()
 
 
-def test_recomputing_activations_gives_the_same_gradient():
+def test_recomputing_activations_gives_same_gradient():
     architecture, params = parity.load(parity.FIXTURES / "gemma3")
     tokens = jnp.asarray(parity.expected("gemma3")["tokens"])
 

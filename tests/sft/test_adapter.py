@@ -48,7 +48,7 @@ def tuned(request, tmp_path_factory):
     return request.param, merged, adapters, place / "adapter"
 
 
-def test_base_and_adapters_merge_to_the_returned_weights(tuned):
+def test_base_and_adapters_merge_to_returned_weights(tuned):
     architecture, merged, adapters, _ = tuned
     expected = jax.jit(lambda p, a: merge_lora(p, a, SCALE))(weights(architecture), adapters)
     close = jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), on_host(merged), on_host(expected))
@@ -56,7 +56,7 @@ def test_base_and_adapters_merge_to_the_returned_weights(tuned):
     assert not same_bits(merged, weights(architecture))
 
 
-def test_adapters_are_float32_also_under_a_bfloat16_model(tmp_path):
+def test_adapters_are_float32_also_under_bfloat16_model(tmp_path):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights())
     merged, adapters, _ = tune(tmp_path / "checkpoints", params=params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(merged)} == {"bfloat16"}
@@ -70,7 +70,7 @@ def test_full_fine_tuning_has_no_adapters(tmp_path):
     assert adapters is None
 
 
-def test_the_files_add_up_to_the_merged_weights_as_peft_adds_them(tuned, tmp_path):
+def test_files_add_up_to_merged_weights_as_peft_adds_them(tuned, tmp_path):
     architecture, merged, _, directory = tuned
     stored = load_file(directory / "adapter_model.safetensors")
     for name, params in (("base", weights(architecture)), ("merged", merged)):
@@ -89,7 +89,7 @@ def test_the_files_add_up_to_the_merged_weights_as_peft_adds_them(tuned, tmp_pat
     assert changed == 7 * architecture.layers
 
 
-def test_the_settings_are_those_that_peft_needs(tuned):
+def test_settings_are_those_that_peft_needs(tuned):
     *_, directory = tuned
     settings = json.loads((directory / "adapter_config.json").read_text())
     modules = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -117,7 +117,7 @@ def test_the_settings_are_those_that_peft_needs(tuned):
         ("gs://bucket/a@b", "gs://bucket/a@b", None),
     ],
 )
-def test_only_a_name_on_the_hub_has_a_revision(tmp_path, base, name, revision):
+def test_only_name_on_hub_has_revision(tmp_path, base, name, revision):
     table = lora_table(LLAMA, CONFIG.lora_rank)
     zeros = jax.tree.map(lambda spec: np.zeros(spec.shape, np.float32), table)
     save_adapter(tmp_path / "adapter", zeros, LLAMA, CONFIG, base)
@@ -125,7 +125,7 @@ def test_only_a_name_on_the_hub_has_a_revision(tmp_path, base, name, revision):
     assert (settings["base_model_name_or_path"], settings["revision"]) == (name, revision)
 
 
-def test_what_an_earlier_attempt_left_is_replaced(tuned, tmp_path):
+def test_what_earlier_attempt_left_is_replaced(tuned, tmp_path):
     architecture, _, adapters, directory = tuned
     for stale in ("adapter", "adapter.partial"):
         (tmp_path / stale).mkdir()
@@ -137,7 +137,7 @@ def test_what_an_earlier_attempt_left_is_replaced(tuned, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_a_sharded_training_writes_whole_adapters(tmp_path):
+def test_sharded_training_writes_whole_adapters(tmp_path):
     _, adapters, _ = tune(tmp_path / "checkpoints", mesh=mesh_of((2, 2, 2)))
     save_adapter(tmp_path / "adapter", adapters, LLAMA, CONFIG, "base")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -151,7 +151,7 @@ def test_a_sharded_training_writes_whole_adapters(tmp_path):
 
 
 @pytest.mark.torch
-def test_peft_gives_the_logits_of_the_merged_model(tuned, tmp_path):
+def test_peft_gives_logits_of_merged_model(tuned, tmp_path):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")

@@ -34,12 +34,12 @@ def steps(directory) -> set[str]:
     return {p.name for p in directory.iterdir()}
 
 
-def test_nothing_is_restored_from_an_empty_directory(tmp_path):
+def test_nothing_is_restored_from_empty_directory(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         assert restore(checkpoints) is None
 
 
-def test_the_newest_checkpoint_comes_back_whole(tmp_path):
+def test_newest_checkpoint_comes_back_whole(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         save(checkpoints, 1), save(checkpoints, 2)
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
@@ -48,7 +48,7 @@ def test_the_newest_checkpoint_comes_back_whole(tmp_path):
     assert same_bits(found, weights(2))
 
 
-def test_the_newest_and_the_best_stay(tmp_path):
+def test_newest_and_best_stay(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
             save(checkpoints, step, best)
@@ -56,7 +56,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert steps(tmp_path) == {"2", "4"}
 
 
-def test_without_a_best_one_only_the_newest_stays(tmp_path):
+def test_without_best_one_only_newest_stays(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         save(checkpoints, 1), save(checkpoints, 2)
     assert steps(tmp_path) == {"2"}
@@ -82,7 +82,7 @@ def test_another_shape_is_refused_with_its_path(tmp_path):
         restore(checkpoints, rank=8)
 
 
-def test_a_missing_leaf_is_refused_with_its_path(tmp_path):
+def test_missing_leaf_is_refused_with_its_path(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         save(checkpoints, 1)
         wanted = abstract(weights(0)) | {"lm_head": jax.ShapeDtypeStruct((3,), jnp.float32)}
@@ -90,13 +90,13 @@ def test_a_missing_leaf_is_refused_with_its_path(tmp_path):
             checkpoints.restore(wanted, abstract({"count": jnp.int32(0)}))
 
 
-def test_a_directory_that_is_a_file_is_named(tmp_path):
+def test_directory_that_is_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: checkpoints cannot be written here"):
         Checkpoints(tmp_path / "file", FINGERPRINT)
 
 
-def test_a_checkpoint_whose_deletion_was_interrupted_is_no_obstacle(tmp_path):
+def test_checkpoint_whose_deletion_was_interrupted_is_no_obstacle(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         save(checkpoints, 2, 2), save(checkpoints, 4, 2)
     (tmp_path / "2" / "_CHECKPOINT_METADATA").unlink()
@@ -107,7 +107,7 @@ def test_a_checkpoint_whose_deletion_was_interrupted_is_no_obstacle(tmp_path):
     assert steps(tmp_path) == {"6"}
 
 
-def test_the_progress_is_one_readable_file(tmp_path):
+def test_progress_is_one_readable_file(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         save(checkpoints, 3)
     stored = json.loads((tmp_path / "3" / "progress" / "data.json").read_text())

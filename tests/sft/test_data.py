@@ -37,7 +37,7 @@ def test_only_response_and_end_of_turn_carry_loss():
     assert columns[in_loss, data.TARGET].tolist() == [6, 7, 1]
 
 
-def test_the_embedded_models_tokenizer_trains_the_response_and_its_end():
+def test_embedded_models_tokenizer_trains_response_and_its_end():
     tokenizer = Tokenizer.load(CHECKPOINT)
     asked = example("a", "Repeat the words: RED BLUE", "RED BLUE")
     (columns,) = data.tokenize(tokenizer, [asked], 128).columns
@@ -47,7 +47,7 @@ def test_the_embedded_models_tokenizer_trains_the_response_and_its_end():
     assert columns[: -len(in_loss), data.IN_LOSS].sum() == 0
 
 
-def test_a_long_example_is_cut_and_counted_and_one_without_response_is_left_out():
+def test_long_example_is_cut_and_counted_and_one_without_response_is_left_out():
     examples = [example("fits", "ab", "cd"), example("cut", "abc", "defg"), example("no response", "abcdefg", "h")]
     result = tokenized(examples, sequence_length=6)
     assert [len(c) for c in result.columns] == [6, 6]
@@ -63,14 +63,14 @@ def test_every_epoch_holds_every_example_once_in_its_own_order():
     assert found[:30] != found[30:]
 
 
-def test_a_seed_gives_one_order_and_another_seed_another():
+def test_seed_gives_one_order_and_another_seed_another():
     columns = tokenized(copying(30)).columns
     first, again, other = (unpacked(data.batches(columns, shuffle_seed=s, **SIZES)) for s in (5, 5, 6))
     assert first == again
     assert first != other
 
 
-def test_the_last_batch_is_filled_with_empty_rows():
+def test_last_batch_is_filled_with_empty_rows():
     batches = list(data.batches(tokenized(copying(3)).columns, **SIZES))
     assert [b.tokens.shape for b in batches] == [(4, 32)]
     assert batches[0].segment_ids[-1].sum() == batches[0].loss_mask[-1].sum() == 0
@@ -81,7 +81,7 @@ def test_examples_share_rows():
     assert max(b.segment_ids.max() for b in batches) > 1
 
 
-def test_without_packing_an_update_sees_as_many_examples_as_rows():
+def test_without_packing_update_sees_as_many_examples_as_rows():
     columns = tokenized(copying(30)).columns
     batches = list(data.batches(columns, epochs=2, shuffle_seed=5, packing=False, **SIZES))
     # 60 examples in rows of their own, four to a batch.
@@ -93,7 +93,7 @@ def test_without_packing_an_update_sees_as_many_examples_as_rows():
     )
 
 
-def test_without_packing_the_last_batch_is_filled_up_and_an_iterator_goes_on_from_its_state():
+def test_without_packing_last_batch_is_filled_up_and_iterator_goes_on_from_its_state():
     dataset = data.batches(tokenized(copying(6)).columns, shuffle_seed=1, packing=False, **SIZES)
     assert [b.tokens.shape for b in dataset] == [(4, 32), (4, 32)]
     iterator = iter(dataset)
@@ -103,12 +103,12 @@ def test_without_packing_the_last_batch_is_filled_up_and_an_iterator_goes_on_fro
     assert unpacked(later) == unpacked(iterator)
 
 
-def test_the_count_is_the_number_of_batches():
+def test_count_is_number_of_batches():
     dataset = data.batches(tokenized(copying(30)).columns, epochs=3, shuffle_seed=1, **SIZES)
     assert data.count_batches(dataset) == len(list(dataset)) > 3
 
 
-def test_an_iterator_goes_on_exactly_from_its_state():
+def test_iterator_goes_on_exactly_from_its_state():
     dataset = data.batches(tokenized(copying(50)).columns, epochs=2, shuffle_seed=1, **SIZES)
     iterator = iter(dataset)
     next(iterator), next(iterator)
@@ -129,6 +129,6 @@ def test_held_out_examples_depend_on_ids_and_seed_only():
 
 
 @pytest.mark.parametrize(("count", "fraction", "held_out"), [(5, 0.0, 0), (5, 0.01, 1), (1, 0.5, 0), (2, 0.9, 1)])
-def test_a_split_leaves_something_for_both_sides_where_it_can(count, fraction, held_out):
+def test_split_leaves_something_for_both_sides_where_it_can(count, fraction, held_out):
     training, validation = data.split_examples(copying(count), fraction, seed=0)
     assert (len(training), len(validation)) == (count - held_out, held_out)

@@ -34,7 +34,7 @@ def test_new_adapters_change_nothing():
 
 
 @pytest.mark.parametrize("architecture", [LLAMA, QWEN], ids=["llama", "qwen2"])
-def test_merged_weights_are_the_adapted_model(architecture):
+def test_merged_weights_are_adapted_model(architecture):
     params, adapters = weights(architecture), trained(architecture)
     in_graph = logits(params, architecture, adapters, scale=0.5)
     merged = logits(merge_lora(params, adapters, 0.5), architecture)
@@ -42,7 +42,7 @@ def test_merged_weights_are_the_adapted_model(architecture):
     assert np.abs(in_graph - logits(params, architecture)).max() > 0.1
 
 
-def test_merging_keeps_the_number_format():
+def test_merging_keeps_dtype():
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), weights())
     merged = merge_lora(params, trained(LLAMA), 0.5)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
@@ -56,7 +56,7 @@ def test_adapters_sit_on_all_linear_leaves():
     assert {name for name, leaf in adapted["layers"].items() if isinstance(leaf, LoraWeight)} == leaves
 
 
-def test_dropout_needs_a_key():
+def test_dropout_needs_key():
     plain = logits(weights(), LLAMA, trained(LLAMA))
     np.testing.assert_array_equal(plain, logits(weights(), LLAMA, trained(LLAMA), dropout=0.5))
     dropped = [logits(weights(), LLAMA, trained(LLAMA), dropout=0.5, dropout_key=key) for key in (KEY, KEY, KEY + 1)]

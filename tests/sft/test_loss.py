@@ -39,7 +39,7 @@ def assert_close(first, second):
 @pytest.mark.parametrize(
     ("architecture", "chunk"), [(LLAMA, 1), (LLAMA, 7), (QWEN, 32)], ids=["tied-1", "tied-7", "untied-all"]
 )
-def test_chunks_give_the_loss_and_gradient_of_the_full_logits(architecture, chunk):
+def test_chunks_give_loss_and_gradient_of_full_logits(architecture, chunk):
     params, batch = weights(architecture), batch_of(12, 32, 8)
     hidden = jax.random.normal(jax.random.key(1), (8, 32, architecture.hidden_size))
 
@@ -58,7 +58,7 @@ def test_chunks_give_the_loss_and_gradient_of_the_full_logits(architecture, chun
     assert_close(*results)
 
 
-def test_packed_rows_have_the_loss_and_gradient_of_single_rows():
+def test_packed_rows_have_loss_and_gradient_of_single_rows():
     params, packed = weights(), batch_of(10, 32, 8)
     columns = data.tokenize(LetterTokenizer(), copying(10), 20).columns
     rows = [next(iter(data.batches([c], sequence_length=20, batch_size=1))) for c in columns]
@@ -72,7 +72,7 @@ def test_packed_rows_have_the_loss_and_gradient_of_single_rows():
     assert_close(*results)
 
 
-def test_the_logits_of_a_batch_are_never_in_memory_as_a_whole():
+def test_logits_of_batch_are_never_in_memory_as_whole():
     B, T, D, V = 8, 64, 8, 4096
     params = {"lm_head": jnp.zeros((D, V))}
     hidden, targets = jnp.zeros((B, T, D)), jnp.zeros((B, T), jnp.int32)
@@ -87,7 +87,7 @@ def test_the_logits_of_a_batch_are_never_in_memory_as_a_whole():
     assert memory(4) < B * T * V * 4 / 4
 
 
-def test_a_device_with_many_rows_takes_short_chunks():
+def test_device_with_many_rows_takes_short_chunks():
     assert chunk_length(1) == 512
     assert chunk_length(16) == 32
     assert chunk_length(10_000) == 1

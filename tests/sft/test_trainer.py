@@ -30,7 +30,7 @@ def kill_after(step: int):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("killed_after", [2, 3])
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, method, killed_after):
+def test_killed_run_ends_with_same_bits(tmp_path, method, killed_after):
     settings = {"method": method, "checkpoint_every": 2, "validation_fraction": 0.1}
     straight, expected = tune(tmp_path / "straight", **settings)
     with pytest.raises(Killed):
@@ -43,14 +43,14 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, method, killed_after):
     assert same_bits(resumed, straight)
 
 
-def test_a_finished_run_gives_its_result_again_without_an_update(tmp_path):
+def test_finished_run_gives_its_result_again_without_update(tmp_path):
     first, expected = tune(tmp_path)
     again, result = tune(tmp_path, on_step=kill_after(0))
     assert result == expected
     assert same_bits(first, again)
 
 
-def test_the_best_validation_loss_decides_which_weights_are_returned(tmp_path):
+def test_best_validation_loss_decides_which_weights_are_returned(tmp_path):
     settings = {"learning_rate": 0.1, "epochs": 6, "validation_fraction": 0.2, "checkpoint_every": 1}
     tuned, result = tune(tmp_path, **settings)
     assert result.best_step == min(result.validation_losses, key=lambda v: v[1])[0] < result.steps
@@ -64,7 +64,7 @@ def test_the_best_validation_loss_decides_which_weights_are_returned(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_training_learns_and_leaves_the_starting_weights_alone(tmp_path, method):
+def test_training_learns_and_leaves_starting_weights_alone(tmp_path, method):
     before = on_host(weights())
     tuned, result = tune(tmp_path, method=method, epochs=8, learning_rate=0.01)
     assert result.losses[-1] < result.losses[0] - 0.1
@@ -73,7 +73,7 @@ def test_training_learns_and_leaves_the_starting_weights_alone(tmp_path, method)
     assert same_bits(tuned["embed"], before["embed"]) == (method == "lora")
 
 
-def test_the_result_is_json_and_counts_what_was_learned(tmp_path):
+def test_result_is_json_and_counts_what_was_learned(tmp_path):
     examples = [*copying(10), example("cut", "abc", "d" * 40), example("lost", "a" * 40, "b")]
     _, result = tune(tmp_path, examples, epochs=3)
     assert json.loads(json.dumps(dataclasses.asdict(result)))["steps"] == result.steps == len(result.losses)
@@ -91,7 +91,7 @@ def test_weights_under_adapters_keep_their_format_and_trained_ones_are_float32(t
     assert {leaf.dtype for leaf in jax.tree.leaves(tuned)} == {jnp.dtype(dtype)}
 
 
-def test_a_second_run_with_other_examples_and_rates_compiles_nothing(tmp_path):
+def test_second_run_with_other_examples_and_rates_compiles_nothing(tmp_path):
     tune(tmp_path / "first", validation_fraction=0.1)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -104,7 +104,7 @@ def test_a_second_run_with_other_examples_and_rates_compiles_nothing(tmp_path):
     assert len(compiled) == 1
 
 
-def test_a_run_continues_on_another_number_of_devices_with_the_same_losses(tmp_path):
+def test_run_continues_on_another_number_of_devices_with_same_losses(tmp_path):
     settings = {"checkpoint_every": 2, "validation_fraction": 0.1}
     _, expected = tune(tmp_path / "straight", **settings)
     with pytest.raises(Killed):
@@ -155,7 +155,7 @@ def test_other_examples_are_refused_on_resume(tmp_path):
         tune(tmp_path, copying(39))
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_zero():
+def test_rate_rises_to_its_peak_and_falls_to_zero():
     rates = learning_rates(0.5, 4, 100)
     np.testing.assert_allclose(rates[:5], [0.125, 0.25, 0.375, 0.5, 0.5])
     assert (np.diff(rates[4:]) < 0).all()

@@ -1,4 +1,4 @@
-"""Writes tests/model/fixtures from Hugging Face's PyTorch models: `python tests/model/make_fixtures.py` where torch is.
+"""Writes tests/model/fixtures from Hugging Face's PyTorch models: `python tests/support/make_fixtures.py`; needs torch.
 
 Each fixture is a random model as transformers saves it (config.json, model.safetensors) and expected.safetensors:
 tokens, labels (-100: no loss), logits, the tokens that greedy decoding appends to the first tokens, the mean loss and

@@ -1,4 +1,4 @@
-"""Caches in tiles and without, for tests."""
+"""Converts KV caches between flat and tiled layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from isheep_jax.model.kv_cache import KVCache
 
 
 def in_tiles(cache: KVCache, tile: int, head_dim: int) -> KVCache:
-    """A flat cache in tiles of so many slots; 0: as it is."""
+    """Returns a flat cache in tiles of so many cache positions; 0: as it is."""
     if not tile:
         return cache
     L, B, S, width = cache.k.shape
@@ -16,7 +16,7 @@ def in_tiles(cache: KVCache, tile: int, head_dim: int) -> KVCache:
 
 
 def flat(cache: KVCache) -> tuple[jax.Array, jax.Array]:
-    """Keys and values, each [L, B, S, K * H]."""
+    """Returns keys and values, each [L, B, S, K * H]."""
     if not cache.tile:
         return cache.k, cache.v
     k, v = jnp.moveaxis(cache.k, 5, 3), jnp.moveaxis(cache.v, 4, 3)
