@@ -168,6 +168,19 @@ def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(rules.batch))
 
 
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Copies NumPy arrays, equal in every process, to the devices: explicitly, as `jax.transfer_guard` asks for."""
+
+    def put_leaf(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        # `jax.device_put` would compare the array across all processes, which takes a collective.
+        parts = sharding.addressable_devices_indices_map(array.shape)
+        shards = [jax.device_put(array[index], device) for device, index in parts.items()]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+    return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(put_leaf, tree)
+
+
 @dataclass(frozen=True)
 class ActivationSharding:
     """Fixes the sharding of activations. A method is named by the layout it gives.
@@ -183,6 +196,12 @@ class ActivationSharding:
     def platform(self) -> str:
         """The devices' platform, "cpu", "gpu" or "tpu". Programs may be compiled for devices that are not here."""
         return self.mesh.devices.flat[0].platform
+
+    @property
+    def batch_shards(self) -> int:
+        """Parts that the batch is split into."""
+        batch = (self.rules.batch,) if isinstance(self.rules.batch, str) else self.rules.batch
+        return math.prod(self.mesh.shape[axis] for axis in batch)
 
     def batch_sharded(self, x: jax.Array) -> jax.Array:
         """Splits [B, ...] over the batch's mesh axes alone."""

@@ -18,7 +18,7 @@ from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.model.architecture import init_parameters
 from isheep_jax.sft import data
 from isheep_jax.sft.train_step import TrainSetup, build_train_programs
-from isheep_jax.sharding import decode_mesh
+from isheep_jax.sharding import decode_mesh, put
 
 # Every size that is split divides by 8.
 LLAMA = small(heads=8, kv_heads=8, head_dim=4)
@@ -111,7 +111,7 @@ def learned(family: str, method: str, sizes: tuple[int, int, int]) -> tuple[dict
             ),
         )
         state = jax.device_put(state, run.state_shardings)
-    batch = data.on_devices(packed(), run.batch_sharding)
+    batch = put(packed(), run.batch_sharding)
     state, metrics = run.train_step(state, base, batch, np.float32(1e-3), np.uint32(1), np.uint32(3))
     moments = next(part.mu for part in state.optimizer if hasattr(part, "mu"))
     # Adam's first moment after the first update is 0.1 times the gradient.

@@ -4,11 +4,9 @@ Lengths come in buckets, so that few shapes are compiled.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isheep_jax.errors import UserError
@@ -95,19 +93,6 @@ def constrain_rows(rows: jax.Array, mesh: Mesh) -> jax.Array:
 def replicate(array: jax.Array, mesh: Mesh) -> jax.Array:
     """Copies a traced array to every device, so that every host can read all of it."""
     return jax.lax.with_sharding_constraint(array, replicated(mesh))
-
-
-def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Copies NumPy arrays, equal in every process, to the devices: explicitly, as `jax.transfer_guard` asks for."""
-
-    def put_leaf(array: np.ndarray) -> jax.Array:
-        array = np.asarray(array)
-        # `jax.device_put` would compare the array across all processes, which takes a collective.
-        parts = sharding.addressable_devices_indices_map(array.shape)
-        shards = [jax.device_put(array[index], device) for device, index in parts.items()]
-        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
-
-    return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(put_leaf, tree)
 
 
 def decode_setup(mesh: Mesh, compute_dtype: jnp.dtype) -> ForwardSetup:

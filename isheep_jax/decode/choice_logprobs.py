@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_rows, decode_setup, put, replicate, rows_sharding
+from isheep_jax.decode.cache import constrain_rows, decode_setup, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import POSITION, SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length
@@ -31,6 +31,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache, PrefixKV
 from isheep_jax.model.transformer import forward
+from isheep_jax.sharding import put
 
 # Most choices of one call: a segment id of the second pass is the prompt's segment times this, plus the choice.
 MAX_CHOICES = 1024

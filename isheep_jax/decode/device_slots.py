@@ -13,12 +13,12 @@ from isheep_jax.decode.cache import (
     cache_sharding,
     constrain_cache,
     constrain_rows,
-    put,
     rows_sharding,
 )
 from isheep_jax.decode.sampling import PROMPT
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache
+from isheep_jax.sharding import put
 
 # Columns of `DeviceSlots.control` [B, 5] (int32).
 LAST_TOKEN = 0  # the sequence's last token; the next step writes its keys and values (those of a fresh prompt: again)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
-from isheep_jax.decode.cache import alignment, bucket_of, check_rows, put, replicated
+from isheep_jax.decode.cache import alignment, bucket_of, check_rows, replicated
 from isheep_jax.decode.capacity import free_slots
 from isheep_jax.decode.prefill import Prefix, make_prefix
 from isheep_jax.decode.programs import DecodeShape, weight_formats
@@ -21,7 +21,7 @@ from isheep_jax.decode.tokenization import TokenizedPrompt, tokenize
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
 from isheep_jax.model.quantization import check_storage_dtype, put_weight
-from isheep_jax.sharding import DECODE_RULES, check_divisible
+from isheep_jax.sharding import DECODE_RULES, check_divisible, put
 from isheep_jax.text.tokenizer import Tokenizer
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_rows, decode_setup, put, replicate, rows_sharding
+from isheep_jax.decode.cache import constrain_rows, decode_setup, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import POSITION, SEGMENT, TOKEN, PackedBatch
 from isheep_jax.decode.prefill import Prefix
@@ -20,6 +20,7 @@ from isheep_jax.decode.tokenization import PromptError
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.transformer import forward
+from isheep_jax.sharding import put
 
 
 @dataclass(frozen=True, eq=False)

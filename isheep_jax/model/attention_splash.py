@@ -70,7 +70,7 @@ def splash_attention(
     """
     rules = sharding.rules
     if rules.heads != rules.kv_heads:
-        raise ValueError(f"query heads are split over {rules['heads']}, but key heads over {rules['kv_heads']}")
+        raise ValueError(f"query heads are split over {rules.heads}, but key heads over {rules.kv_heads}")
     scale = 1 / math.sqrt(q.shape[3]) if config.scale is None else config.scale
     # The kernels know no scale. It is applied in float32, because bfloat16 would round the scale itself.
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)

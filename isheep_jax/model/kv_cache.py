@@ -116,9 +116,9 @@ def write_tokens(
     cache, positions, rows = write.cache, write.positions, write.rows
     # Negative indices would wrap; one past the end is dropped by the scatter.
     positions = jnp.where(positions < 0, cache.length, positions)
-    shards = sharding.mesh.shape[sharding.rules.batch]
     rows = jnp.arange(positions.shape[0])[:, None] if rows is None else rows
-    rows = jnp.broadcast_to(rows % (cache.k.shape[1] // shards), positions.shape)  # rows on their own device
+    rows_per_shard = cache.k.shape[1] // sharding.batch_shards
+    rows = jnp.broadcast_to(rows % rows_per_shard, positions.shape)
 
     batch = PartitionSpec(sharding.rules.batch)
     heads = PartitionSpec(sharding.rules.batch, None, sharding.rules.kv_heads)

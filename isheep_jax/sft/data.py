@@ -1,4 +1,4 @@
-"""Turns examples into packed batches: tokenize, mask, cut, shuffle, pack. Plain numpy until `on_devices`.
+"""Turns examples into packed batches: tokenize, mask, cut, shuffle, pack. Plain numpy.
 
 B rows, T tokens.
 """
@@ -164,8 +164,3 @@ def batches(
 def count_batches(dataset: grain.IterDataset) -> int:
     """Returns how many batches the dataset gives, by one dry pass (about 0.2 ms per example)."""
     return sum(1 for _ in dataset)
-
-
-def on_devices(batch: Batch, sharding: jax.sharding.Sharding) -> Batch:
-    """Returns the batch as global arrays. Every process holds the whole batch and passes its own devices' rows."""
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)

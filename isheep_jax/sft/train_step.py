@@ -215,10 +215,6 @@ class TrainPrograms:
     replicated: NamedSharding
     abstract_state: TrainState
 
-    def replicate(self, scalar: np.generic) -> jax.Array:
-        """Returns a scalar as an array on every device; all processes must pass the same one."""
-        return jax.make_array_from_callback((), self.replicated, lambda _: np.asarray(scalar))
-
 
 @functools.lru_cache(maxsize=8)
 def build_train_programs(setup: TrainSetup) -> TrainPrograms:

@@ -125,7 +125,8 @@ def fine_tune(
     params = jax.device_put(params, programs.parameter_shardings)
     base = params if config.method == "lora" else {}
     with Checkpoints(directory, _fingerprint(config, seed, compute_dtype, datasets)) as checkpoints:
-        run = _Run(programs, base, datasets, config, checkpoints, on_step, programs.replicate(np.uint32(seed % 2**32)))
+        step_seed = sharding.put(np.uint32(seed % 2**32), programs.replicated)
+        run = _Run(programs, base, datasets, config, checkpoints, on_step, step_seed)
         state, progress = run.train(params)
         best_step = progress.best_step or datasets.steps
         weights = state.weights
@@ -178,10 +179,10 @@ class _Run:
         done, state, progress = self._start(params, iterator)
         rates = learning_rates(self.config.learning_rate, self.config.warmup_steps, steps)
         for step in range(done + 1, steps + 1):
-            batch = data.on_devices(next(iterator), programs.batch_sharding)
+            batch = sharding.put(next(iterator), programs.batch_sharding)
             rate = rates[step - 1]
-            scalars = programs.replicate(rate), programs.replicate(np.uint32(step)), self.seed
-            state, metrics = programs.train_step(state, self.base, batch, *scalars)
+            rate_and_step = sharding.put((rate, np.uint32(step)), programs.replicated)
+            state, metrics = programs.train_step(state, self.base, batch, *rate_and_step, self.seed)
             metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
             progress.losses.append(metrics["loss"])
             progress.tokens.append(int(metrics["tokens"]))
@@ -219,7 +220,7 @@ class _Run:
         """Returns nats per loss token of the held-out examples."""
         programs = self.programs
         sums = [
-            programs.validation_loss(weights, self.base, data.on_devices(batch, programs.batch_sharding))
+            programs.validation_loss(weights, self.base, sharding.put(batch, programs.batch_sharding))
             for batch in self.datasets.validation_batches
         ]
         totals, counts = zip(*jax.device_get(sums))

@@ -19,7 +19,6 @@ from isheep_jax.decode.cache import (
     constrain_rows,
     data_shards,
     decode_setup,
-    put,
     rows_sharding,
 )
 from isheep_jax.decode.engine import Engine
@@ -32,6 +31,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import CacheWrite, KVCache
 from isheep_jax.model.transformer import forward, logits
+from isheep_jax.sharding import put
 from isheep_jax.text.conversation import Prompt
 from isheep_jax.text.tokenizer import Tokenizer
 

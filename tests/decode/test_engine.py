@@ -16,13 +16,13 @@ from minute_model import (
 )
 
 from isheep_jax.decode import scheduler
-from isheep_jax.decode.cache import allocate, put, rows_sharding
+from isheep_jax.decode.cache import allocate, rows_sharding
 from isheep_jax.decode.packing import POSITION, empty_rows
 from isheep_jax.decode.prefill import prefill
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import parameter_table
-from isheep_jax.sharding import DECODE_RULES, param_shardings
+from isheep_jax.sharding import DECODE_RULES, param_shardings, put
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

@@ -12,13 +12,13 @@ from minute_model import ARCHITECTURE, TableTokenizer, make_engine, ragged
 from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.config import DecodeConfig
-from isheep_jax.decode.cache import put, replicated
+from isheep_jax.decode.cache import replicated
 from isheep_jax.decode.device_slots import new_slots, take_slots
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.model import quantization
 from isheep_jax.model.quantization import abstract_weights, dequantize_weights, weight_table
-from isheep_jax.sharding import DECODE_RULES, param_shardings
+from isheep_jax.sharding import DECODE_RULES, param_shardings, put
 from isheep_jax.speed.quantization_error import measure_quantization_error
 from isheep_jax.tiny import CHECKPOINT
 

@@ -13,6 +13,7 @@ from small_model import LLAMA, SETTINGS, copying, example, on_host, same_bits, t
 from isheep_jax.errors import UserError
 from isheep_jax.sft import data
 from isheep_jax.sft.train_step import TrainSetup, TrainState, build_train_programs, learning_rates
+from isheep_jax.sharding import put
 
 
 class Killed(Exception):
@@ -59,7 +60,7 @@ def test_best_validation_loss_decides_which_weights_are_returned(tmp_path):
     _, held_out = data.split_examples(copying(40), 0.2, seed=0)
     columns = data.tokenize(LetterTokenizer(), held_out, SETTINGS.sequence_length).columns
     (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_size=SETTINGS.batch_size)
-    total, count = run.validation_loss(tuned, {}, data.on_devices(batch, run.batch_sharding))
+    total, count = run.validation_loss(tuned, {}, put(batch, run.batch_sharding))
     np.testing.assert_allclose(total / count, result.validation_loss, rtol=1e-6)
 
 
@@ -118,6 +119,9 @@ def test_run_continues_on_another_number_of_devices_with_same_losses(tmp_path):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_transfers_between_host_and_devices_are_explicit(tmp_path, method):
     params = jax.tree.map(jnp.copy, weights())
+    # Building the programs makes constants, once per process; the updates that follow are what must not stall.
+    settings = dataclasses.replace(SETTINGS, method=method)
+    build_train_programs(TrainSetup.from_config(LLAMA, settings, mesh_of(), jnp.float32))
     with jax.transfer_guard("disallow"):
         _, result = tune(tmp_path, params=params, method=method, epochs=1, validation_fraction=0.1)
     assert result.validation_loss is not None
@@ -129,7 +133,7 @@ def test_dropout_is_for_training_only():
     without = build_train_programs(dataclasses.replace(setup, lora_dropout=0.0))
     columns = data.tokenize(LetterTokenizer(), copying(8), SETTINGS.sequence_length).columns
     (batch,) = data.batches(columns, sequence_length=SETTINGS.sequence_length, batch_size=SETTINGS.batch_size)
-    batch = data.on_devices(batch, run.batch_sharding)
+    batch = put(batch, run.batch_sharding)
     state = run.init_state(weights(), np.uint32(0))
     adapters = jax.tree.map(lambda x: x + 0.05, state.weights)
 
