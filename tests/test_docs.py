@@ -1,5 +1,6 @@
 """The documentation agrees with the code: links, commands, settings, file names, generated tables."""
 
+import dataclasses
 import importlib
 import importlib.util
 import io
@@ -15,6 +16,7 @@ from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.console import Console
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
+from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.studies.definitions import STUDIES
 from isheep_jax.train import COMMAND as TRAIN
@@ -26,7 +28,7 @@ PAGES = [
 ]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 SETTINGS = flatten(Config())
-SECTIONS = {".".join(parts[:n]) for parts in map(lambda name: name.split("."), SETTINGS) for n in range(1, len(parts))}
+SECTIONS = {name[: dot.start()] for name in SETTINGS for dot in re.finditer(r"\.", name)}
 # Where a file that a page names may lie, besides next to the page.
 FOLDERS = ("", "isheep_jax/")
 # The config that a reader writes.
@@ -183,20 +185,27 @@ def test_readme_is_short_and_begins_with_the_two_commands():
 
 def test_readme_shows_a_table_as_the_command_prints_it(tmp_path):
     block = re.search(r"^```\n(iteration .*?)^best:", TEXTS["README.md"], flags=re.MULTILINE | re.DOTALL)[1]
-    rows = []
+    summaries = []
     for number, line in enumerate(block.splitlines()[1:]):
-        *_, quality, following, loss, accuracy, _, _ = line.split()
-        rows.append({"iteration": number, "evaluation": {"tiny": interval(float(accuracy), 512)}})
+        *_, instructions, kept, quality, following, loss, accuracy, _, _ = line.split()
+        summary = IterationSummary(number, evaluation={"tiny": interval(float(accuracy), 512)})
         if number:
-            rows[-1] |= {"instructions": 512, "kept": 154, "train_loss": float(loss)}
-            rows[-1] |= {"mean_quality": float(quality), "mean_following": float(following)}
+            summary = dataclasses.replace(
+                summary,
+                instructions=int(instructions),
+                kept=int(kept),
+                mean_quality=float(quality),
+                mean_following=float(following),
+                train_loss=float(loss),
+            )
+        summaries.append(summary)
     stream = io.StringIO()
     with Console(tmp_path, stream=stream, interactive=False) as console:
-        for row in rows[:-1]:
-            console.row(row)
-        with console.stage(len(rows) - 1, "evaluate", 512, "prompts"):
+        for summary in summaries[:-1]:
+            console.row(summary)
+        with console.stage(len(summaries) - 1, "evaluate", 512, "prompts"):
             pass
-        console.row(rows[-1])
+        console.row(summaries[-1])
     assert stream.getvalue().endswith(block)
 
 
