@@ -53,6 +53,6 @@ def test_prefix_and_suffix_join_to_the_whole_prompt():
     np.testing.assert_array_equal([*prompt.prefix, *prompt.suffix], whole)
 
 
-@pytest.mark.parametrize("prefix", ["short", "another beginning than that of the prompt, but long"])
+@pytest.mark.parametrize("prefix", ["short", "another beginning than that of the prompt but long"])
 def test_prefix_that_is_short_or_not_the_prompts_own_is_not_split_off(prefix):
     assert tokens_of(Request("a", PREFIX + "ab", prefix)).prefix == ()
