@@ -83,7 +83,7 @@ def test_kept_slots_keep_all_their_columns():
     assert len(table.logprobs) == 2
 
 
-def test_logprobs_are_the_float_bits_of_second_output():
+def test_logprobs_are_float_bits_of_second_output():
     table = SlotTable(1, 8, logprobs=True)
     table.admit(0, prompt("a", 5), 4)
     bits = np.asarray([[-0.5, -2.0]], np.float32).view(np.int32)

@@ -46,7 +46,7 @@ def test_empty_prompt_is_an_error_of_its_own():
         tokenize(Empty(), Request("a", ""), seed=0, max_length=64, spare=1)
 
 
-def test_prefix_and_suffix_join_to_the_whole_prompt():
+def test_prefix_and_suffix_join_to_whole_prompt():
     whole = TableTokenizer().encode(PREFIX + "ab")
     prompt = tokens_of(Request("a", PREFIX + "ab", PREFIX))
     assert prompt.prefix
@@ -54,5 +54,5 @@ def test_prefix_and_suffix_join_to_the_whole_prompt():
 
 
 @pytest.mark.parametrize("prefix", ["short", "another beginning than that of the prompt but long"])
-def test_prefix_that_is_short_or_not_the_prompts_own_is_not_split_off(prefix):
+def test_prefix_that_is_short_or_not_of_prompt_is_not_split_off(prefix):
     assert tokens_of(Request("a", PREFIX + "ab", prefix)).prefix == ()
