@@ -36,6 +36,7 @@ def select_pairs(
         if context.turn == 1:
             share = len(kept(selected)) / config.synthesize.instructions
             context.guard("min_yield", share, fresh=True)
+        stage.parts.clear()  # one that an interrupted run left is written again
         stage.write_part(selected)
         # The library makes no dataset of nothing, which a second turn may come to.
         if kept(selected):
