@@ -16,6 +16,7 @@ from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.console import Console
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
+from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.studies.definitions import STUDIES
@@ -166,6 +167,12 @@ def test_files_named_in_prose_exist(name):
 def test_tables_of_code_are_in_the_files_that_the_pages_name(name):
     for table, path in re.findall(r"`([A-Z_]{4,})`\s+in\s+`([\w/]+\.py)`", TEXTS[name]):
         assert re.search(rf"^{table}\b", (ROOT / path).read_text(), flags=re.MULTILINE), f"{name}: {table} in {path}"
+
+
+def test_picture_of_the_run_directory_has_every_stage():
+    picture = TEXTS["docs/architecture.md"].partition("## The run directory")[2].partition("\n## ")[0]
+    directories = {spec.directory for spec in STAGES.values()}
+    assert {name for name in directories if not re.search(rf" {name}[/.]", picture)} == set()
 
 
 def test_index_names_every_page():
