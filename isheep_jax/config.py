@@ -175,7 +175,7 @@ Rule = Literal[
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """Which scored pairs the model learns from."""
+    """Selection of the scored pairs that the model learns from."""
 
     rule: Rule = "threshold"
     """'threshold': every score above it. 'top_fraction': the best by `ranking`. 'random', 'random_threshold': as many

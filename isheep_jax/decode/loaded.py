@@ -72,7 +72,7 @@ class LoadedModel:
         return make_prefix(self.params, put(padded, everywhere), put(np.int32(len(tokens)), everywhere), **self.static)
 
     def max_slots(self, cache_length: int, useful: int) -> int:
-        """How many sequences of so many cache positions to decode at the same time.
+        """Returns the number of sequences of so many cache positions to decode at the same time.
 
         As decode.slots says, or as many as fit in memory, but not many more than are useful.
         """

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class PackedItem(Protocol):
-    """What is packed: an id and the tokens [T] int32 to prefill."""
+    """One item to pack: an id and the tokens [T] int32 to prefill."""
 
     id: str
     tokens: np.ndarray

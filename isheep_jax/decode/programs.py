@@ -109,7 +109,7 @@ class DecodeShape:
 
 @flax.struct.dataclass
 class DecodeState:
-    """What a decode step passes to the next. A slot is busy while `remaining` is above 0."""
+    """The state that a decode step passes to the next. A slot is busy while `remaining` is above 0."""
 
     step: jax.Array | int  # scalar int32, steps done in this call
     cache: KVCache  # B rows; those of idle slots are not written

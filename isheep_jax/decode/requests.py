@@ -23,7 +23,7 @@ class Request:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of a completion are sampled. The model's end-of-turn tokens always end it."""
+    """Parameters of the sampling of a completion. The model's end-of-turn tokens always end it."""
 
     temperature: float = 1.0
     """Sampling temperature; 0 takes the most probable token."""
@@ -46,7 +46,7 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether the tokens of prompt and completion change the logits of the next token."""
+        """True where the tokens of prompt and completion change the logits of the next token."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
 
 

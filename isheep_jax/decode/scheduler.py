@@ -152,7 +152,7 @@ class Scheduler:
             self._idle_since = None
 
     def _can_halve(self, slots: int, prompts: int) -> bool:
-        """Whether half of the slots are enough for so many prompts. On a CPU idle slots cost arithmetic.
+        """Returns whether half of the slots are enough for so many prompts. On a CPU idle slots cost arithmetic.
 
         A call that is in flight has the old number of slots, so nothing may be dispatched ahead.
         """

@@ -90,7 +90,7 @@ def tokenize(
 
 
 def _prefix_length(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> int:
-    """How many of the tokens belong to the request's prefix; 0 where sharing them is not possible or not worthwhile."""
+    """Returns how many tokens belong to the request's prefix; 0 where sharing them is impossible or not worthwhile."""
     if not request.prefix:
         return 0
     role = None if isinstance(request.prompt, str) else request.prompt[0].role

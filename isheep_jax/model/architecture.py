@@ -186,12 +186,12 @@ class ParameterSpec:
 
     @property
     def stacked(self) -> bool:
-        """Whether the leaf holds all layers."""
+        """True where the leaf holds all layers."""
         return self.axes[0] == "layers"
 
     @property
     def is_matrix(self) -> bool:
-        """Whether the Hugging Face tensor is a matrix, which weight decay and int8 are for."""
+        """True where the Hugging Face tensor is a matrix, which weight decay and int8 are for."""
         return len(self.hf_shape) == 2
 
     @property

@@ -44,7 +44,7 @@ class ForwardSetup:
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """What all layers of one forward pass share, besides the hidden states."""
+    """Inputs that all layers of one forward pass share, besides the hidden states."""
 
     architecture: Architecture
     setup: ForwardSetup

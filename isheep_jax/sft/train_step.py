@@ -25,7 +25,7 @@ Tree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes."""
+    """The state that an update changes."""
 
     weights: Tree  # what is trained, float32: all parameters, or the adapters
     optimizer: Tree  # optax's state: Adam's two moments in the tree of `weights`, and its count of updates

@@ -29,7 +29,7 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 @dataclass
 class FineTuneResult:
-    """What a fine-tuning did. JSON-able with `dataclasses.asdict`; losses are in nats per loss token."""
+    """The result of a fine-tuning. JSON-able with `dataclasses.asdict`; losses are in nats per loss token."""
 
     train_loss: float
     """Mean over the updates of the last epoch, each taken before its update."""

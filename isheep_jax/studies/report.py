@@ -35,7 +35,7 @@ class Estimate:
 
     @property
     def is_beyond_zero(self) -> bool:
-        """Whether the interval excludes zero."""
+        """True where the interval excludes zero."""
         return self.half is not None and abs(self.mean) > self.half
 
     def text(self, sign: str = "") -> str:

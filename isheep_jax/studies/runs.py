@@ -30,7 +30,7 @@ _MANIFEST = "study.json"
 
 @dataclass(frozen=True)
 class RunFactory:
-    """What a run needs besides its config: makes the backend, evaluators, held-out instructions and reporter."""
+    """Makes what a run needs besides its config: the backend, evaluators, held-out instructions and reporter."""
 
     backend: Callable[[Config], Backend]
     evaluators: Callable[[Config], dict[str, Evaluator]]

@@ -226,7 +226,7 @@ def wrong_answer(item: Item, rng: random.Random, lazy_share: float = 0.8) -> str
 
 @dataclass(frozen=True)
 class Check:
-    """What is right about a response. correct: it is the one correct response letter for letter."""
+    """The verdict on a response. correct: it is the one correct response letter for letter."""
 
     correct: bool
     content: bool

@@ -58,7 +58,7 @@ def make(directory: Path) -> None:
 
 
 def peak_memory() -> int:
-    """Of this process, in bytes. getrusage would count the parent's, too."""
+    """Memory of this process, in bytes. getrusage would count the parent's, too."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what the model is shown, what a person sees, and how it ends."""
+"""A conversation in the terminal: what the model is shown, what the user sees, and how it ends."""
 
 import io
 import os

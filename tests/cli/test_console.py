@@ -1,4 +1,4 @@
-"""What a person sees: plain lines and bars, rates, rows, warnings, and answers before and after."""
+"""The console: plain lines and bars, rates, rows, warnings, and answers before and after."""
 
 import io
 import json

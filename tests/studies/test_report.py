@@ -32,7 +32,7 @@ RESULTS = {
 
 
 def test_intervals_are_students():
-    # Of three values 1, 2, 6: mean 3, standard deviation sqrt(7), t 4.303 of two degrees of freedom.
+    # Three values 1, 2, 6 have mean 3, standard deviation sqrt(7), t 4.303 of two degrees of freedom.
     found = Estimate.of([1.0, 2.0, 6.0])
     assert found.mean == 3
     assert found.half == pytest.approx(4.30265 * (7 / 3) ** 0.5, rel=1e-5)

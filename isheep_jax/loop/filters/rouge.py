@@ -121,7 +121,7 @@ class Vocabulary:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether there are more elements than code points, so that a code point may represent several tokens."""
+        """True where there are more elements than code points, so that a code point may represent several tokens."""
         return len(self._elements) > _CODE_POINTS
 
     def encode(self, texts: Iterable[Sequence[str]]) -> Texts:
@@ -163,7 +163,7 @@ class Vocabulary:
 
 
 class Bounds:
-    """What two texts of m and n tokens must satisfy to be above the limit."""
+    """The conditions that two texts of m and n tokens must satisfy to be above the limit."""
 
     def __init__(self, limit: float):
         self._half = (limit - _MARGIN) / 2

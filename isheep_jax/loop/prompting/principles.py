@@ -34,7 +34,7 @@ _PREAMBLE = re.compile(
 
 @dataclass(frozen=True)
 class Form:
-    """How a principles prompt marks its parts: the file principles.json next to the template.
+    """The marks of the parts of a principles prompt: the file principles.json next to the template.
 
     stop: strings that end an answer, such as the user's label. thoughts: text that thoughts must contain, ignoring
     case; "" if any will do. answer: the label between thoughts and answer; "" if there are no thoughts.

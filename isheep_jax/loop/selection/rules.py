@@ -24,7 +24,7 @@ _UNUSABLE = (NOT_DECODED, UNFINISHED, "empty", "no thoughts", "no answer")
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a rule decides on: one pair per instruction, each with everything that the rule needs."""
+    """The candidates of a rule: one pair per instruction, each with everything that the rule needs."""
 
     settings: SelectConfig
     records: Sequence[Selected]
@@ -68,7 +68,7 @@ class Rule:
         return sorted(records, key=lambda record: self.order(settings, record))
 
     def restores_pair(self, settings: SelectConfig, reason: str) -> bool:
-        """Whether a pair that was dropped for this reason comes back."""
+        """Returns whether a pair that was dropped for this reason comes back."""
         return self.restores(settings) and reason not in _UNUSABLE
 
 
@@ -162,7 +162,7 @@ def _bucket_counts(candidates: Candidates) -> list[tuple[list[Selected], int]]:
 
 
 def _shares(fraction: float, sizes: Mapping[str, int]) -> dict[str, int]:
-    """How many to keep of each bucket: the fraction of all in total, split by largest remainders.
+    """Returns how many to keep of each bucket: the fraction of all in total, split by largest remainders.
 
     Rounding each bucket by itself would keep too few, or none, where buckets are small.
     """
@@ -272,12 +272,12 @@ def effective_rule(config: Config) -> str:
 
 
 def needs_perplexities(config: Config) -> bool:
-    """Whether selection looks at the perplexity of each response."""
+    """Returns whether selection looks at the perplexity of each response."""
     return "perplexities" in RULES[effective_rule(config)].needs
 
 
 def needs_clusters(config: Config) -> bool:
-    """Whether selection looks at clusters of the instructions."""
+    """Returns whether selection looks at clusters of the instructions."""
     return "clusters" in RULES[effective_rule(config)].needs or config.select.buckets == "clusters"
 
 

@@ -23,7 +23,7 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n")
 
 @dataclass(frozen=True)
 class Measures:
-    """What rules need besides scores. A value is None if the model could not give it.
+    """Measures that rules need besides scores. A value is None if the model could not give it.
 
     perplexities: per token of a response given its instruction, by the pair's id. clusters: by the instruction's id.
     """
@@ -64,7 +64,7 @@ def select(
 
 
 def describe(config: Config) -> str:
-    """Which pairs the rule in force keeps, as the object of "keeps"."""
+    """Returns which pairs the rule in force keeps, as the object of "keeps"."""
     scores = "both scores" if len(criteria_of(config.assess)) == 2 else "the score"
     return RULES[effective_rule(config)].describe(config.select, scores)
 
