@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from isheep_jax.config import Config
+from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.stages.table import LEVELS, STAGES, inputs_after, later_sections
 
 
@@ -13,6 +14,26 @@ def test_levels_name_sections_of_the_config_and_each_once():
     sections = [section for names in LEVELS.values() for section in names]
     assert len(sections) == len(set(sections))
     assert set(sections) <= {f.name for f in dataclasses.fields(Config)}
+
+
+def test_every_section_of_the_config_has_a_level_or_is_read_from_the_start():
+    sections = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)}
+    # The model and how it is run count for every stage; the rest says how far a run goes and what is measured.
+    without_level = {"model", "mesh", "decode", "retrieval", "guard", "stop", "evaluate"}
+    assert sections == without_level | {section for names in LEVELS.values() for section in names}
+
+
+def test_every_template_that_not_all_runs_read_belongs_to_a_stage():
+    prefixes = tuple(prefix.removeprefix("prompts/") for spec in STAGES.values() for prefix in spec.inputs)
+    templates = {path.stem for path in load("standard").directory.glob("*.jinja")}
+    # Templates of the first level, which nothing is made before.
+    assert {t for t in templates if not t.startswith(prefixes)} == {
+        "synthesize",
+        "topics",
+        "guided",
+        "retrieved",
+        "follow_up",
+    }
 
 
 def test_a_stage_reads_what_is_made_before_it_on_no_later_level():
