@@ -20,7 +20,7 @@ for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimiza
 # Compiled programs outlast the run, so that a second one on the same machine takes a fraction of the time. Commands
 # that tests start find them, too, and leave nothing in the home directory.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="isheep_jax_cache_")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 

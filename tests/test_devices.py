@@ -63,6 +63,7 @@ def assert_same(one, other, path: str) -> None:
         assert one == other, path
 
 
+@pytest.mark.slow
 def test_eight_devices_write_same_records_and_learn_with_same_loss(tmp_path):
     on_one = finished_run(tmp_path / "one", 1)
     mesh = ["--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2", "--mesh.decode_tensor=2"]

@@ -232,8 +232,7 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
         assert next(make_engine(params).generate([request], sampling)) == completions[request.id]
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
+def test_last_prompts_move_to_fewer_slots(params, monkeypatch):
     sizes = []
 
     def watched(self):
@@ -242,10 +241,9 @@ def test_last_prompts_move_to_fewer_slots(params, monkeypatch, tensor):
 
     program = scheduler.Scheduler._program
     requests, sampling = ragged(150), dataclasses.replace(GREEDY, max_tokens=30)
-    mesh = mesh_of((1, 1, tensor))
-    expected = by_id(make_engine(params, slots=32, mesh=mesh).generate(requests, sampling))
+    expected = by_id(make_engine(params, slots=32).generate(requests, sampling))
     monkeypatch.setattr(scheduler.Scheduler, "_program", watched)
-    assert by_id(make_engine(params, slots=128, mesh=mesh).generate(requests, sampling)) == expected
+    assert by_id(make_engine(params, slots=128).generate(requests, sampling)) == expected
     assert sorted(set(sizes)) == [32, 64, 128]
     assert sizes == sorted(sizes, reverse=True)
 

@@ -82,7 +82,7 @@ def test_similar_examples_make_it_follow_formats_that_it_ignores_without(base):
     def after(shown):
         return [templates.retrieved([samples[i] for i in row], x.instruction) for row, x in zip(shown, items)]
 
-    index = Index(vectors([s["question"] for s in samples]))
+    index = Index(vectors([s["question"] for s in samples]), mesh_of())
     near = index.nearest(vectors([x.instruction for x in items]), 3)[:, ::-1]
     alone = accuracy([(Message("user", x.instruction),) for x in items])
     drawn = accuracy(after(np.random.default_rng(0).integers(len(samples), size=(len(items), 3))))

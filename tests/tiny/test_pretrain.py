@@ -40,6 +40,7 @@ def test_batches_hold_whole_documents_with_positions_from_zero(pieces):
     assert padding.mean() < 0.1
 
 
+@pytest.mark.slow
 def test_few_steps_lower_loss_and_result_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "LAYERS", 1)
     monkeypatch.setattr(pretrain, "BATCH", 4)
