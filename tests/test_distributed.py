@@ -133,8 +133,10 @@ def test_two_processes_write_what_one_writes(of_one, tmp_path):
     ]
     assert losses[0] == losses[1]
     assert "8 cpu devices, mesh 2 data x 2 fsdp x 2 tensor" in group.text(0, "out")
-    # Only process 0 prints; the other has only lines of the library that connects them.
-    assert [line for line in group.text(1, "out").splitlines() if not line.startswith("[Gloo]")] == []
+    # Only process 0 prints. The library that connects them prints in both, from threads that cut each other's lines.
+    printed = {line for line in group.text(0, "out").splitlines() if line.strip() and "peer rank" not in line}
+    assert len(printed) > 5
+    assert [line for line in group.text(1, "out").splitlines() if line in printed] == []
     assert group.errors(0) == group.errors(1) == []
 
 
