@@ -7,10 +7,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from isheep_jax.cli.arguments import Command
@@ -18,11 +17,12 @@ from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
+from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import named_config
 from isheep_jax.studies.definitions import STUDIES, Row, Study, chosen_rows, named_study
 
 if TYPE_CHECKING:
-    from isheep_jax.studies.runs import Result
+    from isheep_jax.studies.runs import Result, RunFactory
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class StudyOptions(ConfigOptions):
 
 
 def _studies() -> str:
+    """Returns the list of studies for `--help`."""
     studies = (f"  {name}: {s.title} ({', '.join(r.name for r in s.rows)})" for name, s in STUDIES.items())
     return "\n".join(["Studies (--study=NAME), with their rows:", *studies])
 
@@ -60,8 +61,7 @@ COMMAND = Command(
     "--evaluate.limit=1000 for final figures. --workdir is where the runs go (runs/study).",
     example="--config=tiny --study=filters",
     required=("study",),
-    # A study has several.
-    hidden=("seed",),
+    hidden=("seed",),  # a study takes --seeds
     closing=_studies,
 )
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--base: two bases have the same name; rename the directory of one")
     settings = [row.settings(config) for row in rows]
 
-    # Imported here, so that --help and misspelled settings answer at once: these bring in jax.
+    # Imported here so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax.loop.inputs import read_inputs
     from isheep_jax.runtime.locate import locate_judge
     from isheep_jax.studies import figure, report
@@ -121,7 +121,7 @@ def _results(
     begun, made, shared = time.monotonic(), 0, 0
     found: dict[str, dict[str, dict[int, Result]]] = {}
     for base in options.base or [settings[0].model.path]:
-        # In the study's order, whatever is there.
+        # In the order of the study, not of the seeds.
         by_row = found[Path(base).name] = {row.name: {} for row in rows}
         for seed in options.seeds:
             for row, row_settings in zip(rows, settings, strict=True):
@@ -140,13 +140,23 @@ def _results(
     return {base: by_row for base, by_row in found.items() if any(by_row.values())}
 
 
-class _Quiet:
-    """A reporter for runs of which only the figures matter."""
+class _NoProgress:
+    """The `StageReporter` of a stage whose progress is not shown."""
 
-    def stage(self, iteration: int, name: str, total: int, unit: str):
-        return nullcontext(SimpleNamespace(advance=lambda n=1, **notes: None))
+    def advance(self, n: int = 1, **notes: object) -> None:
+        pass
 
-    def row(self, row: dict) -> None:
+    def update(self, done: int, total: int, **notes: object) -> None:
+        pass
+
+
+class WarningReporter:
+    """The `Reporter` of a study's runs: prints warnings and nothing else."""
+
+    def stage(self, iteration: int, name: str, total: int | None, unit: str) -> AbstractContextManager[_NoProgress]:
+        return nullcontext(_NoProgress())
+
+    def row(self, summary: IterationSummary) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -156,12 +166,12 @@ class _Quiet:
         print(f"  {text}", flush=True)
 
 
-def _run_factory():
+def _run_factory() -> "RunFactory":
     from isheep_jax.evaluation.tasks import evaluators, held_out_texts
     from isheep_jax.runtime.backend import JaxBackend
     from isheep_jax.studies.runs import RunFactory
 
-    return RunFactory(JaxBackend, evaluators, held_out_texts, _Quiet)
+    return RunFactory(JaxBackend, evaluators, held_out_texts, WarningReporter)
 
 
 if __name__ == "__main__":

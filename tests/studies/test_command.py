@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scripted_backend import ScriptedBackend, SilentReporter, evaluator
+from scripted_backend import ScriptedBackend, evaluator
 
 from isheep_jax import study
 from isheep_jax.errors import UserError
@@ -27,7 +27,7 @@ def backends(monkeypatch):
     def evaluate(model, progress):
         return {**evaluator(model, progress), "content": 0.5}
 
-    factory = RunFactory(backend, lambda config: {"tiny": evaluate}, lambda config: frozenset(), SilentReporter)
+    factory = RunFactory(backend, lambda config: {"tiny": evaluate}, lambda config: frozenset(), study.WarningReporter)
     monkeypatch.setattr(study, "_run_factory", lambda: factory)
     return made
 
