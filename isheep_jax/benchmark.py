@@ -9,13 +9,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax.numpy as jnp
+    from jax.sharding import Mesh
+
+    from isheep_jax.speed.quantization_error import QuantizationError
 
 # New tokens of each seed task's instruction on which int8 is compared.
 _COMPARED_TOKENS = 32
@@ -34,15 +40,17 @@ class BenchmarkOptions(ConfigOptions):
     output: str = ""
     """JSON file to write the figures to, too."""
     random: bool = False
-    """Random weights: of a model that is not here, only its shapes count. --model.path=llama_100m is a small Llama that
-    needs no files."""
+    """Random weights in the shapes of model.path, whose files then need not be here."""
+    shape: Literal["", "llama_100m"] = ""
+    """Random weights in these shapes in place of model.path. 'llama_100m': a Llama of 100 million parameters."""
 
 
 COMMAND = Command(
     module="isheep_jax.benchmark",
     options=BenchmarkOptions,
     usage=(
-        "decode --config=NAME [--workload=LIST] [--requests=N] [--output=FILE] [--random] [--section.field=value ...]",
+        "decode --config=NAME [--workload=LIST] [--requests=N] [--output=FILE] [--random] [--shape=NAME] "
+        "[--section.field=value ...]",
     ),
     about="Measures a copy and the products at the model's shapes, then the decode engine on lists of requests with "
     "the lengths of the loop's stages. Prints requests and tokens per second, how full the slots were, how long the "
@@ -76,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
 
     use_compilation_cache()
     mesh = decode_mesh(make_mesh(config.mesh), config.mesh.decode_tensor)
-    model = _Model(config, options.random)
+    model = _Model(config, options.random, options.shape)
     check_divisible(parameter_table(model.architecture), mesh, DECODE_RULES)
     dtype = jnp.dtype(config.model.compute_dtype)
     params = model.parameters(mesh, dtype)
@@ -90,28 +98,29 @@ def main(arguments: Sequence[str]) -> None:
         params, model.architecture, tokenizer, config.decode, mesh=mesh, seed=config.seed, compute_dtype=dtype
     )
     del params
-    found = report.Report(describe_devices(jax.devices()), config.model.path, dtype.name, ceilings, quantization_error)
-    print("\n".join(found.opening()), flush=True)
+    figures = report.Report(describe_devices(jax.devices()), model.name, dtype.name, ceilings, quantization_error)
+    print("\n".join(figures.opening()), flush=True)
     for name in options.workload:
         workload = WORKLOADS[name](options.requests, config.seed).within(engine.config.max_length)
-        found.speeds.append(decoding.measure_speed(engine, workload, ceilings))
-        print("\n".join(found.lines(found.speeds[-1])), flush=True)
+        figures.speeds.append(decoding.measure_speed(engine, workload, ceilings))
+        print(figures.row(figures.speeds[-1]), flush=True)
     if output:
-        output.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+        output.write_text(json.dumps(figures.as_dict(), indent=2) + "\n")
 
 
 class _Model:
-    """The config's model, from its files or with random weights."""
+    """The config's model from its files, or random weights in its shapes or in those of `speed.shapes.SHAPES`."""
 
-    def __init__(self, config: Config, random: bool):
+    def __init__(self, config: Config, random: bool = False, shape: str = ""):
         from isheep_jax.checkpoint.pretrained import open_model
         from isheep_jax.planning.models import planned_architecture
         from isheep_jax.runtime.locate import locate_model
-        from isheep_jax.speed.workloads import LLAMA_100M
+        from isheep_jax.speed.shapes import SHAPES
 
+        self.name = shape or config.model.path
         self.config, self.pretrained = config, None
-        if config.model.path == "llama_100m":
-            self.architecture = LLAMA_100M
+        if shape:
+            self.architecture = SHAPES[shape]
         elif random:
             with tempfile.TemporaryDirectory() as work:
                 self.architecture = planned_architecture(config.model.path, Path(work))
@@ -119,7 +128,8 @@ class _Model:
             self.pretrained = open_model(locate_model(config.model.path, "--model.path"), config.model.chat_template)
             self.architecture = self.pretrained.architecture
 
-    def parameters(self, mesh, dtype) -> dict:
+    def parameters(self, mesh: "Mesh", dtype: "jnp.dtype") -> dict[str, Any]:
+        """Returns the weights, laid out for decoding."""
         from isheep_jax.sharding import DECODE_RULES
 
         if self.pretrained is not None:
@@ -129,11 +139,13 @@ class _Model:
         from isheep_jax.model.architecture import init_parameters, parameter_table
         from isheep_jax.sharding import param_shardings
 
-        where = param_shardings(parameter_table(self.architecture), mesh, DECODE_RULES)
-        draw = jax.jit(init_parameters, static_argnums=(0, 2), out_shardings=where)
-        return draw(self.architecture, jax.random.key(self.config.seed), dtype)
+        shardings = param_shardings(parameter_table(self.architecture), mesh, DECODE_RULES)
+        init = jax.jit(init_parameters, static_argnums=(0, 2), out_shardings=shardings)
+        return init(self.architecture, jax.random.key(self.config.seed), dtype)
 
-    def quantization_error(self, params, mesh, dtype):
+    def quantization_error(
+        self, params: dict[str, Any], mesh: "Mesh", dtype: "jnp.dtype"
+    ) -> "QuantizationError | None":
         """Returns what int8 changes on the model's continuations of the seed tasks; None for random weights."""
         if self.pretrained is None:
             return None

@@ -57,11 +57,9 @@ class Setting:
         return _values(self.hint)
 
     def example(self, value: Any) -> str:
-        """Returns a good value as it is written, `value` where that is one."""
-        if self.is_list and not value:
-            item = typing.get_args(self.hint)[0]
-            return str(typing.get_args(item)[0]) if typing.get_origin(item) is Literal else ""
-        return written(value)
+        """Returns a good value as it is written: `value`, or the first choice where that is empty."""
+        hint = typing.get_args(self.hint)[0] if self.is_list else self.hint
+        return written(value) or next(iter(_choices(hint)), "")
 
 
 def settings_of(options: type) -> dict[str, Setting]:
@@ -119,6 +117,13 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+def _choices(hint: Any) -> list[str]:
+    """Returns what a `Literal` may be; "", which stands for a missing option, is left out."""
+    return (
+        [str(choice) for choice in typing.get_args(hint) if choice != ""] if typing.get_origin(hint) is Literal else []
+    )
+
+
 def _parse(hint: Any, word: str) -> Any:
     if typing.get_origin(hint) is Literal:
         return {str(choice): choice for choice in typing.get_args(hint)}[word]
@@ -128,12 +133,12 @@ def _parse(hint: Any, word: str) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if choices := _choices(hint):
+        return f"one of {', '.join(choices)}"
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "a string")
 
 
 def _values(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "|".join(map(str, typing.get_args(hint)))
+    if choices := _choices(hint):
+        return "|".join(choices)
     return {int: "INT", float: "FLOAT", bool: "true|false"}.get(hint, "STRING")

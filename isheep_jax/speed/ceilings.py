@@ -11,11 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isheep_jax.model.architecture import Architecture, parameter_table
 
-# Bytes of the copied array on each device: more than any cache holds.
+# Bytes of the copied array on each device, larger than any processor's cache.
 _COPIED = {"cpu": 2**28, "gpu": 2**31, "tpu": 2**31}
 # Rows of the products' left side on each device: enough that arithmetic is the limit.
 _ROWS = {"cpu": 512, "gpu": 8192, "tpu": 8192}
-# Tries, of which the fastest counts; the first ones are slow everywhere.
+# Tries of each measurement, of which the fastest counts; the first ones are slower.
 _TRIES = 7
 # Times that the array is read and written in each try.
 _COPIES = 8
@@ -44,15 +44,15 @@ def measure_ceilings(architecture: Architecture, mesh: Mesh, dtype: jnp.dtype) -
     for inputs, outputs in shapes:
         x = jnp.ones((mesh.size * rows, inputs), dtype, device=split)
         w = jnp.ones((inputs, outputs), dtype, device=NamedSharding(mesh, PartitionSpec()))
-        seconds += _best(jax.jit(jnp.dot, out_shardings=split), x, w)
+        seconds += _fastest(jax.jit(jnp.dot, out_shardings=split), x, w)
         operations += 2.0 * mesh.size * rows * inputs * outputs
     copied = jnp.zeros(mesh.size * size, jnp.float32, device=split)
-    # Several times over the same memory: fresh memory is slower on a CPU.
-    again = jax.jit(lambda x: jax.lax.fori_loop(0, _COPIES, lambda _, x: x + 1, x), donate_argnums=0)
+    # Repeatedly over the same memory, because fresh memory is slower on a CPU.
+    copy = jax.jit(lambda x: jax.lax.fori_loop(0, _COPIES, lambda _, x: x + 1, x), donate_argnums=0)
     times = []
     for _ in range(_TRIES):
         start = time.perf_counter()
-        copied = again(copied).block_until_ready()
+        copied = copy(copied).block_until_ready()
         times.append(time.perf_counter() - start)
     return Ceilings(operations / seconds, 2.0 * _COPIES * copied.nbytes / min(times))
 
@@ -62,7 +62,7 @@ def _sides(shape: tuple[int, ...], width: int) -> tuple[int, int]:
     return width, math.prod(shape) // width
 
 
-def _best(work: Callable, *arguments: jax.Array) -> float:
+def _fastest(work: Callable, *arguments: jax.Array) -> float:
     """Returns the seconds of the fastest try."""
     work(*arguments).block_until_ready()
     times = []

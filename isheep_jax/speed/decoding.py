@@ -18,6 +18,7 @@ from isheep_jax.planning.cost import forward_flops, matrix_parameters
 from isheep_jax.speed.ceilings import Ceilings
 from isheep_jax.speed.workloads import Workload
 
+# The event of jax.monitoring that a compilation sends.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -47,8 +48,8 @@ class Limit:
 class Speed:
     """One workload's measured run.
 
-    prompt_tokens: of the workload, a shared prefix counted once.
-    new_tokens: of the workload.
+    prompt_tokens: tokens of all prompts; a shared prefix counts once.
+    new_tokens: tokens of all completions.
     compilations: programs compiled during the run.
     """
 
@@ -78,6 +79,7 @@ class Speed:
         return self.statistics.idle_seconds / max(self.statistics.calls, 1)
 
     def as_dict(self) -> dict:
+        """Returns the figures as JSON values."""
         names = ("workload", "requests", "slots", "seconds", "prompt_tokens", "new_tokens", "compilations")
         return {
             **{name: getattr(self, name) for name in names},
@@ -96,7 +98,7 @@ class Speed:
 def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Speed:
     """Runs the workload twice and measures the second run, for which everything is compiled.
 
-    engine: with a `workloads.IdTokenizer`.
+    engine: an engine with a `workloads.IdTokenizer`.
     """
     _run(engine, workload)
     before = copy.copy(engine.statistics)
@@ -121,7 +123,14 @@ def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Spe
 
 
 def least_time(engine: Engine, workload: Workload, slots: int, ceilings: Ceilings) -> Limit:
-    """Computes the `Limit` of a workload. slots: sequences that a decode step advances."""
+    """Returns the `Limit` of a workload.
+
+    Args:
+        engine: the model and its settings.
+        workload: the lengths of the requests.
+        slots: sequences that a decode step advances.
+        ceilings: what the machine does at best.
+    """
     model, a = engine.model, engine.model.architecture
     _, lm_head = matrix_parameters(a)
     prompt_flops = workload.prefix_length * sum(forward_flops(a, 1, workload.prefix_length / 2))

@@ -75,13 +75,13 @@ def measure_quantization_error(
     is that of a decode step with the same past. Both sets of weights are in memory at the same time.
 
     Args:
-      params: not quantized, otherwise as for `Engine`.
+      params: as for `Engine`, not quantized.
       architecture: the model's sizes.
       tokenizer: the model's tokenizer.
       config: its weights_dtype and kv_cache_dtype are compared with "model" for both.
-      prompts: to complete.
+      prompts: texts or conversations to complete.
       mesh: the decode mesh.
-      seed: of the completions.
+      seed: seeds the completions.
       compute_dtype: the model's own dtype.
       max_tokens: new tokens of each completion.
 
@@ -118,13 +118,13 @@ def _compare_batch(
     length: int,
     steps: int,
 ) -> np.ndarray:
-    """Divergence, loss and agreement [tokens, 3] of each new token.
+    """Returns divergence, loss and agreement [tokens, 3] of each new token.
 
     Args:
       plain: the model in its own dtype.
       quantized: the model with the settings' dtypes.
       texts: prompts and their new tokens, at most `rows`.
-      rows: R.
+      rows: rows of the batch, R.
       length: cache positions for a prompt.
       steps: cache positions for new tokens.
     """
@@ -159,11 +159,11 @@ def _compare(
     mesh: Mesh,
     compute_dtype: jnp.dtype,
 ) -> jax.Array:
-    """Divergence, loss and agreement [R, T, 3] (float32) of two models' predictions after each input token.
+    """Returns divergence, loss and agreement [R, T, 3] (float32) of two models' predictions after each input token.
 
     Args:
       params: weights of both models.
-      caches: of both models, with the prompts.
+      caches: both models' KV caches, with the prompts.
       inputs: [R, T] int32, tokens.
       positions: [R, T] int32, their cache positions; -1: padding.
       targets: [R, T] int32, the tokens that follow.

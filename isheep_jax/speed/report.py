@@ -33,7 +33,7 @@ class Report:
     speeds: list[Speed] = field(default_factory=list)
 
     def opening(self) -> list[str]:
-        """Returns the lines above the table and the table's header."""
+        """Returns the lines above the table, and its header."""
         lines = [
             f"{self.model}, {self.dtype}, on {self.devices}",
             f"ceilings: products {self.ceilings.flops / 1e9:,.0f} GFLOP/s at the model's shapes, copy "
@@ -47,24 +47,23 @@ class Report:
             )
         return [*lines, "", _ROW.format(*_TITLES)]
 
-    def lines(self, speed: Speed) -> list[str]:
+    def row(self, speed: Speed) -> str:
         """Returns a workload's row of the table."""
         generates = speed.slots > 0
-        return [
-            _ROW.format(
-                speed.workload,
-                speed.requests,
-                speed.slots if generates else "-",
-                f"{speed.requests / speed.seconds:.2f}",
-                f"{(speed.prompt_tokens + speed.new_tokens) / speed.seconds:,.0f}",
-                f"{speed.fraction:.0%}",
-                f"{speed.statistics.occupancy:.0%}" if generates else "-",
-                f"{1e3 * speed.idle_per_call:.1f} ms, {speed.idle_share:.1%}" if generates else "-",
-                speed.compilations,
-            )
-        ]
+        return _ROW.format(
+            speed.workload,
+            speed.requests,
+            speed.slots if generates else "-",
+            f"{speed.requests / speed.seconds:.2f}",
+            f"{(speed.prompt_tokens + speed.new_tokens) / speed.seconds:,.0f}",
+            f"{speed.fraction:.0%}",
+            f"{speed.statistics.occupancy:.0%}" if generates else "-",
+            f"{1e3 * speed.idle_per_call:.1f} ms, {speed.idle_share:.1%}" if generates else "-",
+            speed.compilations,
+        )
 
     def as_dict(self) -> dict:
+        """Returns the figures as JSON values."""
         return {
             "devices": self.devices,
             "model": self.model,

@@ -10,27 +10,7 @@ from typing import Literal
 import numpy as np
 
 from isheep_jax.decode.requests import Request
-from isheep_jax.model.architecture import Architecture
 from isheep_jax.text.conversation import Prompt
-
-# 100,092,672 parameters; the speeds of the engine and of its peers are compared on it.
-LLAMA_100M = Architecture(
-    family="llama",
-    vocab_size=32_000,
-    hidden_size=768,
-    intermediate_size=2048,
-    layers=12,
-    heads=12,
-    kv_heads=4,
-    head_dim=64,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    context_length=2048,
-    tied_embeddings=True,
-    bos_token_id=None,
-    eos_token_ids=(),
-)
 
 # Lower ids are special tokens in most vocabularies.
 _FIRST_ID = 3
@@ -42,11 +22,11 @@ class Workload:
 
     kind: "generate" samples new_tokens[i] tokens after prompt i; "score" finds the log-probability of each of `choices`
       continuations of one token, and samples none.
-    prompt_lengths: of each prompt without the shared prefix.
-    new_tokens: of each completion.
+    prompt_lengths: length of each prompt without the shared prefix.
+    new_tokens: length of each completion.
     prefix_length: tokens that all prompts begin with.
     choices: how many continuations are scored.
-    seed: of the token ids.
+    seed: seeds the token ids.
     """
 
     name: str

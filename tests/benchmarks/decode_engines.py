@@ -38,21 +38,23 @@ class Ours:
         from isheep_jax.decode.requests import SamplingParams
         from isheep_jax.model.architecture import init_parameters
         from isheep_jax.sharding import make_mesh
-        from isheep_jax.speed.workloads import LLAMA_100M, IdTokenizer
+        from isheep_jax.speed.shapes import SHAPES
+        from isheep_jax.speed.workloads import IdTokenizer
 
+        shape = SHAPES["llama_100m"]
         self.workload, self.sampling = _lengths(setup["workload"]), SamplingParams(temperature=1.0)
         steps = setup["steps_per_call"] or DecodeConfig.steps_per_call
         config = DecodeConfig(slots=setup["batch"], steps_per_call=steps)
         self.engine = Engine(
-            init_parameters(LLAMA_100M, jax.random.key(0)),
-            LLAMA_100M,
-            IdTokenizer(LLAMA_100M.vocab_size),
+            init_parameters(shape, jax.random.key(0)),
+            shape,
+            IdTokenizer(shape.vocab_size),
             config,
             mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
             seed=0,
             compute_dtype=setup["dtype"],
         )
-        self.requests = self.workload.requests(LLAMA_100M.vocab_size)
+        self.requests = self.workload.requests(shape.vocab_size)
         self.run(0)
 
     def run(self, part: int) -> dict:

@@ -29,7 +29,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from isheep_jax.speed.workloads import LLAMA_100M, WORKLOADS, Workload
+from isheep_jax.speed.shapes import SHAPES
+from isheep_jax.speed.workloads import WORKLOADS, Workload
 
 REQUESTS = {"synthesize": 96, "respond": 256, "assess": 192}
 PEERS = ["float32", "bfloat16", "continuous", "tunix"]
@@ -102,19 +103,20 @@ class Process:
 
 def compare(workload: Workload, rows: list[Row], options: argparse.Namespace) -> list[dict]:
     """Runs the first row's engine and the others in turn. Returns a result per row."""
-    prefix, prompts = workload.prompts(LLAMA_100M.vocab_size)
+    shape = SHAPES["llama_100m"]
+    prefix, prompts = workload.prompts(shape.vocab_size)
     setup = {
         "model": {
-            "vocab_size": LLAMA_100M.vocab_size,
-            "hidden_size": LLAMA_100M.hidden_size,
-            "intermediate_size": LLAMA_100M.intermediate_size,
-            "num_hidden_layers": LLAMA_100M.layers,
-            "num_attention_heads": LLAMA_100M.heads,
-            "num_key_value_heads": LLAMA_100M.kv_heads,
-            "head_dim": LLAMA_100M.head_dim,
-            "max_position_embeddings": LLAMA_100M.context_length,
-            "rms_norm_eps": LLAMA_100M.norm_eps,
-            "rope_theta": LLAMA_100M.rope_theta,
+            "vocab_size": shape.vocab_size,
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "max_position_embeddings": shape.context_length,
+            "rms_norm_eps": shape.norm_eps,
+            "rope_theta": shape.rope_theta,
         },
         "workload": dataclasses.asdict(workload) | {"prefix": prefix, "prompts": prompts},
         "parts": options.rounds,

@@ -1,6 +1,7 @@
 """The benchmark counts what it says, its least times are those by hand, and bad input is one line."""
 
 import json
+from typing import get_args, get_type_hints
 
 import jax
 import pytest
@@ -17,6 +18,7 @@ from isheep_jax.presets import replace_settings
 from isheep_jax.sharding import decode_mesh, make_mesh
 from isheep_jax.speed import decoding
 from isheep_jax.speed.ceilings import Ceilings, measure_ceilings
+from isheep_jax.speed.shapes import SHAPES
 from isheep_jax.speed.workloads import WORKLOADS, IdTokenizer, Workload
 
 MINUTE = small(
@@ -72,7 +74,7 @@ def test_second_run_compiles_nothing_and_is_counted(engine):
 def test_ceilings_are_of_all_devices_together(monkeypatch):
     monkeypatch.setattr("isheep_jax.speed.ceilings._COPIED", {"cpu": 2**16})
     monkeypatch.setattr("isheep_jax.speed.ceilings._ROWS", {"cpu": 8})
-    monkeypatch.setattr("isheep_jax.speed.ceilings._best", lambda work, *arguments: 1.0)
+    monkeypatch.setattr("isheep_jax.speed.ceilings._fastest", lambda work, *arguments: 1.0)
     mesh = decode_mesh(make_mesh(MeshConfig()), 1)
     ceilings = measure_ceilings(MINUTE, mesh, jax.numpy.dtype("float32"))
     # Seven products of a second each.
@@ -80,13 +82,15 @@ def test_ceilings_are_of_all_devices_together(monkeypatch):
     assert ceilings.bandwidth > 0
 
 
-def test_workloads_of_command_are_those_of_table():
-    assert benchmark.BenchmarkOptions().workload == tuple(WORKLOADS)
+def test_choices_of_command_are_those_of_tables():
+    hints = get_type_hints(benchmark.BenchmarkOptions)
+    assert benchmark.BenchmarkOptions().workload == get_args(get_args(hints["workload"])[0]) == tuple(WORKLOADS)
+    assert get_args(hints["shape"]) == ("", *SHAPES)
 
 
 def test_seeds_that_come_with_prompts_are_found_by_name():
     config = replace_settings(named_config("tiny_domain"), {"decode.weights_dtype": "int8", "decode.max_length": 64})
-    model = benchmark._Model(config, random=False)
+    model = benchmark._Model(config)
     mesh = decode_mesh(make_mesh(config.mesh), 1)
     dtype = jax.numpy.dtype("float32")
     error = model.quantization_error(model.parameters(mesh, dtype), mesh, dtype)
@@ -112,6 +116,8 @@ def test_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
         (["--config=tiny"], "--measure is missing"),
         (["decode"], "--config is missing"),
         (["decode", "--config=tiny", "--workload=respond,nothing"], "--workload: 'respond,nothing' is not a list"),
+        (["decode", "--config=tiny", "--shape=huge"], "--shape: 'huge' is not one of llama_100m; for example"),
+        (["nothing", "--config=tiny"], "--measure: 'nothing' is not one of decode; for example: --measure=decode"),
         (["decode", "--config=tiny", "--requests=0"], "--requests: 0 is out of range"),
         (["decode", "--config=tiny", "--output"], "--output needs a string"),
         (["decode", "--config=tiny", "--output=/no/such/file.json"], "no directory /no/such"),

@@ -7,7 +7,8 @@ from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.model.architecture import parameter_count
-from isheep_jax.speed.workloads import LLAMA_100M, WORKLOADS, IdTokenizer, Workload, assess, respond, synthesize
+from isheep_jax.speed.shapes import SHAPES
+from isheep_jax.speed.workloads import WORKLOADS, IdTokenizer, Workload, assess, respond, synthesize
 
 VOCABULARY = ARCHITECTURE.vocab_size
 
@@ -43,8 +44,8 @@ def test_lengths_are_those_of_stages():
     assert (min(pairs.prompt_lengths), max(pairs.prompt_lengths), pairs.longest) == (60, 300, 601)
 
 
-def test_model_has_about_hundred_million_parameters():
-    assert parameter_count(LLAMA_100M) == 100_092_672
+def test_llama_100m_has_about_hundred_million_parameters():
+    assert parameter_count(SHAPES["llama_100m"]) == 100_092_672
 
 
 def test_every_completion_has_length_that_was_asked_for(engine):
