@@ -6,9 +6,9 @@ from pathlib import Path
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.tiny import CHECKPOINT
+from isheep_jax.tiny import EMBEDDED
 
-# Holds the mathematical fields of config.json for each known model; files are named by hub id with "--" for "/".
+# The fields of config.json that determine the architecture, in a file per known model: its hub id with "--" for "/".
 _CONFIGS = Path(__file__).parent / "models"
 
 
@@ -23,8 +23,8 @@ def planned_architecture(path: str, work: Path) -> Architecture:
     work: an empty directory for temporary files.
     Raises `UserError` when `path` is neither a directory nor a known hub id.
     """
-    if path in ("tiny", "tiny_pages"):
-        return read_architecture(CHECKPOINT)
+    if path in EMBEDDED:
+        return read_architecture(EMBEDDED[path])
     if Path(path).expanduser().is_dir():
         return read_architecture(Path(path).expanduser())
     known = _CONFIGS / f"{re.sub('@.*', '', path).replace('/', '--')}.json"

@@ -19,6 +19,7 @@ from isheep_jax.sft.trainer import FineTuneResult, OnStep, check_settings
 from isheep_jax.sft.trainer import fine_tune as train
 from isheep_jax.sharding import TRAIN_RULES, make_mesh
 from isheep_jax.text.conversation import Message
+from isheep_jax.tiny import EMBEDDED
 
 
 def fine_tune(
@@ -105,7 +106,7 @@ def train_and_save(
 
 def adapter_base(path: str, directory: epath.Path) -> str:
     """Returns the name by which other tools find the base model `path` in `directory`: its full path, or its hub id."""
-    is_local = path in ("tiny", "tiny_pages") or epath.Path(path).expanduser().is_dir()
+    is_local = path in EMBEDDED or epath.Path(path).expanduser().is_dir()
     return full_path(directory) if is_local else path
 
 

@@ -8,6 +8,7 @@ from etils import epath
 
 from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.errors import UserError
+from isheep_jax.tiny import EMBEDDED
 
 # Files that are downloaded from the hub; weights in other formats and training state are left out.
 _FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
@@ -23,10 +24,8 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
     setting: name of the setting in error messages.
     Raises `UserError` when it is none of them, or cannot be reached.
     """
-    if path in ("tiny", "tiny_pages"):
-        from isheep_jax.tiny import CHECKPOINT, PAGES_CHECKPOINT
-
-        return epath.Path(CHECKPOINT if path == "tiny" else PAGES_CHECKPOINT)
+    if path in EMBEDDED:
+        return epath.Path(EMBEDDED[path])
     directory = epath.Path(path).expanduser()
     try:
         if not directory.is_dir():
@@ -36,7 +35,7 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
                 return epath.Path(_download(path, match["repository"], match["revision"], setting))
             raise UserError(
                 f"{setting}: {path} is no directory; give a model directory in Hugging Face format, a run's directory, "
-                "a hub id (org/name) or tiny"
+                f"a hub id (org/name) or {' or '.join(EMBEDDED)}"
             )
         if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
             return _newest_model(directory, setting)

@@ -9,5 +9,8 @@ like all commands they may import any room.
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-# The embedded model after reading pages of questions with answers: it follows the examples in its context.
 PAGES_CHECKPOINT = Path(__file__).parent / "checkpoint_pages"
+
+# The models that come with the package, by the name that stands for a path. 'tiny_pages' follows the examples in its
+# context: it is 'tiny' after reading pages of questions with answers.
+EMBEDDED = {"tiny": CHECKPOINT, "tiny_pages": PAGES_CHECKPOINT}
