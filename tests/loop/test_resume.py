@@ -5,7 +5,6 @@ This is the home of that property for the whole loop: two configs which together
 
 import json
 import os
-import re
 
 import pytest
 from scripted_backend import (
@@ -14,10 +13,8 @@ from scripted_backend import (
     Fuse,
     Killed,
     ScriptedBackend,
-    ScriptedModel,
     SilentReporter,
     evaluator,
-    number,
     snapshot,
     tiny_config,
 )
@@ -32,7 +29,6 @@ from isheep_jax.config import (
     SFTConfig,
     SynthesizeConfig,
 )
-from isheep_jax.decode.requests import Completion
 from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.stages.table import STAGES
@@ -55,26 +51,8 @@ METHODS = {
 }
 
 
-class Writer(ScriptedModel):
-    """Lists topics, and answers the hints of prompts about topics."""
-
-    def complete(self, request):
-        rng = number(self.name, request.id)
-        if "/topics/" in request.id:
-            return Completion(request.id, "".join(f" Topic {rng.randint(0, 99)}\n-" for _ in range(9)))
-        if "/synthesize/" in request.id and "Hints:" in request.prompt:
-            hints = re.findall(r"\d\. (\(.*\))", request.prompt.rpartition("Hints:")[2])
-            return Completion(request.id, "\n".join(f" {hint} Why is {rng.randint(0, 9**9)} so?" for hint in hints))
-        return super().complete(request)
-
-
-class WriterBackend(ScriptedBackend):
-    def model(self, name):
-        return Writer(name, self.fuse)
-
-
-def go(config: Config, fuse: Fuse | None = None) -> WriterBackend:
-    backend = WriterBackend(fuse)
+def go(config: Config, fuse: Fuse | None = None) -> ScriptedBackend:
+    backend = ScriptedBackend(fuse)
     run(config, backend, {"fake": evaluator}, frozenset(), SilentReporter())
     return backend
 

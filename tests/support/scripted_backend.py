@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,11 @@ class ScriptedModel:
 
     def complete(self, request) -> Completion:
         rng = number(self.name, request.id)
+        if "/topics/" in request.id:
+            return Completion(request.id, "".join(f" Topic {rng.randint(0, 99)}\n-" for _ in range(9)))
+        if "/synthesize/" in request.id and "Hints:" in request.prompt:
+            hints = re.findall(r"\d\. (\(.*\))", request.prompt.rpartition("Hints:")[2])
+            return Completion(request.id, "\n".join(f" {hint} Why is {rng.randint(0, 9**9)} so?" for hint in hints))
         if "/synthesize/" in request.id:
             task = [
                 f"{rng.choice(VERBS)} {rng.randint(2, 99)} {rng.choice(NOUNS)} and {rng.choice(NOUNS)}."

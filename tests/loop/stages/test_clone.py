@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import pytest
 from scripted_backend import (
@@ -110,11 +109,6 @@ def _writes_thoughts(monkeypatch):
 
     def complete(model, request):
         rng = number(model.name, request.id)
-        if "/topics/" in request.id:
-            return Completion(request.id, "".join(f" Topic {rng.randint(0, 99)}\n-" for _ in range(9)))
-        if "/synthesize/" in request.id and "Hints:" in request.prompt:
-            asked = re.findall(r"\d\. (\(.*\))", request.prompt.rpartition("Hints:")[2])
-            return Completion(request.id, "\n".join(f" {h} Why {rng.randint(0, 9**9)} of {h}?" for h in asked))
         if "/respond/" in request.id:
             answer = f"It is {rng.randint(0, 9**9)} because of many reasons. " + "So. " * 40
             thoughts = f" Thinking {rng.random()}. {SECRET}." if rng.random() < 0.8 else ""
