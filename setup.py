@@ -62,7 +62,7 @@ EXTRAS_REQUIRE = {
 setup(
     name="isheep_jax",
     version="0.1.0",
-    description="Iterative self-alignment of language models (I-SHEEP), native to JAX and TPU pods",
+    description="Iterative self-alignment of language models (I-SHEEP), native to JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

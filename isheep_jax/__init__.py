@@ -1,4 +1,4 @@
-"""Iterative self-alignment of language models, native to JAX and TPU pods.
+"""Iterative self-alignment of language models, native to JAX.
 
 The commands are the modules `train`, `generate`, `export`, `plan`, `benchmark` and `study`. From Python, the names of
 `__all__` load a model, fine-tune one and run the loop; `docs/library.md` shows how. They are imported when first used,

@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 )
 
 
-# A process may have 65,530 memory maps on Linux, and a compiled program takes several: behind the last XLA crashes.
+# A process may have 65,530 memory maps on Linux, and a compiled program takes several; XLA crashes when none is left.
 MANY_MAPS = 30_000
 
 
