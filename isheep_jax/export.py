@@ -1,4 +1,4 @@
-"""The command that copies a run's model or adapter to a directory of its own, with a card that tells its lineage.
+"""The command that copies a run's model or adapter to a directory of its own, with a card that describes its lineage.
 
 python -m isheep_jax.export runs/tiny my-model
 """
@@ -54,28 +54,28 @@ COMMAND = Command(
 
 def main(arguments: Sequence[str]) -> None:
     """Copies one iteration's model, or its adapter. Raises `UserError` for bad input, before anything is written."""
-    config = COMMAND.parse(arguments)
+    options = COMMAND.parse(arguments)
     try:
-        run, output = (epath.Path(path).expanduser() for path in (config.run, config.output))
+        run, output = (epath.Path(path).expanduser() for path in (options.run, options.output))
         settings, digest = _settings(run)
-        number = _iteration(run, config.iteration)
-        source = _source(run, number, settings["sft"]["method"], config.adapter)
+        number = _iteration(run, options.iteration)
+        source = _source(run, number, settings["sft"]["method"], options.adapter)
         _check_output(output)
         steps = [_step(run, n) for n in range(number + 1)]
         environment = run / "environment.json"
         versions = _read(environment) if environment.exists() else {}
-        card = lineage_card(settings, digest, versions, steps, config.adapter)
-        if not config.adapter and (note := Tokenizer.load(source).export_note) is not None:
+        card = lineage_card(settings, digest, versions, steps, options.adapter)
+        if not options.adapter and (note := Tokenizer.load(source).export_note) is not None:
             card = f"{card}\n{note}\n"
         files = _copy(source, output, card)
     except ImportError as error:
         raise UserError(f"a path in cloud storage needs another package: {error}") from None
-    kind = "adapter" if config.adapter else "model"
+    kind = "adapter" if options.adapter else "model"
     print(f"{output}: the {kind} of iteration {number} of {run}, {len(files)} files")
 
 
 def _settings(run: epath.Path) -> tuple[dict[str, Any], str]:
-    """The run's config.json, and the sha256 of its bytes."""
+    """Returns the run's config.json, and the sha256 of its bytes."""
     path = run / "config.json"
     settings = _read(path) if path.is_file() else {}
     if not {"iterations", "model", "sft", "seed"} <= settings.keys():
@@ -83,22 +83,23 @@ def _settings(run: epath.Path) -> tuple[dict[str, Any], str]:
     return settings, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _iteration(run: epath.Path, wanted: int) -> int:
-    """The iteration to export. The manifest of fine-tuning is the last of the files that a finished model needs."""
+def _iteration(run: epath.Path, number: int) -> int:
+    """Returns the iteration to export. number: as on the command line; -1: the newest that is finished."""
+    # The manifest of fine-tuning is the last of the files that a finished model needs.
     finished = sorted(
         int(match[1])
-        for place in run.iterdir()
-        if (match := re.fullmatch(r"iteration_([1-9]\d*)", place.name)) and (place / "fine_tune.json").is_file()
+        for directory in run.iterdir()
+        if (match := re.fullmatch(r"iteration_([1-9]\d*)", directory.name)) and (directory / "fine_tune.json").is_file()
     )
-    if wanted == 0:
+    if number == 0:
         raise UserError("--iteration: iteration 0 is the base model itself; the run has only measured it")
     if not finished:
         raise UserError(f"--run: {run} has no finished iteration yet; run its command again to go on")
-    if wanted not in (-1, *finished):
+    if number not in (-1, *finished):
         raise UserError(
-            f"--iteration: iteration {wanted} of {run} is not finished; finished: {', '.join(map(str, finished))}"
+            f"--iteration: iteration {number} of {run} is not finished; finished: {', '.join(map(str, finished))}"
         )
-    return finished[-1] if wanted == -1 else wanted
+    return finished[-1] if number == -1 else number
 
 
 def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.Path:
@@ -119,14 +120,16 @@ def _check_output(output: epath.Path) -> None:
 
 
 def _step(run: epath.Path, number: int) -> Step:
-    place = run / f"iteration_{number}"
-    evaluation = place / "evaluation.json"
-    measured = _read(evaluation) if evaluation.exists() else {}
+    iteration = run / f"iteration_{number}"
+    evaluation = iteration / "evaluation.json"
+    results = _read(evaluation) if evaluation.exists() else {}
     if not number:
-        return Step(0, evaluation=measured)
-    learned = "thorough" if (place / "thorough").exists() else "selected"
-    counts = (_read(place / stage / "DONE")["counts"]["kept"] for stage in ("instructions", "responses", learned))
-    return Step(number, *counts, measured)
+        return Step(0, evaluation=results)
+    trained_on = "thorough" if (iteration / "thorough").exists() else "selected"
+    counts = (
+        _read(iteration / stage / "DONE")["counts"]["kept"] for stage in ("instructions", "responses", trained_on)
+    )
+    return Step(number, *counts, results)
 
 
 def _read(path: epath.Path) -> dict[str, Any]:

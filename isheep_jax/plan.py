@@ -66,16 +66,16 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         architecture = planned_architecture(config.model.path, Path(work))
     hardware = find_hardware(config)
-    found = {}
+    fitted: dict[str, list[str]] = {}
     if options.fit:
         before = config
-        config = fit.fit(config, architecture, hardware, _report_attempt)
-        found = {"fit": fit.changes(before, config)}
-        print(f"the largest that fits: {' '.join(found['fit']) or 'the config as it is'}\n")
+        config = fit.fit(config, architecture, hardware, _note_attempt)
+        fitted = {"fit": fit.changes(before, config)}
+        print(f"the largest that fits: {' '.join(fitted['fit']) or 'the config as it is'}\n")
     plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"compiling {name} ..."))
     print("\n".join(report.lines(plan)))
     if output:
-        output.write_text(json.dumps(as_dict(plan) | found, indent=2) + "\n")
+        output.write_text(json.dumps(as_dict(plan) | fitted, indent=2) + "\n")
     if not plan.fits:
         sys.exit(1)
 
@@ -96,7 +96,7 @@ def _print_table(names: Sequence[str]) -> None:
     print("\n".join(report.table(plans)))
 
 
-def _report_attempt(program: str, setting: str, fits: bool) -> None:
+def _note_attempt(program: str, setting: str, fits: bool) -> None:
     _note(f"{setting}: {program} {'fits' if fits else 'does not fit'}")
 
 

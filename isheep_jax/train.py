@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 
     with distributed.distributed_session(lambda error: report_error(error, COMMAND.module, arguments)):
         if distributed.is_distributed():
-            distributed.check_agreement(_facts(config))
+            distributed.check_agreement(_fingerprint(config))
         try:
             _run(config)
         except Exception as error:
@@ -60,8 +60,8 @@ def _run(config: Config) -> None:
         console.closing(run(config, console, backend))
 
 
-def _facts(config: Config) -> dict[str, Any]:
-    """Returns what must be the same on every host, by the name that the user knows."""
+def _fingerprint(config: Config) -> dict[str, Any]:
+    """Returns everything that must be the same on every host, by names that the user knows."""
     from isheep_jax import distributed
     from isheep_jax.loop.inputs import environment, read_inputs
     from isheep_jax.runtime.locate import locate_judge

@@ -166,21 +166,21 @@ def test_other_seeds_file_is_difference_of_host(tmp_path, monkeypatch):
         seeds = [{"instruction": f"Say {i} in {name}.", "input": "", "output": f"{i}"} for i in range(8)]
         (tmp_path / name / "seeds.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
         monkeypatch.chdir(tmp_path / name)
-        facts.append(train_module._facts(config))
+        facts.append(train_module._fingerprint(config))
     assert "host b (process 1 of 2) differs in the file of seeds: " in differing(*facts)
     assert [name for name in facts[0] if facts[0][name] != facts[1][name]] == ["the file of seeds"]
 
 
 def test_other_version_of_code_is_difference_of_host(tmp_path, monkeypatch):
     config = named_config("tiny")
-    own = train_module._facts(config)
+    own = train_module._fingerprint(config)
     package = shutil.copytree(ROOT / "isheep_jax", tmp_path / "isheep_jax", ignore=shutil.ignore_patterns("*.pyc"))
     monkeypatch.setattr(distributed, "__file__", str(package / "distributed.py"))
-    assert train_module._facts(config) == own
+    assert train_module._fingerprint(config) == own
     with (package / "loop" / "records.py").open("a") as file:
         file.write("# changed\n")
     assert "host b (process 1 of 2) differs in the source files of isheep_jax: " in differing(
-        own, train_module._facts(config)
+        own, train_module._fingerprint(config)
     )
 
 

@@ -304,7 +304,7 @@ def test_plan_table_shows_the_configs_as_they_are():
 
     ((_, body),) = generated(TEXTS["docs/tpu.md"], "plan")
     ((header, *rows),) = tables(body)
-    assert header == list(report._TABLE_HEADS)
+    assert header == list(report.TABLE_HEADS)
     assert {row[0] for row in rows} == {name for name in config_names() if named_config(name).mesh.topology}
     for row in rows:
         shown = dict(zip(header, row, strict=True))

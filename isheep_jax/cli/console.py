@@ -20,19 +20,19 @@ from isheep_jax.loop.selection.select import describe
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import config_description, config_names
 
-# Without a terminal, progress is printed this often (seconds): a sign of life that does not fill a log file.
+# Seconds between lines of progress where there is no terminal: often enough to see that the run is alive.
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Console:
     """The `Reporter` of the loop for a terminal (bars), or for a pipe or file (plain lines).
 
-    With several processes, only the first one prints.
+    Only process 0 prints.
 
-    directory: the run directory; plain lines also go to its log.txt, once the loop has accepted the directory.
+    directory: the run directory. Its log.txt gets the plain lines, once the loop has accepted the directory.
     stream: where to print; None: standard output.
     interactive: whether the stream is a terminal; None: ask the stream.
-    clock: seconds, for rates and times.
+    clock: returns seconds, for rates and durations.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Console:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._directory = epath.Path(directory)
-        self._speaks = distributed.is_primary()
+        self._is_primary = distributed.is_primary()
         self._rich = RichConsole(file=stream or sys.stdout, force_terminal=interactive, highlight=False, soft_wrap=True)
         self._clock = clock
         self._waiting_for_log: list[str] = []
@@ -85,28 +85,28 @@ class Console:
         self._worked = True
         title = f"iteration {iteration} · {name}"
         progress = StageProgress(total, unit, self._clock)
-        if self._speaks and self._rich.is_terminal:
+        if self._is_primary and self._rich.is_terminal:
             with self._bar(title, progress):
                 yield progress
         else:
             last = None
 
-            def say_sometimes() -> None:
+            def print_sometimes() -> None:
                 nonlocal last
                 if last is None:
                     last = self._clock()
-                    self._say(f"{title}: {progress.total} {unit}")
+                    self._print(f"{title}: {progress.total} {unit}")
                 elif self._clock() - last >= SECONDS_BETWEEN_LINES and progress.done < progress.total:
                     last = self._clock()
-                    self._say(f"{title}: {progress.line()}")
+                    self._print(f"{title}: {progress.line()}")
 
             if total is not None:
-                say_sometimes()
-            progress.changed = say_sometimes
+                print_sometimes()
+            progress.changed = print_sometimes
             yield progress
         if progress.total is None:
             return
-        self._say(f"{title}: {progress.ending()}")
+        self._print(f"{title}: {progress.ending()}")
         if self._log is not None:
             self._log.save()
 
@@ -121,30 +121,30 @@ class Console:
             self.warn(warning)
 
     def note(self, text: str) -> None:
-        self._say(text)
+        self._print(text)
 
     def warn(self, text: str) -> None:
-        self._say(f"warning: {text}", style="yellow")
+        self._print(f"warning: {text}", style="yellow")
 
     def closing(self, rows: Sequence[IterationSummary]) -> None:
         """Prints three held-out instructions answered before and after, and the next command."""
-        if not self._speaks:
+        if not self._is_primary:
             return
         self._open_log()
         if self._rows and not self._shown:
             self._table()
-        self._say("")
+        self._print("")
         for line in before_and_after(self._directory, rows):
-            self._say(line)
-        self._say(f"results: {self._directory}")
-        self._say(f'try it:  python -m isheep_jax.generate --model {self._directory} --prompt "..."')
+            self._print(line)
+        self._print(f"results: {self._directory}")
+        self._print(f'try it:  python -m isheep_jax.generate --model {self._directory} --prompt "..."')
 
     def _table(self) -> None:
         table = [row_cells(row) for row in self._rows]
         columns = list(max(table, key=len))
-        self._say(table_line(columns, columns), style="bold")
+        self._print(table_line(columns, columns), style="bold")
         for cells in table:
-            self._say(table_line([cells.get(column, "") for column in columns], columns))
+            self._print(table_line([cells.get(column, "") for column in columns], columns))
         self._worked, self._shown = False, True
 
     @contextmanager
@@ -163,8 +163,9 @@ class Console:
             )
             yield
 
-    def _say(self, line: str, style: str | None = None) -> None:
-        if not self._speaks:
+    def _print(self, line: str, style: str | None = None) -> None:
+        """Prints a line, and writes it to the log."""
+        if not self._is_primary:
             return
         self._rich.print(escape(line), style=style)
         if self._log is None:
@@ -175,7 +176,7 @@ class Console:
     def _open_log(self) -> None:
         # The loop opens its first stage after it has accepted or made the directory: before that nothing may be
         # written there, because it may be another run's.
-        if self._log is None and self._speaks:
+        if self._log is None and self._is_primary:
             self._log = _Log(self._directory / "log.txt")
             for line in self._waiting_for_log:
                 self._log.write(line)
@@ -183,7 +184,7 @@ class Console:
 
 
 class _Log:
-    """A file that grows by lines. A bucket cannot append, so that each `save` writes the whole file there."""
+    """A file that grows by lines. An object store cannot append, so `save` writes the whole file there."""
 
     def __init__(self, path: epath.Path):
         self._path = path
@@ -213,6 +214,7 @@ class _Log:
 
 
 def _time_lines(config: Config) -> list[str]:
+    """Returns what the docstring of a named config says about its time."""
     if config.name not in config_names():
         return []
     return [

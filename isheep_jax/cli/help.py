@@ -54,14 +54,14 @@ def _config_settings(settings: Mapping[str, Setting], options: ConfigOptions) ->
 
 
 def by_section(names: Iterable[str]) -> dict[str, list[str]]:
-    """Returns the names by their section, "" for those that are in none, in their order."""
+    """Returns the names by section, in their order; the section of those in none is ""."""
     sections: dict[str, list[str]] = {}
     for name in names:
         sections.setdefault(name.rpartition(".")[0], []).append(name)
     return sections
 
 
-def describe_default(setting: Setting, options: Any, ranges: Mapping[str, str]) -> str:
+def _value_and_range(setting: Setting, options: Any, ranges: Mapping[str, str]) -> str:
     """Returns the setting's value and what it may be, such as "5e-05; above 0"."""
     value = written(setting.value_of(options)) or "empty"
     return f"{value}; {describe_range(ranges[setting.name])}" if setting.name in ranges else value
@@ -70,7 +70,7 @@ def describe_default(setting: Setting, options: Any, ranges: Mapping[str, str]) 
 def _group(title: str, settings: Iterable[Setting], options: Any, ranges: Mapping[str, str]) -> list[str]:
     entries = []
     for setting in settings:
-        head = f"--{setting.name}={setting.values}  ({describe_default(setting, options, ranges)})"
+        head = f"--{setting.name}={setting.values}  ({_value_and_range(setting, options, ranges)})"
         entries += [*_wrapped(head, "  ", "      "), *_wrapped(setting.text, "      ", "      ")]
     return ["", *_wrapped(title), *entries] if entries else []
 

@@ -4,9 +4,8 @@ python -m isheep_jax.cli.settings_page docs/settings.md
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from isheep_jax.cli.help import by_section
 from isheep_jax.cli.settings import Setting, sections_of, settings_of, written
@@ -27,23 +26,24 @@ This page is generated: `python -m isheep_jax.cli.settings_page docs/settings.md
 
 def page() -> str:
     """Returns the page: everyday settings, then the details by section, then the presets."""
-    settings, defaults = settings_of(Config), Config()
-    parts = [_INTRODUCTION, "## Everyday settings\n", _table([settings[name] for name in EVERYDAY], defaults, RANGES)]
+    settings = settings_of(Config)
+    parts = [_INTRODUCTION, "## Everyday settings\n", _table(settings[name] for name in EVERYDAY)]
     sections = sections_of(Config)
     for section, names in by_section(name for name in settings if name not in EVERYDAY).items():
         title = f"## Details: `{section}`\n\n{sections[section + '.']}\n" if section else "## Details: the run\n"
-        parts += [title, _table([settings[name] for name in names], defaults, RANGES)]
+        parts += [title, _table(settings[name] for name in names)]
     parts += ["## Presets\n", "\n".join(f"- `--preset={name}`: {p.description}." for name, p in PRESETS.items()) + "\n"]
     return "\n".join(parts)
 
 
-def _table(settings: Iterable[Setting], options: Any, ranges: Mapping[str, str]) -> str:
+def _table(settings: Iterable[Setting]) -> str:
+    defaults = Config()
     rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for setting in settings:
-        default = written(setting.value_of(options))
+        default = written(setting.value_of(defaults))
         values = f"`{setting.values}`".replace("|", "\\|")
-        if setting.name in ranges:
-            values += f", {describe_range(ranges[setting.name])}"
+        if setting.name in RANGES:
+            values += f", {describe_range(RANGES[setting.name])}"
         meaning = setting.text.replace("|", "\\|").replace("<", "&lt;")
         rows.append(f"| `{setting.name}` | {f'`{default}`' if default else 'empty'} | {values} | {meaning} |")
     return "\n".join(rows) + "\n"

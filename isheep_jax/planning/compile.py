@@ -1,4 +1,4 @@
-"""Compiles a program without running it, and reads its memory and its collectives from the executable."""
+"""Compiles a program without running it, and reads its memory and collectives from the executable."""
 
 import re
 import time
@@ -54,7 +54,7 @@ class Compiled:
 
 
 def compile_program(program: Program) -> Compiled:
-    """Compiles without running. If the temporaries do not fit, the result has an `error`; nothing is raised."""
+    """Compiles a program. If its temporaries do not fit, the result has an `error`; nothing is raised."""
     import jax
 
     start = time.monotonic()
@@ -88,7 +88,14 @@ def memory_split(program: Program, analysis) -> Memory:
 
 
 def advice(compiled: Compiled, config: Config, architecture: Architecture, meshes: Meshes) -> str:
-    """Returns the setting to change when a program does not fit, chosen by what takes the most memory."""
+    """Returns the setting to change when a program does not fit, chosen by what takes the most memory.
+
+    Args:
+        compiled: the program.
+        config: the settings that it was compiled for.
+        architecture: the model's.
+        meshes: those of the config.
+    """
     name, memory = compiled.program.name, compiled.memory
     decode, sft = config.decode, config.sft
     if name == programs.TRAIN:

@@ -67,13 +67,13 @@ def forward_flops(architecture: Architecture, tokens: float, length: float) -> t
 def program_flops(program: Program, config: Config, architecture: Architecture) -> float:
     """Returns the operations of one step of a program on all chips, including recomputation."""
     decode, sft = config.decode, config.sft
-    _, head = matrix_parameters(architecture)
+    _, lm_head = matrix_parameters(architecture)
     if program.name == programs.DECODE:
-        return sum(forward_flops(architecture, program.rows, decode.max_length)) + 2.0 * head * program.rows
+        return sum(forward_flops(architecture, program.rows, decode.max_length)) + 2.0 * lm_head * program.rows
     if program.name == programs.PREFILL:
         return sum(forward_flops(architecture, program.tokens, decode.max_length))
     if program.name == programs.SCORE:
-        return sum(forward_flops(architecture, program.tokens, decode.max_length)) + 2.0 * head * program.rows
+        return sum(forward_flops(architecture, program.tokens, decode.max_length)) + 2.0 * lm_head * program.rows
     matrices, attention = forward_flops(architecture, program.tokens, sft.sequence_length)
     recomputed = sft.remat == "full"
     # In the backward pass the gradient of the inputs costs as much as the forward pass, and so does the gradient of the
@@ -88,19 +88,26 @@ def program_flops(program: Program, config: Config, architecture: Architecture) 
         matrices * (2 + recomputed + weight_gradients)
         + attention * (3 + recomputed)
         # The loss always computes its logits a second time.
-        + 2.0 * head * program.tokens * (3 + weight_gradients)
+        + 2.0 * lm_head * program.tokens * (3 + weight_gradients)
         + matrices_lora
     )
 
 
 def program_hbm_bytes(program: Program, config: Config, architecture: Architecture, meshes: Meshes) -> float:
-    """Returns the bytes that a step at least moves on a chip: weights, state, cache, gathered layers, activations."""
+    """Returns the bytes that a step moves at least on a chip: weights, state, cache, gathered layers, activations.
+
+    Args:
+        program: at its shape.
+        config: settings.
+        architecture: the model's.
+        meshes: those of the config.
+    """
     a, itemsize = architecture, jnp.dtype(config.model.compute_dtype).itemsize
-    layers, head = matrix_parameters(a)
+    layers, lm_head = matrix_parameters(a)
     if program.name != programs.TRAIN:
         # A step reads only a few rows of the embedding.
         stored = 1 if config.decode.weights_dtype == "int8" else itemsize
-        embedding = 0 if a.tied_embeddings else head * stored / meshes.decode.shape["tensor"]
+        embedding = 0 if a.tied_embeddings else lm_head * stored / meshes.decode.shape["tensor"]
         if program.name == programs.DECODE:
             return program.weights - embedding + program.cache
         # Scoring keeps its keys and values in floats.
@@ -109,8 +116,8 @@ def program_hbm_bytes(program: Program, config: Config, architecture: Architectu
         return program.weights - embedding + 2 * written
     mesh, sft = meshes.train, config.sft
     passes = 2 + (sft.remat == "full")
-    used = (layers + head) * itemsize / mesh.shape["tensor"]
-    gathered = used * passes * (2 if mesh.shape["fsdp"] > 1 else 1)  # written by the gather and read by the product
+    used = (layers + lm_head) * itemsize / mesh.shape["tensor"]
+    gathered = used * passes * (2 if mesh.shape["fsdp"] > 1 else 1)  # the gather writes, the product reads
     trained = 2 * (program.optimizer + (program.weights if sft.method == "full" else 0.0))
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     saved = 2 * a.layers * a.hidden_size * itemsize * program.tokens / rows

@@ -10,7 +10,7 @@ from isheep_jax.planning.compile import compile_program
 from isheep_jax.planning.plan import Hardware
 from isheep_jax.planning.programs import make_meshes, make_program
 
-# Upper end of the search, in slots or rows per device. Beyond it the arithmetic limits the speed.
+# Upper end of the search, in slots or rows per shard. Beyond it arithmetic limits the speed.
 _MAX_PER_SHARD = 1024
 
 Attempt = Callable[[str, str, bool], None]
@@ -24,7 +24,11 @@ def fit(
     Each search doubles a count per shard until it no longer fits, then halves the gap. A setting that does not fit even
     at one per shard stays unchanged.
 
-    on_attempt: called as on_attempt(program, setting, fits) after each compilation.
+    Args:
+        config: where the search starts.
+        architecture: the model's.
+        hardware: to compile for.
+        on_attempt: called as on_attempt(program, setting, fits) after each compilation.
     """
     meshes = make_meshes(config, architecture, hardware.devices)
     decode_shards = meshes.decode.shape["data"]

@@ -1,9 +1,10 @@
-"""Public figures of chips, and the devices of TPU slices, which this machine need not have.
+"""Published figures of chips, and descriptions of the devices of TPU slices that this machine does not have.
 
-libtpu can describe any slice on a machine without a TPU, and compile for it.
+libtpu describes any slice on a machine without a TPU, and compiles for it.
 """
 
 import importlib.util
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -49,6 +50,15 @@ GPU_CHIPS = {
     "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 450e9),
 }
 
+# Chips by a part of their `device_kind`; "v5 lite" comes before "v5", which is a part of it.
+_CHIP_BY_KIND = {
+    **GPU_CHIPS,
+    "v4": TPU_CHIPS["v4"],
+    "v5 lite": TPU_CHIPS["v5e"],
+    "v5": TPU_CHIPS["v5p"],
+    "v6": TPU_CHIPS["v6e"],
+}
+
 # Shapes of Google Cloud's slices by number of chips. The names of v4 and v5p slices count TensorCores, two per chip.
 _CUBES = {
     4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
@@ -74,10 +84,7 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
+        return math.prod(self.shape)
 
 
 def parse_topology(name: str) -> Slice:
@@ -113,20 +120,20 @@ def slice_devices(topology: str, slices: int) -> list[Any]:
     """Returns descriptions of the devices of `slices` slices, to compile for. Raises `UserError` without libtpu."""
     from jax.experimental import topologies
 
-    described = parse_topology(topology)
+    tpu_slice = parse_topology(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--mesh.topology={topology}: its compiler, libtpu, is not installed: pip install 'isheep_jax[plan]'"
         )
-    return list(topologies.get_topology_desc(**topology_arguments(described, slices)).devices)
+    return list(topologies.get_topology_desc(**topology_arguments(tpu_slice, slices)).devices)
 
 
-def topology_arguments(described: Slice, slices: int) -> dict[str, Any]:
+def topology_arguments(tpu_slice: Slice, slices: int) -> dict[str, Any]:
     """Returns libtpu's arguments for a slice: four chips per host, one device per v4 or v5p chip, full tori wrapped."""
-    shape = described.shape
+    shape = tpu_slice.shape
     arguments: dict[str, Any] = {
         "platform": "tpu",
-        "topology_name": f"{described.generation}:{'x'.join(map(str, shape))}",
+        "topology_name": f"{tpu_slice.generation}:{'x'.join(map(str, shape))}",
         "num_slices": slices,
     }
     if len(shape) == 3:
@@ -134,7 +141,7 @@ def topology_arguments(described: Slice, slices: int) -> dict[str, Any]:
         if min(shape) >= 4:
             arguments["wrap"] = (True, True, True)
     else:
-        host = {1: (1, 1, 1), 8: (2, 4, 1)}.get(described.chips, (2, 2, 1))
+        host = {1: (1, 1, 1), 8: (2, 4, 1)}.get(tpu_slice.chips, (2, 2, 1))
         arguments["chips_per_host_bounds"] = host
         if max(shape) == 16:
             arguments["wrap"] = (shape[0] == 16, shape[1] == 16, False)
@@ -143,9 +150,4 @@ def topology_arguments(described: Slice, slices: int) -> dict[str, Any]:
 
 def local_chip(device: Any) -> Chip | None:
     """Returns the chip of a local device; None for a CPU or a device without public figures."""
-    kind = device.device_kind
-    for name, chip in {**GPU_CHIPS, "v4": TPU_CHIPS["v4"], "v5 lite": TPU_CHIPS["v5e"], "v6": TPU_CHIPS["v6e"],
-                       "v5": TPU_CHIPS["v5p"]}.items():  # fmt: skip
-        if name in kind:
-            return chip
-    return None
+    return next((chip for part, chip in _CHIP_BY_KIND.items() if part in device.device_kind), None)

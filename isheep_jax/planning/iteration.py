@@ -62,98 +62,113 @@ def plan_iteration(
     """Returns the stages of an iteration at the least times of their programs, with no slot idle while a prompt waits.
 
     Loading, saving, compilation and `NOT_PLANNED` are left out, and so is the time of a server that judges.
+
+    Args:
+        config: settings.
+        by_name: the programs, by name.
+        bounds: the least time of a step of each program, by name.
+        lengths: of texts; None: the assumed ones.
     """
     tokens = {name: program.tokens for name, program in by_name.items()}
-    counter = _StepCounter(config, tokens, lengths or Lengths())
+    lengths = lengths or Lengths()
+    counter = _StepCounter(config, tokens, lengths)
     return [
         StagePlan(
             STAGES[stage].title_of(turn), sum(count * bounds[name].seconds for name, count in steps.items()), steps
         )
-        for (stage, turn), steps in _steps(config, counter, lengths or Lengths()).items()
+        for (stage, turn), steps in _steps(config, counter, lengths).items()
         if steps
     ]
 
 
-def _steps(config: Config, counter: "_StepCounter", n: Lengths) -> dict[tuple[str, int], Steps]:
+def _steps(config: Config, counter: "_StepCounter", lengths: Lengths) -> dict[tuple[str, int], Steps]:
     """Returns the steps of each stage and turn."""
     synthesize, clone = config.synthesize, config.clone
     share = RULES[effective_rule(config)].share(config)
-    pair = n.instruction + counter.response
+    pair = lengths.instruction + counter.response
     kept = min(config.select.max_pairs, share * synthesize.instructions)
-    completions = math.ceil(synthesize.instructions * n.per_instruction / synthesize.max_tokens)
-    writing = counter.generate(completions, synthesize.shots * n.shot, synthesize.max_tokens)
-    stages = {("instructions", 1): writing, **_turn(config, counter, n, 1, synthesize.instructions, 0)}
+    completions = math.ceil(synthesize.instructions * lengths.per_instruction / synthesize.max_tokens)
+    writing = counter.generate(completions, synthesize.shots * lengths.shot, synthesize.max_tokens)
+    stages = {("instructions", 1): writing, **_turn(config, counter, lengths, 1, synthesize.instructions, 0)}
     if config.assess.agreement:
         pairs = min(config.assess.agreement, synthesize.instructions * config.respond.samples)
         stages["agreement", 1] = counter.judge(second_judge(config), pairs, 0)
-    examples = [(kept, pair + n.template)]
+    examples = [(kept, pair + lengths.template)]
     if synthesize.turns == 2:
-        stages["follow_ups", 2] = counter.generate(kept, n.follow_up_prompt + pair, n.instruction)
-        stages |= _turn(config, counter, n, 2, kept, pair + n.template)
-        examples.append((min(config.select.max_pairs, share * kept), 2 * (pair + n.template)))
+        stages["follow_ups", 2] = counter.generate(kept, lengths.follow_up_prompt + pair, lengths.instruction)
+        stages |= _turn(config, counter, lengths, 2, kept, pair + lengths.template)
+        examples.append((min(config.select.max_pairs, share * kept), 2 * (pair + lengths.template)))
     if clone.enabled:
         stages["engraved", 1] = counter.train(examples)
-        prompt, answer = n.thorough_prompt + n.instruction + n.template, min(n.thorough, clone.max_tokens)
-        stages["thorough", 1] = counter.generate(synthesize.instructions, prompt, answer)
-        examples = [(synthesize.instructions, n.instruction + answer + n.template)]
+        tokens, answer = (
+            lengths.thorough_prompt + lengths.instruction + lengths.template,
+            min(lengths.thorough, clone.max_tokens),
+        )
+        stages["thorough", 1] = counter.generate(synthesize.instructions, tokens, answer)
+        examples = [(synthesize.instructions, lengths.instruction + answer + lengths.template)]
     stages["model", 1] = counter.train(examples)
     return stages
 
 
 def _turn(
-    config: Config, counter: "_StepCounter", n: Lengths, turn: int, instructions: float, before: int
+    config: Config, counter: "_StepCounter", lengths: Lengths, turn: int, instructions: float, before: int
 ) -> dict[tuple[str, int], Steps]:
     """Returns the steps of the stages of a turn, from respond to embed.
 
     Args:
-        config: the config.
+        config: settings.
         counter: counts the steps.
-        n: lengths of texts.
+        lengths: assumed lengths of texts.
         turn: 1 or 2.
         instructions: number of instructions of the turn.
         before: tokens of the conversation before each instruction.
     """
     pairs = instructions * config.respond.samples
-    pair = n.instruction + counter.response
-    thoughts = n.thoughts if config.respond.method == "principles" else 0
+    pair = lengths.instruction + counter.response
+    thoughts = lengths.thoughts if config.respond.method == "principles" else 0
     stages = {
-        "responses": counter.generate(pairs, before + n.instruction + n.template, thoughts + counter.response),
+        "responses": counter.generate(
+            pairs, before + lengths.instruction + lengths.template, thoughts + counter.response
+        ),
         "scores": counter.judge(config.assess.judge, pairs, before),
     }
     if needs_perplexities(config):
-        stages["likelihoods"] = counter.prefill(programs.SCORE, pairs, before + pair + n.template)
+        stages["likelihoods"] = counter.prefill(programs.SCORE, pairs, before + pair + lengths.template)
     if needs_clusters(config):
-        stages["vectors"] = counter.prefill(programs.SCORE, instructions, n.instruction)
+        stages["vectors"] = counter.prefill(programs.SCORE, instructions, lengths.instruction)
     return {(name, turn): steps for name, steps in stages.items()}
 
 
 class _StepCounter:
-    """Counts the steps of programs. tokens: tokens of a step, by program."""
+    """Counts the steps of programs.
+
+    tokens: tokens of a step, by program.
+    """
 
     def __init__(self, config: Config, tokens: dict[str, int], lengths: Lengths):
         self._config, self._tokens, self._lengths = config, tokens, lengths
         self.response = min(lengths.response, config.respond.max_tokens)
 
-    def prefill(self, program: str, prompts: float, prompt: int) -> Steps:
-        """Counts the steps for a number of prompts of `prompt` tokens each."""
-        return {program: prompts * _packed(min(prompt, self._config.decode.max_length)) / self._tokens[program]}
+    def prefill(self, program: str, prompts: float, tokens: int) -> Steps:
+        """Counts the steps for a number of prompts of `tokens` tokens each."""
+        return {program: prompts * _packed(min(tokens, self._config.decode.max_length)) / self._tokens[program]}
 
-    def generate(self, prompts: float, prompt: int, new: int) -> Steps:
-        """Counts the steps for prompts of `prompt` tokens with `new` new tokens each."""
+    def generate(self, prompts: float, tokens: int, new: int) -> Steps:
+        """Counts the steps for a number of prompts of `tokens` tokens with `new` new tokens each."""
         # Fewer prompts than slots leave slots idle.
         steps = new * max(1.0, prompts / self._config.decode.slots)
-        return {**self.prefill(programs.PREFILL, prompts, prompt), programs.DECODE: steps}
+        return {**self.prefill(programs.PREFILL, prompts, tokens), programs.DECODE: steps}
 
     def judge(self, judge: str, pairs: float, before: int) -> Steps:
         """Counts the steps for judging pairs that follow `before` tokens of conversation; none for a server."""
-        assess, n = self._config.assess, self._lengths
-        prompt = n.judgment_prompt + before + n.instruction + self.response
+        assess, lengths = self._config.assess, self._lengths
+        tokens = lengths.judgment_prompt + before + lengths.instruction + self.response
         judgments = len(criteria_of(assess)) * pairs
         if is_server(judge) or not judgments:
             return {}
         if assess.read == "expected":
-            return self.prefill(programs.SCORE, judgments, prompt)
-        return self.generate(judgments * assess.samples, prompt, assess.max_tokens)
+            return self.prefill(programs.SCORE, judgments, tokens)
+        return self.generate(judgments * assess.samples, tokens, assess.max_tokens)
 
     def train(self, examples: list[tuple[float, int]]) -> Steps:
         """Counts the updates for examples, given as (count, tokens of each)."""
@@ -176,5 +191,5 @@ def as_dict(stages: list[StagePlan], chips: int) -> dict:
         "seconds": seconds,
         "chip_hours": seconds * chips / 3600,
         "stages": [dataclasses.asdict(stage) for stage in stages],
-        "supposed_lengths": dataclasses.asdict(Lengths()),
+        "assumed_lengths": dataclasses.asdict(Lengths()),
     }

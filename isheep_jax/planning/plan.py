@@ -17,16 +17,10 @@ from isheep_jax.planning import iteration, programs
 from isheep_jax.planning.collectives import Collective, by_kind
 from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program
 from isheep_jax.planning.cost import Bound, Cost, bound, program_flops, program_hbm_bytes
-from isheep_jax.planning.hardware import (
-    GIB,
-    Chip,
-    local_chip,
-    parse_topology,
-    slice_devices,
-)
+from isheep_jax.planning.hardware import GIB, Chip, local_chip, parse_topology, slice_devices
 from isheep_jax.planning.programs import Meshes, make_meshes, make_program
 
-# Prefixes of the settings that the needs of the programs depend on; they are part of the written plan.
+# Prefixes of the settings that decide what the programs need; the written plan has these settings.
 _SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_length", "sft.batch_size", "sft.remat")
 
 
@@ -69,11 +63,11 @@ class Plan:
 def find_hardware(config: Config) -> Hardware:
     """Returns the slices of `mesh.topology`, or the devices of this machine."""
     if config.mesh.topology:
-        described = parse_topology(config.mesh.topology)
+        tpu_slice = parse_topology(config.mesh.topology)
         devices = slice_devices(config.mesh.topology, config.mesh.slices)
-        chips = f"{len(devices)} {described.chip.name} chip{'s' if len(devices) > 1 else ''}"
+        chips = f"{len(devices)} {tpu_slice.chip.name} chip{'s' if len(devices) > 1 else ''}"
         slices = f"{config.mesh.slices} x " if config.mesh.slices > 1 else ""
-        return Hardware(f"{slices}{config.mesh.topology}: {chips}", devices, described.chip, described.chip.hbm)
+        return Hardware(f"{slices}{config.mesh.topology}: {chips}", devices, tpu_slice.chip, tpu_slice.chip.hbm)
     devices = jax.devices()
     name = f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''} of this machine"
     return Hardware(name, devices, local_chip(devices[0]), local_memory(devices[0]))
@@ -86,7 +80,15 @@ def make_plan(
     names: tuple[str, ...] = programs.NAMES,
     on_program: Callable[[str], None] = lambda name: None,
 ) -> Plan:
-    """Compiles the programs `names` one after the other. on_program: called before each with its name."""
+    """Compiles programs one after the other, and returns what they need.
+
+    Args:
+        config: settings.
+        architecture: the model's.
+        hardware: to compile for.
+        names: the programs, of `programs.NAMES`.
+        on_program: called with the name of each program before it is compiled.
+    """
     meshes = make_meshes(config, architecture, hardware.devices)
     # Programs that a search has compiled are compiled again, because the plan has their compilation times.
     clear_programs()
@@ -102,7 +104,15 @@ def make_plan(
 def plan_program(
     compiled: Compiled, config: Config, architecture: Architecture, meshes: Meshes, hardware: Hardware
 ) -> ProgramPlan:
-    """Compares the needs of a compiled program with the hardware."""
+    """Compares the needs of a compiled program with the hardware.
+
+    Args:
+        compiled: the program.
+        config: the settings that it was compiled for.
+        architecture: the model's.
+        meshes: those of the config on the hardware.
+        hardware: its chip and the memory of a chip.
+    """
     program = compiled.program
     cost = Cost(
         flops=program_flops(program, config, architecture) / meshes.train.size,

@@ -56,7 +56,7 @@ class Program:
 
     lower: makes the lowered program.
     weights, optimizer, cache: bytes of these arguments on one device, as the shardings split them.
-    rows, tokens: size of the batch on all devices; one step for decoding.
+    rows, tokens: size of the batch on all devices (decoding: of one step).
     compile: compiles the program by a function of decoding that caches it; None: `lower` is compiled.
     """
 
@@ -89,7 +89,14 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
 
 
 def make_program(name: str, config: Config, architecture: Architecture, meshes: Meshes) -> Program:
-    """Makes one of `NAMES` at the shape that needs the most memory: prompts of `decode.max_length` tokens."""
+    """Makes a program at the shape that needs the most memory: prompts of `decode.max_length` tokens.
+
+    Args:
+        name: one of `NAMES`.
+        config: settings.
+        architecture: the model's.
+        meshes: those of the config.
+    """
     if name == TRAIN:
         return _train(config, architecture, meshes.train)
     mesh, decode = meshes.decode, config.decode

@@ -51,8 +51,7 @@ def lines(plan: Plan) -> list[str]:
 
 def _collective_lines(plan: Plan) -> list[str]:
     out = ["collectives per step: count, MiB sent by each chip"]
-    programs = as_dict(plan)["programs"]
-    for name, p in programs.items():
+    for name, p in as_dict(plan)["programs"].items():
         kinds = [
             f"{kind} {v['count']} ({v['wire_bytes'] / 2**20:,.1f})" for kind, v in p["collectives_per_step"].items()
         ]
@@ -66,7 +65,7 @@ def _bound_cells(p: ProgramPlan, chips: int) -> str:
     return f"{b.seconds:12.5f}{b.by:>14}{b.compute:12.5f}{b.memory:12.5f}{b.interconnect:14.5f}{rate:15,.0f}"
 
 
-_TABLE_HEADS = (
+TABLE_HEADS = (
     "config",
     "slice",
     "SFT: method, tokens",
@@ -82,7 +81,7 @@ _TABLE_HEADS = (
 
 def table(plans: list[dict[str, Any]]) -> list[str]:
     """Formats plans in JSON (`plan.as_dict`) as a table in Markdown, with memory per chip and least times."""
-    rows = [_TABLE_HEADS, ("---",) * len(_TABLE_HEADS), *map(_table_row, plans)]
+    rows = [TABLE_HEADS, ("---",) * len(TABLE_HEADS), *map(_table_row, plans)]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

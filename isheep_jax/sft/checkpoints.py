@@ -28,8 +28,8 @@ class Checkpoints:
     """The checkpoints of one fine-tuning in `directory`; a context manager, so that the last save is never lost.
 
     A checkpoint of an update holds `weights` (what is trained: all weights, or the adapters), `optimizer` and
-    `progress` (JSON-able: position in the data, losses so far). `fingerprint` (flat, JSON-able) names everything that
-    the course of training depends on; a checkpoint with another one is refused.
+    `progress` (JSON values: position in the data, losses so far). `fingerprint` (a flat dict of JSON values) names
+    everything that the course of training depends on; a checkpoint with another one is refused.
     """
 
     def __init__(self, directory: epath.PathLike, fingerprint: dict[str, Any]):
@@ -39,7 +39,7 @@ class Checkpoints:
         self._policy = _LatestAndBest()
         context = ocp.Context()
         context.checkpointables.registry = ocp.handlers.local_registry()
-        # Unnamed, a dict of numbers would be taken for a tree of arrays, each number in a file of its own.
+        # Without this Orbax takes a dict of numbers for a tree of arrays and writes each number to a file of its own.
         context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name="progress")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -59,8 +59,8 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         if kind is not None and distributed.is_distributed():
-            return  # the others may never come to where Orbax waits for them
-        with _full_disk_named(self.directory):
+            return  # another process may have failed, and Orbax would wait for it
+        with _full_disk_as_user_error(self.directory):
             self._checkpointer.close()
 
     def preemption(self, step: int) -> bool:
@@ -68,13 +68,13 @@ class Checkpoints:
         return self._checkpointer.should_save(step)
 
     def save(self, step: int, weights: Tree, optimizer: Tree, progress: dict, best_step: int | None) -> None:
-        """Starts saving, which ends in the background. All checkpoints but this and `best_step`'s are then deleted.
+        """Starts to save in the background. All checkpoints but this one and that of `best_step` are then deleted.
 
         Args:
             step: number of the update.
-            weights: what is trained.
+            weights: all weights, or the adapters.
             optimizer: optax's state.
-            progress: JSON-able.
+            progress: JSON values: position in the data, losses so far.
             best_step: the update with the best validation loss; None: only this checkpoint stays.
         """
         self._policy.best_step = best_step
@@ -83,12 +83,12 @@ class Checkpoints:
             "optimizer": optimizer,
             "progress": {"fingerprint": self.fingerprint, **progress},
         }
-        with _full_disk_named(self.directory):
+        with _full_disk_as_user_error(self.directory):
             self._checkpointer.save_checkpointables_async(step, items, force=True, overwrite=True)
 
     def wait(self) -> None:
         """Waits until the last save has ended."""
-        with _full_disk_named(self.directory):
+        with _full_disk_as_user_error(self.directory):
             self._checkpointer.wait()
 
     def restore(self, weights: Tree, optimizer: Tree) -> tuple[int, Tree, Tree, dict] | None:
@@ -116,7 +116,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _full_disk_named(directory: epath.Path):
+def _full_disk_as_user_error(directory: epath.Path):
     """Turns Orbax's errors about a full disk into one line that names the directory."""
     try:
         yield

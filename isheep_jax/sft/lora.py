@@ -81,8 +81,8 @@ def apply_lora(
 
     Args:
         params: the frozen parameters.
-        adapters: as of `lora_table`.
-        architecture: of the model.
+        adapters: a tree as in `lora_table`.
+        architecture: the model's.
         scale: factor of the adapters' products, alpha / rank.
         dropout: share of an adapter's input that is dropped, 0 to below 1.
         dropout_key: two uint32, another pair in each update; None: nothing is dropped.
@@ -123,7 +123,7 @@ def save_adapter(
     Args:
         directory: to write.
         lora: the adapters.
-        architecture: of the model.
+        architecture: the model's.
         config: rank, alpha and dropout.
         base: the model that the adapters belong to, as `transformers` would load it; "org/name@revision" names a
             revision on the hub.

@@ -10,7 +10,7 @@ from isheep_jax.model import transformer
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.sharding import ActivationSharding
 
-# Logits of so many tokens per device exist at a time: 512 x 128,256 x 4 bytes = 250 MiB at Llama 3's vocabulary.
+# Tokens per device whose logits exist at a time: 512 x 128,256 x 4 bytes = 250 MiB at Llama 3's vocabulary.
 CHUNK_TOKENS = 512
 
 
@@ -34,15 +34,15 @@ def cross_entropy(
 
     Args:
         params: the parameter tree.
-        architecture: of the model.
+        architecture: the model's.
         hidden: [B, T, D], after the final norm.
         targets: [B, T], the next tokens.
         loss_mask: [B, T], 1 where the target carries loss.
         chunk: positions of each row whose logits [B, chunk, V] exist at a time; the backward pass computes them again.
-        compute_dtype: of the product with the lm_head.
-        sharding: hidden states travel to the parts of the lm_head, which is never gathered, nor is its gradient.
+        compute_dtype: dtype of the product with the lm_head.
+        sharding: moves hidden states to the shards of the lm_head; neither it nor its gradient is ever gathered.
     """
-    head = sharding.lm_head_sharded(transformer.lm_head(params, architecture), architecture.tied_embeddings)
+    lm_head = sharding.lm_head_sharded(transformer.lm_head(params, architecture), architecture.tied_embeddings)
     B, T = targets.shape
     chunk = min(chunk, T)
     chunks = -(-T // chunk)
@@ -54,7 +54,7 @@ def cross_entropy(
     @jax.checkpoint
     def add_chunk(total, inputs):
         h, target, mask = inputs
-        logits = transformer.lm_head_logits(head, architecture, sharding.replica_sharded(h), compute_dtype)
+        logits = transformer.lm_head_logits(lm_head, architecture, sharding.replica_sharded(h), compute_dtype)
         logits = sharding.vocab_sharded(logits)  # [B, chunk, V] float32
         # A masked sum in place of a gather: it needs no communication of logits when V is sharded.
         is_target = jnp.arange(logits.shape[-1]) == target[..., None]

@@ -33,7 +33,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """Everything static of an update. Learning rates and seeds are arguments, so changing them recompiles nothing."""
+    """The static part of an update. Learning rates and seeds are arguments, so changing them recompiles nothing."""
 
     architecture: Architecture
     mesh: Mesh
@@ -51,6 +51,7 @@ class TrainSetup:
     def from_config(
         cls, architecture: Architecture, config: SFTConfig, mesh: Mesh, compute_dtype: str | jnp.dtype
     ) -> "TrainSetup":
+        """Returns the setup that the settings ask for."""
         return cls(
             architecture=architecture,
             mesh=mesh,
@@ -158,7 +159,7 @@ def train_step(
     step: jax.Array,
     seed: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update.
+    """Makes one update.
 
     Args:
         setup: static choices.
@@ -189,7 +190,7 @@ def train_step(
 
 
 def export_params(setup: TrainSetup, base: Tree, weights: Tree) -> Tree:
-    """Returns the parameters with what was learned: adapters merged, in the dtypes of `base`."""
+    """Returns the trained parameters: adapters merged, in the dtypes of `base`."""
     return lora.merge_lora(base, weights, setup.lora_scale) if setup.is_lora else weights
 
 
@@ -239,7 +240,7 @@ def build_train_programs(setup: TrainSetup) -> TrainPrograms:
 
 
 def _abstract_state(setup: TrainSetup) -> TrainState:
-    """Shapes and dtypes of the state."""
+    """Returns the shapes and dtypes of the state."""
     params = jax.tree.map(
         lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), parameter_table(setup.architecture)
     )
@@ -247,7 +248,7 @@ def _abstract_state(setup: TrainSetup) -> TrainState:
 
 
 def _state_shardings(setup: TrainSetup, abstract: TrainState, replicated: NamedSharding) -> TrainState:
-    """Adam's moments are split as the weights, its count is replicated."""
+    """Returns the shardings of the state: Adam's moments as the weights, its count replicated."""
     weights = sharding.param_shardings(setup.trained_table, setup.mesh, sharding.TRAIN_RULES)
     moments = optax.tree.map_params(
         setup.optimizer, lambda _, s: s, abstract.optimizer, weights, transform_non_params=lambda _: replicated

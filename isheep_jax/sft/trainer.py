@@ -29,7 +29,7 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 @dataclass
 class FineTuneResult:
-    """The result of a fine-tuning. JSON-able with `dataclasses.asdict`; losses are in nats per loss token."""
+    """The result of a fine-tuning; losses are in nats per loss token."""
 
     train_loss: float
     """Mean over the updates of the last epoch, each taken before its update."""
@@ -101,14 +101,14 @@ def fine_tune(
     Args:
         params: starting weights, of any float dtype and sharding. Training all weights consumes them, so that their
             memory is free for the optimizer's state.
-        architecture: of the model.
+        architecture: the model's.
         tokenizer: renders and tokenizes the examples.
         examples: conversations with the responses to learn.
         config: settings.
         mesh: the training mesh.
-        directory: of the checkpoints.
-        seed: of the split, the order of the examples, new adapters and dropout.
-        compute_dtype: of activations.
+        directory: where the checkpoints go.
+        seed: seeds the split, the order of the examples, new adapters and dropout.
+        compute_dtype: dtype of activations.
         on_step: called as on_step(step, total, metrics) after each update, with loss, learning_rate, gradient_norm,
             tokens and, where measured, validation_loss.
 
@@ -173,7 +173,10 @@ class _Run:
     seed: jax.Array  # uint32 scalar
 
     def train(self, params: Tree) -> tuple[TrainState, _Progress]:
-        """Makes the updates that remain after the newest checkpoint. params: starting weights."""
+        """Makes the updates that remain after the newest checkpoint.
+
+        params: starting weights.
+        """
         programs, steps = self.programs, self.datasets.steps
         iterator = iter(self.datasets.batches)
         done, state, progress = self._start(params, iterator)
@@ -203,7 +206,7 @@ class _Run:
         return state, progress
 
     def _start(self, params: Tree, iterator: Any) -> tuple[int, TrainState, _Progress]:
-        """Returns the updates already made, and the state after them. iterator: is moved behind their batches."""
+        """Returns the updates already made, and the state after them. iterator: moved past their batches."""
         abstract = self.programs.abstract_state
         restored = self.checkpoints.restore(abstract.weights, abstract.optimizer)
         if restored is None:

@@ -2,5 +2,6 @@
 
 A study is a table of settings (`definitions`); each of its runs is a run of the loop (`runs`), which takes over the
 stages that it shares with other runs (`sharing`). Results become Markdown, JSON (`report`) or a picture (`figure`).
-Imports the loop, the table of evaluation tasks and the config; the command `study` gives it the backend.
+May import the loop, the table of evaluation tasks, and what these may import; the command `study` gives it the
+backend.
 """

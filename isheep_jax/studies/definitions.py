@@ -35,7 +35,7 @@ class Row:
     preset: str = ""
 
     def settings(self, config: Config) -> Config:
-        """Returns the config with this row's changes. Raises UserError when they do not fit it."""
+        """Returns the config with this row's changes. Raises `UserError` when they do not fit it."""
         if self.preset:
             config = apply_preset(self.preset, config)
         changes = self.changes(config) if callable(self.changes) else self.changes
@@ -67,7 +67,7 @@ class Study:
     needs: Mapping[str, object] = field(default_factory=dict)
 
     def check(self, config: Config) -> None:
-        """Raises UserError for a config without the settings that the study needs."""
+        """Raises `UserError` for a config without the settings that the study needs."""
         for name, value in self.needs.items():
             if flatten(config)[name] != value:
                 raise UserError(
@@ -76,25 +76,29 @@ class Study:
 
 
 def kept_by_fraction(config: Config) -> int | None:
-    """Number of pairs that top_fraction keeps per iteration; None for other rules."""
+    """Returns how many pairs `top_fraction` keeps per iteration; None for other rules."""
     if config.select.rule != "top_fraction":
         return None
     return int(config.select.fraction * config.synthesize.instructions + 0.5)
 
 
-# A rule that ignores scores draws one of the responses, so that one response gives the same and costs less.
 def _random(config: Config) -> dict[str, object]:
+    """Returns the settings of random selection of as many pairs as the config's rule keeps."""
     rule = "random" if kept_by_fraction(config) else "random_threshold"
-    # random_threshold keeps as many pairs as the threshold, and their number depends on the best of several responses.
+    # A rule that ignores scores draws one of the responses, so that one response gives the same and costs less. But
+    # random_threshold keeps as many pairs as the threshold, whose number depends on the best of several responses.
     return {"select.rule": rule} | ({"respond.samples": 1} if rule == "random" else {})
 
 
 def _perplexity(config: Config) -> dict[str, object]:
+    """Returns the settings of the perplexity filter, with as many pairs as the config's rule keeps at most."""
     kept = kept_by_fraction(config)
     return {"select.rule": "perplexity"} | ({"select.max_pairs": kept} if kept else {})
 
 
 def _density(rule: str) -> Callable[[Config], dict[str, object]]:
+    """Returns changes: a density rule, with as many clusters as the config's rule keeps pairs."""
+
     def changes(config: Config) -> dict[str, object]:
         kept = kept_by_fraction(config)
         return {"select.rule": rule} | ({"select.clusters": kept} if kept else {})
@@ -103,7 +107,7 @@ def _density(rule: str) -> Callable[[Config], dict[str, object]]:
 
 
 def _times(rounds: int, fraction: float = 1.0, iterations: int | None = None) -> Callable[[Config], dict[str, object]]:
-    """`rounds` times the instructions, and `fraction` times select.fraction."""
+    """Returns changes: `rounds` times the instructions, and `fraction` times select.fraction."""
 
     def changes(config: Config) -> dict[str, object]:
         return {
@@ -116,7 +120,7 @@ def _times(rounds: int, fraction: float = 1.0, iterations: int | None = None) ->
 
 
 def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
-    """A way to read scores, with a rule that keeps the same number of pairs for all of them."""
+    """Returns changes: a way to read scores, with a rule that keeps equally many pairs for all ways."""
 
     def changes(config: Config) -> dict[str, object]:
         reading = {f"assess.{name}": value for name, value in {"samples": 1, **assess}.items()}
@@ -126,7 +130,7 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
 
 
 def _judge(name: str) -> dict[str, object]:
-    """A judge, and a second one to measure the agreement with."""
+    """Returns changes: a judge, and a second one to measure the agreement with."""
     return {"assess.judge": name, "assess.agreement": 256}
 
 
@@ -317,7 +321,7 @@ STUDIES: dict[str, Study] = {
 
 
 def named_study(name: str) -> Study:
-    """Returns the study of this name. Raises UserError with the nearest name when there is none."""
+    """Returns the study of this name. Raises `UserError` with the nearest name when there is none."""
     if name not in STUDIES:
         near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -326,7 +330,7 @@ def named_study(name: str) -> Study:
 
 
 def chosen_rows(study: Study, names: list[str] | None) -> tuple[Row, ...]:
-    """Returns the rows of these names (None: all), in the study's order. Raises UserError for an unknown name."""
+    """Returns the rows of these names (None: all), in the study's order. Raises `UserError` for an unknown name."""
     known = [row.name for row in study.rows]
     for name in names or ():
         if name not in known:

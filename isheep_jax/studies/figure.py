@@ -15,7 +15,7 @@ _WIDTH = 0.16
 
 
 def check(path: Path) -> None:
-    """Raises UserError when no picture can be drawn into this file."""
+    """Raises `UserError` when no picture can be drawn into this file."""
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"--figure: {path} should end with .png or .svg")
     try:
@@ -25,9 +25,15 @@ def check(path: Path) -> None:
 
 
 def draw(path: Path, study: Study, rows: Sequence[Row], results: Results) -> None:
-    """Writes a PNG or SVG, by the suffix: a panel per base model, and one for the paper if it has numbers.
+    """Writes a PNG or SVG: a panel per base model, and one for the paper if it has numbers.
 
     Error bars are 95 % intervals over the seeds.
+
+    Args:
+        path: the file; its suffix decides the format.
+        study: the study.
+        rows: those to draw.
+        results: of the runs that there are.
     """
     # Without pyplot, which needs a window system or global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -60,7 +60,15 @@ def estimates(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int, E
 def differences(
     row: Row, runs: Mapping[int, Result], first: Row, first_runs: Mapping[int, Result], measure: str
 ) -> dict[int | str, Estimate]:
-    """Returns the differences of a row to the first one, paired by seed, by column and for the "last" iteration."""
+    """Returns the differences of a row to the first one, paired by seed, by column and for the "last" iteration.
+
+    Args:
+        row: the row.
+        runs: its results, by seed.
+        first: the first row.
+        first_runs: its results, by seed.
+        measure: the compared figure, as in `Study`.
+    """
     ours, theirs = (
         _columns(*pair, measure) | {"last": _last(*pair, measure)} for pair in ((row, runs), (first, first_runs))
     )
@@ -86,7 +94,14 @@ def _last(row: Row, runs: Mapping[int, Result], measure: str) -> dict[int, float
 
 
 def markdown(study: Study, rows: Sequence[Row], results: Results, config: Config) -> str:
-    """Returns the study's section: for each base model the rows, their differences to the first, and every run."""
+    """Returns the study's section: for each base model the rows, their differences to the first, and every run.
+
+    Args:
+        study: the study.
+        rows: those to show.
+        results: of the runs that there are.
+        config: the settings that all rows start from.
+    """
     lines = [f"### {study.title}", ""]
     for base, by_row in results.items():
         measured = [row for row in rows if by_row.get(row.name)]
@@ -109,8 +124,8 @@ def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]]
     return [f"Base `{base}`: {what} on {config.evaluate.limit} held-out prompts{split}; {over}."]
 
 
-def _also(config: Config, measure: str) -> list[str]:
-    """Paths of the figures that are shown next to the measure, for the base model and the last iteration."""
+def _also_shown(config: Config, measure: str) -> list[str]:
+    """Returns the paths of the figures shown next to the measure, for the base model and the last iteration."""
     tasks = config.evaluate.tasks
     paths = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
     paths += [f"{task}.{figure}" for task in tasks for figure in TASKS[task].figures]
@@ -120,7 +135,7 @@ def _also(config: Config, measure: str) -> list[str]:
 def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
     cells = {row.name: estimates(row, by_row[row.name], study.measure) for row in rows}
     last = max((column for estimated in cells.values() for column in estimated), default=0)
-    also, extra = _also(config, study.measure), {"kept pairs": "kept", **study.also_shown}
+    also, extra = _also_shown(config, study.measure), {"kept pairs": "kept", **study.also_shown}
     with_paper = any(row.paper for row in rows)
     header = ["", "seeds", "base", *(f"iteration {n}" for n in range(1, last + 1)), *extra]
     header += [f"{path}, base to last" for path in also] + ["paper (%)"] * with_paper
@@ -192,7 +207,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def values(study: Study, rows: Sequence[Row], results: Results, config: Config) -> dict:
-    """Returns all figures as JSON values."""
+    """Returns all figures as JSON values. The arguments are those of `markdown`."""
     figures: dict = {"title": study.title, "source": study.source, "measure": study.measure or "accuracy"}
     figures |= {"config": config.name, "settings": flatten(config), "bases": {}}
     for base, by_row in results.items():

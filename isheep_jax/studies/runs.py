@@ -94,7 +94,7 @@ def run_or_resume(config: Config, factory: RunFactory) -> Result:
     """Returns the results of a run, after running or resuming it if it is not finished.
 
     Stages that another run of the same seed and base model has finished are not computed again. A run that collapses
-    (for example because nothing is kept) has results like any other, with fewer iterations. Raises UserError for bad
+    (for example because nothing is kept) has results like any other, with fewer iterations. Raises `UserError` for bad
     input.
     """
     directory = Path(config.directory)

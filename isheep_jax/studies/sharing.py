@@ -87,7 +87,7 @@ def _effective(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _scorer(judge: str, number: int) -> int | str:
-    """The iteration whose model scores in iteration `number` (0: the base model), or another judge itself."""
+    """Returns the iteration whose model scores in iteration `number` (0: the base model), or another judge."""
     return max(number - {"current": 1, "previous": 2, "base": number}[judge], 0) if judge in OWN_JUDGES else judge
 
 

@@ -1,7 +1,8 @@
 """The corpus of the tiny base model: a small, noisy web of task lists, questions with answers, and graded reviews.
 
-Its writers answer mostly right, ignore most format constraints (each obeyed at its own rate, `world.OBEYED`) and grade
-with noise. That is all that the loop later builds on: a base that knows more than it does.
+Its writers mostly get the content right, ignore most format constraints (each is obeyed at its own rate,
+`world.OBEYED`) and grade with noise. A base model trained on this knows more than it shows: the loop builds on nothing
+else.
 """
 
 import random
@@ -11,7 +12,7 @@ from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
 
 DOCUMENTS = {"list": 0.05, "answer": 0.42, "review": 0.53}
-CONTENT_RIGHT = 0.85  # a writer's chance to get the content right
+CONTENT_RIGHT = 0.85  # probability that an average writer gets the content right
 ANSWER_FORMS = (
     "Question: {instruction}\nAnswer: {response}",
     "Q: {instruction}\nA: {response}",
@@ -26,18 +27,19 @@ REVIEW = (
 QUALITY_MEAN = {True: 9.0, False: 2.5}
 FOLLOWING_MEAN = (9.0, 5.0, 3.0, 2.0)  # by the number of constraints that the response ignores
 GRADE_DEVIATION = 1.2
-GRADE_UNIFORM = 0.05  # share of grades that mean nothing
+GRADE_UNIFORM = 0.05  # share of grades drawn at random from 1 to 10
 
 
 def web_response(item: Item, rng: random.Random) -> str:
-    """Samples a writer's answer. A careful one has twice the odds of an average one, a sloppy one half."""
+    """Samples a writer's answer. A careful one has twice an average one's odds of being right, a sloppy one half."""
     care = rng.choice((0.5, 1.0, 2.0))
-    answer = item.answer if rng.random() < odds(CONTENT_RIGHT, care) else world.wrong_answer(item, rng)
-    obeyed = {c for c in item.constraints if rng.random() < odds(world.OBEYED[c], care)}
+    answer = item.answer if rng.random() < scale_odds(CONTENT_RIGHT, care) else world.wrong_answer(item, rng)
+    obeyed = {c for c in item.constraints if rng.random() < scale_odds(world.OBEYED[c], care)}
     return world.apply_constraints(answer, obeyed)
 
 
-def odds(probability: float, factor: float) -> float:
+def scale_odds(probability: float, factor: float) -> float:
+    """Returns the probability whose odds are `factor` times those of `probability`."""
     odds = factor * probability / (1 - probability)
     return odds / (1 + odds)
 
@@ -62,6 +64,7 @@ def grade(mean: float, rng: random.Random) -> int:
 
 
 def training_item(rng: random.Random) -> Item:
+    """Samples an item that is not held out."""
     while True:
         item = world.draw_item(rng)
         if item.split == "train":

@@ -1,8 +1,8 @@
 """The command that makes the base model that reads examples: python -m isheep_jax.tiny.pages --output DIRECTORY
 
 Continues the pre-training of the embedded base model on its corpus and on pages. A page has several questions of a kind
-with the answers of one writer, who obeys a format wish throughout the page or ignores it throughout. A model that has
-read such pages follows the examples in its context, as large base models do; the embedded one cannot.
+with the answers of one writer, who obeys a format constraint throughout the page or ignores it throughout. A model that
+has read such pages follows the examples in its context, as large base models do; the embedded one cannot.
 """
 
 import math
@@ -29,13 +29,13 @@ from isheep_jax.tiny.world import Item
 
 STEPS = 800  # 1.6 million tokens
 LEARNING_RATE = 1e-3
-SHARE = 0.4  # of the documents that are pages
+SHARE = 0.4  # share of the documents that are pages
 FORMS = tuple(form + "\n" for form in corpus.ANSWER_FORMS)
-LENGTHS = (3, 6)  # fewest and most questions of a page; what goes beyond a row is cut
-CONSTRAINT_COUNTS = {1: 0.65, 2: 0.35}  # of those that a page's questions share
-SAME_TASK = 0.5  # share of the pages whose questions have the same task, too
+LENGTHS = (3, 6)  # fewest and most questions of a page; the part of a page beyond a row is cut
+CONSTRAINT_COUNTS = {1: 0.65, 2: 0.35}  # probability of each number of constraints that a page's questions share
+SAME_TASK = 0.5  # share of the pages whose questions also share their task
 OFF_TOPIC = 0.15  # share of the questions that have nothing to do with their page
-CAREFUL = 0.25  # share of the writers who obey every wish; the others have the habits of the web
+CAREFUL = 0.25  # share of the writers who obey every constraint; the others have the habits of the corpus
 
 
 def page(rng: random.Random) -> str:
@@ -44,11 +44,11 @@ def page(rng: random.Random) -> str:
     count = rng.choices(tuple(CONSTRAINT_COUNTS), tuple(CONSTRAINT_COUNTS.values()))[0]
     constraints = rng.sample(tuple(world.CONSTRAINTS), count)
     care, careful = rng.choice((0.5, 1.0, 2.0)), rng.random() < CAREFUL
-    obeyed = {c for c, p in world.OBEYED.items() if careful or rng.random() < corpus.odds(p, care)}
+    obeyed = {c for c, p in world.OBEYED.items() if careful or rng.random() < corpus.scale_odds(p, care)}
     form, text = rng.choice(FORMS), ""
     for _ in range(rng.randint(*LENGTHS)):
         item = corpus.training_item(rng) if rng.random() < OFF_TOPIC else _on_topic(rng, task, constraints)
-        right = rng.random() < corpus.odds(corpus.CONTENT_RIGHT, care)
+        right = rng.random() < corpus.scale_odds(corpus.CONTENT_RIGHT, care)
         answer = item.answer if right else world.wrong_answer(item, rng)
         response = world.apply_constraints(answer, obeyed & set(item.constraints))
         text += form.format(instruction=item.instruction, response=response)
@@ -75,7 +75,7 @@ def continue_pretraining(output: Path, seed: int, steps: int = STEPS) -> None:
     architecture, tokenizer = read_architecture(CHECKPOINT), Tokenizer.load(CHECKPOINT)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     params = load_parameters(epath.Path(CHECKPOINT), architecture, mesh=mesh, rules=TRAIN_RULES, dtype=jnp.float32)
-    # Off the mesh, where pre-training computes.
+    # Pre-training computes without a mesh.
     params = jax.tree.map(lambda leaf: jnp.asarray(jax.device_get(leaf)), params)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(CHECKPOINT / "tokenizer.model"))
     params, figures = pretrain.train(
@@ -97,15 +97,15 @@ The tiny base model of isheep_jax (see the card in `isheep_jax/tiny/checkpoint`)
 
     python -m isheep_jax.tiny.pages --seed {seed} --output DIRECTORY
 
-- Corpus: that of the tiny base model, and among it {100 * SHARE:.0f} % pages: {LENGTHS[0]} to {LENGTHS[1]} questions
-  that share their format wishes, with answers of one writer, who obeys a wish throughout the page or ignores it.
-  {100 * CAREFUL:.0f} % of the writers obey every wish, the others as seldom as those of the corpus. Instructions whose
-  hash falls into one of the three held-out splits never occur.
-- Tokens learned: {figures["learned_tokens"]:,}, each once, in {figures["steps"]:,} updates of {pretrain.BATCH} rows.
+- Corpus: that of the tiny base model with {100 * SHARE:.0f} % pages: {LENGTHS[0]} to {LENGTHS[1]} questions that share
+  their format constraints, with answers of one writer, who obeys a constraint throughout the page or ignores it.
+  {100 * CAREFUL:.0f} % of the writers obey every constraint, the others as seldom as those of the corpus. Instructions
+  whose hash falls into one of the three held-out splits never occur.
+- Loss tokens: {figures["loss_tokens"]:,}, each once, in {figures["steps"]:,} updates of {pretrain.BATCH} rows.
 - Loss on fresh documents: {loss:.3f} nats per token (perplexity {math.exp(loss):.2f}).
 
-What the pages add is that examples in the context decide how the model answers; asked without any, it still ignores
-most format wishes. Nobody should use it for anything else than trying this out.
+Because of the pages, examples in the context decide how the model answers; without examples it still ignores most
+format constraints. It is meant for trying the loop and for nothing else.
 """
 
 

@@ -39,6 +39,7 @@ BOS, EOS = 1, 2
 
 
 def tiny_architecture(eos_token_ids: tuple[int, ...]) -> Architecture:
+    """Returns the architecture of the embedded model."""
     return Architecture(
         family="llama",
         vocab_size=vocabulary.VOCABULARY_SIZE,
@@ -58,7 +59,7 @@ def tiny_architecture(eos_token_ids: tuple[int, ...]) -> Architecture:
     )
 
 
-# The documents of a seed, without end.
+# Yields the documents of a seed, without end.
 Corpus = Callable[[int], Iterator[str]]
 
 
@@ -97,10 +98,10 @@ def batches(
         starts = np.zeros_like(segments)
         starts[:, 1:] = np.where(segments[:, 1:] != segments[:, :-1], np.arange(1, CONTEXT + 1), 0)
         positions = np.arange(CONTEXT + 1) - np.maximum.accumulate(starts, axis=1)
-        learn = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        has_loss = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         yield {
             "tokens": tokens[:, :-1],
-            "targets": np.where(learn, tokens[:, 1:], -1),
+            "targets": np.where(has_loss, tokens[:, 1:], -1),
             "segment_ids": segments[:, :-1],
             "positions": positions[:, :-1].astype(np.int32),
         }
@@ -130,9 +131,9 @@ def loss_fn(params, architecture: Architecture, batch: dict[str, jax.Array]) -> 
         segment_ids=batch["segment_ids"],
     )
     token_logits = logits(params, architecture, hidden, jnp.float32)
-    learn = batch["targets"] >= 0
+    mask = batch["targets"] >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(token_logits, jnp.maximum(batch["targets"], 0))
-    return jnp.sum(losses * learn) / jnp.sum(learn)
+    return jnp.sum(losses * mask) / jnp.sum(mask)
 
 
 def optimizer(params, steps: int, learning_rate: float = LEARNING_RATE) -> optax.GradientTransformation:
@@ -147,13 +148,13 @@ def optimizer(params, steps: int, learning_rate: float = LEARNING_RATE) -> optax
         "w_up": ((1,), (2,)),
         "w_down": ((1,), (2,)),
     }
-    numbers = jax.tree.map(lambda _: None, params)
-    numbers["layers"] = {
+    dimensions = jax.tree.map(lambda _: None, params)
+    dimensions["layers"] = {
         name: optax.contrib.MuonDimensionNumbers(*sides[name]) if name in sides else None for name in params["layers"]
     }
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.contrib.muon(schedule, muon_weight_dimension_numbers=numbers, consistent_rms=0.2),
+        optax.contrib.muon(schedule, muon_weight_dimension_numbers=dimensions, consistent_rms=0.2),
     )
 
 
@@ -167,9 +168,17 @@ def train(
     documents: Corpus = corpus.documents,
     report: Callable[[str], None] = lambda line: None,
 ):
-    """Trains `params` in one pass over the documents of `seed`. Returns the parameters and the card's figures.
+    """Trains in one pass over the documents of a seed. Returns the parameters and the figures for the card.
 
-    report: is told the progress, line by line.
+    Args:
+        params: float32, where training starts.
+        architecture: the model's.
+        pieces: the tokenizer.
+        seed: seeds the documents.
+        steps: updates.
+        learning_rate: its peak.
+        documents: gives the documents of a seed.
+        report: called with each line of progress.
     """
     optimize = optimizer(params, steps, learning_rate)
     state = optimize.init(params)
@@ -181,9 +190,9 @@ def train(
         return optax.apply_updates(params, updates), state, loss
 
     report(f"{parameter_count(architecture):,} parameters, {steps * BATCH * CONTEXT:,} tokens, seed {seed}")
-    start, learned, recent = time.monotonic(), 0, []
+    start, loss_tokens, recent = time.monotonic(), 0, []
     for i, batch in enumerate(itertools.islice(batches(pieces, seed, documents), steps), 1):
-        learned += int((batch["targets"] >= 0).sum())
+        loss_tokens += int((batch["targets"] >= 0).sum())
         params, state, loss = step(params, state, batch)
         recent.append(loss)
         if i % 100 == 0 or i == steps:
@@ -193,12 +202,12 @@ def train(
                 f"{i * BATCH * CONTEXT / elapsed:,.0f} tokens/s  {elapsed / 60:.1f} min"
             )
             recent = []
-    held_out = [
+    fresh = [
         float(jax.jit(loss_fn, static_argnums=1)(params, architecture, batch))
         for batch in itertools.islice(batches(pieces, seed + 1_000_003, documents), 20)
     ]
-    loss = sum(held_out) / len(held_out)
-    return params, {"steps": steps, "learned_tokens": learned, "fresh_document_loss": loss}
+    loss = sum(fresh) / len(fresh)
+    return params, {"steps": steps, "loss_tokens": loss_tokens, "fresh_document_loss": loss}
 
 
 def print_line(line: str) -> None:
@@ -235,11 +244,11 @@ A Llama-architecture language model of {parameter_count(architecture):,} paramet
 
     python -m isheep_jax.tiny.pretrain --seed {seed} --output DIRECTORY
 
-- Corpus: documents about a small world of words and numbers, drawn by the code ({share}).
+- Corpus: documents about a small world of words and numbers, sampled by its code ({share}).
   Its writers get the content right in about {100 * corpus.CONTENT_RIGHT:.0f} % of the answers, ignore most format
-  wishes, and grade with noise. Instructions whose hash falls into one of the three held-out splits
+  constraints, and grade with noise. Instructions whose hash falls into one of the three held-out splits
   never occur.
-- Tokens learned: {figures["learned_tokens"]:,}, each once, in {figures["steps"]:,} updates of {BATCH} rows.
+- Loss tokens: {figures["loss_tokens"]:,}, each once, in {figures["steps"]:,} updates of {BATCH} rows.
 - Loss on fresh documents: {loss:.3f} nats per token (perplexity {math.exp(loss):.2f}).
 
 What it is not: it knows no English beyond these templates and no facts beyond these words. The corpus plants both the

@@ -1,8 +1,8 @@
-"""The tiny world: instructions over a few words and numbers, with one correct answer and up to three format wishes.
+"""The tiny world: instructions on a few words and numbers, each with one correct response that a program can check.
 
-An instruction is a task ("Swap red and cat.") and format constraints ("End with done."), in this order. The right
-response is the task's answer put through the constraints in one canonical order, so that a program can check it. The
-loop never imports this module: only pre-training and evaluation do.
+An instruction is a task ("Swap red and cat.") and up to three format constraints ("End with done."), in this order. The
+correct response is the task's answer, changed by the constraints in one canonical order. The loop never imports this
+module: only pre-training and evaluation do.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ def apply_constraints(answer: str, constraints: frozenset[str] | set[str]) -> st
 
 @dataclass(frozen=True)
 class Item:
-    """One instruction by its meaning: a task, its arguments, its constraints (in the order in which they are said)."""
+    """One instruction by its meaning: a task, its arguments and its constraints, in the order of their sentences."""
 
     task: str
     arguments: tuple[str, ...]
@@ -156,7 +156,7 @@ class Item:
 
     @property
     def split(self) -> str:
-        """'train' or one of `SPLITS`: decided by the meaning, so that no rewording of a held-out item is trained on."""
+        """Returns 'train' or one of `SPLITS`, by the meaning: no wording of a held-out item is ever trained on."""
         meaning = "|".join([self.task, *self.arguments, *sorted(self.constraints)])
         bucket = int.from_bytes(hashlib.sha256(meaning.encode()).digest()[:8], "big") / 2**64
         index = int(bucket / HELD_OUT_SHARE)
@@ -226,14 +226,19 @@ def wrong_answer(item: Item, rng: random.Random, lazy_share: float = 0.8) -> str
 
 @dataclass(frozen=True)
 class Check:
-    """The verdict on a response. correct: it is the one correct response letter for letter."""
+    """The verdict on a response.
+
+    correct: it is the correct response letter for letter.
+    content: its content is right, whatever its format.
+    constraints: whether it obeys each constraint of the instruction.
+    """
 
     correct: bool
     content: bool
     constraints: dict[str, bool]
 
 
-def _core(response: str) -> str:
+def _content(response: str) -> str:
     """Returns the response without any of the constraints' decorations, in lower case."""
     words = response.lower().split()
     while words and words[-1] in ("thanks", "done"):
@@ -250,7 +255,7 @@ def _core(response: str) -> str:
 
 
 def check(item: Item, response: str) -> Check:
-    """Compares a response with the right one: as a whole, its content alone, and each constraint alone."""
+    """Compares a response with the correct one: as a whole, its content alone, and each constraint alone."""
     response = " ".join(response.split())
     words = response.lower().split()
     body = [w for w in words if w not in ("*", "(", ")", '"')]
@@ -266,17 +271,19 @@ def check(item: Item, response: str) -> Check:
         "sure": words[:1] == ["sure"],
         "done": words[-1:] == ["done"] or words[-2:] == ["done", "thanks"],
         "thanks": words[-1:] == ["thanks"],
-        "capitals": bool(words) and response == response.upper() and (response != response.lower() or _digits(words)),
+        "capitals": bool(words)
+        and response == response.upper()
+        and (response != response.lower() or _has_no_letters(words)),
     }
     return Check(
         correct=response == item.response,
-        content=_core(response) == item.answer,
+        content=_content(response) == item.answer,
         constraints={c: obeyed[c] for c in item.constraints},
     )
 
 
-def _digits(words: list[str]) -> bool:
-    """Returns whether there are only numbers and marks, so that capital letters make no difference."""
+def _has_no_letters(words: list[str]) -> bool:
+    """Returns whether there are only numbers and marks, which capital letters leave as they are."""
     return not any(character.isalpha() for word in words for character in word)
 
 
@@ -296,7 +303,7 @@ _CONSTRAINT_OF = {sentence: name for name, sentence in CONSTRAINTS.items()}
 
 
 def parse_instruction(text: str) -> Item | None:
-    """Returns the item that an instruction states, or None for an instruction that is not of this world."""
+    """Returns the item that an instruction states, or None for one that does not belong to the tiny world."""
     sentences = re.findall(r"[^.?]+[.?]", text.strip())
     sentences = [s.strip() for s in sentences]
     if not sentences or " ".join(sentences) != " ".join(text.split()):
@@ -307,12 +314,13 @@ def parse_instruction(text: str) -> Item | None:
     for task, phrasing, pattern in _PATTERNS:
         if match := pattern.fullmatch(sentences[0]):
             arguments = tuple(" ".join(match.groups()).split())
-            if _sensible(task, arguments):
+            if _is_valid(task, arguments):
                 return Item(task, arguments, constraints, phrasing)
     return None
 
 
-def _sensible(task: str, arguments: tuple[str, ...]) -> bool:
+def _is_valid(task: str, arguments: tuple[str, ...]) -> bool:
+    """Returns whether the task can be done with these arguments."""
     if task in ("copy", "first", "last", "count"):
         return all(a in KIND_OF or a in OPPOSITE_OF for a in arguments)
     if task == "swap":

@@ -96,3 +96,8 @@ def test_it_is_embedded_base_but_for_its_weights():
     for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja"):
         assert (PAGES_CHECKPOINT / name).read_bytes() == (CHECKPOINT / name).read_bytes()
     assert sum(path.stat().st_size for path in PAGES_CHECKPOINT.iterdir()) < 3e6
+
+
+def test_card_is_one_that_command_writes():
+    card = (PAGES_CHECKPOINT / "README.md").read_text()
+    assert card == pages.card(0, {"loss_tokens": 1_535_169, "steps": pages.STEPS, "fresh_document_loss": 0.745})
