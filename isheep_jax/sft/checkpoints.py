@@ -59,7 +59,7 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         if kind is not None and distributed.is_distributed():
-            return  # another process may have failed, and Orbax would wait for it
+            return  # Orbax waits at a barrier that the other processes may never reach
         with _full_disk_as_user_error(self.directory):
             self._checkpointer.close()
 
