@@ -53,7 +53,7 @@ class SynthesizeConfig:
     seeds: str = "builtin"
     """Seed tasks: a JSON Lines file (or a JSON array) with the fields instruction, input and output (or
     Self-Instruct's fields, or question and answer). 'builtin': the set that comes with the prompts; 'builtin:NAME':
-    their file NAME.jsonl."""
+    their file NAME.jsonl. Tasks that an evaluation task measures with are left out."""
     instructions: int = 10_000
     """New instructions per iteration (count, after rules and novelty)."""
     method: Literal["few_shot", "topics", "retrieved"] = "few_shot"
@@ -120,6 +120,10 @@ class RetrievalConfig:
     """'nearest': by similarity. 'random': regardless of it, as a baseline."""
 
 
+# Which prompt the judge gets; `criteria_of` in `isheep_jax.loop.judging.scores` names its templates.
+JudgePrompt = Literal["standard", "simple", "joint", "few_shot"]
+
+
 @dataclass(frozen=True)
 class AssessConfig:
     """The model's own scores of each pair, from 1 to 10, for quality and for following the instruction."""
@@ -127,7 +131,7 @@ class AssessConfig:
     level: Literal["none", "quality", "following", "both"] = "both"
     """Which scores are computed and used. 'none': no scores, so that the rules 'threshold' and 'top_fraction' keep
     everything that passed the text rules."""
-    prompt: Literal["standard", "simple", "joint", "few_shot"] = "standard"
+    prompt: JudgePrompt = "standard"
     """Prompt of the judge. 'standard': each criterion spelled out in several aspects (the paper's combined prompt).
     'simple': one aspect each. 'joint': both criteria in one prompt, with one score. 'few_shot': no criteria but three
     scored examples, with one score. A single score is recorded as quality."""
@@ -160,8 +164,8 @@ class AssessConfig:
     base model is the judge. Their agreement goes into summary.json."""
 
 
-# The rules of selection.
-Rule = Literal[
+# The rules of selection; `isheep_jax.loop.selection.rules.RULES` holds what each one does.
+RuleName = Literal[
     "threshold",
     "top_fraction",
     "random",
@@ -177,7 +181,7 @@ Rule = Literal[
 class SelectConfig:
     """Selection of the scored pairs that the model learns from."""
 
-    rule: Rule = "threshold"
+    rule: RuleName = "threshold"
     """'threshold': every score above it. 'top_fraction': the best by `ranking`. 'random', 'random_threshold': as many
     as top_fraction or threshold would keep, drawn without looking at scores. 'perplexity': the response is not too
     surprising to the judge. 'density': one pair per cluster of instructions, drawn at random. 'density_perplexity': the
@@ -340,7 +344,8 @@ class EvaluateConfig:
     """Tasks to evaluate on. 'tiny': held-out instructions of the tiny world. 'tiny_domain': those of one domain of it,
     which `--config=tiny_domain` is about."""
     limit: int = 512
-    """Prompts per task (count); the first of each task's fixed order."""
+    """Most prompts per task (count): the first of its fixed order, or all of them if it has fewer. Results say how many
+    were used."""
     tiny: TinyTaskConfig = field(default_factory=TinyTaskConfig)
     tiny_domain: TinyTaskConfig = field(default_factory=TinyTaskConfig)
 

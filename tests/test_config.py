@@ -4,14 +4,13 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from isheep_jax import config as schema
 from isheep_jax import named_configs
 from isheep_jax.cli.settings import settings_of
 from isheep_jax.config import EVERYDAY, Config, flatten
 from isheep_jax.config_checks import RANGES, check_values
 from isheep_jax.errors import UserError
-from isheep_jax.evaluation.tasks import TASKS
 from isheep_jax.loop.card import model_card
+from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
 from isheep_jax.loop.selection.rules import RULES
 from isheep_jax.named_configs import config_description, config_names, named_config
 from isheep_jax.presets import replace_settings
@@ -95,15 +94,16 @@ def test_every_setting_and_section_is_explained():
 
 
 @pytest.mark.parametrize(
-    ("choices", "table"),
+    ("name", "table"),
     [
-        (schema.Rule, RULES),
-        (schema.TaskName, TASKS),
-        (schema.ChatTemplate, {"auto": None, **CHAT_TEMPLATES}),
+        ("model.chat_template", {"auto": None, **CHAT_TEMPLATES}),
+        ("synthesize.method", SYNTHESIZE_METHODS),
+        ("respond.method", RESPOND_METHODS),
+        ("select.rule", RULES),
     ],
 )
-def test_choices_are_keys_of_their_table(choices, table):
-    assert set(get_args(choices)) == set(table)
+def test_choices_are_keys_of_their_table(name, table):
+    assert set(get_args(settings_of(Config)[name].hint)) == set(table)
 
 
 @pytest.mark.parametrize("name", [name for name, s in settings_of(Config).items() if get_origin(s.hint) is Literal])

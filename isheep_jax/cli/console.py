@@ -72,9 +72,8 @@ class Console:
             f"keeps {describe(config)}"
         )
         if config.evaluate.tasks:
-            self.note(
-                f"  measured    on {config.evaluate.limit} held-out prompts of {', '.join(config.evaluate.tasks)}"
-            )
+            tasks = ", ".join(config.evaluate.tasks)
+            self.note(f"  measured    on {tasks}: up to {config.evaluate.limit} held-out prompts each")
         self.note(f"  results     {config.directory}  (stop it at any time: the same command goes on)")
         for line in _time_lines(config):
             self.note(f"  {line}")

@@ -12,9 +12,10 @@ from isheep_jax.loop.protocols import Evaluator
 class Task:
     """A held-out measurement of a model.
 
-    evaluator: returns the task's evaluator for the settings `evaluate`, whose section of the task's name, if any, has
-    the settings that only this task has. held_out_texts: returns the texts that no run evaluated on the task may train
-    on. figures: names of results that reports show next to the accuracy.
+    evaluator: returns the evaluator for the settings `evaluate`. It takes the first `limit` prompts, or all where there
+    are fewer; a section of the task's name, if any, has the settings that only this task has.
+    held_out_texts: returns the texts that no run evaluated on the task may train on.
+    figures: names of results that reports show next to the accuracy.
     """
 
     evaluator: Callable[[EvaluateConfig], Evaluator]

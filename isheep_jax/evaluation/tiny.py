@@ -3,11 +3,10 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Request, SamplingParams
-from isheep_jax.errors import UserError
 from isheep_jax.loop.protocols import Evaluator, Model, StageReporter, TaskResult
 from isheep_jax.text.conversation import Message
 from isheep_jax.tiny import world
@@ -19,23 +18,19 @@ USED_UP = {"test": 1000}
 MAX_TOKENS = 32  # the longest right responses have about 20
 
 
-def check_limit(limit: int) -> None:
-    """Raises `UserError` for more prompts than a split has."""
-    if not 0 < limit <= PROMPTS:
-        raise UserError(
-            f"--evaluate.limit: {limit} is out of range; the tiny world has 1 to {PROMPTS} prompts per split"
-        )
-
-
 def split_items(split: str, count: int) -> list[Item]:
-    """Returns the first `count` of the split's fixed items."""
-    check_limit(count)
+    """Returns the first `count` of the split's fixed items; all of them if there are fewer."""
     used_up = USED_UP.get(split, 0)
     return world.draw_items(random.Random(f"tiny {split}"), split, used_up + PROMPTS)[used_up:][:count]
 
 
 def held_out_texts() -> frozenset[str]:
-    """Returns every wording of every prompt of the three splits, which the loop keeps out of its training data."""
+    """Returns the texts that the loop keeps out of its training data."""
+    return every_wording(split_items)
+
+
+def every_wording(split_items: Callable[[str, int], list[Item]]) -> frozenset[str]:
+    """Returns every wording of every prompt of the three splits."""
     return frozenset(w for split in world.SPLITS for item in split_items(split, PROMPTS) for w in item.wordings())
 
 

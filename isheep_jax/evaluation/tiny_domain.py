@@ -10,7 +10,7 @@ import json
 import random
 
 from isheep_jax.config import EvaluateConfig
-from isheep_jax.evaluation.tiny import PROMPTS, check_limit, evaluator_of
+from isheep_jax.evaluation.tiny import PROMPTS, evaluator_of, every_wording
 from isheep_jax.loop.protocols import Evaluator
 from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
@@ -49,8 +49,7 @@ def samples() -> list[dict[str, str]]:
 
 
 def split_items(split: str, count: int) -> list[Item]:
-    """Returns the first `count` of the split's fixed items."""
-    check_limit(count)
+    """Returns the first `count` of the split's fixed items; all of them if there are fewer."""
     return list(_items(split)[:count])
 
 
@@ -60,8 +59,8 @@ def _items(split: str) -> list[Item]:
 
 
 def held_out_texts() -> frozenset[str]:
-    """Returns every wording of every prompt of the three splits, which the loop keeps out of its training data."""
-    return frozenset(w for split in world.SPLITS for item in split_items(split, PROMPTS) for w in item.wordings())
+    """Returns the texts that the loop keeps out of its training data."""
+    return every_wording(split_items)
 
 
 def evaluator(config: EvaluateConfig) -> Evaluator:

@@ -42,22 +42,24 @@ def run(
     held_out: frozenset[str],
     reporter: Reporter,
 ) -> list[IterationSummary]:
-    """Runs all iterations, or goes on with those that are there.
+    """Runs all iterations, or resumes after those that are there.
 
     Args:
-      config: the settings of the run.
-      backend: gives models and makes new ones.
-      evaluators: measures of a model, by task.
-      held_out: instructions of evaluation sets, never to be learned from.
-      reporter: shows the user what happens.
+        config: The settings of the run.
+        backend: Gives models and makes new ones.
+        evaluators: Measures of a model, by task.
+        held_out: Instructions of evaluation sets, never to be learned from; seeds that repeat one are left out.
+        reporter: Shows the user what happens.
 
     Returns a summary of the base model (iteration 0) and one of each iteration, which are also in `summary.json` of
     each; `best.json` names the best iteration so far. Raises UserError for bad input: before anything is written where
     it can be known before.
     """
-    inputs = read_inputs(config, backend.judge)
-    directory = RunDirectory.open(config, inputs.digests, environment())
     held_out = frozenset(normalize(text) for text in held_out)
+    inputs = read_inputs(config, backend.judge, held_out)
+    directory = RunDirectory.open(config, inputs.digests, environment())
+    for warning in inputs.warnings:
+        reporter.warn(warning)
     context = StageContext(config, inputs.templates, inputs.seeds, held_out, directory, reporter, iteration=0)
     summaries: list[IterationSummary] = []
     for number in range(config.iterations + 1):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isheep_jax.config import OWN_JUDGES, Config, is_server
+from isheep_jax.loop.judging.judges import judging_iteration
 from isheep_jax.loop.judging.scores import SINGLE
 from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
 from isheep_jax.loop.selection.select import describe
@@ -87,9 +88,8 @@ def _scores(config: Config, iteration: int) -> str:
     assess = config.assess
     if assess.level == "none":
         return "none"
-    own_judges = {"current": iteration - 1, "previous": max(iteration - 2, 0), "base": 0}
     external = _external(assess.judge, assess.judge_model, assess.level)
-    number = own_judges.get(assess.judge)
+    number = judging_iteration(assess.judge, iteration) if assess.judge in OWN_JUDGES else 0
     judge = external or (f"the model of iteration {number}" if number else "the base model")
     if assess.prompt in SINGLE:
         what = "one for all"

@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from isheep_jax.config import Config
+from isheep_jax.decode.requests import Completion, Embedding, Request, TextLogprob
 from isheep_jax.loop import guards
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.templates import Templates
@@ -19,6 +20,7 @@ from isheep_jax.loop.stages.table import STAGES
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Result = TypeVar("Result", Completion, TextLogprob, Embedding)
 
 # Records per part: what a kill can cost. Items per call of the model: several parts, so that the decode slots run empty
 # only once in a while.
@@ -34,7 +36,7 @@ class StageContext:
     templates: the run's prompt templates.
     seeds: the seed tasks.
     held_out: normalized instructions of evaluation sets, which must not be learned from.
-    directory: where the run's files lie.
+    directory: the run's directory.
     reporter: shows progress and warnings to the user.
     iteration: number of the iteration, from 1.
     turn: turn of the conversations that are being written, 1 or 2.
@@ -84,12 +86,21 @@ class StageContext:
             yield stage
             files.finish({**counts(stage.records), **stage.summary})
 
-    def guard(self, name: str, value: float | None, *, fresh: bool) -> None:
+    def guard(self, name: str, value: float | None, *, hint: str, fresh: bool) -> None:
         """Warns, or raises NothingLeftError, where a measured share is below its limit `guard.NAME`.
 
+        hint: what may raise the share.
         fresh: whether the stage was made by this process; the user is warned once.
         """
-        guards.check(self.config.guard, name, value, self.iteration, fresh, self.reporter)
+        guards.check(
+            self.config.guard,
+            name,
+            value,
+            hint=hint,
+            iteration=self.iteration,
+            fresh=fresh,
+            reporter=self.reporter,
+        )
 
 
 @dataclass
@@ -99,7 +110,7 @@ class OpenStage(Generic[T]):
     files: where its parts go.
     progress: shows how far it is; None for a stage that was DONE before.
     parts: records of the parts that are in place.
-    summary: figures for DONE, beside the counts.
+    summary: figures for DONE, besides the counts.
     """
 
     files: StageFiles[T]
@@ -123,14 +134,14 @@ class OpenStage(Generic[T]):
         return [record for part in self.parts for record in part]
 
     def advance(self, n: int = 1, **notes: object) -> None:
-        """Shows that `n` more units are done, with notes beside the count."""
+        """Shows that `n` more units are done, with notes next to the count."""
         self.progress.advance(n, **notes)
 
     def blocks(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         """Yields the items that have no record yet, some at a time; `put` takes one record for each of them.
 
-        A part is committed as soon as all its records and all before them are there. A stage that resumes goes on
-        behind the parts that are in place.
+        A part is committed as soon as all its records and all before them are there. A stage that resumes continues
+        after the parts that are in place.
         """
         if not self.fresh:
             return
@@ -160,3 +171,10 @@ class OpenStage(Generic[T]):
         """Commits the next part."""
         self.files.write_part(len(self.parts), records)
         self.parts.append(list(records))
+
+
+def by_request(requests: Sequence[Request], results: Iterable[Result]) -> Iterator[tuple[int, Result]]:
+    """Yields the index of its request with each result, in the order of the results."""
+    index = {request.id: i for i, request in enumerate(requests)}
+    for result in results:
+        yield index[result.id], result

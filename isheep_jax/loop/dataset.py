@@ -36,8 +36,8 @@ def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> Non
 
     class SelectedPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        # Nothing lies beside this code that a dataset needs, and looking there takes a package (importlib_resources)
-        # that tensorflow-datasets 4.9.10 does not ask for.
+        # The library would look for files of the dataset next to this code, for which it needs a package
+        # (importlib_resources) that tensorflow-datasets 4.9.10 does not install; there are no such files.
         code_path = None
 
         def _info(self):
@@ -79,10 +79,10 @@ def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> Non
 
 @contextlib.contextmanager
 def _building(directory: epath.Path) -> Iterator[Path]:
-    """A directory on a disk, the only place where ArrayRecord files can be made: that of `directory` if it has one."""
+    """Yields a directory for ArrayRecord files, which need a disk: next to `directory` if that is on one."""
     if on_object_store(directory):
-        with tempfile.TemporaryDirectory() as place:
-            yield Path(place)
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
         return
     building = directory.with_name(f".{directory.name}.tmp")
     building.rmtree(missing_ok=True)

@@ -45,7 +45,12 @@ def judge_of(context: StageContext, backend: Backend, name: str) -> Model:
     """Returns the judge that a value of `assess.judge` names, in an iteration."""
     settings = context.config.assess
     if is_server(name):
-        key, at_once = settings.judge_key, settings.judge_requests
-        return Endpoint(name, settings.judge_model, key, at_once, context.config.seed)
+        return Endpoint(
+            name,
+            settings.judge_model,
+            settings.judge_key,
+            concurrency=settings.judge_requests,
+            seed=context.config.seed,
+        )
     own = name in OWN_JUDGES
     return DeferredModel(backend, own_model(context.directory, name, context.iteration) if own else backend.judge)

@@ -21,20 +21,20 @@ class Model(Protocol):
     """
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        """Yields one completion per request, in the order in which they finish; found by id."""
+        """Yields one completion per request, in the order in which they finish; match them by id."""
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
-        """Yields the natural-log probability of each choice as the continuation of each prompt; found by id."""
+        """Yields the natural-log probability of each choice as the continuation of each prompt; match them by id."""
 
     def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
-        """Yields the natural-log probability of each text after the prompt with the same index; found by id.
+        """Yields the natural-log probability of each text after the prompt with the same index; match them by id.
 
         After a conversation the text is the response as the chat template writes it, its end of turn left out; a
         response has no white space around it, but a template may put some.
         """
 
     def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
-        """Yields the mean of the last layer's hidden states over each prompt's tokens; found by id."""
+        """Yields the mean of the last layer's hidden states over each prompt's tokens; match them by id."""
 
 
 class Index(Protocol):
@@ -51,7 +51,7 @@ class StageReporter(Protocol):
     """The progress of one stage."""
 
     def advance(self, n: int = 1, **notes: object) -> None:
-        """Adds `n` finished units; notes are short facts to show beside the count, such as dropped=12."""
+        """Adds `n` finished units; notes are short facts to show next to the count, such as dropped=12."""
 
     def update(self, done: int, total: int, **notes: object) -> None:
         """Sets how many of how many units are finished, for work whose total is known only when it runs."""
@@ -73,7 +73,7 @@ class Reporter(Protocol):
         """Shows a line of information."""
 
     def warn(self, text: str) -> None:
-        """Shows a warning: the run goes on, but the result may suffer."""
+        """Shows a warning: the run continues, but the result may suffer."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class TaskResult(TypedDict):
     """A model's result on an evaluation task, as JSON values; a task may add others.
 
     accuracy: share of the prompts that are answered correctly (0 to 1). stderr: its standard error. count: number of
-    prompts. examples: a few answers, to the same prompts for every model.
+    prompts that were used. examples: a few answers, to the same prompts for every model.
     """
 
     accuracy: float

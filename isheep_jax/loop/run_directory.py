@@ -2,7 +2,7 @@
 
 A file either is there, whole, or is not. A stage writes its records in numbered parts and is finished when its DONE
 manifest is in place; there are no appends, so that the directory may be in a bucket. A run that was killed at any
-instant goes on with the first part that is missing. Of several processes, process 0 writes and looks at what is there,
+instant resumes with the first part that is missing. Of several processes, process 0 writes and looks at what is there,
 and tells the others.
 """
 

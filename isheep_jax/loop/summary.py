@@ -1,4 +1,4 @@
-"""What came of an iteration, in one row: what the console shows, `summary.json` holds and stopping looks at."""
+"""The figures of an iteration, for the console and `summary.json`, and which iteration is the best so far."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from isheep_jax.config import Config, is_server
 from isheep_jax.loop.judging.judges import second_judge
 from isheep_jax.loop.judging.scores import criteria_of
-from isheep_jax.loop.selection.rules import RULES, effective_rule, needs_clusters, needs_perplexities
+from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities, share_of
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -84,7 +84,8 @@ def plan_iteration(
 def _steps(config: Config, counter: "_StepCounter", lengths: Lengths) -> dict[tuple[str, int], Steps]:
     """Returns the steps of each stage and turn."""
     synthesize, clone = config.synthesize, config.clone
-    share = RULES[effective_rule(config)].share(config)
+    share = share_of(config)
+    share = 1.0 if share is None else share  # at most
     pair = lengths.instruction + counter.response
     kept = min(config.select.max_pairs, share * synthesize.instructions)
     completions = math.ceil(synthesize.instructions * lengths.per_instruction / synthesize.max_tokens)

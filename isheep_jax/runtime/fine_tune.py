@@ -37,15 +37,15 @@ def fine_tune(
     """Fine-tunes a model on pairs of instruction and response. The same call again resumes at the newest checkpoint.
 
     Args:
-      model: what `load` takes.
-      pairs: instruction and response of each pair. Only the response carries loss.
-      directory: gets `model/` in Hugging Face format, with LoRA `adapter/` in PEFT format, and `checkpoints/`.
-      sft: settings of the fine-tuning.
-      mesh: layout of the devices.
-      chat_template: "auto" (the tokenizer's own) or a name, as `model.chat_template`.
-      compute_dtype: "float32", "bfloat16", or "auto" for float32 on CPUs and bfloat16 elsewhere.
-      seed: seeds the order of the pairs, the adapters and dropout.
-      on_step: called with the number of updates, their total and the metrics of the last update.
+        model: What `load` takes.
+        pairs: Instruction and response of each pair. Only the response carries loss.
+        directory: Gets `model/` in Hugging Face format, with LoRA `adapter/` in PEFT format, and `checkpoints/`.
+        sft: Settings of the fine-tuning.
+        mesh: Layout of the devices.
+        chat_template: "auto" (the tokenizer's own) or a name, as `model.chat_template`.
+        compute_dtype: "float32", "bfloat16", or "auto" for float32 on CPUs and bfloat16 elsewhere.
+        seed: Seeds the order of the pairs, the adapters and dropout.
+        on_step: Called with the number of updates, their total and the metrics of the last update.
 
     Raises `UserError` for a model or settings that do not fit.
     """
@@ -75,14 +75,14 @@ def train_and_save(
     """Fine-tunes a model on the examples of a job, and writes the new model and, with LoRA, its adapter.
 
     Args:
-      model: where to start, with the architecture and the tokenizer of the result.
-      job: the examples, and the directory for checkpoints, adapter and model.
-      sft: settings of the fine-tuning.
-      mesh: the training mesh.
-      dtype: dtype of the computation and of the saved weights.
-      seed: seeds the order of the examples, the adapters and dropout.
-      base: name of the model in the adapter's config.
-      on_step: see `fine_tune`.
+        model: Where to start, with the architecture and the tokenizer of the result.
+        job: The examples, and the directory for checkpoints, adapter and model.
+        sft: Settings of the fine-tuning.
+        mesh: The training mesh.
+        dtype: Dtype of the computation and of the saved weights.
+        seed: Seeds the order of the examples, the adapters and dropout.
+        base: Name of the model in the adapter's config.
+        on_step: See `fine_tune`.
     """
     # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
     params = model.load(mesh=mesh, rules=TRAIN_RULES, dtype=jnp.float32 if sft.method == "full" else dtype)

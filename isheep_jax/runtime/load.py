@@ -29,13 +29,13 @@ def load(
     """Loads a model onto all devices.
 
     Args:
-      model: a directory in Hugging Face format (local or gs://), a run's directory (its newest model), a hub id
-        (org/name or org/name@revision), or "tiny" (the embedded model).
-      chat_template: "auto" (the tokenizer's own) or a name, as `model.chat_template`.
-      decode: slots are rounded up to a multiple of the replicas of the weights; max_length is at most the model's.
-      decode_tensor: shards of heads and feed-forward units; the other devices hold replicas of the weights.
-      compute_dtype: "float32", "bfloat16", or "auto" for float32 on CPUs and bfloat16 elsewhere.
-      seed: with it and its id, a request always gets the same completion.
+        model: A directory in Hugging Face format (local or gs://), a run's directory (its newest model), a hub id
+            (org/name or org/name@revision), or "tiny" (the embedded model).
+        chat_template: "auto" (the tokenizer's own) or a name, as `model.chat_template`.
+        decode: Slots are rounded up to a multiple of the replicas of the weights; max_length is at most the model's.
+        decode_tensor: Shards of heads and feed-forward units; the other devices hold replicas of the weights.
+        compute_dtype: "float32", "bfloat16", or "auto" for float32 on CPUs and bfloat16 elsewhere.
+        seed: With it and its id, a request always gets the same completion.
 
     Raises `UserError` when there is no such model or it does not fit the devices.
     """

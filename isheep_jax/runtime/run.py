@@ -20,9 +20,9 @@ def run(config: Config, reporter: Reporter | None = None, backend: Backend | Non
     """Runs all iterations of a config, or resumes the run in `config.directory`.
 
     Args:
-      config: the settings, such as those of `named_config`.
-      reporter: is told of stages, iterations and warnings; None: the logger "isheep_jax.runtime.run".
-      backend: gives models and makes new ones; None: `JaxBackend(config)`.
+        config: The settings, such as those of `named_config`.
+        reporter: Is told of stages, iterations and warnings; None: the logger "isheep_jax.runtime.run".
+        backend: Gives models and makes new ones; None: `JaxBackend(config)`.
 
     Returns the summaries of the base model (iteration 0) and of each iteration. Raises `UserError` for bad input.
     """

@@ -116,12 +116,12 @@ def _merge(
     """Returns `best`, updated with another block: cosines [Q, K] (float32) and indices [Q, K] (int32).
 
     Args:
-        queries: unit vectors [Q, D] in float16.
-        block: unit vectors [rows, D] in float16.
-        first: index of the block's first vector.
-        total: number of vectors; indices from there on are padding.
-        best: cosines and indices of the best K vectors so far.
-        mesh: the result is replicated over it.
+        queries: Unit vectors [Q, D] in float16.
+        block: Unit vectors [rows, D] in float16.
+        first: Index of the block's first vector.
+        total: Number of vectors; indices from there on are padding.
+        best: Cosines and indices of the best K vectors so far.
+        mesh: The result is replicated over it.
     """
     cosines = jnp.einsum(
         "qd,nd->qn", queries.astype(jnp.float32), block.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from isheep_jax.config import Config, flatten
 from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
-from isheep_jax.loop.selection.rules import check_judge
+from isheep_jax.loop.selection.rules import check_judge, share_of
 from isheep_jax.presets import apply_preset, replace_settings
 
 # Settings by their command-line names, or a function that computes them from the config.
@@ -75,24 +75,25 @@ class Study:
                 )
 
 
-def kept_by_fraction(config: Config) -> int | None:
-    """Returns how many pairs `top_fraction` keeps per iteration; None for other rules."""
-    if config.select.rule != "top_fraction":
-        return None
-    return int(config.select.fraction * config.synthesize.instructions + 0.5)
+def known_count(config: Config) -> int | None:
+    """Returns how many pairs the config's rule keeps per iteration; None where only the run can tell."""
+    share = share_of(config)
+    return None if share is None else int(share * config.synthesize.instructions + 0.5)
 
 
 def _random(config: Config) -> dict[str, object]:
     """Returns the settings of random selection of as many pairs as the config's rule keeps."""
-    rule = "random" if kept_by_fraction(config) else "random_threshold"
-    # A rule that ignores scores draws one of the responses, so that one response gives the same and costs less. But
+    share = share_of(config)
+    if share is not None:
+        # A rule that ignores scores draws one of the responses, so that one response gives the same and costs less.
+        return {"select.rule": "random", "select.fraction": share, "respond.samples": 1}
     # random_threshold keeps as many pairs as the threshold, whose number depends on the best of several responses.
-    return {"select.rule": rule} | ({"respond.samples": 1} if rule == "random" else {})
+    return {"select.rule": "random_threshold"}
 
 
 def _perplexity(config: Config) -> dict[str, object]:
     """Returns the settings of the perplexity filter, with as many pairs as the config's rule keeps at most."""
-    kept = kept_by_fraction(config)
+    kept = known_count(config)
     return {"select.rule": "perplexity"} | ({"select.max_pairs": kept} if kept else {})
 
 
@@ -100,7 +101,7 @@ def _density(rule: str) -> Callable[[Config], dict[str, object]]:
     """Returns changes: a density rule, with as many clusters as the config's rule keeps pairs."""
 
     def changes(config: Config) -> dict[str, object]:
-        kept = kept_by_fraction(config)
+        kept = known_count(config)
         return {"select.rule": rule} | ({"select.clusters": kept} if kept else {})
 
     return changes

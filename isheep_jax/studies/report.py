@@ -121,7 +121,15 @@ def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]]
     seeds = sorted({seed for runs in by_row.values() for seed in runs})
     over = f"mean ± half the 95 % interval over seeds {', '.join(map(str, seeds))} (Student's t)"
     over = over if len(seeds) > 1 else f"seed {seeds[0]}"
-    return [f"Base `{base}`: {what} on {config.evaluate.limit} held-out prompts{split}; {over}."]
+    return [f"Base `{base}`: {what} on {_count(by_row, config)} held-out prompts{split}; {over}."]
+
+
+def _count(by_row: Mapping[str, Mapping[int, Result]], config: Config) -> str:
+    """Returns how many prompts each task used, as text: "512", or "512 and 30" for two tasks of different sizes."""
+    results = (result for runs in by_row.values() for result in runs.values())
+    evaluation = next(result.evaluations[0] for result in results if result.evaluations)
+    counts = [figure_at(evaluation, f"{task}.count") for task in config.evaluate.tasks]
+    return " and ".join(str(count) for count in dict.fromkeys(counts))
 
 
 def _also_shown(config: Config, measure: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from isheep_jax.config import OWN_JUDGES, AssessConfig, Config
 from isheep_jax.files import read_json, write_json
-from isheep_jax.loop.judging.judges import second_judge
+from isheep_jax.loop.judging.judges import judging_iteration, second_judge
 from isheep_jax.loop.run_directory import digest, inputs_of, settings_of
 from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
 from isheep_jax.loop.stages.table import LEVELS, STAGES
@@ -87,8 +87,8 @@ def _effective(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _scorer(judge: str, number: int) -> int | str:
-    """Returns the iteration whose model scores in iteration `number` (0: the base model), or another judge."""
-    return max(number - {"current": 1, "previous": 2, "base": number}[judge], 0) if judge in OWN_JUDGES else judge
+    """Returns the iteration whose model scores in iteration `number` (0: the base model), or another judge itself."""
+    return judging_iteration(judge, number) if judge in OWN_JUDGES else judge
 
 
 def share(run: Run, config: Config, others: Iterable[Run]) -> list[str]:

@@ -210,7 +210,7 @@ def test_perplexity_is_of_the_response_after_what_was_answered(tmp_path):
 
 def test_a_guard_that_stops_leaves_a_run_that_goes_on(tmp_path):
     config = tiny_config(tmp_path, guard=GuardConfig(action="stop", min_yield=0.9))
-    with pytest.raises(UserError, match=r"iteration 1: only 0.\d+ of synthesize.instructions .* lower guard.min_yield"):
+    with pytest.raises(UserError, match=r"1: only 0.\d+ of .*; raise select.fraction .* lower guard.min_yield"):
         go(config)
     assert (tmp_path / "iteration_1" / "scores" / "DONE").exists()
     # Settings of the selection may change as long as it has not begun.

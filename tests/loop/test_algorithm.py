@@ -14,6 +14,7 @@ from scripted_backend import (
 from isheep_jax.config import AssessConfig, SelectConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.errors import UserError
 from isheep_jax.loop.algorithm import run
+from isheep_jax.loop.inputs import read_inputs
 from isheep_jax.loop.records import Instruction, Pair, Selected, from_line, kept
 
 
@@ -102,6 +103,27 @@ def test_a_held_out_instruction_is_never_learned_from(tmp_path):
     records = {r.id: r for r in lines(tmp_path / "b" / "iteration_1" / "instructions", Instruction)}
     assert records[first.id].verdict.reason == "in an evaluation set"
     assert records[first.id].instruction == first.instruction
+
+
+@pytest.mark.parametrize("trained_on", ["none", "added"])
+def test_a_seed_in_an_evaluation_set_is_left_out_and_named(tmp_path, trained_on):
+    config = tiny_config(tmp_path / "run", iterations=1, sft=SFTConfig(seeds=trained_on))
+    config = dataclasses.replace(config, synthesize=dataclasses.replace(config.synthesize, shots=1))
+    seeds = read_inputs(config, None).seeds
+    _, backend, reporter = go(config, held_out=frozenset({seeds[1].instruction.upper() + "!"}))
+    assert any(f"1 of {len(seeds)} tasks" in line and "(seed-002 is the first)" in line for line in reporter.lines)
+    learned = [example.id for example in backend.calls[0].examples if example.id.startswith("seed-")]
+    assert learned == ([s.id for s in seeds if s.id != "seed-002"] if trained_on == "added" else [])
+    prompts = [p for model in backend.models for id, p in model.prompts.items() if "/synthesize/" in id]
+    assert not any(seeds[1].instruction in prompt for prompt in prompts)
+
+
+def test_too_few_seeds_outside_the_evaluation_sets_are_refused(tmp_path):
+    config = tiny_config(tmp_path / "run")
+    seeds = read_inputs(config, None).seeds
+    with pytest.raises(UserError, match=r"evaluate.tasks \(seed-001 is the first\) .* 2 remain, but a prompt shows 3"):
+        go(config, held_out=frozenset(f"{s.instruction}\n{s.input}" for s in seeds[:-2]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_instructions_are_new_across_iterations(tmp_path):

@@ -13,7 +13,7 @@ LIMITS = {"min_novelty": 0.05, "min_score_mass": 0.5, "min_yield": 0.02}
 
 def said(name, value, fresh=True, **settings):
     reporter = SilentReporter()
-    check(GuardConfig(**settings), name, value, 2, fresh, reporter)
+    check(GuardConfig(**settings), name, value, hint="try x", iteration=2, fresh=fresh, reporter=reporter)
     return reporter.lines
 
 
@@ -22,6 +22,7 @@ def test_below_the_limit_a_person_is_warned_and_at_it_not(name, limit):
     (line,) = said(name, limit - 0.001)
     assert line.startswith("iteration 2: ")
     assert f"{limit - 0.001:.3f}" in line
+    assert line.endswith("; try x")
     assert said(name, limit) == []
     assert said(name, None) == []
 

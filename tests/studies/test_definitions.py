@@ -5,7 +5,7 @@ import pytest
 from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.named_configs import named_config
-from isheep_jax.presets import apply_preset
+from isheep_jax.presets import apply_preset, replace_settings
 from isheep_jax.studies.definitions import STUDIES, chosen_rows, named_study
 
 PAPER = Config(evaluate=EvaluateConfig(tasks=("tiny",)))
@@ -50,6 +50,11 @@ def test_filters_keep_as_many_pairs_as_self_assessment():
     assert changed("filters", "random", PAPER) == {"select.rule": "random_threshold"}
     assert changed("filters", "perplexity", PAPER) == {"select.rule": "perplexity"}
     assert changed("filters", "density", PAPER) == {"select.rule": "density"}
+    # A rule whose count follows from its settings gets a control of that count.
+    density = replace_settings(PAPER, {"select.rule": "density", "select.clusters": 2500})
+    random = {"select.rule": "random", "select.fraction": 0.25}
+    assert changed("filters", "random", density) == random
+    assert changed("filters", "perplexity", density) == {"select.rule": "perplexity", "select.max_pairs": 2500}
 
 
 def test_scores_are_read_in_several_ways_at_equal_counts():

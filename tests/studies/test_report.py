@@ -6,6 +6,7 @@ import pytest
 
 from isheep_jax.errors import UserError
 from isheep_jax.named_configs import named_config
+from isheep_jax.presets import replace_settings
 from isheep_jax.studies import figure, report
 from isheep_jax.studies.definitions import Row, Study
 from isheep_jax.studies.report import Estimate
@@ -18,7 +19,7 @@ STUDY = Study("A study", (LOOP, RANDOM, ONCE), "Table 9.")
 
 
 def result(*accuracies: float, stopped: str = "") -> Result:
-    evaluations = [{"tiny": {"accuracy": a, "content": 1 - a / 10}} for a in accuracies]
+    evaluations = [{"tiny": {"accuracy": a, "count": 512, "content": 1 - a / 10}} for a in accuracies]
     return Result(evaluations, [{"kept": 10 * n} for n in range(len(accuracies))], stopped)
 
 
@@ -40,7 +41,8 @@ def test_intervals_are_students():
 
 
 def test_the_table_gives_mean_interval_counts_and_the_papers_numbers():
-    text = report.markdown(STUDY, STUDY.rows, RESULTS, named_config("tiny"))
+    config = replace_settings(named_config("tiny"), {"evaluate.limit": 1000})
+    text = report.markdown(STUDY, STUDY.rows, RESULTS, config)
     assert "Base `base_x`: tiny accuracy on 512 held-out prompts (development); mean ± half the 95 %" in text
     assert "over seeds 1, 2 (Student's t)." in text
     # t is 12.706 for two values, and the standard error of 0.5 and 0.7 is 0.1.

@@ -60,7 +60,7 @@ def test_it_grades_imperfectly_but_far_better_than_chance(base):
         ("following", [ignored == 0 for *_, ignored in graded]),
     ):
         requests = [
-            Request(str(i), templates.score(criterion, item.instruction, "", response))
+            Request(str(i), templates.render(criterion, instruction=item.instruction, input="", response=response))
             for i, (item, response, _, _) in enumerate(graded)
         ]
         scores = {s.id: s.logprobs for s in base.choice_logprobs(requests, templates.choices)}

@@ -80,7 +80,10 @@ def test_similar_examples_make_it_follow_formats_that_it_ignores_without(base):
         return sum(found[str(i)] == item.response for i, item in enumerate(items)) / len(items)
 
     def after(shown):
-        return [templates.retrieved([samples[i] for i in row], x.instruction) for row, x in zip(shown, items)]
+        return [
+            templates.render("retrieved", examples=[samples[i] for i in row], question=x.instruction)
+            for row, x in zip(shown, items)
+        ]
 
     index = Index(vectors([s["question"] for s in samples]), mesh_of())
     near = index.nearest(vectors([x.instruction for x in items]), 3)[:, ::-1]

@@ -2,6 +2,6 @@
 
 Texts come in, verdicts with fixed reasons go out: completeness (`verdicts`), well-formedness (`text_rules`), novelty
 against the earlier instructions (`novelty`, with the exact ROUGE-L search in `rouge`), and clusters of embeddings
-(`clusters`). `normalization` says when two texts count as the same. Imports only the loop's records and
-`decode.requests`.
+(`clusters`). `normalization` says when two texts count as the same, `held_out` whether a text is in an evaluation set.
+Imports only the loop's records and `decode.requests`.
 """

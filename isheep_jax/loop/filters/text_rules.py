@@ -7,6 +7,8 @@ Each function returns None or the reason, one of a few fixed strings by which re
 
 import re
 
+from isheep_jax.loop.filters.verdicts import EMPTY
+
 NO_INPUT = "<noinput>"
 
 # Tasks that text alone cannot do.
@@ -32,7 +34,7 @@ _ANSWER_LABEL = re.compile(r"\s*(答案|回答|答)\s*[:：]\s*")
 def instruction_reason(rules: str, instruction: str, input: str) -> str | None:
     """Returns why an instruction is dropped, or None. rules: 'paper' or 'basic'."""
     if not re.search(r"\w", instruction):
-        return "empty"
+        return EMPTY
     if _LABEL.search(instruction) or _LABEL.search(input):
         return "leftover of the form"
     if rules == "basic":
@@ -67,7 +69,7 @@ def clean_response(rules: str, response: str) -> str:
 def response_reason(rules: str, instruction: str, input: str, response: str) -> str | None:
     """Returns why a response (cleaned, complete) is dropped, or None. rules: 'paper' or 'basic'."""
     if not response.strip():
-        return "empty"
+        return EMPTY
     if rules == "basic":
         return None
     if _ROLE.search(response):

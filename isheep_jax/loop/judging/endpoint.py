@@ -33,9 +33,18 @@ class _Refused(Exception):
 class Endpoint:
     """A `Model` on a server, which only generates text. Only the first of several processes talks to the server."""
 
-    def __init__(self, url: str, model: str, key_variable: str, at_once: int, seed: int):
+    def __init__(self, url: str, model: str, key_variable: str, concurrency: int, seed: int):
+        """Describes the server; nothing is sent yet.
+
+        Args:
+            url: Base URL of the API, such as "http://localhost:8000/v1".
+            model: Name of the model on the server.
+            key_variable: Environment variable that holds the API key; if it is not set, no key is sent.
+            concurrency: Concurrent requests.
+            seed: Seed of the run; with the id of a request it gives the seed that is sent.
+        """
         self._url, self._model, self._key_variable = url.rstrip("/"), model, key_variable
-        self._at_once, self._seed = at_once, seed
+        self._concurrency, self._seed = concurrency, seed
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
         """Yields one completion per request.
@@ -43,7 +52,7 @@ class Endpoint:
         A request that the server refuses gets a completion with an error, unless it refuses all of them. Raises
         UserError when the server cannot be reached, refuses the key or gives another kind of answer.
         """
-        step = 4 * self._at_once
+        step = 4 * self._concurrency
         refused = 0
         for start in range(0, len(requests), step):
             part = requests[start : start + step]
@@ -57,7 +66,7 @@ class Endpoint:
     def _ask_all(self, requests: Sequence[Request], sampling: SamplingParams) -> list[dict[str, str]]:
         """Returns text, finish_reason and error of each completion, in the order of the requests, as JSON values."""
         given_up = threading.Event()
-        pool = ThreadPoolExecutor(self._at_once)
+        pool = ThreadPoolExecutor(self._concurrency)
         try:
             futures = [pool.submit(self._ask, request, sampling, given_up) for request in requests]
             return [future.result() for future in futures]

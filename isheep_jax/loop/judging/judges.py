@@ -11,10 +11,18 @@ def identity(directory: epath.Path | None) -> dict[str, str]:
     return {} if directory is None else {"assess.judge": "/".join(directory.parts[-2:])}
 
 
+def judging_iteration(judge: str, iteration: int) -> int:
+    """Returns the number of the iteration whose model judges in an iteration; 0 is the base model.
+
+    judge: one of `config.OWN_JUDGES`.
+    """
+    back = {"current": 1, "previous": 2, "base": iteration}[judge]
+    return max(iteration - back, 0)
+
+
 def own_model(directory: RunDirectory, judge: str, iteration: int) -> epath.Path | None:
     """Returns the run's own model that judges in an iteration; None for the base model."""
-    back = {"current": 1, "previous": 2, "base": iteration}[judge]
-    return directory.model(max(iteration - back, 0))
+    return directory.model(judging_iteration(judge, iteration))
 
 
 def second_judge(config: Config) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from isheep_jax.decode.requests import Completion, Request
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.text_rules import NO_INPUT
+from isheep_jax.loop.filters.verdicts import UNFINISHED
 from isheep_jax.loop.prompting.protocols import ParsedInstruction
 from isheep_jax.loop.prompting.seeds import Seed
 
@@ -44,7 +45,7 @@ class FewShot:
         seeds = shown_seeds(self._context, number)
         examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in seeds]
         id = self._context.request_id("synthesize", number)
-        return Request(id, templates.synthesize(examples), templates.prefix("synthesize"))
+        return Request(id, templates.render("synthesize", examples=examples), templates.prefix("synthesize"))
 
 
 def shown_seeds(context: StageContext, number: int) -> list[Seed]:
@@ -71,7 +72,7 @@ def parse(text: str, finished: bool) -> list[ParsedInstruction]:
         if not segment.strip() or ((index == 0 or last) and _ONLY_NUMBER.fullmatch(segment)):
             continue
         if last and not finished:
-            tasks.append(ParsedInstruction(segment.strip(), "", "unfinished"))
+            tasks.append(ParsedInstruction(segment.strip(), "", UNFINISHED))
             continue
         # The line break lets an input label count on the first line, too.
         fields = _INPUT.split("\n" + body)

@@ -1,4 +1,4 @@
-"""The methods of `synthesize.method` and `respond.method`, one entry each: templates, prompts, words for the card."""
+"""The methods of `synthesize.method` and `respond.method`, an entry each: prompts, checks, text for the card."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,23 @@ from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.prompting.few_shot import FewShot
 from isheep_jax.loop.prompting.principles import Principles
 from isheep_jax.loop.prompting.protocols import PromptSource, ResponsePrompts
-from isheep_jax.loop.prompting.similar import Neighbors, SimilarPairs, SimilarPairsForResponses, choose_examples
-from isheep_jax.loop.prompting.topics import Topics, brainstorm, hints, read_types
+from isheep_jax.loop.prompting.similar import (
+    Neighbors,
+    SimilarPairs,
+    SimilarPairsForResponses,
+    check_template,
+    choose_examples,
+)
+from isheep_jax.loop.prompting.templates import Templates
+from isheep_jax.loop.prompting.topics import Topics, Type, brainstorm, hints, read_types
 from isheep_jax.loop.prompting.zero_shot import ZeroShot
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Instruction
 from isheep_jax.text.conversation import Prompt
+
+
+def _no_check(templates: Templates) -> None:
+    """Checks nothing: the method has no files of its own."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +34,14 @@ class SynthesizeMethod:
     sources: makes its sources of prompts, which are used one after the other; the last one has no limit. It may run
     stages of its own. The last argument is the pool of similar pairs, if a method needs it.
     describe: what the model card says after "written by ...".
-    templates: names of the templates that it needs besides `synthesize`.
+    check: raises UserError where its templates, or the files next to them, are malformed; called before a run begins.
+    shots: number of seed tasks that there must be at least.
     """
 
     sources: Callable[[StageContext, Model, Neighbors | None], list[PromptSource]]
     describe: Callable[[Config], str]
-    templates: tuple[str, ...] = ()
+    check: Callable[[Templates], object] = _no_check
+    shots: Callable[[Config], int] = lambda config: config.synthesize.shots
 
 
 @dataclass(frozen=True)
@@ -36,22 +49,26 @@ class RespondMethod:
     """A method of writing responses.
 
     prompts: makes the prompts for instructions; its further arguments are the zero-shot prompts by the instruction's id
-    and the pool of similar pairs, if a method needs it. describe, templates: as in `SynthesizeMethod`.
+    and the pool of similar pairs, if a method needs it. describe, check: as in `SynthesizeMethod`.
     """
 
     prompts: Callable[
         [StageContext, Model, Sequence[Instruction], Mapping[str, Prompt], Neighbors | None], ResponsePrompts
     ]
     describe: Callable[[Config], str]
-    templates: tuple[str, ...] = ()
+    check: Callable[[Templates], object] = _no_check
 
 
 def _few_shot(context: StageContext, writer: Model, neighbors: Neighbors | None) -> list[PromptSource]:
     return [FewShot(context)]
 
 
+def _types(templates: Templates) -> list[Type]:
+    return read_types(templates.directory / "topics.jsonl")
+
+
 def _topics(context: StageContext, writer: Model, neighbors: Neighbors | None) -> list[PromptSource]:
-    types = read_types(context.templates.topics_file)
+    types = _types(context.templates)
     return [Topics(context, types, hints(types, brainstorm(context, writer, types))), FewShot(context)]
 
 
@@ -79,10 +96,13 @@ SYNTHESIZE_METHODS: dict[str, SynthesizeMethod] = {
     "topics": SynthesizeMethod(
         _topics,
         describe=lambda config: f", {config.synthesize.topic_share:.0%} of them about topics of its own",
-        templates=("topics", "guided"),
+        check=_types,
     ),
     "retrieved": SynthesizeMethod(
-        _similar, describe=lambda config: f", each after {_shown_pairs(config)}", templates=("retrieved",)
+        _similar,
+        describe=lambda config: f", each after {_shown_pairs(config)}",
+        check=check_template,
+        shots=lambda config: 1,
     ),
 }
 
@@ -94,17 +114,11 @@ RESPOND_METHODS: dict[str, RespondMethod] = {
     "principles": RespondMethod(
         lambda context, writer, instructions, prompts, neighbors: Principles(context.templates),
         describe=lambda config: " after rules of good answers, which are not trained on",
-        templates=("principles",),
+        check=Principles,
     ),
     "retrieved": RespondMethod(
         _similar_responses,
         describe=lambda config: f" after {_shown_pairs(config)}, which are not trained on",
-        templates=("retrieved",),
+        check=check_template,
     ),
 }
-
-
-def templates_of(config: Config) -> tuple[str, ...]:
-    """Returns the names of the templates that the methods of a config need."""
-    methods = SYNTHESIZE_METHODS[config.synthesize.method], RESPOND_METHODS[config.respond.method]
-    return tuple(dict.fromkeys(name for method in methods for name in method.templates))

@@ -13,11 +13,12 @@ from pathlib import Path
 from isheep_jax.decode.requests import Request
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.normalization import normalize
+from isheep_jax.loop.filters.verdicts import EMPTY, NO_ANSWER, NO_THOUGHTS
 from isheep_jax.loop.prompting.protocols import ParsedResponse
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.records import Instruction
 
-# Shorter clauses (in words) may occur twice in a good answer.
+# Fewest words of a clause that counts as repeated; shorter ones may occur twice in a good answer.
 REPEATED_WORDS = 5
 
 _SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?。！？\n]+|$)")
@@ -78,7 +79,7 @@ class Principles:
         return self._form.stop
 
     def request(self, id: str, instruction: Instruction) -> Request:
-        prompt = self._templates.answer("principles", instruction.instruction, instruction.input)
+        prompt = self._templates.render("principles", instruction=instruction.instruction, input=instruction.input)
         return Request(id, prompt, self._templates.prefix("principles"))
 
     def parse(self, text: str, instruction: Instruction) -> ParsedResponse:
@@ -88,9 +89,9 @@ class Principles:
             thoughts, label, answer = text.partition(form.answer)
             thoughts = thoughts.strip()
             if not label:
-                return ParsedResponse(thoughts, "", "no answer")
+                return ParsedResponse(thoughts, "", NO_ANSWER)
             if not thoughts or form.thoughts.lower() not in thoughts.lower():
-                return ParsedResponse(thoughts, answer.strip(), "no thoughts")
+                return ParsedResponse(thoughts, answer.strip(), NO_THOUGHTS)
             if form.answer in answer:
                 return ParsedResponse(thoughts, answer.strip(), "leftover of the form")
         else:
@@ -101,7 +102,7 @@ class Principles:
 
     def _reason(self, answer: str, task: str) -> str | None:
         if not answer:
-            return "empty"
+            return EMPTY
         if len(answer) < self._form.least_characters:
             return "too short"
         if _APOLOGY.match(answer):

@@ -15,9 +15,10 @@ from isheep_jax.decode.requests import Completion, Request
 from isheep_jax.errors import UserError
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters import clusters
+from isheep_jax.loop.filters.verdicts import UNFINISHED
 from isheep_jax.loop.prompting.protocols import ParsedInstruction, ParsedResponse
 from isheep_jax.loop.prompting.seeds import Seed
-from isheep_jax.loop.prompting.templates import Templates
+from isheep_jax.loop.prompting.templates import MARK, Templates
 from isheep_jax.loop.protocols import Backend, Model
 from isheep_jax.loop.records import Instruction, Selected, ShownExamples, Vector, kept, user_text
 from isheep_jax.loop.stages import measure
@@ -35,6 +36,23 @@ class Sample:
 def is_used(config: Config) -> bool:
     """Returns whether any prompt shows pairs by similarity."""
     return "retrieved" in (config.synthesize.method, config.respond.method)
+
+
+def stops_of(templates: Templates) -> tuple[str, str]:
+    """Returns the labels after the examples' questions and answers in the template `retrieved`.
+
+    Both are stop strings of every completion, since a model that loses the form may write either.
+    """
+    text = _render(templates, [{"question": MARK, "answer": MARK}] * 2)
+    _, question, answer, *_ = (*text.split(MARK), "", "")
+    return question.rstrip(), answer.rstrip()
+
+
+def check_template(templates: Templates) -> None:
+    """Raises UserError if the template has no text after a question or an answer, so that nothing would end it."""
+    if not all(stops_of(templates)):
+        path = templates.directory / "retrieved.jinja"
+        raise UserError(f"prompts: {path} should show each example's question, a label, its answer and a label")
 
 
 def samples_of(seeds: Sequence[Seed], pairs: Sequence[Selected]) -> list[Sample]:
@@ -122,7 +140,7 @@ class SimilarPairs:
     limit = None
 
     def __init__(self, context: StageContext, neighbors: Neighbors):
-        self.stop = context.templates.retrieved_stops
+        self.stop = stops_of(context.templates)
         self.target = context.config.synthesize.instructions
         self._context, self._neighbors = context, neighbors
         self._shown: dict[int, tuple[str, ...]] = {}
@@ -130,13 +148,13 @@ class SimilarPairs:
     def requests(self, numbers: Sequence[int]) -> list[Request]:
         self._shown = dict(zip(numbers, self._neighbors.of_prompts(numbers)))
         return [
-            Request(self._context.request_id("synthesize", number), self._context.templates.retrieved(pairs))
+            Request(self._context.request_id("synthesize", number), _render(self._context.templates, pairs))
             for number, pairs in ((n, _fields(self._neighbors, self._shown[n])) for n in numbers)
         ]
 
     def parse(self, number: int, completion: Completion) -> list[ParsedInstruction]:
         finished = completion.finish_reason == "stop"
-        return [ParsedInstruction(completion.text.strip(), "", "" if finished else "unfinished")]
+        return [ParsedInstruction(completion.text.strip(), "", "" if finished else UNFINISHED)]
 
     def shown(self, number: int) -> tuple[str, ...]:
         return self._shown[number]
@@ -148,11 +166,11 @@ class SimilarPairsForResponses:
     def __init__(self, templates: Templates, neighbors: Neighbors, shown: Sequence[ShownExamples]):
         self._templates, self._neighbors = templates, neighbors
         self._shown = {s.id: s.examples for s in shown}
-        self.stop = templates.retrieved_stops
+        self.stop = stops_of(templates)
 
     def request(self, id: str, instruction: Instruction) -> Request:
         question = user_text(instruction.instruction, instruction.input)
-        return Request(id, self._templates.retrieved(_fields(self._neighbors, self._shown[instruction.id]), question))
+        return Request(id, _render(self._templates, _fields(self._neighbors, self._shown[instruction.id]), question))
 
     def parse(self, text: str, instruction: Instruction) -> ParsedResponse:
         return ParsedResponse(None, text, None)
@@ -160,3 +178,8 @@ class SimilarPairsForResponses:
 
 def _fields(neighbors: Neighbors, ids: Sequence[str]) -> list[dict[str, str]]:
     return [{"question": s.question, "answer": s.answer} for s in (neighbors.by_id[id] for id in ids)]
+
+
+def _render(templates: Templates, examples: Sequence[dict[str, str]], question: str = "") -> str:
+    """Renders the prompt for the answer to a question, or for another question if there is none."""
+    return templates.render("retrieved", examples=examples, question=question)

@@ -30,25 +30,35 @@ A number and the delimiter after it are scored together: where a tokenizer split
 the probability of "10".
 """
 
-import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.text_rules import NO_INPUT
 
-# A private-use character that occurs in no prompt.
-_MARK = "\ue000"
+# A private-use character that occurs in no prompt: it stands for the value of a variable.
+MARK = "\ue000"
 
 STANDARD = ("synthesize", "quality", "following")
 
 # Files that a template needs next to it.
 _BESIDE = {"topics": "topics.jsonl", "principles": "principles.json"}
+
+
+class _AnyValue(str):
+    """Stands for the value of any variable: a text, a record with any field, or a list of one of them."""
+
+    def __getattr__(self, name: str) -> "_AnyValue":
+        return self
+
+    def __iter__(self) -> Iterator["_AnyValue"]:
+        return iter([self])
 
 
 class Templates:
@@ -61,15 +71,15 @@ class Templates:
         for name in needed:
             if not (directory / name).is_file():
                 raise UserError(f"prompts: {directory} has no {name}; these settings need {', '.join(needed)}")
-        environment = ImmutableSandboxedEnvironment(
+        self._environment = ImmutableSandboxedEnvironment(
             loader=jinja2.FileSystemLoader(directory), undefined=jinja2.StrictUndefined, trim_blocks=True
         )
-        environment.globals["no_input"] = NO_INPUT
+        self._environment.globals["no_input"] = NO_INPUT
         self._templates = {}
         self._prefixes: dict[str, str] = {}
         for name in names:
             try:
-                self._templates[name] = environment.get_template(f"{name}.jinja")
+                self._templates[name] = self._environment.get_template(f"{name}.jinja")
             except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
                 line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
                 raise UserError(f"prompts: {directory / name}.jinja{line}: {error}") from error
@@ -82,58 +92,23 @@ class Templates:
             return self.directory / f"{name or 'seeds'}.jsonl"
         return Path(setting)
 
-    @property
-    def topics_file(self) -> Path:
-        """The types of questions that `synthesize.method=topics` asks about."""
-        return self.directory / "topics.jsonl"
+    def render(self, name: str, **variables: object) -> str:
+        """Returns the text of a template without the line breaks at its end.
 
-    def synthesize(self, examples: Sequence[dict[str, str]]) -> str:
-        return self._render("synthesize", examples=examples)
-
-    def score(self, name: str, instruction: str, input: str, response: str) -> str:
-        """Renders a scoring prompt; name: its template, such as 'quality' or 'few_shot'."""
-        return self._render(name, instruction=instruction, input=input, response=response)
-
-    def follow_up(self, instruction: str, input: str, response: str) -> str:
-        return self._render("follow_up", instruction=instruction, input=input, response=response)
-
-    def topics(self, type: str, question: str, topics: Sequence[str]) -> str:
-        return self._render("topics", type=type, question=question, topics=topics)
-
-    def guided(self, examples: Sequence[dict[str, str]], hints: Sequence[dict[str, str]]) -> str:
-        return self._render("guided", examples=examples, hints=hints)
-
-    def retrieved(self, examples: Sequence[dict[str, str]], question: str = "") -> str:
-        return self._render("retrieved", examples=examples, question=question)
-
-    @functools.cached_property
-    def retrieved_stops(self) -> tuple[str, str]:
-        """The labels after the examples' questions and answers in the template `retrieved`.
-
-        Both are stop strings of every completion, since a model that loses the form may write either.
+        Raises UserError where the template has a variable that is not given.
         """
-        text = self.retrieved([{"question": _MARK, "answer": _MARK}] * 2)
-        _, question, answer, *_ = (*text.split(_MARK), "", "")
-        return question.rstrip(), answer.rstrip()
-
-    def check_retrieved(self) -> None:
-        """Raises UserError if the template has no text after a question or an answer, so that nothing would end it."""
-        if not all(self.retrieved_stops):
-            path = self.directory / "retrieved.jinja"
-            raise UserError(f"prompts: {path} should show each example's question, a label, its answer and a label")
-
-    def answer(self, name: str, instruction: str, input: str) -> str:
-        """Renders a prompt for an answer; name: its template, 'principles' or 'thorough'."""
-        return self._render(name, instruction=instruction, input=input)
+        try:
+            return self._templates[name].render(**variables).rstrip("\n")
+        except jinja2.TemplateError as error:
+            raise UserError(f"prompts: {self.directory / name}.jinja: {error}") from error
 
     def prefix(self, name: str) -> str:
         """Returns the text that all prompts of a template begin with: everything before its first variable."""
         if name not in self._prefixes:
-            fields = ("instruction", "input", "response", "type", "question")
-            items = [dict.fromkeys((*fields, "output", "topic"), _MARK)]
-            lists = {"examples": items, "hints": items, "topics": [_MARK]}
-            text = self._render(name, **dict.fromkeys(fields, _MARK), **lists)
-            self._prefixes[name] = text.partition(_MARK)[0]
+            source, *_ = self._environment.loader.get_source(self._environment, f"{name}.jinja")
+            variables = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
+            given = dict.fromkeys(variables - self._environment.globals.keys(), _AnyValue(MARK))
+            self._prefixes[name] = self.render(name, **given).partition(MARK)[0]
         return self._prefixes[name]
 
     @property
@@ -145,12 +120,6 @@ class Templates:
         """Returns the sha256 of each file that the prompts depend on."""
         names = [n for n in (*self._files, "format.json") if (self.directory / n).is_file()]
         return {f"prompts/{n}": hashlib.sha256((self.directory / n).read_bytes()).hexdigest() for n in names}
-
-    def _render(self, name: str, **variables: object) -> str:
-        try:
-            return self._templates[name].render(**variables).rstrip("\n")
-        except jinja2.TemplateError as error:
-            raise UserError(f"prompts: {self.directory / name}.jinja: {error}") from error
 
 
 def load(name: str, names: Sequence[str] = STANDARD) -> Templates:

@@ -1,7 +1,7 @@
 """Instructions from topics: the model lists topics for types of questions, then writes one question about each topic.
 
 SELF-ALIGN's topic-guided path (arXiv 2305.03047 section 3.1). The types, with one topic and one question each, are
-hand-written and lie next to the prompts.
+hand-written and next to the prompts.
 """
 
 import json
@@ -15,7 +15,7 @@ from isheep_jax.config import Config
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.loop.context import StageContext
-from isheep_jax.loop.filters.verdicts import not_decoded
+from isheep_jax.loop.filters.verdicts import UNFINISHED, not_decoded
 from isheep_jax.loop.prompting.protocols import ParsedInstruction
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Topic, Verdict, dropped, kept
@@ -176,7 +176,7 @@ class _Brainstorm:
                 key = "topics", self.round, index, n
                 pool = self.pools[type.name]
                 shown = self._context.random(*key).sample(pool, min(SHOWN, len(pool)))
-                prompt = self._context.templates.topics(type.name, type.question, shown)
+                prompt = self._context.templates.render("topics", type=type.name, question=type.question, topics=shown)
                 request = Request(self._context.request_id(*key), prompt, self._context.templates.prefix("topics"))
                 requests.append((type, n, request))
         return requests
@@ -244,7 +244,7 @@ class Topics:
             match = _HINTED.fullmatch(line)
             key = f"({match[1].strip()}; {match[2].strip()})".casefold() if match else ""
             if index == len(lines) - 1 and not finished:
-                instructions.append(ParsedInstruction(line.strip(), "", "unfinished"))
+                instructions.append(ParsedInstruction(line.strip(), "", UNFINISHED))
             elif key not in known:
                 instructions.append(ParsedInstruction(line.strip(), "", "answers no hint"))
             elif key not in open_hints:
@@ -256,7 +256,8 @@ class Topics:
     def _request(self, number: int) -> Request:
         templates = self._context.templates
         examples = [{"type": t.name, "topic": t.topic, "instruction": t.question} for t in self._examples(number)]
-        prompt = templates.guided(examples, [{"type": h.type, "topic": h.topic} for h in self._groups[number]])
+        hints = [{"type": h.type, "topic": h.topic} for h in self._groups[number]]
+        prompt = templates.render("guided", examples=examples, hints=hints)
         return Request(self._context.request_id("synthesize", number), prompt, templates.prefix("guided"))
 
     def _examples(self, number: int) -> list[Type]:

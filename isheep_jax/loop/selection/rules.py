@@ -1,9 +1,9 @@
-"""The rules of selection, one entry of `RULES` each: what a rule needs, how it orders and drops pairs, and its words.
+"""The rules of selection, an entry of `RULES` each: what a rule needs, how it orders and drops pairs, its description.
 
 I-SHEEP keeps the pairs with both scores above a threshold (section 3.2) and compares that with perplexity, density,
 both and no filter (section 4.3). `top_fraction` and the random draws of equal size are ours. `select.py` applies a
 rule; the check of the settings, the planner, the console and the model card ask its entry. A new rule is one entry
-here and its name in `config.Rule`.
+here and its name in `config.RuleName`.
 """
 
 import random
@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from isheep_jax.config import Config, SelectConfig, is_server
 from isheep_jax.errors import UserError
-from isheep_jax.loop.filters.verdicts import NOT_DECODED, UNFINISHED
+from isheep_jax.loop.filters.verdicts import EMPTY, NO_ANSWER, NO_THOUGHTS, NOT_DECODED, UNFINISHED
 from isheep_jax.loop.records import Selected, Verdict, dropped
 
 Need = Literal["scores", "perplexities", "clusters"]
 
 # Reasons after which a pair has nothing to learn from, whatever a rule says.
-_UNUSABLE = (NOT_DECODED, UNFINISHED, "empty", "no thoughts", "no answer")
+_UNUSABLE = (NOT_DECODED, UNFINISHED, EMPTY, NO_THOUGHTS, NO_ANSWER)
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,11 @@ class Rule:
     describe: Callable[[SelectConfig, str], str]
     """Which pairs are kept, as the object of "keeps"; the second argument is "both scores" or "the score"."""
     hint: Callable[[SelectConfig], str]
-    """Which setting keeps more pairs."""
+    """Which setting of the selection keeps more pairs; "" if none does."""
     drop: Callable[[Candidates], dict[str, Verdict]]
     """Returns the verdicts on the candidates that the rule drops, by id."""
+    share: Callable[[Config], float] | None
+    """Share of the instructions that it keeps (0 to 1) where the settings tell; None where only the run can."""
     needs: frozenset[Need] = frozenset()
     """What it looks at. Perplexities and clusters are computed with the judge's weights."""
     representative: Literal["best", "random", "first"] = "best"
@@ -60,8 +62,6 @@ class Rule:
     """Whether pairs come back that the text rules dropped, other than those with nothing to learn from."""
     as_many_as: str = ""
     """Name of the rule whose number of kept pairs this one draws."""
-    share: Callable[[Config], float] = lambda config: 1.0
-    """Largest share of the instructions that it keeps (0 to 1), as far as the settings tell."""
 
     def best_first(self, settings: SelectConfig, records: Sequence[Selected]) -> list[Selected]:
         """The records in the rule's order."""
@@ -203,6 +203,7 @@ RULES: dict[str, Rule] = {
         needs=frozenset({"scores"}),
         order=_by_scores,
         drop=_drop_below_threshold,
+        share=None,
         tops_up=True,
         requires_score=lambda settings: settings.threshold > 0,
         restores=lambda settings: settings.threshold < 0,
@@ -213,9 +214,9 @@ RULES: dict[str, Rule] = {
         needs=frozenset({"scores"}),
         order=_by_scores,
         drop=_drop_outside_top_fraction,
+        share=_fraction,
         tops_up=True,
         requires_score=lambda settings: True,
-        share=_fraction,
     ),
     "random": Rule(
         describe=lambda settings, scores: f"{settings.fraction:.0%} drawn at random",
@@ -230,6 +231,7 @@ RULES: dict[str, Rule] = {
         needs=frozenset({"scores"}),
         representative="random",
         drop=_drop_down_to_count,
+        share=None,
         as_many_as="threshold",
     ),
     "perplexity": Rule(
@@ -238,6 +240,7 @@ RULES: dict[str, Rule] = {
         needs=frozenset({"perplexities"}),
         order=_by_perplexity,
         drop=_drop_surprising,
+        share=None,
         tops_up=True,
     ),
     "density": Rule(
@@ -258,17 +261,29 @@ RULES: dict[str, Rule] = {
     ),
     "none": Rule(
         describe=lambda settings, scores: "all that pass the text rules",
-        hint=lambda settings: "lower select.min_pairs",
+        hint=lambda settings: "",
         representative="first",
         drop=_drop_none,
+        share=None,
     ),
 }
 
 
 def effective_rule(config: Config) -> str:
-    """Name of the rule in force: 'none' where `select.rule` needs scores and `assess.level` has none."""
+    """Returns the name of the rule in force: 'none' where `select.rule` needs scores and `assess.level` has none."""
     unscored = config.assess.level == "none" and "scores" in RULES[config.select.rule].needs
     return "none" if unscored else config.select.rule
+
+
+def share_of(config: Config) -> float | None:
+    """Returns the share of the instructions that the rule in force keeps (0 to 1); None where only the run can tell."""
+    share = RULES[effective_rule(config)].share
+    return None if share is None else share(config)
+
+
+def hint(config: Config) -> str:
+    """Returns which setting of the selection lets the rule in force keep more pairs; "" if none does."""
+    return RULES[effective_rule(config)].hint(config.select)
 
 
 def needs_perplexities(config: Config) -> bool:

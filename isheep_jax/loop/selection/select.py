@@ -207,9 +207,6 @@ def _beyond_bucket_share(settings: SelectConfig, best_first: Sequence[Selected])
 def _too_few(settings: SelectConfig, iteration: int, records: Sequence[Selected]) -> str:
     """The message when fewer than `select.min_pairs` pairs are kept: how they were scored, and what to change."""
     rule = RULES[settings.rule]
-    how = "the same command with it goes on from here"
-    if iteration > 1 and settings.rule != "none":
-        how = "in a new run directory; only a lower select.min_pairs goes on from here"
     what = f"select: {len(kept(records))} pairs are kept, select.min_pairs asks for {settings.min_pairs}"
     spreads = []
     for name in ("quality", "following", "perplexity"):
@@ -219,7 +216,18 @@ def _too_few(settings: SelectConfig, iteration: int, records: Sequence[Selected]
             spreads.append(f"{name}: mean {sum(values) / len(values):.2f}, {end}")
     if spreads:
         scored = sum(r.sum is not None or r.perplexity is not None for r in records)
-        return f"{what}; of {scored} scored pairs {', '.join(spreads)}; {rule.hint(settings)} ({how})"
+        return f"{what}; of {scored} scored pairs {', '.join(spreads)}; {_remedy(rule, settings, iteration)}"
     if "scores" in rule.needs:
         return f"{what}; none of {len(records)} pairs has scores, so look at the reasons in responses/ and scores/"
-    return f"{what} of {len(records)}; {rule.hint(settings)} ({how})"
+    return f"{what} of {len(records)}; {_remedy(rule, settings, iteration)}"
+
+
+def _remedy(rule: Rule, settings: SelectConfig, iteration: int) -> str:
+    """Returns which setting keeps more pairs, or asks for fewer, and where the run goes on with it."""
+    hint, resumes = rule.hint(settings), "(the same command with it goes on from here)"
+    if not hint:
+        can_be_lower = settings.min_pairs > 1
+        return f"lower select.min_pairs {resumes}" if can_be_lower else "look at the reasons in responses/"
+    if iteration > 1:
+        resumes = "(in a new run directory; only a lower select.min_pairs goes on from here)"
+    return f"{hint} {resumes}"

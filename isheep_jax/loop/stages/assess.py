@@ -38,7 +38,8 @@ def assess(context: StageContext, judge: Model, pairs: Sequence[Pair], *, stage:
         if open_stage.fresh and unscored > UNSCORED_SHARE * len(scores):
             text = f"iteration {context.iteration}: {unscored} of {len(scores)} pairs got no score"
             context.reporter.warn(text)
-        context.guard("min_score_mass", median_mass(scores), fresh=open_stage.fresh)
+        hint = "the scoring prompts may not suit it"
+        context.guard("min_score_mass", median_mass(scores), hint=hint, fresh=open_stage.fresh)
     return scores
 
 
@@ -49,7 +50,7 @@ def _requests(
     templates, requests, keys = context.templates, [], {}
     for i, pair in enumerate(pairs):
         for criterion, template in criteria.items():
-            prompt = templates.score(template, pair.instruction, pair.input, pair.response)
+            prompt = templates.render(template, instruction=pair.instruction, input=pair.input, response=pair.response)
             for sample in range(samples):
                 id = context.request_id("assess", criterion, pair.id, *([sample] if sample else []))
                 requests.append(Request(id, prompt, templates.prefix(template)))

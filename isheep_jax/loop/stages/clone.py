@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import NothingLeftError
-from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.context import StageContext, by_request
 from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.text_rules import response_reason
 from isheep_jax.loop.filters.verdicts import verdict_of
@@ -18,7 +18,7 @@ from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Instruction, Pair, kept, user_text
 from isheep_jax.text.conversation import Message
 
-# Fewer words in a row may well be the same in an answer and in what was asked.
+# Fewest words in a row that count as an echo; shorter ones may be in the prompt and in a good answer.
 ECHO_WORDS = 6
 
 
@@ -35,14 +35,12 @@ def answer_thoroughly(context: StageContext, engraved: Model, instructions: Sequ
             requests = [
                 Request(
                     context.request_id("clone", x.id),
-                    (Message("user", templates.answer("thorough", x.instruction, x.input)),),
+                    (Message("user", templates.render("thorough", instruction=x.instruction, input=x.input)),),
                     prefix,
                 )
                 for x in block
             ]
-            index = {request.id: i for i, request in enumerate(requests)}
-            for completion in engraved.generate(requests, sampling):
-                i = index[completion.id]
+            for i, completion in by_request(requests, engraved.generate(requests, sampling)):
                 stage.put(i, _pair(config.respond.rules, block[i], completion, prefix))
         if stage.fresh:
             _check_count(context, stage.records)
@@ -73,8 +71,8 @@ def echo_reason(instruction: Instruction, prefix: str, answer: str) -> str | Non
     prefix: the wish for a thorough answer, with which the prompt begins.
     """
     said = f" {normalize(answer)} "
-    asked = normalize(user_text(instruction.instruction, instruction.input))
-    if len(asked.split()) >= ECHO_WORDS and said.startswith(f" {asked} "):
+    task = normalize(user_text(instruction.instruction, instruction.input))
+    if len(task.split()) >= ECHO_WORDS and said.startswith(f" {task} "):
         return "repeats the instruction"
     for sentence in map(normalize, re.split(r"[.!?\n]+", prefix)):
         if len(sentence.split()) >= ECHO_WORDS and f" {sentence} " in said:

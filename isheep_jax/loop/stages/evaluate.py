@@ -16,7 +16,7 @@ def evaluate(
 ) -> dict[str, dict]:
     """Returns {task: result} of a model of the iteration (iteration 0: the base model).
 
-    The results are kept in `evaluation.json` beside the model.
+    The results are kept in `evaluation.json` next to the model.
 
     evaluators: by task.
     model: "model", or "engraved" for the model that verbose cloning learns from.

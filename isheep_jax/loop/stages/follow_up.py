@@ -7,15 +7,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from isheep_jax.decode.requests import Request, SamplingParams
-from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.context import StageContext, by_request
+from isheep_jax.loop.filters.held_out import is_held_out
 from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.text_rules import instruction_reason
-from isheep_jax.loop.filters.verdicts import verdict_of
+from isheep_jax.loop.filters.verdicts import IN_EVALUATION_SET, verdict_of
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Instruction, Pair, Selected, user_text
 from isheep_jax.text.conversation import Conversation, Message
 
-# A message of the user ends with its paragraph, or where the model goes on with the other's part or another task.
+# Strings that end a user message: the end of the paragraph, the label of the next message, another task.
 STOP = ("\n\n", "\nAssistant:", "\nPerson:", "\n###")
 
 
@@ -28,14 +29,12 @@ def write_follow_ups(context: StageContext, writer: Model, pairs: Sequence[Selec
             requests = [
                 Request(
                     context.request_id("follow_up", x.id),
-                    templates.follow_up(x.instruction, x.input, x.response),
+                    templates.render("follow_up", instruction=x.instruction, input=x.input, response=x.response),
                     templates.prefix("follow_up"),
                 )
                 for _, x in block
             ]
-            index = {request.id: i for i, request in enumerate(requests)}
-            for completion in writer.generate(requests, sampling):
-                i = index[completion.id]
+            for i, completion in by_request(requests, writer.generate(requests, sampling)):
                 number, pair = block[i]
                 text = completion.text.strip()
                 verdict = verdict_of(completion, _reason(context, text, pair))
@@ -47,8 +46,8 @@ def _reason(context: StageContext, text: str, pair: Selected) -> str | None:
     """Returns why a follow-up to a pair is dropped, or None."""
     if normalize(text) == normalize(pair.instruction):
         return "repeats the first turn"
-    if normalize(text) in context.held_out:
-        return "in an evaluation set"
+    if is_held_out(text, "", context.held_out):
+        return IN_EVALUATION_SET
     return instruction_reason(context.config.synthesize.rules, text, "")
 
 

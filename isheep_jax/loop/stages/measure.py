@@ -1,4 +1,4 @@
-"""Measures what some selection rules need beside scores: perplexities of responses, clusters of instructions."""
+"""Measures what some selection rules need besides scores: perplexities of responses, clusters of instructions."""
 
 import hashlib
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from isheep_jax import distributed
 from isheep_jax.decode.requests import Request, TextLogprob
-from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.context import StageContext, by_request
 from isheep_jax.loop.filters import clusters
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Pair, Vector, user_text
@@ -16,12 +16,12 @@ from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
 from isheep_jax.loop.selection.select import Measures
 from isheep_jax.text.conversation import Prompt
 
-# The highest perplexity that is told apart from others.
+# Higher perplexities are recorded as this one.
 _HIGHEST = 1e9
 
 
 def measure(context: StageContext, judge: Model, pairs: Sequence[Pair], prompts: Mapping[str, Prompt]) -> Measures:
-    """Returns what the rule of selection needs of the (kept) pairs beside their scores.
+    """Returns what the rule of selection needs of the (kept) pairs besides their scores.
 
     prompts: what was answered, by the pair's instruction_id.
     """
@@ -44,9 +44,7 @@ def likelihoods(
     with context.open("likelihoods", len(pairs)) as stage:
         for block in stage.blocks(pairs):
             requests = [Request(context.request_id("likelihood", x.id), prompts[x.instruction_id]) for x in block]
-            index = {request.id: i for i, request in enumerate(requests)}
-            for result in judge.text_logprobs(requests, [x.response for x in block]):
-                i = index[result.id]
+            for i, result in by_request(requests, judge.text_logprobs(requests, [x.response for x in block])):
                 # Four places, as for scores: above the noise of another device count.
                 stage.put(i, TextLogprob(block[i].id, round(result.logprob, 4), result.tokens, result.error))
         known = sorted(value for r in stage.records if (value := perplexity(r)) is not None)
@@ -67,9 +65,7 @@ def embed(context: StageContext, model: Model, texts: Mapping[str, str], *, stag
     with context.open(stage, len(texts)) as open_stage:
         for block in open_stage.blocks(list(texts.items())):
             requests = [Request(context.request_id("embed", id), text) for id, text in block]
-            index = {request.id: i for i, request in enumerate(requests)}
-            for result in model.embed(requests):
-                i = index[result.id]
+            for i, result in by_request(requests, model.embed(requests)):
                 vector = "" if result.error else clusters.encode(result.vector)
                 open_stage.put(i, Vector(block[i][0], vector, result.error))
     return open_stage.records
@@ -80,9 +76,9 @@ def cluster(records: Sequence[Vector], count: int, purpose: str) -> dict[str, in
     usable = [r for r in records if not r.error]
     seed = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "big")
 
-    def numbers() -> list[int]:
+    def compute() -> list[int]:
         return clusters.k_means(np.stack([clusters.decode(r.vector) for r in usable]), count, seed).tolist()
 
     # One process decides: sums of another processor may differ in their last bit.
-    found = distributed.from_primary(numbers) if usable else []
-    return {**{r.id: None for r in records}, **{r.id: n for r, n in zip(usable, found, strict=True)}}
+    numbers = distributed.from_primary(compute) if usable else []
+    return {**{r.id: None for r in records}, **{r.id: n for r, n in zip(usable, numbers, strict=True)}}

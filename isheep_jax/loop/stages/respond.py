@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from isheep_jax.decode.requests import Completion, SamplingParams
-from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.context import StageContext, by_request
 from isheep_jax.loop.filters.text_rules import clean_response, response_reason
 from isheep_jax.loop.filters.verdicts import verdict_of
 from isheep_jax.loop.prompting.protocols import ResponsePrompts
@@ -26,9 +26,7 @@ def respond(
     with context.open("responses", len(items)) as stage:
         for block in stage.blocks(items):
             requests = [prompts.request(context.request_id("respond", x.id, sample), x) for x, sample in block]
-            index = {request.id: i for i, request in enumerate(requests)}
-            for completion in writer.generate(requests, sampling):
-                i = index[completion.id]
+            for i, completion in by_request(requests, writer.generate(requests, sampling)):
                 stage.put(i, _pair(settings.rules, *block[i], completion, prompts))
     return stage.records
 

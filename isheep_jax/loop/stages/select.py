@@ -6,6 +6,7 @@ from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.dataset import write_dataset
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Pair, Scores, Selected, kept
+from isheep_jax.loop.selection.rules import hint
 from isheep_jax.loop.selection.select import select
 from isheep_jax.loop.stages.measure import measure
 from isheep_jax.text.conversation import Prompt
@@ -20,11 +21,11 @@ def select_pairs(
 ) -> list[Selected]:
     """Returns the last verdict on every pair; kept ones are also in the stage's `dataset/`.
 
-    judge: the model that measures what the rule needs beside scores.
+    judge: the model that measures what the rule needs besides scores.
     pairs: all pairs, in the order of generation, dropped ones included.
     scores: of the kept pairs.
     prompts: what was answered, by the pair's instruction_id.
-    Raises NothingLeftError when too few pairs are kept; nothing is written then, so that the run goes on from here with
+    Raises NothingLeftError when too few pairs are kept; nothing is written then, so that the run resumes here with
     other settings of selection.
     """
     if context.is_done("selected"):
@@ -35,7 +36,8 @@ def select_pairs(
         selected = select(config, context.iteration, pairs, scores, measures, context.turn)
         if context.turn == 1:
             share = len(kept(selected)) / config.synthesize.instructions
-            context.guard("min_yield", share, fresh=True)
+            reasons = "the reasons for the others are in responses/"
+            context.guard("min_yield", share, hint=hint(config) or reasons, fresh=True)
         stage.parts.clear()  # one that an interrupted run left is written again
         stage.write_part(selected)
         # The library makes no dataset of nothing, which a second turn may come to.

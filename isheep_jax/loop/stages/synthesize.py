@@ -12,10 +12,10 @@ from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop import guards
 from isheep_jax.loop.context import OpenStage, StageContext
-from isheep_jax.loop.filters.normalization import normalize
+from isheep_jax.loop.filters.held_out import is_held_out
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.filters.text_rules import instruction_reason
-from isheep_jax.loop.filters.verdicts import not_decoded
+from isheep_jax.loop.filters.verdicts import IN_EVALUATION_SET, NOT_NEW, not_decoded
 from isheep_jax.loop.prompting.protocols import ParsedInstruction, PromptSource
 from isheep_jax.loop.prompting.topics import instructions_from_topics
 from isheep_jax.loop.protocols import Model
@@ -46,7 +46,8 @@ def synthesize(
             _write(context, writer, _State(context, pool, sources), stage)
     records = stage.records
     _warn_of_missing_topics(context, records, fresh=stage.fresh)
-    context.guard("min_novelty", guards.novelty(records), fresh=stage.fresh)
+    hint = "more seeds or a higher synthesize.temperature help"
+    context.guard("min_novelty", guards.novelty(records), hint=hint, fresh=stage.fresh)
     return records
 
 
@@ -143,12 +144,12 @@ class _State:
         self.all.extend(part)
 
     def check_progress(self) -> None:
-        asked, new = (sum(column) for column in zip(*self._recent)) if self._recent else (0, 0)
-        if len(self._recent) == PATIENCE and new * 100 < asked:
+        prompts, new = (sum(column) for column in zip(*self._recent)) if self._recent else (0, 0)
+        if len(self._recent) == PATIENCE and new * 100 < prompts:
             reasons = Counter(r.verdict.reason for r in self.all if not r.verdict.kept)
             most = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(3)) or "completions held no task"
             raise NothingLeftError(
-                f"synthesize: the last {asked} prompts gave {new} new instructions, {self.accepted} of "
+                f"synthesize: the last {prompts} prompts gave {new} new instructions, {self.accepted} of "
                 f"{self.settings.instructions} are there (dropped so far: {most}); in a new run lower "
                 "synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
                 + (" or method=few_shot" if len(self._sources) > 1 else "")
@@ -167,8 +168,8 @@ class _State:
                 continue
             for task in self.source.parse(number, completion):
                 reason = task.reason or instruction_reason(self.settings.rules, task.instruction, task.input)
-                if not reason and self._is_held_out(task):
-                    reason = "in an evaluation set"
+                if not reason and is_held_out(task.instruction, task.input, self._context.held_out):
+                    reason = IN_EVALUATION_SET
                 tasks.append((number, task, dropped(reason) if reason else None))
         ids = [f"{self._context.iteration}-{len(self.all) + i:06d}" for i in range(len(tasks))]
         verdicts = self._novel(ids, tasks)
@@ -191,9 +192,5 @@ class _State:
                 [ids[i] for i in block], [tasks[i][1].instruction for i in block], [tasks[i][1].input for i in block]
             )
             for i, near in zip(block, repeated):
-                verdicts[i] = dropped("not new", f"{near.similarity:.3f} to {near.id}") if near else KEPT
+                verdicts[i] = dropped(NOT_NEW, f"{near.similarity:.3f} to {near.id}") if near else KEPT
         return [verdict or dropped("more than needed") for verdict in verdicts]
-
-    def _is_held_out(self, task: ParsedInstruction) -> bool:
-        both = f"{task.instruction}\n{task.input}"
-        return normalize(task.instruction) in self._context.held_out or normalize(both) in self._context.held_out

@@ -20,6 +20,7 @@ from isheep_jax.config import AssessConfig, RespondConfig, RetrievalConfig, Sele
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
 from isheep_jax.loop.algorithm import run
+from isheep_jax.loop.prompting.similar import check_template, stops_of
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import Instruction, Pair, Selected, ShownExamples, from_line, kept
 
@@ -206,11 +207,11 @@ def test_a_seed_without_an_answer_is_refused_before_anything_is_written(tmp_path
 
 
 def test_a_template_says_what_ends_a_question_and_an_answer(tmp_path):
-    assert load("standard", ("retrieved",)).retrieved_stops == ("\n\n### Answer", "\n\n### Question")
+    assert stops_of(load("standard", ("retrieved",))) == ("\n\n### Answer", "\n\n### Question")
     (tmp_path / "seeds.jsonl").write_text("")
     (tmp_path / "retrieved.jinja").write_text("{% for e in examples %}{{ e.question }}{{ e.answer }}{% endfor %}")
     with pytest.raises(UserError, match=r"retrieved.jinja should show each example's question, a label"):
-        load(str(tmp_path), ("retrieved",)).check_retrieved()
+        check_template(load(str(tmp_path), ("retrieved",)))
 
 
 def test_second_turns_need_zero_shot_answers(tmp_path):

@@ -14,6 +14,11 @@ EXAMPLES = [
 ]
 
 
+def score(prompts, name, instruction, input, response):
+    """The prompt for the score of a pair."""
+    return prompts.render(name, instruction=instruction, input=input, response=response)
+
+
 @pytest.fixture
 def own(tmp_path):
     shutil.copytree(load("standard").directory, tmp_path / "own")
@@ -23,29 +28,29 @@ def own(tmp_path):
 @pytest.mark.parametrize("name", ["standard", "tiny"])
 def test_prompts_end_where_the_model_is_to_go_on(name):
     prompts = load(name)
-    text = prompts.synthesize(EXAMPLES)
+    text = prompts.render("synthesize", examples=EXAMPLES)
     assert "Add {{ 1 }}." in text
     assert text.endswith("Instruction:")
     for criterion in ("quality", "following"):
-        text = prompts.score(criterion, "Sort.", "", "a b")
+        text = score(prompts, criterion, "Sort.", "", "a b")
         assert "Sort." in text
         assert "a b" in text
         assert text == text.rstrip()
-    assert prompts.score("quality", "x", "", "y") != prompts.score("following", "x", "", "y")
+    assert score(prompts, "quality", "x", "", "y") != score(prompts, "following", "x", "", "y")
 
 
 def test_examples_are_numbered_and_an_empty_input_is_marked():
-    text = load("standard").synthesize(EXAMPLES)
+    text = load("standard").render("synthesize", examples=EXAMPLES)
     assert "1. Input:\n<noinput>\n###\n2. Instruction: Sort.\n2. Input:\nb a\n###\n3. Instruction:" in text
 
 
 @pytest.mark.parametrize("name", ["standard", "tiny"])
 def test_every_prompt_of_a_template_begins_with_its_head(name):
     prompts = load(name)
-    assert prompts.synthesize(EXAMPLES).startswith(prompts.prefix("synthesize"))
+    assert prompts.render("synthesize", examples=EXAMPLES).startswith(prompts.prefix("synthesize"))
     for criterion in ("quality", "following"):
         for words in (("Sort.", "", "a b"), ("Add.", "1 2", "3")):
-            assert prompts.score(criterion, *words).startswith(prompts.prefix(criterion))
+            assert score(prompts, criterion, *words).startswith(prompts.prefix(criterion))
     if name == "standard":
         assert "number||reason" in prompts.prefix("quality")  # the rubric is shared
         assert "Instruction:" in prompts.prefix("synthesize")
@@ -60,7 +65,7 @@ def test_a_directory_of_ones_own_works_and_its_digest_follows_its_text(own):
     before = load(str(own)).digests()
     (own / "quality.jinja").write_text("{{ response }} is a\n\n")
     prompts = load(str(own))
-    assert prompts.score("quality", "i", "", "r") == "r is a"
+    assert score(prompts, "quality", "i", "", "r") == "r is a"
     assert {k for k in before if before[k] != prompts.digests()[k]} == {"prompts/quality.jinja"}
 
 
@@ -69,7 +74,7 @@ def test_what_is_wrong_with_a_directory_is_named(own, tmp_path):
         load("nowhere")
     (own / "quality.jinja").write_text("{{ reponse }}")
     with pytest.raises(UserError, match=r"quality.jinja: 'reponse' is undefined"):
-        load(str(own)).score("quality", "i", "", "r")
+        score(load(str(own)), "quality", "i", "", "r")
     (own / "quality.jinja").write_text("\n{% for %}")
     with pytest.raises(UserError, match=r"quality.jinja, line 2: "):
         load(str(own))
@@ -81,7 +86,7 @@ def test_what_is_wrong_with_a_directory_is_named(own, tmp_path):
 @pytest.mark.parametrize("name", ["quality_simple", "following_simple", "joint", "few_shot"])
 def test_each_way_to_ask_for_a_score_shows_the_pair_and_waits_for_the_number(name):
     prompts = load("standard", ("synthesize", name))
-    text = prompts.score(name, "Sort these words.", "b a", "a b")
+    text = score(prompts, name, "Sort these words.", "b a", "a b")
     assert "Sort these words. b a\n" in text
     assert "Response: a b\n" in text
     assert text.endswith(("I rate this response", "\nRating:"))
@@ -91,7 +96,7 @@ def test_each_way_to_ask_for_a_score_shows_the_pair_and_waits_for_the_number(nam
 
 def test_scored_examples_are_written_as_the_score_is_read():
     prompts = load("standard", ("synthesize", "few_shot"))
-    text = prompts.score("few_shot", "i", "", "r")
+    text = score(prompts, "few_shot", "i", "", "r")
     ratings = re.findall(r"\nRating:( \d+\|\|)", text)
     assert len(ratings) == 3
     assert set(ratings) <= set(prompts.choices)
@@ -115,7 +120,7 @@ def test_a_bad_format_file_shows_a_good_one(own, text):
 
 
 def test_in_the_tiny_world_a_follow_up_is_the_next_task_of_a_list_as_its_base_has_read_them():
-    prompt = load("tiny", ("follow_up",)).follow_up("Copy cat.", "", "cat")
+    prompt = load("tiny", ("follow_up",)).render("follow_up", instruction="Copy cat.", input="", response="cat")
     one, two = (LIST_ITEM.format(instruction=text) for text in ("Copy cat.", "Copy dog."))
     assert f"{prompt} Copy dog.\n" == one + two
     # What the model writes behind its task begins with what ends a follow-up.

@@ -7,7 +7,8 @@ import pytest
 
 from isheep_jax.config import Config
 from isheep_jax.loop.prompting.templates import load
-from isheep_jax.loop.stages.table import LEVELS, STAGES, inputs_after, later_sections
+from isheep_jax.loop.stages.table import LEVELS, STAGES, inputs_after, later_sections, templates_of
+from isheep_jax.presets import replace_settings
 
 
 def test_levels_name_sections_of_the_config_and_each_once():
@@ -23,17 +24,32 @@ def test_every_section_of_the_config_has_a_level_or_is_read_from_the_start():
     assert sections == without_level | {section for names in LEVELS.values() for section in names}
 
 
-def test_every_template_that_not_all_runs_read_belongs_to_a_stage():
-    prefixes = tuple(prefix.removeprefix("prompts/") for spec in STAGES.values() for prefix in spec.inputs)
-    templates = {path.stem for path in load("standard").directory.glob("*.jinja")}
-    # Templates of the first level, which nothing is made before.
-    assert {t for t in templates if not t.startswith(prefixes)} == {
-        "synthesize",
-        "topics",
-        "guided",
-        "retrieved",
-        "follow_up",
-    }
+def test_every_template_is_first_read_by_one_stage():
+    templates = [name for spec in STAGES.values() for name in spec.templates]
+    for name in ("standard", "tiny"):
+        assert {path.stem for path in load(name).directory.glob("*.jinja")} <= set(templates)
+    assert {path.stem for path in load("standard").directory.glob("*.jinja")} == set(templates)
+    assert len(templates) == len(set(templates))
+
+
+@pytest.mark.parametrize(
+    ("settings", "added"),
+    [
+        ({"synthesize.method": "topics"}, {"topics", "guided"}),
+        ({"synthesize.method": "retrieved"}, {"retrieved"}),
+        ({"respond.method": "retrieved"}, {"retrieved"}),
+        ({"respond.method": "principles"}, {"principles"}),
+        ({"assess.level": "both", "assess.prompt": "joint"}, {"joint"}),
+        ({"synthesize.turns": 2}, {"follow_up"}),
+        ({"clone.enabled": True}, {"thorough"}),
+    ],
+)
+def test_a_config_needs_the_templates_of_what_it_switches_on(settings, added):
+    standard = ("synthesize", "quality", "following")
+    assert templates_of(Config()) == standard
+    needed = templates_of(replace_settings(Config(), settings))
+    assert len(needed) == len(set(needed))
+    assert set(needed) - set(standard) == added
 
 
 def test_a_stage_reads_what_is_made_before_it_on_no_later_level():
