@@ -1,4 +1,4 @@
-"""The two exceptions whose message is one line for the user."""
+"""The exceptions whose message is one line for the user."""
 
 
 class UserError(Exception):
@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class NothingLeftError(UserError):
     """The input is good, but the run has no data left: the model writes nothing new, or too little is kept."""
+
+
+def one_line(error: Exception) -> str:
+    """Returns an exception's message without line breaks, to be quoted in a `UserError`."""
+    return " ".join(str(error).split())

@@ -1,6 +1,5 @@
 """Reads config.json of a Hugging Face model directory into an `Architecture`, and writes it from one."""
 
-import json
 from typing import Any
 
 from etils import epath
@@ -8,6 +7,7 @@ from etils import epath
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import FAMILIES, Architecture, Family, RopeScaling
 from isheep_jax.text.eos import configured_eos_ids
+from isheep_jax.text.json_files import read_json_object
 
 # Fields that change the mathematics, each with the one value that is implemented.
 _ONLY = {
@@ -26,63 +26,20 @@ def read_architecture(directory: epath.PathLike) -> Architecture:
     Raises `UserError` naming the file and field when it is not a model directory, when the architecture is unknown, or
     when a field changes the mathematics in a way that is not implemented.
     """
-    path = epath.Path(directory) / "config.json"
-    return architecture_of(_Fields(path, _read_json(path)))
-
-
-class _Fields:
-    """The fields of config.json. path: named in error messages."""
-
-    def __init__(self, path: epath.Path, values: dict[str, Any]):
-        self.path = path
-        self.values = values
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values.get(name)
-
-    def refuse(self, name: str, instead: str) -> UserError:
-        return UserError(f"{self.path}: {name}={self[name]!r} is not implemented; only {instead} is")
-
-    def only(self, name: str, value: Any) -> None:
-        if self[name] not in (value, None):
-            raise self.refuse(name, repr(value))
-
-    def number(self, name: str, kind: type = float, default: float | None = None) -> Any:
-        """Returns a positive number; the default if the field is missing or null."""
-        value = default if self[name] is None else self[name]
-        if value is None:
-            raise UserError(f"{self.path}: the field {name} is missing")
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or value <= 0 or (kind is int and value != int(value)):
-            expected = "integer" if kind is int else "number"
-            raise UserError(f"{self.path}: {name}={value!r} has the wrong type or sign; it is a positive {expected}")
-        return kind(value)
-
-    def optional(self, name: str, kind: type = float, default: float | None = None) -> Any:
-        """Returns a positive number, None for null, or the default if the field is missing."""
-        return default if name not in self.values else None if self[name] is None else self.number(name, kind)
-
-    def token_ids(self, name: str) -> list[int]:
-        value = self[name]
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) for i in ids):
-            raise UserError(f"{self.path}: {name}={value!r} has the wrong type; it is a token's id or a list of them")
-        return ids
-
-
-def architecture_of(fields: _Fields) -> Architecture:
+    fields = _read_fields(epath.Path(directory) / "config.json")
     path = fields.path
-    family, traits = _family(fields)
+    family = _family(fields)
+    traits = FAMILIES[family]
     for name, value in _ONLY.items():
-        fields.only(name, value)
-    fields.only(traits.activation_field, traits.activation)
+        fields.require(name, value)
+    fields.require(traits.activation_field, traits.activation)
     if fields["quantization_config"]:
         raise UserError(f"{path}: quantized weights (quantization_config) are not implemented; give the full ones")
 
     width, heads = fields.number("hidden_size", int), fields.number("num_attention_heads", int)
     layers = fields.number("num_hidden_layers", int)
     kv_heads = fields.number("num_key_value_heads", int, heads)
-    head_dim = fields.number("head_dim", int, traits.head_dim or (width / heads if width % heads else width // heads))
+    head_dim = fields.number("head_dim", int, traits.head_dim or width / heads)
     if heads % kv_heads:
         raise UserError(f"{path}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
     if head_dim % 2:
@@ -120,28 +77,76 @@ def architecture_of(fields: _Fields) -> Architecture:
     )
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+class _Fields:
+    """The fields of config.json. path: named in error messages."""
+
+    def __init__(self, path: epath.Path, values: dict[str, Any]):
+        self.path = path
+        self.values = values
+
+    def __getitem__(self, name: str) -> Any:
+        """Returns the value of a field; None if it is missing or null."""
+        return self.values.get(name)
+
+    def not_implemented(self, name: str, instead: str) -> UserError:
+        """Returns the error for a value that is not implemented. instead: what is."""
+        return UserError(f"{self.path}: {name}={self[name]!r} is not implemented; only {instead} is")
+
+    def require(self, name: str, value: Any) -> None:
+        """Raises `UserError` when the field has another value than this one or none."""
+        if self[name] not in (value, None):
+            raise self.not_implemented(name, repr(value))
+
+    def number(self, name: str, kind: type = float, default: float | None = None) -> Any:
+        """Returns a field as a positive number of type `kind`; the default if it is missing or null."""
+        value = default if self[name] is None else self[name]
+        if value is None:
+            raise UserError(f"{self.path}: the field {name} is missing")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or value <= 0 or (kind is int and value != int(value)):
+            expected = "integer" if kind is int else "number"
+            raise UserError(f"{self.path}: {name}={value!r} has the wrong type or sign; it is a positive {expected}")
+        return kind(value)
+
+    def optional(self, name: str, kind: type = float, default: float | None = None) -> Any:
+        """Returns a positive number, None for null, or the default if the field is missing."""
+        return default if name not in self.values else None if self[name] is None else self.number(name, kind)
+
+    def token_ids(self, name: str) -> list[int]:
+        """Returns the ids in a field that holds one id, a list of them or none."""
+        value = self[name]
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) for i in ids):
+            raise UserError(f"{self.path}: {name}={value!r} has the wrong type; it is a token's id or a list of them")
+        return ids
+
+
+def _read_fields(path: epath.Path) -> _Fields:
     if not path.parent.is_dir():
         raise UserError(f"model directory {path.parent} does not exist; give a directory in Hugging Face format")
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
+    if not path.exists():
+        raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
+    return _Fields(path, read_json_object(path))
 
 
-def _family(fields: _Fields) -> tuple[str, Family]:
-    names = fields["architectures"] or "none"
-    name = names[0] if isinstance(names, list) else names
+def _family(fields: _Fields) -> str:
+    """Returns the key of `FAMILIES`: by the class in architectures or, where that is missing, by model_type.
+
+    The class decides because other models, such as classifiers, share the model_type of a language model.
+    """
+    classes, model_type = fields["architectures"], fields["model_type"]
+    class_name = classes[0] if classes and isinstance(classes, list) else classes
     for family, traits in FAMILIES.items():
-        if traits.class_name == name:
-            return family, traits
-    known = ", ".join(sorted(traits.class_name for traits in FAMILIES.values()))
-    raise UserError(f"{fields.path}: architecture '{name}' is not known; known: {known}")
+        if class_name == traits.class_name or (not class_name and model_type == family):
+            return family
+    if class_name:
+        problem = f"architectures={classes!r} is not supported"
+    elif model_type:
+        problem = f"model_type={model_type!r} is not supported"
+    else:
+        problem = "architectures and model_type are missing, one of which must name the kind of model"
+    supported = ", ".join(f"{traits.class_name} ({family})" for family, traits in FAMILIES.items())
+    raise UserError(f"{fields.path}: {problem}; supported: {supported}")
 
 
 def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, tuple[int, ...]]:
@@ -150,10 +155,10 @@ def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, 
     if kinds is not None and (
         not isinstance(kinds, list) or len(kinds) != layers or not {_SLIDING, _FULL}.issuperset(kinds)
     ):
-        raise fields.refuse("layer_types", f"a list of {layers} names, '{_FULL}' or '{_SLIDING}',")
+        raise fields.not_implemented("layer_types", f"a list of {layers} names, '{_FULL}' or '{_SLIDING}',")
     if traits.windows == "none":
         if _SLIDING in (kinds or ()):
-            raise fields.refuse("layer_types", f"'{_FULL}'")
+            raise fields.not_implemented("layer_types", f"'{_FULL}'")
         return None, ()
     if traits.windows == "upper" and not fields["use_sliding_window"]:
         return None, ()
@@ -163,12 +168,12 @@ def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, 
     if kinds is not None:
         chosen = [i for i, kind in enumerate(kinds) if kind == _SLIDING]
         if traits.windows == "all" and len(chosen) != layers:
-            raise fields.refuse("layer_types", f"'{_SLIDING}' with sliding_window={window}")
+            raise fields.not_implemented("layer_types", f"'{_SLIDING}' with sliding_window={window}")
     elif traits.windows == "upper":
         chosen = range(fields.number("max_window_layers", int, 28), layers)
     elif traits.windows == "pattern":
-        every = fields.number("sliding_window_pattern", int, traits.pattern)
-        chosen = [i for i in range(layers) if (i + 1) % every]
+        pattern = fields.number("sliding_window_pattern", int, traits.pattern)
+        chosen = [i for i in range(layers) if (i + 1) % pattern]
     else:
         chosen = range(layers)
     return (window, tuple(chosen)) if chosen else (None, ())
@@ -190,7 +195,7 @@ def _read_rope(fields: _Fields, traits: Family) -> tuple[float, RopeScaling | No
     if {_FULL, _SLIDING} & values.keys():
         local, local_scaling = _rope(fields, values.get(_SLIDING) or {}, window_theta, nested=True)
         if local_scaling is not None:
-            raise fields.refuse(spelling, f"rope_type 'default' for '{_SLIDING}'")
+            raise fields.not_implemented(spelling, f"rope_type 'default' for '{_SLIDING}'")
         return *_rope(fields, values.get(_FULL) or {}, theta, nested=True), local
     return *_rope(fields, values, theta), fields.number("rope_local_base_freq", float, window_theta)
 
@@ -198,17 +203,24 @@ def _read_rope(fields: _Fields, traits: Family) -> tuple[float, RopeScaling | No
 def _rope(
     fields: _Fields, values: dict[str, Any], default_theta: float, nested: bool = False
 ) -> tuple[float, RopeScaling | None]:
-    """Returns base and scaling of one set of RoPE parameters. nested: the base is in the set itself or missing."""
+    """Returns base and scaling of one set of RoPE parameters.
+
+    Args:
+        fields: all fields of config.json; one of them is the base if the set has none.
+        values: the set.
+        default_theta: the base if neither has one.
+        nested: the set is that of one kind of layer, for which `fields` have no base.
+    """
     inner = _Fields(fields.path, values)
-    inner.only("partial_rotary_factor", 1.0)
-    base = fields if values.get("rope_theta") is None and not nested else inner
-    theta = base.number("rope_theta", float, default_theta)
+    inner.require("partial_rotary_factor", 1.0)
+    holder = fields if values.get("rope_theta") is None and not nested else inner
+    theta = holder.number("rope_theta", float, default_theta)
     kind = values.get("rope_type", values.get("type", "default"))
 
-    def number(name: str, kind_of_number: type = float) -> Any:
+    def number(name: str, number_type: type = float) -> Any:
         if values.get(name) is None:
             raise UserError(f"{fields.path}: RoPE scaling '{kind}' lacks the field {name}")
-        return inner.number(name, kind_of_number)
+        return inner.number(name, number_type)
 
     if kind == "default":
         return theta, None

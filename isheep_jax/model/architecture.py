@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Family:
-    """Traits of a Hugging Face class, apart from its sizes: a row of `FAMILIES`.
+    """Traits of the models of one model_type, apart from their sizes: a row of `FAMILIES`.
 
+    class_name: the Hugging Face class, as in the field architectures of config.json.
     norms: Hugging Face names of the norms around attention and feed-forward, by leaf; the family has no other norms.
     qk_norm: a norm of each query and key "head", or of the whole "projection".
     norm_offset: added to a stored norm weight.
@@ -25,7 +26,7 @@ class Family:
     tied_embeddings, head_dim, pattern, rope_theta: values if config.json has none (head_dim None: hidden_size / heads).
     window_rope_theta: the same for the RoPE base of layers with a window; None: they share that of the others.
     query_scalar, attention_softcap, logit_softcap: the same for query_pre_attn_scalar, attn_logit_softcapping and
-        final_logit_softcapping; the family lacks all three fields if query_scalar is None.
+        final_logit_softcapping; query_scalar None: the family has none of the three fields.
     exports: fields of an exported config.json that only this family has.
     """
 
@@ -69,7 +70,7 @@ _GEMMA = {
     "query_scalar": 256,
 }
 
-# By the model_type of config.json.
+# Keyed by the model_type of config.json.
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", exports={"mlp_bias": False}),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windows="upper"),
@@ -97,7 +98,7 @@ class RopeScaling:
     """Stretches RoPE past the context of pre-training.
 
     kind "linear": every frequency divided by factor. kind "llama3": only wavelengths longer than original_context /
-    low_freq_factor, with a smooth passage up to original_context / high_freq_factor (Llama 3.1 model card).
+    low_freq_factor, with a smooth transition from original_context / high_freq_factor (Llama 3.1 model card).
     """
 
     kind: Literal["linear", "llama3"]

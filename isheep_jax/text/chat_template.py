@@ -9,7 +9,7 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, one_line
 
 # Templates for base models, which have none of their own; `config.ChatTemplate` has the same names. Each ends an answer
 # with one end-of-turn token if the vocabulary has it. `named_template` adds the beginning-of-text token.
@@ -35,7 +35,7 @@ CHAT_TEMPLATES = {
         "{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
     ),
-    # A form for vocabularies without turn markers: headers in words, and end of text as the end of an answer.
+    # For vocabularies without turn markers: headers in words, and the end-of-text token as the end of an answer.
     "plain": (
         "{% for message in messages %}"
         "### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
@@ -72,23 +72,19 @@ def check_syntax(template: str, source: str) -> None:
     except jinja2.TemplateError as error:
         line = getattr(error, "lineno", None)
         position = f" (line {line})" if line else ""
-        raise UserError(f"{source} is not a valid Jinja template{position}: {_one_line(error)}") from None
+        raise UserError(f"{source} is not a valid Jinja template{position}: {one_line(error)}") from None
 
 
 def render_template(template: str, **values: Any) -> str:
     """Renders a template. Raises `UserError` when it is malformed or refuses the conversation.
 
-    Thinking is switched off: the template of a thinking model then ends the prompt with an empty thought.
+    Thinking is switched off: the template of a thinking model then ends the prompt with empty thoughts.
     """
     try:
         # Templates test whether these two are none; an undefined name is not none.
         return _compiled(template).render(tools=None, documents=None, enable_thinking=False, **values)
     except Exception as error:  # a template is a program, and may fail in any way
-        raise UserError(f"the chat template cannot render the conversation: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise UserError(f"the chat template cannot render the conversation: {one_line(error)}") from None
 
 
 class _Generation(jinja2.ext.Extension):

@@ -3,7 +3,7 @@
 from etils import epath
 
 from isheep_jax.errors import UserError
-from isheep_jax.text.tokenizer_backends import read_json_object
+from isheep_jax.text.json_files import read_json_object
 
 
 def configured_eos_ids(directory: epath.Path) -> tuple[int, ...]:

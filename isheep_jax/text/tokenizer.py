@@ -18,13 +18,8 @@ from isheep_jax.text.chat_template import (
 )
 from isheep_jax.text.conversation import Conversation, Message, Prompt
 from isheep_jax.text.eos import configured_eos_ids
-from isheep_jax.text.tokenizer_backends import (
-    Backend,
-    FastBackend,
-    SentencePieceBackend,
-    read_json_object,
-    read_text_file,
-)
+from isheep_jax.text.json_files import read_json_object, read_text_file
+from isheep_jax.text.tokenizer_backends import Backend, FastBackend, SentencePieceBackend
 
 # Names of end-of-turn tokens in common vocabularies. They end a completion even where no file says so.
 _END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")

@@ -1,18 +1,22 @@
 """The two tokenizer formats, tokenizer.json and tokenizer.model, read by the libraries that define them."""
 
-import json
 import re
-from typing import Any, Protocol
+from typing import Protocol
 
 import sentencepiece
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, one_line
+from isheep_jax.text.json_files import read_text_file
 from isheep_jax.text.sentencepiece_json import is_marker, tokenizer_json
 
 
 class Backend(Protocol):
-    """Encodes and decodes. `encode` reads names of special tokens in the text as those tokens, and adds none."""
+    """Encodes and decodes.
+
+    `encode` reads names of special tokens in the text as those tokens, and adds none. `decode` writes these names only
+    if `special` is set.
+    """
 
     size: int
     prefix: list[int]  # ids that precede every text
@@ -33,7 +37,7 @@ class FastBackend:
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is not a readable tokenizer: {_one_line(error)}") from None
+            raise UserError(f"{path} is not a readable tokenizer: {one_line(error)}") from None
         # A file may turn these on, but transformers uses them only when its caller asks for them.
         self._fast.no_truncation()
         self._fast.no_padding()
@@ -109,27 +113,5 @@ class SentencePieceBackend:
 
 
 def _find(whole: list[int], part: list[int]) -> int:
+    """Returns where `part` first occurs in `whole`, or -1."""
     return next((i for i in range(len(whole)) if whole[i : i + len(part)] == part), -1)
-
-
-def read_text_file(path: epath.Path) -> str:
-    """Reads a file. Raises `UserError` when it is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
-
-
-def read_json_object(path: epath.Path) -> dict[str, Any]:
-    """Reads a JSON file. Raises `UserError` when it is not a JSON object."""
-    try:
-        value = json.loads(read_text_file(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -9,6 +9,7 @@ import pytest
 from isheep_jax.checkpoint.hf_config import config_json, read_architecture
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import (
+    FAMILIES,
     RopeScaling,
     init_parameters,
     leaves,
@@ -66,6 +67,20 @@ def test_eos_ids_come_from_both_files_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", parity.NAMES)
+def test_model_type_names_family_where_architectures_is_missing(tmp_path, name):
+    config = fields(name)
+    del config["architectures"]
+    assert read(tmp_path, config) == read(tmp_path, config | {"architectures": []}) == read(tmp_path, fields(name))
+
+
+@pytest.mark.parametrize("change", [{"architectures": ["MixtralForCausalLM"]}, {"architectures": [], "model_type": ""}])
+def test_error_of_unsupported_model_lists_all_families(tmp_path, change):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, fields() | change)
+    assert all(f"{traits.class_name} ({family})" in str(caught.value) for family, traits in FAMILIES.items())
+
+
+@pytest.mark.parametrize("name", parity.NAMES)
 def test_exports_config_reads_back_equal(tmp_path, name):
     architecture = read_architecture(parity.FIXTURES / name)
     assert read(tmp_path, config_json(architecture, "float32")) == architecture
@@ -74,8 +89,10 @@ def test_exports_config_reads_back_equal(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "architecture 'MixtralForCausalLM' is not known"),
-        ({"architectures": None}, "architecture 'none' is not known"),
+        ({"architectures": ["MixtralForCausalLM"]}, "architectures=['MixtralForCausalLM'] is not supported"),
+        ({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}, "is not supported"),
+        ({"architectures": None, "model_type": "mixtral"}, "model_type='mixtral' is not supported"),
+        ({"architectures": [], "model_type": None}, "architectures and model_type are missing"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
@@ -91,6 +108,7 @@ def test_exports_config_reads_back_equal(tmp_path, name):
         ({"hidden_size": 32.5}, "hidden_size=32.5"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
         ({"head_dim": 7}, "head_dim=7 is odd"),
+        ({"head_dim": None, "hidden_size": 18}, "head_dim=4.5 has the wrong type or sign; it is a positive integer"),
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; it must be a token id"),
     ],
 )
