@@ -32,7 +32,7 @@ class Shaped(Protocol):
 class ShardingRules:
     """The mesh axis, or several, that each logical axis is split over; None: the axis is not split.
 
-    setting: prefix of a mesh axis in the setting that the user changes, such as "mesh.decode_".
+    setting: what precedes the name of a mesh axis in the user's setting of its size, such as "mesh.decode_".
     embed: the model width.
     """
 
@@ -129,7 +129,10 @@ def count_slices(devices: Iterable[jax.Device]) -> int:
 
 
 def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
-    """Returns a mesh of the same devices, in groups of `decode_tensor` that each hold a full copy of the weights."""
+    """Returns a mesh of the same devices, in groups of `decode_tensor` that each hold a full copy of the weights.
+
+    Raises `UserError` when the groups do not divide the devices, or would cross from one slice to another.
+    """
     devices = mesh.devices.reshape(-1)
     if decode_tensor < 1 or len(devices) % decode_tensor:
         near = _nearest_divisors(max(decode_tensor, 1), len(devices))
@@ -144,6 +147,11 @@ def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
             f"weights stays inside one; nearest that does: {near}"
         )
     return Mesh(devices.reshape(-1, 1, decode_tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Returns the platform of the devices, "cpu", "gpu" or "tpu". Programs may be compiled for absent devices."""
+    return mesh.devices.flat[0].platform
 
 
 def partition(axes: tuple[str, ...], rules: ShardingRules) -> PartitionSpec:
@@ -169,7 +177,10 @@ def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Copies NumPy arrays, equal in every process, to the devices: explicitly, as `jax.transfer_guard` asks for."""
+    """Returns a tree of NumPy arrays, equal in every process, as arrays on the devices.
+
+    The transfers are explicit, so that `jax.transfer_guard` allows them.
+    """
 
     def put_leaf(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
@@ -194,42 +205,46 @@ class ActivationSharding:
 
     @property
     def platform(self) -> str:
-        """The devices' platform, "cpu", "gpu" or "tpu". Programs may be compiled for devices that are not here."""
-        return self.mesh.devices.flat[0].platform
+        """The platform of the devices, see `platform_of`."""
+        return platform_of(self.mesh)
 
     @property
     def batch_shards(self) -> int:
         """Parts that the batch is split into."""
-        batch = (self.rules.batch,) if isinstance(self.rules.batch, str) else self.rules.batch
-        return math.prod(self.mesh.shape[axis] for axis in batch)
+        return math.prod(self.mesh.shape[axis] for axis in self._batch_axes)
 
     def batch_sharded(self, x: jax.Array) -> jax.Array:
-        """Splits [B, ...] over the batch's mesh axes alone."""
+        """Splits B of [B, ...] over all mesh axes of the batch, and no other axis."""
         return self._constrain(x, self.rules.batch)
 
     def embed_sharded(self, x: jax.Array) -> jax.Array:
-        """Splits [B, T, D] by its width as the weights are, and the batch over the mesh axes that this leaves."""
+        """Splits [B, T, D] along D as the weights are split, and B over the replicas of the weights."""
         return self._constrain(x, self._replica_axes, None, self.rules.embed)
 
     def replica_sharded(self, x: jax.Array) -> jax.Array:
-        """Splits [B, ...] over the replicas of the weights: devices that share one replica see the same rows."""
+        """Splits B of [B, ...] over the replicas of the weights: devices that share a replica hold the same rows."""
         return self._constrain(x, self._replica_axes)
 
     def vocab_sharded(self, x: jax.Array) -> jax.Array:
-        """Splits logits [B, T, V] by the vocabulary as `lm_head_sharded`, and the batch over the replicas."""
+        """Splits logits [B, T, V] along V as `lm_head_sharded`, and B over the replicas of the weights."""
         return self._constrain(x, self._replica_axes, None, self._vocab_axes(x.shape[-1]))
 
     def lm_head_sharded(self, head: jax.Array, tied: bool) -> jax.Array:
-        """Splits the lm_head ([V, D] if tied, otherwise [D, V]) by the vocabulary over all axes that split weights."""
+        """Splits the lm_head ([V, D] if tied, otherwise [D, V]) along V over all mesh axes that split weights."""
         axes = self._vocab_axes(head.shape[0 if tied else 1])
         return self._constrain(head, *((axes, None) if tied else (None, axes)))
 
     @property
+    def _batch_axes(self) -> tuple[str, ...]:
+        return (self.rules.batch,) if isinstance(self.rules.batch, str) else self.rules.batch
+
+    @property
     def _replica_axes(self) -> tuple[str, ...]:
-        batch = self.rules.batch
-        return tuple(axis for axis in ((batch,) if isinstance(batch, str) else batch) if axis != self.rules.embed)
+        """The mesh axes of the batch along which the weights are not split."""
+        return tuple(axis for axis in self._batch_axes if axis != self.rules.embed)
 
     def _vocab_axes(self, size: int) -> tuple[str, ...]:
+        """The mesh axes that a vocabulary of this size is split over."""
         axes = tuple(axis for axis in (self.rules.embed, self.rules.vocab) if axis is not None)
         shards = math.prod(self.mesh.shape[axis] for axis in axes)
         return axes if size % shards == 0 else (self.rules.vocab,)
@@ -246,15 +261,15 @@ def one_device_sharding() -> ActivationSharding:
 
 def check_divisible(table: Any, mesh: Mesh, rules: ShardingRules) -> None:
     """Raises `UserError` when a size in a tree of `Shaped` does not divide over the mesh axis it is split over."""
-    split: dict[str, dict[str, int]] = {}
+    sizes_by_mesh_axis: dict[str, dict[str, int]] = {}
     for spec in jax.tree.leaves(table):
         for size, logical in zip(spec.shape, spec.axes):
             if (mesh_axis := rules.mesh_axes(logical)) is not None:
-                split.setdefault(mesh_axis, {})[logical] = size
-    for axis, sizes in split.items():
+                sizes_by_mesh_axis.setdefault(mesh_axis, {})[logical] = size
+    for axis, sizes in sizes_by_mesh_axis.items():
         for logical, size in sizes.items():
             if size % mesh.shape[axis]:
-                # One that divides everything split over this axis, so that the next try does not fail at another size.
+                # The advice divides everything that is split over this axis, so that the next try succeeds.
                 works = _nearest_divisors(mesh.shape[axis], math.gcd(mesh.size, *sizes.values()))
                 raise UserError(
                     f"{rules.setting}{axis}={mesh.shape[axis]} does not divide the model's {_AXIS_NAMES[logical]} of "

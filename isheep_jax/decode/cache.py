@@ -15,7 +15,7 @@ from isheep_jax.model.attention_blockwise import PACKED_BLOCK
 from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.model.transformer import ForwardSetup
-from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
+from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding, platform_of
 
 # Caches are read in blocks, and their lengths are multiples of this; a multiple of the tiles that a CPU reads.
 _BLOCK = 128
@@ -45,11 +45,6 @@ def bucket_of(length: int, align: int) -> int:
         return power
     quarter = power // 8
     return -(-length // quarter) * quarter
-
-
-def platform_of(mesh: Mesh) -> str:
-    """Platform of the mesh's devices: "cpu", "gpu" or "tpu". Programs may be compiled for devices of other machines."""
-    return mesh.devices.flat[0].platform
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -23,7 +23,6 @@ from isheep_jax.decode.cache import (
     constrain_rows,
     data_shards,
     decode_setup,
-    platform_of,
     replicate,
     replicated,
     rows_sharding,
@@ -44,7 +43,7 @@ from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, init_cache
 from isheep_jax.model.quantization import StorageDtype, abstract_weights, weight_table
 from isheep_jax.model.transformer import forward, logits
-from isheep_jax.sharding import DECODE_RULES, param_shardings
+from isheep_jax.sharding import DECODE_RULES, param_shardings, platform_of
 
 Tree = Any
 

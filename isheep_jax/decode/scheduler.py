@@ -19,7 +19,6 @@ from isheep_jax.decode.cache import (
     bucket_of,
     cache_length,
     data_shards,
-    platform_of,
     replicated,
     rows_sharding,
 )
@@ -36,7 +35,7 @@ from isheep_jax.decode.stops import cut_at_stop
 from isheep_jax.decode.tokenization import TokenizedPrompt
 from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.model.kv_cache import KVCache
-from isheep_jax.sharding import put
+from isheep_jax.sharding import platform_of, put
 
 # While prompts wait, a call ends early once this share of the slots is idle: an idle slot costs as much as a busy one,
 # and reading back and refilling cost far less than the steps that it would idle through.

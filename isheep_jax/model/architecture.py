@@ -17,7 +17,8 @@ class Family:
     """Traits of the models of one model_type, apart from their sizes: a row of `FAMILIES`.
 
     class_name: the Hugging Face class, as in the field architectures of config.json.
-    norms: Hugging Face names of the norms around attention and feed-forward, by leaf; the family has no other norms.
+    norms: Hugging Face names of the norms before and after attention and feed-forward, by leaf. A leaf that is missing
+        is a norm that the family does not have.
     qk_norm: a norm of each query and key "head", or of the whole "projection".
     norm_offset: added to a stored norm weight.
     activation_field: field of config.json that names the activation.
@@ -212,8 +213,9 @@ def parameter_table(architecture: Architecture) -> dict[str, Any]:
     """
     a, traits = architecture, architecture.traits
     L, D, N, K, H, F, V = a.layers, a.hidden_size, a.heads, a.kv_heads, a.head_dim, a.intermediate_size, a.vocab_size
-    unit = "zeros" if traits.norm_offset else "ones"
+    unit = "zeros" if traits.norm_offset else "ones"  # a norm that only normalizes
 
+    # Sizes are given by logical axis.
     def matrix(inputs: dict[str, int], outputs: dict[str, int], name: str) -> ParameterSpec:
         return ParameterSpec(
             (L, *inputs.values(), *outputs.values()),
@@ -224,9 +226,9 @@ def parameter_table(architecture: Architecture) -> dict[str, Any]:
             transposed=True,
         )
 
-    def vector(sides: dict[str, int], init: Literal["ones", "zeros"], name: str) -> ParameterSpec:
+    def vector(sizes: dict[str, int], init: Literal["ones", "zeros"], name: str) -> ParameterSpec:
         hf_name = f"model.layers.{{layer}}.{name}"
-        return ParameterSpec((L, *sides.values()), ("layers", *sides), init, hf_name, (math.prod(sides.values()),))
+        return ParameterSpec((L, *sizes.values()), ("layers", *sizes), init, hf_name, (math.prod(sizes.values()),))
 
     embed, ffn = {"embed": D}, {"ffn": F}
     query, key = {"heads": N, "head_dim": H}, {"kv_heads": K, "head_dim": H}
@@ -241,12 +243,13 @@ def parameter_table(architecture: Architecture) -> dict[str, Any]:
         **{leaf: vector(embed, unit, f"{name}.weight") for leaf, name in traits.norms.items()},
     }
     if traits.qkv_bias:
-        sides = {"bq": (query, "q_proj"), "bk": (key, "k_proj"), "bv": (key, "v_proj")}
-        layers |= {leaf: vector(side, "zeros", f"self_attn.{name}.bias") for leaf, (side, name) in sides.items()}
+        biases = {"bq": (query, "q_proj"), "bk": (key, "k_proj"), "bv": (key, "v_proj")}
+        layers |= {leaf: vector(sizes, "zeros", f"self_attn.{name}.bias") for leaf, (sizes, name) in biases.items()}
     if traits.qk_norm != "none":
         head = {"head_dim": H}
-        for leaf, side in (("q_norm", query), ("k_norm", key)):
-            layers[leaf] = vector(head if traits.qk_norm == "head" else side, unit, f"self_attn.{leaf}.weight")
+        for leaf, projection in (("q_norm", query), ("k_norm", key)):
+            sizes = head if traits.qk_norm == "head" else projection
+            layers[leaf] = vector(sizes, unit, f"self_attn.{leaf}.weight")
     table = {
         "embed": ParameterSpec((V, D), ("vocab", "embed"), "normal", "model.embed_tokens.weight", (V, D)),
         "layers": layers,
@@ -268,12 +271,12 @@ def init_parameters(architecture: Architecture, key: jax.Array, dtype: jnp.dtype
     specs, tree = jax.tree.flatten(parameter_table(architecture))
     keys = jax.random.split(key, len(specs))
 
-    def draw(spec: ParameterSpec, key: jax.Array) -> jax.Array:
+    def init(spec: ParameterSpec, key: jax.Array) -> jax.Array:
         if spec.init == "normal":
             return (0.02 * jax.random.normal(key, spec.shape, jnp.float32)).astype(dtype)
         return jnp.full(spec.shape, 1 if spec.init == "ones" else 0, dtype)
 
-    return jax.tree.unflatten(tree, [draw(spec, k) for spec, k in zip(specs, keys)])
+    return jax.tree.unflatten(tree, [init(spec, k) for spec, k in zip(specs, keys)])
 
 
 def parameter_count(architecture: Architecture) -> int:

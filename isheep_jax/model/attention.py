@@ -1,6 +1,6 @@
 """Attention of a layer: chooses the implementation for the platform.
 
-`packed_attention` serves training, prefill and scoring; `cached_attention` serves decoding. Packed rows take Pallas
+`packed_attention` serves training, prefill and scoring; `cached_attention` serves decoding. Packed rows use Pallas
 kernels on TPUs, loops over blocks on CPUs where no gradient is needed, and the plain reference otherwise.
 
 B rows, T query tokens, S key positions, N query heads, K key-value heads, H head dim.
@@ -45,17 +45,17 @@ def packed_attention(
     if sharding.platform == "tpu":
         from isheep_jax.model.attention_splash import splash_packed_attention  # Pallas takes a while to import
 
-        own = splash_packed_attention(q, k, v, config, kind, segment_ids, sharding, partial=bool(prefix_kv))
+        attended = splash_packed_attention(q, k, v, config, kind, segment_ids, sharding, partial=bool(prefix_kv))
         if not prefix_kv:
-            return own
+            return attended
     elif sharding.platform == "cpu" and not differentiable:
-        own = blockwise_packed_attention(q, k, v, config, config.window(kind), segment_ids)
+        attended = blockwise_packed_attention(q, k, v, config, config.window(kind), segment_ids)
     else:
         mask = packed_mask(q.shape[1], segment_ids, config.window(kind))
         if not prefix_kv:
             return reference_attention(q, k, v, mask, config)
-        own = Partial.init(q, k.shape[2]).update(q, k, v, mask, config)
-    return _merge_prefixes(own, q, config, kind, positions, prefix_kv, sharding).finalize(q.dtype)
+        attended = Partial.init(q, k.shape[2]).update(q, k, v, mask, config)
+    return _merge_prefixes(attended, q, config, kind, positions, prefix_kv, sharding).finalize(q.dtype)
 
 
 def cached_attention(
@@ -70,25 +70,25 @@ def cached_attention(
     prefix_kv: tuple[PrefixKV, ...],
     sharding: ActivationSharding,
 ) -> jax.Array:
-    """Returns attention [B, T, N, H] of each row's tokens to the cache positions up to their own, and to `prefix_kv`.
+    """Returns attention [B, T, N, H] to the row's cache positions up to the token's own, and to `prefix_kv`.
 
     Args:
         q: [B, T, N, H].
-        cache: of all layers, with the tokens' own keys and values already written.
+        cache: of all layers; the tokens' keys and values are already written.
         layer: scalar, the layer's number.
         config: of the model.
         kind: scalar, the layer's index into `config.windows`.
         positions: [B, T], positions in the sequence.
-        cache_positions: [B, T], the tokens' positions in the cache.
+        cache_positions: [B, T], the tokens' positions in the cache; -1: padding.
         prefix_kv: further keys and values, of this layer.
         sharding: says which devices compute.
     """
-    own = blockwise_cached_attention(q, cache, layer, config, config.window(kind), cache_positions, sharding)
-    return _merge_prefixes(own, q, config, kind, positions, prefix_kv, sharding).finalize(q.dtype)
+    attended = blockwise_cached_attention(q, cache, layer, config, config.window(kind), cache_positions, sharding)
+    return _merge_prefixes(attended, q, config, kind, positions, prefix_kv, sharding).finalize(q.dtype)
 
 
 def _merge_prefixes(
-    own: Partial,
+    attended: Partial,
     q: jax.Array,
     config: AttentionConfig,
     kind: jax.Array,
@@ -96,7 +96,7 @@ def _merge_prefixes(
     prefix_kv: tuple[PrefixKV, ...],
     sharding: ActivationSharding,
 ) -> Partial:
-    """Adds attention to each of `prefix_kv`."""
+    """Returns `attended` with attention to each of `prefix_kv` merged in; other arguments as in `packed_attention`."""
     window = config.window(kind)
     for prefix in prefix_kv:
         mask = prefix.mask
@@ -104,9 +104,10 @@ def _merge_prefixes(
             mask = mask & (positions[:, :, None] - prefix.positions[:, None, :] < window)
         k, v = (split_heads(x, q.shape[-1]).astype(q.dtype) for x in (prefix.cache.k, prefix.cache.v))
         if sharding.platform == "cpu":
-            own = own.merge(blockwise_prefix_attention(q, k, v, mask, config))
+            partial = blockwise_prefix_attention(q, k, v, mask, config)
         elif k.shape[0] == 1:
-            own = own.merge(Partial.init(q, k.shape[2]).update(q, k[0], v[0], mask, config, layout="shared"))
+            partial = Partial.init(q, k.shape[2]).update(q, k[0], v[0], mask, config, layout="shared")
         else:
-            own = own.merge(Partial.init(q, k.shape[2]).update(q, k, v, mask, config))
-    return own
+            partial = Partial.init(q, k.shape[2]).update(q, k, v, mask, config)
+        attended = attended.merge(partial)
+    return attended

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from isheep_jax.model.attention_reference import AttentionConfig, Partial
 
-# Keys of a block, and in packed rows also its queries. On a CPU a block and its logits stay in the cores' own caches:
+# Keys of a block, and queries of a block of packed rows. On a CPU a block and its logits stay in the cores' own caches:
 # 512 packed tokens then take a quarter of the time. Where segments start at multiples of PACKED_BLOCK, the sums over a
-# segment's keys are the same wherever in a row the segment lies.
+# segment's keys are the same at every offset of the segment in its row.
 PACKED_BLOCK = 32
-# Keys of a block of a prefix that all rows share.
+# Upper bound for the keys of a block of a prefix that all rows share.
 _SHARED_BLOCK = 512
 
 
@@ -43,7 +43,7 @@ def blockwise_packed_attention(
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - T), (0, 0), (0, 0))) for x in (q, k, v))
     segments = jnp.pad(segments, ((0, 0), (0, padded - T)), mode="edge")
     is_first = jnp.concatenate([jnp.ones((B, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    starts = jax.lax.cummax(jnp.where(is_first, jnp.arange(padded), 0), axis=1)  # [B, T], of each token's segment
+    starts = jax.lax.cummax(jnp.where(is_first, jnp.arange(padded), 0), axis=1)  # [B, T]
 
     attend = functools.partial(_attend_query_block, q, k, v, config, window, segments, starts)
     if blocks == 1:
@@ -54,8 +54,28 @@ def blockwise_packed_attention(
     return Partial(*(x[:, :, :, :T] for x in out))
 
 
-def _attend_query_block(q, k, v, config, window, segments, starts, i) -> Partial:
-    """Attention of query block i to the key blocks from the start of its first segment to its own."""
+def _attend_query_block(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    config: AttentionConfig,
+    window: jax.Array | int | None,
+    segments: jax.Array,
+    starts: jax.Array,
+    i: jax.Array | int,
+) -> Partial:
+    """Returns attention of query block i to the key blocks from the start of its first segment up to its own.
+
+    Args:
+        q: [B, T, N, H], T in whole blocks.
+        k: [B, T, K, H].
+        v: [B, T, K, H].
+        config: of the model.
+        window: of the layer.
+        segments: [B, T], segment ids.
+        starts: [B, T], where in the row each token's segment starts.
+        i: scalar, the block's number.
+    """
     within = jnp.arange(PACKED_BLOCK)[:, None] - jnp.arange(PACKED_BLOCK)
     queries, query_segments = _block(q, i), _block(segments, i)[:, :, None]
 
@@ -69,7 +89,7 @@ def _attend_query_block(q, k, v, config, window, segments, starts, i) -> Partial
     return jax.lax.fori_loop(first, i + 1, add_key_block, Partial.init(queries, k.shape[2]))
 
 
-def _block(x: jax.Array, i: jax.Array) -> jax.Array:
+def _block(x: jax.Array, i: jax.Array | int) -> jax.Array:
     """Returns block i [B, PACKED_BLOCK, ...] of an array [B, T, ...]."""
     return jax.lax.dynamic_slice_in_dim(x, i * PACKED_BLOCK, PACKED_BLOCK, axis=1)
 
@@ -77,11 +97,11 @@ def _block(x: jax.Array, i: jax.Array) -> jax.Array:
 def blockwise_prefix_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: AttentionConfig
 ) -> Partial:
-    """Returns attention to all keys of a prefix, a block of them at a time.
+    """Returns attention to all keys of a prefix, computed block by block.
 
-    A row's own keys may lie in rows of any length, which their sums must not depend on, so their blocks are short.
-    Keys that all rows share are the same in every call, so their blocks are long, and the queries of all rows are
-    multiplied with them together.
+    Keys of a single row may come padded to any length, which must not change their sums, so their blocks are short.
+    Keys that all rows share are the same in every call, so their blocks are long, and one product takes the queries of
+    all rows.
 
     Args:
         q: [B, T, N, H].

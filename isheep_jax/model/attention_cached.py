@@ -1,4 +1,4 @@
-"""Attention to a KV cache, on every platform: read block by block, as far as the longest row goes.
+"""Attention to a KV cache, on every platform: reads blocks of cache positions up to the end of the longest row.
 
 B rows, T query tokens, S cache positions, C cache positions of a block, N query heads, K key-value heads, H head dim.
 """
@@ -12,17 +12,17 @@ from isheep_jax.model.attention_reference import AttentionConfig, Partial, cache
 from isheep_jax.model.kv_cache import KVCache, split_heads
 from isheep_jax.sharding import ActivationSharding
 
-# Cache positions of a block. A CPU's cache lies in tiles of this size (see `KVCache`): flat, 64 rows of 160 or of 650
-# keys take twice as long.
+# Cache positions of a block. On a CPU a block is a tile of the cache (see `KVCache`): with a flat cache, 64 rows of 160
+# or of 650 keys take twice as long.
 _CACHE_BLOCK_CPU = 128
 _CACHE_BLOCK = 512
-# Cache rows that a CPU reads as far as the longest of them goes, in the order of their lengths: where 64 rows have 160
-# keys on average and the longest 380, this takes three fifths of the time.
-_ROWS_TOGETHER = 8
+# A CPU sorts the cache rows by length and reads groups of so many, each up to the end of its longest row: for 64 rows
+# with 160 keys on average and 380 at most this takes three fifths of the time.
+_GROUP_ROWS = 8
 
 
 def cache_block(platform: str) -> int:
-    """Returns how many cache positions are read at a time, where the cache's length is a multiple of this."""
+    """Returns how many cache positions are read at a time if the length of the cache is a multiple of them."""
     return _CACHE_BLOCK_CPU if platform == "cpu" else _CACHE_BLOCK
 
 
@@ -35,9 +35,9 @@ def blockwise_cached_attention(
     cache_positions: jax.Array,
     sharding: ActivationSharding,
 ) -> Partial:
-    """Returns attention of each row's tokens to the cache positions up to their own.
+    """Returns attention of each row's tokens to the row's cache positions up to their own.
 
-    Blocks behind a row's end change none of its bits.
+    The blocks after a row's end do not change a bit of its result.
 
     Args:
         q: [B, T, N, H].
@@ -51,19 +51,39 @@ def blockwise_cached_attention(
     rows = cache.k.shape[1]
     one_cpu = sharding.platform == "cpu" and sharding.mesh.size == 1
     block = cache.tile or math.gcd(cache.length, cache_block(sharding.platform))
-    if not one_cpu or rows % _ROWS_TOGETHER or rows <= _ROWS_TOGETHER:
+    if not one_cpu or rows % _GROUP_ROWS or rows <= _GROUP_ROWS:
         return _attend_rows(q, cache, layer, config, window, cache_positions, None, block)
 
     def attend_group(group: jax.Array) -> Partial:
         return _attend_rows(q[group], cache, layer, config, window, cache_positions[group], group, block)
 
     order = jnp.argsort(jnp.max(cache_positions, axis=1))
-    out = jax.lax.map(attend_group, order.reshape(-1, _ROWS_TOGETHER))
+    out = jax.lax.map(attend_group, order.reshape(-1, _GROUP_ROWS))
     return Partial(*(jnp.zeros((rows, *x.shape[2:])).at[order].set(x.reshape(rows, *x.shape[2:])) for x in out))
 
 
-def _attend_rows(q, cache, layer, config, window, cache_positions, rows, block) -> Partial:
-    """Attention to the blocks of some cache rows [R], as far as these go. rows: None: all, in their order."""
+def _attend_rows(
+    q: jax.Array,
+    cache: KVCache,
+    layer: jax.Array,
+    config: AttentionConfig,
+    window: jax.Array | int | None,
+    cache_positions: jax.Array,
+    rows: jax.Array | None,
+    block: int,
+) -> Partial:
+    """Returns attention of R rows to their cache rows, block by block up to the end of the longest.
+
+    Args:
+        q: [R, T, N, H].
+        cache: of all layers and rows.
+        layer: scalar, the layer's number.
+        config: of the model.
+        window: of the layer.
+        cache_positions: [R, T], the tokens' positions in the cache.
+        rows: [R], the cache rows; None: all, in their order.
+        block: cache positions of a block.
+    """
     H = q.shape[-1]
 
     def add_block(i, partial):
@@ -87,7 +107,7 @@ def _attend_rows(q, cache, layer, config, window, cache_positions, rows, block) 
 
 
 def _read_block(cache: KVCache, layer: jax.Array, rows: jax.Array | None, i: jax.Array, block: int) -> KVCache:
-    """Returns block i of some cache rows of one layer: arrays [R, C, ...], of tiled keys and values [R, 1, ...]."""
+    """Returns block i of cache rows [R] of one layer: arrays [R, C, ...]; of tiled keys and values [R, 1, ...]."""
 
     def read(x: jax.Array, row: jax.Array | int, count: int) -> jax.Array:
         size = x.shape[2] * block // cache.length

@@ -1,4 +1,4 @@
-"""Attention in plain XLA: the reference for every other implementation, and attention computed in parts.
+"""Attention in plain XLA: the reference for the other implementations, and `Partial`, attention computed in parts.
 
 B rows, T query tokens, S key positions, N query heads, K key-value heads, G = N / K, H head dim.
 """
@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Logit of a key that a query must not see. Finite, so that a query without any key (padding) gives numbers, not NaN.
+# Logit of a key that a query may not see. Finite, so that a query without any key (padding) gives numbers, not NaN.
 MASKED = -1e30
 # Stand-in window for full attention: longer than any sequence.
 _NO_WINDOW = 2**30
 
-# How keys and values lie in memory.
+# How the axes of keys and values are ordered, see `_EQUATIONS`.
 KVLayout = Literal["rows", "shared", "tiles"]
 # Equations of the attention logits and of the weighted values.
 _EQUATIONS = {
@@ -28,7 +28,7 @@ _KV_HEADS_AXIS = {"rows": 2, "shared": 1, "tiles": 1}
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Static numbers of a model's attention.
+    """The constants of a model's attention.
 
     scale: factor of the attention logits; None: 1 / sqrt(H).
     softcap: bound c of the logits, as c tanh(logit / c) (Gemma 2 report, section 2); None: unbounded.
@@ -40,7 +40,7 @@ class AttentionConfig:
     windows: tuple[int | None, ...] = (None,)
 
     def window(self, kind: jax.Array) -> jax.Array | int | None:
-        """Returns the window of a layer's kind, a traced index that is unused when there is only one kind."""
+        """Returns the window of a kind of layer. kind: traced index into `windows`, unused if there is only one."""
         if len(self.windows) == 1:
             return self.windows[0]
         return jnp.asarray([_NO_WINDOW if window is None else window for window in self.windows])[kind]
@@ -63,7 +63,7 @@ def reference_attention(
 
 
 class Partial(NamedTuple):
-    """Attention to some of the keys, in float32, which more keys can be added to (Milakov and Gimelshein 2018)."""
+    """State of an online softmax (Milakov and Gimelshein 2018), in float32: attention to the keys seen so far."""
 
     max: jax.Array  # [B, K, G, T], the highest logit
     sum: jax.Array  # [B, K, G, T], sum of exp(logit - max)
@@ -88,7 +88,7 @@ class Partial(NamedTuple):
         v_scale: jax.Array | None = None,
         layout: KVLayout = "rows",
     ) -> "Partial":
-        """Adds attention to more keys. Keys that a query may not see change none of its bits.
+        """Returns attention to more keys as well. Keys that a query may not see do not change a bit of its state.
 
         Args:
             q: [B, T, N, H].
@@ -96,8 +96,8 @@ class Partial(NamedTuple):
             v: values, likewise.
             mask: [B or 1, T or 1, S], true where a query may see a key.
             config: scale and softcap.
-            k_scale: [B, S, K], factors of int8 keys; None: keys are as they are.
-            v_scale: [B, S, K], factors of int8 values.
+            k_scale: [B, S, K], factors of int8 keys; None: keys are floats.
+            v_scale: [B, S, K], factors of int8 values; None: values are floats.
             layout: "rows" [B, S, K, H], "shared" [S, K, H], or "tiles" with k [B, K, H, S] and v [B, K, S, H].
         """
         logits = _attention_logits(q, k, mask, config, k_scale, layout)  # [B, K, G, T, S]
@@ -125,7 +125,7 @@ class Partial(NamedTuple):
 def packed_mask(length: int, segment_ids: jax.Array | None, window: int | jax.Array | None = None) -> jax.Array:
     """Returns the mask [B, T, T] of packed rows: causal within a row and, given segment ids, within a segment.
 
-    The order in the row decides what is earlier, so positions may restart with each segment.
+    A token is earlier than another by its index in the row, so positions may restart with each segment.
 
     Args:
         length: T.
@@ -142,14 +142,17 @@ def cached_mask(
 ) -> jax.Array:
     """Returns the mask [B, T, S] of a cache: a query sees the cache positions up to its own, the last `window` of them.
 
-    query_positions: [B, T]. key_positions: [S].
+    Args:
+        query_positions: [B, T].
+        key_positions: [S].
+        window: tokens that a token sees, itself included; None: all.
     """
     last = query_positions[:, :, None]
     return key_positions <= last if window is None else (key_positions <= last) & (key_positions > last - window)
 
 
 def _per_key(scale: jax.Array) -> jax.Array:
-    """Returns factors of keys [B, S, K] in the axes of attention logits [B, K, 1, 1, S]."""
+    """Returns factors of keys [B, S, K] in the axes of attention logits, as [B, K, 1, 1, S]."""
     return jnp.moveaxis(scale, 1, 2)[:, :, None, None]
 
 
@@ -164,7 +167,7 @@ def _attention_logits(
     """Returns attention logits [B, K, G, T, S] in float32, `MASKED` where the mask is false."""
     B, T, _, H = q.shape
     K = k.shape[_KV_HEADS_AXIS[layout]]
-    # Axes in the order of the result's: XLA then multiplies with the keys as they lie.
+    # With the axes in the order of the logits, XLA multiplies with the keys without transposing them.
     grouped = jnp.moveaxis(q.reshape(B, T, K, -1, H), 1, 3)  # [B, K, G, T, H]
     logits = jnp.einsum(_EQUATIONS[layout][0], grouped, k, preferred_element_type=jnp.float32)
     logits *= 1 / math.sqrt(H) if config.scale is None else config.scale

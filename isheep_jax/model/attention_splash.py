@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec
 from isheep_jax.model.attention_reference import AttentionConfig, Partial
 from isheep_jax.sharding import ActivationSharding
 
-# The kernels' unit along a row, and the longest piece of a row that they work on at a time.
+# Blocks are multiples of this (tokens).
 LANES = 128
+# The longest block that a row is cut into (tokens).
 MAX_BLOCK = 512
 
 
@@ -30,7 +31,18 @@ def splash_packed_attention(
     *,
     partial: bool = False,
 ) -> jax.Array | Partial:
-    """Returns `splash_attention` with the window of a layer's kind, a traced index into `config.windows`."""
+    """Returns `splash_attention` with the window of a kind of layer.
+
+    Args:
+        q: [B, T, N, H].
+        k: [B, T, K, H].
+        v: [B, T, K, H].
+        config: of the model.
+        kind: scalar, index into `config.windows`.
+        segment_ids: [B, T]; None: each row is one segment.
+        sharding: says which devices compute.
+        partial: returns a `Partial`.
+    """
     kernels = [
         functools.partial(
             splash_attention, config=config, window=window, segment_ids=segment_ids, sharding=sharding, partial=partial
@@ -72,7 +84,7 @@ def splash_attention(
     if rules.heads != rules.kv_heads:
         raise ValueError(f"query heads are split over {rules.heads}, but key heads over {rules.kv_heads}")
     scale = 1 / math.sqrt(q.shape[3]) if config.scale is None else config.scale
-    # The kernels know no scale. It is applied in float32, because bfloat16 would round the scale itself.
+    # The kernels do not scale. The product is computed in float32, because bfloat16 would round the scale itself.
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     attend = functools.partial(
         _attend_local, window=window, softcap=config.softcap, partial=partial, interpret=interpret
@@ -99,10 +111,10 @@ def _attend_local(
     partial: bool,
     interpret: bool,
 ) -> jax.Array | Partial:
-    """Attention of the rows and heads of one device; arguments as in `splash_attention`."""
+    """Returns attention of the rows and heads of one device; arguments as in `splash_attention`."""
     T = q.shape[1]
     block, padded = _block_sizes(T)
-    # The tokens behind the end of a row are later than all others, so none sees them, whatever their segment.
+    # Padding comes after all tokens, so none sees it, whatever its segment.
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - T), (0, 0), (0, 0))) for x in (q, k, v))
     if segment_ids is not None:
         segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padded - T)))
@@ -132,7 +144,17 @@ def _block_sizes(length: int) -> tuple[int, int]:
 def _make_kernel(
     length: int, block: int, heads: int, window: int | None, softcap: float | None, partial: bool, interpret: bool
 ):
-    """Returns attention of `heads` query heads [heads, T, H] to the one key head [T, H] that they share."""
+    """Returns the kernel of the query heads [heads, T, H] that share one key-value head [T, H].
+
+    Args:
+        length: T, whole blocks.
+        block: tokens of a block.
+        heads: query heads.
+        window: tokens that a token sees, itself included; None: all.
+        softcap: as in `AttentionConfig`.
+        partial: also returns the logarithms of the softmax denominators.
+        interpret: runs without a TPU.
+    """
     if window is None:
         mask = pallas_splash.CausalMask((length, length))
     else:

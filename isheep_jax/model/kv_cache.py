@@ -1,4 +1,4 @@
-"""The KV cache: how keys and values of earlier tokens lie in memory, and how new ones are written.
+"""The KV cache: the layout of the keys and values of earlier tokens, and how new ones are written.
 
 L layers, B rows, S cache positions, C cache positions of a tile, T new tokens, K key-value heads, H head dim.
 """
@@ -19,9 +19,10 @@ from isheep_jax.sharding import ActivationSharding, ShardingRules
 class KVCache:
     """Keys and values of earlier tokens, by cache position.
 
-    Heads and their width share an axis: XLA pads an axis of heads of its own to what a TPU likes, and copies the whole
-    cache where a chip's heads are no power of 2 (27 GiB per chip for 20 heads on 4 chips of a v5e; planned). On a CPU a
-    cache may lie in tiles: what is read at a time lies together, as its products take it.
+    Heads and their width share an axis: XLA would pad a separate axis of heads for a TPU, and copy the whole cache
+    where a chip's number of heads is no power of 2 (27 GiB per chip for 20 heads on 4 chips of a v5e; planned). On a
+    CPU a cache may be stored in tiles, so that what is read at a time is contiguous and in the layout that products
+    take.
     """
 
     k: jax.Array  # [L, B, S, K * H], after RoPE; in tiles [L, B, S / C, K, H, C]
@@ -45,19 +46,19 @@ class CacheWrite:
     """The cache that a forward pass writes its tokens' keys and values to, and where.
 
     Without `rows` the tokens also attend to the cache: row b of the batch is cache row b, and a token sees the cache
-    positions up to its own. With `rows` they only attend to each other, as prompts that are prefilled in packed rows.
+    positions up to its own. With `rows` they only attend to each other, like prompts that are prefilled in packed rows.
     """
 
     cache: KVCache
     positions: jax.Array  # [B, T], cache positions; outside 0..S-1, such as -1 for padding, nothing is written
-    rows: jax.Array | None = None  # [B, T], cache rows, each on the device of the token's row
+    rows: jax.Array | None = None  # [B, T], cache rows, on the same data shard as the token's row of the batch
 
 
 @flax.struct.dataclass
 class PrefixKV:
     """Keys and values that tokens [B, T] attend to besides those of their own row."""
 
-    cache: KVCache  # flat floats [L, B or 1, S, K * H], 1: the same for all rows; without L inside a layer
+    cache: KVCache  # flat floats [L, B or 1, S, K * H], 1: shared by all rows; within a layer without L
     mask: jax.Array  # [B or 1, T or 1, S], true where a token may see a key
     positions: jax.Array  # [B or 1, S], positions in the sequence
 
@@ -86,11 +87,11 @@ def init_cache(
     if tile:
         tiles = (architecture.layers, batch, length // tile, K)
         k, v = (*tiles, H, tile), (*tiles, tile, H)
-    cache = KVCache(*(jnp.zeros(sizes, dtype, device=sharding) for sizes in (k, v)))
+    cache = KVCache(jnp.zeros(k, dtype, device=sharding), jnp.zeros(v, dtype, device=sharding))
     if dtype != jnp.int8:
         return cache
-    scales = [jnp.zeros((*shape, K), jnp.float32, device=sharding) for _ in "kv"]
-    return KVCache(cache.k, cache.v, *scales)
+    k_scale, v_scale = (jnp.zeros((*shape, K), jnp.float32, device=sharding) for _ in range(2))
+    return cache.replace(k_scale=k_scale, v_scale=v_scale)
 
 
 def cache_spec(rules: ShardingRules) -> PartitionSpec:
@@ -101,9 +102,9 @@ def cache_spec(rules: ShardingRules) -> PartitionSpec:
 def write_tokens(
     write: CacheWrite, layer: jax.Array, k: jax.Array, v: jax.Array, sharding: ActivationSharding
 ) -> KVCache:
-    """Returns the cache with a layer's new keys and values, rounded where it holds int8.
+    """Returns the cache with a layer's new keys and values, quantized if it holds int8.
 
-    Each device writes to its own rows: XLA does not see by itself that no keys need to travel, and would gather keys,
+    Each device writes to its own rows. XLA would not notice that nothing needs to be sent, and would gather keys,
     values and positions of all rows on every device.
 
     Args:
@@ -154,7 +155,17 @@ def _scatter(
     tile: int,
     tile_axis: int,
 ) -> jax.Array:
-    """Writes new [B, T, K, ...] to one of a cache's arrays. tile_axis: the axis of the positions within a tile."""
+    """Returns one array of a cache with new values written; positions outside of it are dropped.
+
+    Args:
+        old: the array, such as `KVCache.k`.
+        new: [B, T, K, H], or scales [B, T, K].
+        positions: [B, T], cache positions.
+        rows: [B, T], cache rows.
+        layer: scalar, the layer's number.
+        tile: cache positions of a tile, where the array is in tiles.
+        tile_axis: the array's axis of the positions within a tile.
+    """
     if old.ndim == 6:
         index = (layer, rows, positions // tile, *(slice(None),) * (tile_axis - 3), positions % tile)
     else:

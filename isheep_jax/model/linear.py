@@ -20,9 +20,9 @@ class LoraWeight:
     base: jax.Array | Quantized  # W, [*inputs, *outputs]
     a: jax.Array  # [*inputs, R]
     b: jax.Array  # [R, *outputs]
-    dropout_key: jax.Array | None  # [2] uint32, another one in each layer and leaf; None: nothing is dropped
+    dropout_key: jax.Array | None  # [2] uint32, differs between layers and leaves; None: nothing is dropped
     scale: float = flax.struct.field(pytree_node=False)
-    dropout: float = flax.struct.field(pytree_node=False)  # share of x that is dropped, 0 to below 1
+    dropout: float = flax.struct.field(pytree_node=False)  # share of x that is dropped, [0, 1)
 
 
 def linear(
@@ -49,16 +49,28 @@ def _lora_equations(equation: str) -> tuple[str, str]:
 
 
 def dropout_keys(key: jax.Array, layers: int, leaf: int, leaves: int) -> jax.Array:
-    """Returns a key for each layer of one of `leaves` leaves, [layers, 2] uint32. key: two uint32; leaf: its number."""
+    """Returns a leaf's key for each layer, [layers, 2] uint32.
+
+    Args:
+        key: [2] uint32.
+        layers: number of layers.
+        leaf: the leaf's number, from 0.
+        leaves: number of leaves.
+    """
     numbers = jnp.arange(layers, dtype=jnp.uint32) * leaves + leaf
     return _mix(key.astype(jnp.uint32) + numbers[:, None] * jnp.uint32(0x9E3779B1))
 
 
 def dropout_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Returns which elements dropout keeps, [*shape] bool: the same on every mesh. key: two uint32, well mixed.
+    """Returns which elements dropout keeps, [*shape] bool: the same on every mesh.
 
     Each element's number is hashed twice with MurmurHash3's finalizer (Appleby). JAX's own generator is expanded at
     every use, and a training step with its 7 masks took 8 times as long to compile.
+
+    Args:
+        key: [2] uint32, from `dropout_keys`.
+        shape: of the mask.
+        rate: share that is dropped, [0, 1).
     """
     number = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
@@ -68,7 +80,7 @@ def dropout_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Arr
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """MurmurHash3's finalizer of each element, uint32."""
+    """Returns MurmurHash3's finalizer of each element, uint32."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

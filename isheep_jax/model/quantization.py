@@ -1,13 +1,13 @@
-"""int8 with scales: weights while decoding, and the keys and values of a cache.
+"""int8 quantization with scales, of weights while decoding and of the keys and values of a cache.
 
-Symmetric, rounded to the nearest: x is about scale * values with scale = max |x| / 127, taken over all elements that a
-product sums over. A product then takes the integers as they are and scales its result, and XLA converts them on their
-way out of memory: a whole matrix of floats never exists.
+Symmetric, rounded to the nearest: x is about scale * values with scale = max |x| / 127, where the maximum is over the
+axes that a product sums over. A product multiplies with the integers and scales its result. XLA converts the integers
+as it reads them, so the whole matrix never exists as floats.
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.struct
 import jax
@@ -22,7 +22,6 @@ Tree = Any
 
 # How weights, or keys and values, are stored while decoding: in the dtype of the activations, or as int8 with scales.
 StorageDtype = Literal["model", "int8"]
-STORAGE_DTYPES = ("model", "int8")
 
 # int8 is used symmetrically: -127..127.
 _LARGEST = 127
@@ -33,18 +32,18 @@ class Quantized:
     """An array as integers: about scale * values."""
 
     values: jax.Array  # int8
-    scale: jax.Array  # float32, with the axes of `values` that have scales of their own
+    scale: jax.Array  # float32, without the axes of `values` along which a scale is shared
 
 
 def check_storage_dtype(setting: str, dtype: str) -> None:
-    """Raises `UserError` unless `dtype` is one of `STORAGE_DTYPES`."""
-    if dtype not in STORAGE_DTYPES:
-        raise UserError(f"{setting}={dtype} is not known; it must be {' or '.join(STORAGE_DTYPES)}")
+    """Raises `UserError` unless `dtype` is a `StorageDtype`."""
+    if dtype not in get_args(StorageDtype):
+        raise UserError(f"{setting}={dtype} is not known; it must be {' or '.join(get_args(StorageDtype))}")
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def quantize(x: jax.Array, axes: tuple[int, ...]) -> Quantized:
-    """Rounds an array to int8; an element is off by half a scale at most. axes: along which a scale is shared."""
+    """Returns an array as int8, each element off by at most half a scale. axes: those along which a scale is shared."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / _LARGEST
     values = jnp.clip(jnp.round(x / jnp.where(scale > 0, scale, 1)), -_LARGEST, _LARGEST)
@@ -52,23 +51,34 @@ def quantize(x: jax.Array, axes: tuple[int, ...]) -> Quantized:
 
 
 def dequantize(x: Quantized, axes: tuple[int, ...]) -> jax.Array:
-    """Returns float32 numbers; axes as in `quantize`."""
+    """Returns an array as float32. axes: as in `quantize`."""
     return x.values * jnp.expand_dims(x.scale, axes)
 
 
-def einsum(equation: str, x: jax.Array, matrix: jax.Array | Quantized, dtype: jnp.dtype, **options) -> jax.Array:
-    """Returns jnp.einsum(equation, x, matrix) in `dtype`.
+def einsum(
+    equation: str,
+    x: jax.Array,
+    matrix: jax.Array | Quantized,
+    dtype: jnp.dtype,
+    result_dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """Returns jnp.einsum(equation, x, matrix).
 
-    The last axes of the result must be those of a quantized matrix's scale. options: of jnp.einsum.
+    Args:
+        equation: the last axes of its result must be those of a quantized matrix's scale.
+        x: the inputs, in `dtype`.
+        matrix: converted to `dtype` for the product.
+        dtype: of the product's inputs.
+        result_dtype: of the sums and the result; None: `dtype`.
     """
-    if not isinstance(matrix, Quantized):
-        return jnp.einsum(equation, x, matrix.astype(dtype), **options)
-    y = jnp.einsum(equation, x, matrix.values.astype(dtype), **options)
-    return (y * matrix.scale).astype(y.dtype)
+    integers = isinstance(matrix, Quantized)
+    weights = (matrix.values if integers else matrix).astype(dtype)
+    y = jnp.einsum(equation, x, weights, preferred_element_type=result_dtype)
+    return (y * matrix.scale).astype(y.dtype) if integers else y
 
 
 def embedding_lookup(table: jax.Array | Quantized, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns rows [..., D] of a table [V, D]. tokens: [...]."""
+    """Returns rows [..., D] of a table [V, D] in `dtype`. tokens: [...]."""
     if not isinstance(table, Quantized):
         return table[tokens].astype(dtype)
     return (table.values[tokens] * table.scale[tokens][..., None]).astype(dtype)
@@ -91,7 +101,7 @@ def weight_table(architecture: Architecture, weights_dtype: StorageDtype) -> Tre
 
 
 def abstract_weights(architecture: Architecture, weights_dtype: StorageDtype, dtype: jnp.dtype) -> Tree:
-    """Returns a `jax.ShapeDtypeStruct` for each array of the weights; dtype: of what is not quantized."""
+    """Returns a `jax.ShapeDtypeStruct` for each array of `weight_table`. dtype: of what is not quantized."""
 
     def shape(spec: ParameterSpec | Quantized) -> Any:
         if isinstance(spec, Quantized):
@@ -104,7 +114,7 @@ def abstract_weights(architecture: Architecture, weights_dtype: StorageDtype, dt
 
 
 def dequantize_weights(params: Tree, architecture: Architecture) -> Tree:
-    """Returns the parameters with float32 in place of quantized matrices."""
+    """Returns the parameters with quantized matrices as float32."""
 
     def plain(spec: ParameterSpec, leaf: jax.Array | Quantized) -> jax.Array:
         return dequantize(leaf, spec.input_axes) if isinstance(leaf, Quantized) else leaf
@@ -115,18 +125,18 @@ def dequantize_weights(params: Tree, architecture: Architecture) -> Tree:
 def put_weight(
     spec: ParameterSpec, leaf: jax.Array | Quantized, target: Sharding | Format | Quantized, dtype: jnp.dtype
 ) -> jax.Array | Quantized:
-    """Moves a leaf to its devices, in `dtype` or as int8.
+    """Returns a leaf on its devices, in `dtype` or as int8.
 
     Args:
         spec: of the leaf.
         leaf: floats, or already quantized.
-        target: sharding or format of the result; a `Quantized` of two asks for int8.
-        dtype: of floats.
+        target: sharding or format of the result; a `Quantized` of two of them asks for int8.
+        dtype: of the result if it is floats.
     """
     if not isinstance(target, Quantized):
         return jax.device_put(jnp.asarray(leaf, dtype), target)
     if not isinstance(leaf, Quantized):
-        # As floats in the integers' sharding, so that each device rounds its own part.
+        # Moved as floats in the sharding of the integers, so that each device quantizes its own part.
         sharding = target.values.sharding if isinstance(target.values, Format) else target.values
         leaf = quantize(jax.device_put(leaf, sharding), spec.input_axes)
     return jax.device_put(leaf, target)

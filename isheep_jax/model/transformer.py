@@ -1,4 +1,4 @@
-"""The decoder-only transformer: `forward` gives hidden states, `logits` the logits of the next tokens.
+"""The decoder-only transformer: `forward` returns hidden states, `logits` the logits of the next tokens.
 
 Training, prefill, scoring and decoding share these pure functions on the parameter tree (`architecture` has its table).
 The layers are stacked on a leading axis and scanned.
@@ -53,15 +53,15 @@ class ForwardInputs:
     positions: jax.Array  # [B, T], in the sequence
     segment_ids: jax.Array | None  # [B, T]
     prefix_kv: tuple[PrefixKV, ...]
-    cache: CacheWrite | None  # of its arrays only positions and rows are used: the cache itself is carried
+    cache: CacheWrite | None  # where tokens are written; its own cache is only the initial one, the scan carries it
     collect_kv: bool
 
 
 class Layer(NamedTuple):
-    """One layer's part of what is scanned over."""
+    """One layer's slice of what the scan goes over."""
 
     weights: dict[str, Any]
-    prefix_kv: tuple[KVCache, ...]  # of each of `ForwardInputs.prefix_kv`
+    prefix_kv: tuple[KVCache, ...]  # keys and values of each of `ForwardInputs.prefix_kv`
     number: jax.Array  # scalar
     kind: jax.Array  # scalar, index into the architecture's attention kinds
 
@@ -116,7 +116,7 @@ def forward(
     )
     layer = functools.partial(decoder_layer, inputs)
     if setup.remat == "full":
-        # A scan keeps the two passes apart by itself, so that XLA need not be kept from sharing work between them.
+        # In a scan XLA cannot share work between the two passes anyway, so that preventing it would only cost time.
         layer = jax.checkpoint(layer, prevent_cse=False)
     carry = x, None if cache is None else cache.cache
     (x, kv_cache), collected = jax.lax.scan(layer, carry, layers)
@@ -127,7 +127,7 @@ def forward(
 
 def embed(params: dict[str, Any], architecture: Architecture, tokens: jax.Array, setup: ForwardSetup) -> jax.Array:
     """Returns the tokens' embeddings [B, T, D]."""
-    # Each device looks its columns up for the rows of all that share a copy of the table, which is never gathered.
+    # Each device looks up its own columns, for all rows of its replica of the weights, so the table is never gathered.
     tokens = setup.sharding.replica_sharded(tokens)
     x = setup.sharding.embed_sharded(embedding_lookup(params["embed"], tokens, setup.compute_dtype))
     if architecture.traits.scaled_embeddings:
@@ -138,11 +138,17 @@ def embed(params: dict[str, Any], architecture: Architecture, tokens: jax.Array,
 def decoder_layer(
     inputs: ForwardInputs, carry: tuple[jax.Array, KVCache | None], layer: Layer
 ) -> tuple[tuple[jax.Array, KVCache | None], KVCache | None]:
-    """One step of the scan over layers.
+    """Computes one layer, as a step of the scan over layers.
 
-    carry: hidden states [B, T, D] and the cache of all layers. It is carried and only the new positions are written, so
-    that a decode step does not rewrite a layer's whole cache. Returns the new carry, and the tokens' keys and values
-    where they are collected.
+    The cache of all layers is carried and only the new positions are written, so that a decode step does not rewrite a
+    layer's whole cache.
+
+    Args:
+        inputs: what all layers share.
+        carry: hidden states [B, T, D], and the cache or None.
+        layer: what this layer has of its own.
+
+    Returns the new carry, and the tokens' keys and values [B, T, K * H] if they are collected.
     """
     x, cache = carry
     sharding = inputs.setup.sharding
@@ -157,7 +163,14 @@ def decoder_layer(
 def attention_block(
     inputs: ForwardInputs, layer: Layer, x: jax.Array, cache: KVCache | None
 ) -> tuple[jax.Array, KVCache | None, KVCache]:
-    """Returns x [B, T, D] with attention added, the cache with the tokens, and their keys and values [B, T, K * H]."""
+    """Returns x [B, T, D] plus attention, the cache with the tokens written, and their keys and values [B, T, K * H].
+
+    Args:
+        inputs: what all layers share.
+        layer: what this layer has of its own.
+        x: [B, T, D], hidden states.
+        cache: of all layers, or None.
+    """
     architecture, weights = inputs.architecture, layer.weights
     dtype = inputs.setup.compute_dtype
     cos, sin = _select(inputs.rope, layer.kind)  # [B, T, 1, H / 2]
@@ -185,7 +198,16 @@ def attention_block(
 def attend(
     inputs: ForwardInputs, layer: Layer, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None
 ) -> jax.Array:
-    """Returns attention [B, T, N, H] to the cache, or to the tokens of the row where it is not read."""
+    """Returns attention [B, T, N, H] to the cache if it is read (see `CacheWrite`), otherwise to the row's tokens.
+
+    Args:
+        inputs: what all layers share.
+        layer: what this layer has of its own.
+        q: [B, T, N, H].
+        k: [B, T, K, H].
+        v: [B, T, K, H].
+        cache: of all layers, with the tokens written, or None.
+    """
     prefix_kv = tuple(
         prefix.replace(cache=layer_cache) for prefix, layer_cache in zip(inputs.prefix_kv, layer.prefix_kv)
     )
@@ -216,7 +238,7 @@ def attend(
 
 
 def mlp_block(inputs: ForwardInputs, layer: Layer, x: jax.Array) -> jax.Array:
-    """Returns x [B, T, D] with the gated feed-forward network added."""
+    """Returns x [B, T, D] plus the gated feed-forward network."""
     architecture, weights = inputs.architecture, layer.weights
     dtype = inputs.setup.compute_dtype
     activate = _ACTIVATIONS[architecture.traits.activation]
@@ -235,23 +257,23 @@ def logits(
 
 
 def lm_head(params: dict[str, Any], architecture: Architecture) -> jax.Array | Quantized:
-    """Returns the matrix that hidden states are multiplied with: [V, D] of tied embeddings, otherwise [D, V]."""
+    """Returns the matrix that hidden states are multiplied with: [V, D] if embeddings are tied, otherwise [D, V]."""
     return params["embed" if architecture.tied_embeddings else "lm_head"]
 
 
 def lm_head_logits(
     head: jax.Array | Quantized, architecture: Architecture, hidden: jax.Array, compute_dtype: jnp.dtype
 ) -> jax.Array:
-    """Returns float32 logits [..., V] of hidden states [..., D] by a given `lm_head`."""
+    """Returns `logits` for a given `lm_head`, such as a resharded one."""
     with jax.named_scope("lm_head"):
         equation = "...d,vd->...v" if architecture.tied_embeddings else "...d,dv->...v"
-        y = einsum(equation, hidden.astype(compute_dtype), head, compute_dtype, preferred_element_type=jnp.float32)
+        y = einsum(equation, hidden.astype(compute_dtype), head, compute_dtype, result_dtype=jnp.float32)
         cap = architecture.logit_softcap
         return y if cap is None else cap * jnp.tanh(y / cap)
 
 
 def norm(architecture: Architecture, x: jax.Array, weight: jax.Array | None) -> jax.Array:
-    """Returns the model's norm of x; x itself where the family has no such norm (weight None)."""
+    """Returns the model's norm of x, or x itself for a norm that the family does not have (weight None)."""
     return x if weight is None else rms_norm(x, weight, architecture.norm_eps, architecture.traits.norm_offset)
 
 
@@ -296,13 +318,13 @@ def rope_rotation(positions: jax.Array, head_dim: int, kind: AttentionKind) -> t
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Applies RoPE to [B, T, heads, H]; a head's halves are the two coordinates, as in Hugging Face checkpoints."""
+    """Returns [B, T, heads, H] with RoPE: coordinates i and i + H / 2 are a pair, as in Hugging Face checkpoints."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def _select(choices: list[Any], index: jax.Array) -> Any:
-    """Returns one of several trees of like arrays. index: traced scalar, unused when there is only one choice."""
+    """Returns one of several trees of equal shapes. index: traced scalar, unused if there is only one choice."""
     if len(choices) == 1:
         return choices[0]
     return jax.tree.map(lambda *x: jax.lax.dynamic_index_in_dim(jnp.stack(x), index, keepdims=False), *choices)
