@@ -11,5 +11,5 @@ The life of a request:
 Scoring needs no slots: `choice_logprobs` and `text_logprobs` read everything from prefilled rows (`prefill_logprobs`).
 `loaded` holds what all of them share: the weights, the tokenizer, the settings. `requests` has the inputs and outputs.
 
-May import: config, errors, sharding, text, model. Never sft or loop.
+May import errors, config, config_checks, sharding, text and model. Never sft or loop.
 """

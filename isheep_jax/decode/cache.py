@@ -1,6 +1,6 @@
-"""Sizes and shardings of decoding's arrays: KV caches, slots and packed rows.
+"""Sizes and shardings of the arrays of decoding: KV caches, slots and packed rows.
 
-Lengths come in buckets, so that few shapes are compiled.
+Lengths are rounded up to buckets, so that few shapes are compiled.
 """
 
 import functools
@@ -17,24 +17,24 @@ from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.model.transformer import ForwardSetup
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding, platform_of
 
-# Caches are read in blocks, and their lengths are multiples of this; a multiple of the tiles that a CPU reads.
+# Cache lengths are multiples of this, a multiple of a CPU's tiles, so that caches are read in whole blocks.
 _BLOCK = 128
-# The unit of TPU kernels along a row.
+# `attention_splash.LANES`, repeated because importing Pallas takes a while.
 _LANES = 128
 
 
 def cache_length(tokens: int) -> int:
-    """Cache positions of a row that holds so many tokens: whole blocks."""
+    """Returns the cache positions, whole blocks, of a row that must hold this number of tokens."""
     return -(-tokens // _BLOCK) * _BLOCK
 
 
 def alignment(mesh: Mesh) -> int:
-    """Prompts begin at multiples of this in packed rows (tokens), so that neighbors change nothing in their sums."""
+    """Returns the alignment of prompts in packed rows (tokens), by which neighbors do not change their sums."""
     return _LANES if platform_of(mesh) == "tpu" else PACKED_BLOCK
 
 
 def bucket_of(length: int, align: int) -> int:
-    """The padded length of a row: a power of two, from 256 on also the quarters between, so few shapes are compiled.
+    """Returns the padded length of a row: a power of two; above 256 also the quarters between two powers.
 
     align: a power of two, the shortest row (tokens).
     """
@@ -48,7 +48,7 @@ def bucket_of(length: int, align: int) -> int:
 
 
 def data_shards(mesh: Mesh) -> int:
-    """Groups of devices that hold different rows of a batch while decoding."""
+    """Returns the number of groups of devices that hold different rows of a batch while decoding."""
     return mesh.shape[DECODE_RULES.batch]
 
 
@@ -61,27 +61,27 @@ def check_rows(setting: str, rows: int, mesh: Mesh) -> None:
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a KV cache: slots split over data shards, heads over tensor shards."""
+    """Returns the sharding of a KV cache: slots split over data shards, heads over tensor shards."""
     return NamedSharding(mesh, cache_spec(DECODE_RULES))
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array whose first axis is that of slots or packed rows."""
+    """Returns the sharding of an array whose first axis is that of slots or packed rows."""
     return batch_sharding(mesh, DECODE_RULES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain_cache(cache: KVCache, mesh: Mesh) -> KVCache:
-    """Keeps a traced cache split as `cache_sharding`."""
+    """Constrains a traced cache to `cache_sharding`."""
     return jax.lax.with_sharding_constraint(cache, cache_sharding(mesh))
 
 
 def constrain_rows(rows: jax.Array, mesh: Mesh) -> jax.Array:
-    """Keeps a traced array split as `rows_sharding`."""
+    """Constrains a traced array to `rows_sharding`."""
     return jax.lax.with_sharding_constraint(rows, rows_sharding(mesh))
 
 
@@ -96,16 +96,25 @@ def decode_setup(mesh: Mesh, compute_dtype: jnp.dtype) -> ForwardSetup:
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "slots", "tokens", "dtype", "mesh"))
-def allocate(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
-    """An empty cache of `slots` rows for `tokens` tokens each, in which each device makes only its own part."""
+def allocate_cache(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
+    """Returns an empty cache, of which each device allocates only its own part.
+
+    Args:
+        architecture: the model's.
+        slots: rows.
+        tokens: tokens that each row must hold.
+        dtype: of keys and values.
+        mesh: the decode mesh.
+    """
     return constrain_cache(init_cache(architecture, slots, cache_length(tokens), dtype, tile=_tile(mesh)), mesh)
 
 
 def abstract_cache(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
-    """Shapes and dtypes of the cache that `allocate` makes."""
+    """Returns the shapes and dtypes of the cache that `allocate_cache` returns for the same arguments."""
     return jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(tokens), dtype, tile=_tile(mesh)))
 
 
 def _tile(mesh: Mesh) -> int:
+    """Returns the cache positions of a tile; 0: a flat cache."""
     platform = platform_of(mesh)
     return cache_block(platform) if platform == "cpu" else 0

@@ -1,4 +1,4 @@
-"""How many slots fit in memory, where the settings leave the number open."""
+"""Chooses the number of slots by the memory that is free, if decode.slots is 0."""
 
 import os
 
@@ -14,21 +14,23 @@ from isheep_jax.sharding import DECODE_RULES
 _DEVICE_FRACTION = 0.85
 # Fraction of host memory for weights and cache on a CPU; the rest is left to other programs.
 _HOST_FRACTION = 0.5
-# Fewest slots of a CPU that shares its work: XLA's products of fewer rows sum in another order, so that the schedule
-# would change what is sampled.
+# Fewest slots of a data shard, if they fit in memory. On a CPU, XLA's products of fewer rows sum in another order, so
+# that the number of slots would change what is sampled.
 FEWEST_SLOTS = 32
-# More slots gain nothing on a CPU: the products of 256 rows are at the arithmetic limit.
+# More slots of a data shard gain nothing on a CPU: the products of 256 rows are at the arithmetic limit.
 _MOST_SLOTS_ON_CPU = 256
 # Arrays of the size of float32 logits that exist at the same time while tokens are sampled.
 _LOGITS_COPIES = 4
 
 
-def free_slots(shape: DecodeShape, useful: int) -> int:
-    """The most slots, over all devices, whose caches of `shape.cache_length` tokens fit in memory with the weights.
+def fitting_slots(shape: DecodeShape, useful: int) -> int:
+    """Returns the most slots, over all devices, whose caches fit in memory together with the weights.
 
-    useful: no more than this many are needed, but some tens are always made.
+    Args:
+        shape: gives the model and `cache_length`; its `slots` do not matter.
+        useful: more slots than this are not needed; `FEWEST_SLOTS` of each data shard are returned even so.
 
-    Raises `UserError` where not even one fits on each data shard.
+    Raises `UserError` when not even one fits on each data shard.
     """
     devices = list(shape.mesh.local_devices)
     on_cpu = devices[0].platform == "cpu"
@@ -41,8 +43,8 @@ def free_slots(shape: DecodeShape, useful: int) -> int:
     fitting = int(free // slot_bytes)
     if fitting < 1:
         raise UserError(
-            f"decode.max_length: beside the weights there is no room for one sequence of {shape.cache_length} tokens "
-            f"({slot_bytes / 2**30:.2f} GiB); set decode.max_length lower, or mesh.decode_tensor higher"
+            f"decode.max_length: one sequence of {shape.cache_length} tokens ({slot_bytes / 2**30:.2f} GiB) does not "
+            "fit in memory next to the weights; set decode.max_length lower, or mesh.decode_tensor higher"
         )
     shards = data_shards(shape.mesh)
     most = max(FEWEST_SLOTS, min(useful // shards, _MOST_SLOTS_ON_CPU if on_cpu else useful))
@@ -50,7 +52,7 @@ def free_slots(shape: DecodeShape, useful: int) -> int:
 
 
 def local_memory(device: jax.Device) -> float:
-    """Bytes that a program may use on a device of this machine: its allocator's limit, or a CPU's share of the RAM."""
+    """Returns the bytes that a program may use on a local device: its allocator's limit, or the share of a CPU."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return float(stats["bytes_limit"])
@@ -64,6 +66,6 @@ def _bytes(tree) -> int:
 
 
 def _round_down(count: int) -> int:
-    """Rounds to one of four sizes in each power of two, so that few programs are compiled."""
+    """Rounds down to a quarter between two powers of two, so that few programs are compiled."""
     quarter = max(1, (1 << (count.bit_length() - 1)) // 4)
     return count // quarter * quarter

@@ -35,14 +35,15 @@ from isheep_jax.sharding import put
 
 # Most choices of one call: a segment id of the second pass is the prompt's segment times this, plus the choice.
 MAX_CHOICES = 1024
-# Tokens of one second pass over a row, more of which take several passes; and the fewest, so few shapes are compiled.
+# Most tokens of a row in one second pass; more take several passes.
 _SECOND_PASS_TOKENS = 512
+# Fewest, so that few shapes are compiled.
 _SHORTEST_SECOND_PASS = 32
 
 # Columns of the second pass's tokens [R, W, 5] (int32).
 _TOKEN = 0  # token id
 _POSITION = 1  # position after the shared prefix
-_PROMPT = 2  # segment of its prompt in the packed row; -1: padding
+_PROMPT = 2  # segment of the choice's prompt in the packed row; -1: padding
 _CHOICE = 3  # which choice of that prompt
 _TARGET = 4  # the token that follows
 _COLUMNS = 5
@@ -68,7 +69,7 @@ class _LongChoice:
     """A choice of several tokens, as the second pass sees it.
 
     segment: its prompt's segment in the packed row.
-    choice: which choice of that prompt.
+    choice: index of the choice.
     tokens: all its tokens.
     position: of its first token, after the shared prefix.
     """
@@ -80,16 +81,16 @@ class _LongChoice:
 
     @property
     def scored(self) -> int:
-        """Tokens that the second pass gives log-probabilities of: all but the first."""
+        """How many of its tokens the second pass scores: all but the first."""
         return len(self.tokens) - 1
 
     @property
     def width(self) -> int:
-        """Tokens that the second pass keeps for it: a power of two, so that sums are the same wherever it lies."""
+        """Tokens that the second pass reserves for it: a power of two, so that its sums do not depend on its offset."""
         return power_of_two(self.scored)
 
     def write(self, columns: np.ndarray) -> None:
-        """Fills in its part [width, 5] of the second pass."""
+        """Writes its tokens into its part [width, 5] of the second pass."""
         count = self.scored
         columns[:count, _TOKEN], columns[:count, _TARGET] = self.tokens[:-1], self.tokens[1:]
         columns[:count, _POSITION] = self.position + np.arange(count)
@@ -97,7 +98,7 @@ class _LongChoice:
         columns[:count, _CHOICE] = self.choice
 
 
-# The long choices of each row in one second pass, and where each begins.
+# For each row of one second pass, where each long choice begins, and the choice.
 _SecondPass = tuple[list[tuple[int, _LongChoice]], ...]
 
 
@@ -105,8 +106,8 @@ _SecondPass = tuple[list[tuple[int, _LongChoice]], ...]
 class _Call:
     """The arrays of one dispatched batch.
 
-    first: [R, U, C], for prompt u of row r the log-probabilities of its choices' first tokens.
-    second: the second passes, each with log-probabilities [R, W].
+    first: [R, U, C], log-probabilities of the first token of choice c after prompt u of row r.
+    second: the second passes, each with its log-probabilities [R, W].
     """
 
     first: jax.Array
@@ -116,7 +117,7 @@ class _Call:
 def choice_logprobs(
     model: LoadedModel, requests: Sequence[Request], choices: Sequence[str]
 ) -> Iterator[ChoiceLogprobs]:
-    """Yields the log-probabilities of the choices after each prompt, longest prompt first, errors before them.
+    """Yields the log-probabilities of the choices after each prompt: errors first, then the longest prompts.
 
     A choice's log-probability is the sum over its tokens. A prompt that does not fit with its longest choice, or whose
     tokens a choice changes, is an error of that request.
@@ -148,39 +149,41 @@ def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None, has
     """Calls both passes. has_long: whether any choice, in this batch or another, needs the second."""
     width = power_of_two(max(map(len, batch.rows)))
     choices = max(len(prompt.choices) for row in batch.rows for prompt, _ in row)
-    at = np.zeros((len(batch.rows), width), np.int32)
+    indices = np.zeros((len(batch.rows), width), np.int32)
     targets = np.zeros((len(batch.rows), width, choices), np.int32)
     for r, row in enumerate(batch.rows):
         for i, (prompt, begin) in enumerate(row):
-            at[r, i] = begin + len(prompt.tokens) - 1
+            indices[r, i] = begin + len(prompt.tokens) - 1
             targets[r, i] = [choice[0] if choice else 0 for choice in prompt.choices]
-    rows = rows_sharding(model.mesh)
-    packed, at, targets = put((batch.tokens, at, targets), rows)
-    first, cache = packed_logprobs(model.params, packed, at, targets, prefix, collect=has_long, **model.static)
-    second = [
-        (part, _second_pass(model.params, cache, packed, put(_second_inputs(part), rows), prefix, **model.static))
-        for part in _second_passes(batch)
-    ]
+    sharding = rows_sharding(model.mesh)
+    packed, indices, targets = put((batch.tokens, indices, targets), sharding)
+    first, cache = packed_logprobs(
+        model.params, packed, indices, targets, prefix, collect_kv=has_long, **model.static_args
+    )
+    second = []
+    for second_pass in _second_passes(batch):
+        inputs = put(_second_inputs(second_pass), sharding)
+        logprobs = _second_logprobs(model.params, cache, packed, inputs, prefix, **model.static_args)
+        second.append((second_pass, logprobs))
     return _Call(first, second)
 
 
 def _second_passes(batch: PackedBatch) -> Iterator[_SecondPass]:
     """Distributes the long choices of each row over second passes."""
-    rows = []
-    for row in batch.rows:
-        rows.append(
-            [
-                _LongChoice(segment, i, tokens, len(prompt.tokens))
-                for segment, (prompt, _) in enumerate(row, start=1)
-                for i, tokens in enumerate(prompt.choices)
-                if len(tokens) > 1
-            ]
-        )
+    rows = [
+        [
+            _LongChoice(segment, i, tokens, len(prompt.tokens))
+            for segment, (prompt, _) in enumerate(row, start=1)
+            for i, tokens in enumerate(prompt.choices)
+            if len(tokens) > 1
+        ]
+        for row in batch.rows
+    ]
     return itertools.zip_longest(*map(_row_passes, rows), fillvalue=[])
 
 
 def _row_passes(choices: list[_LongChoice]) -> Iterator[list[tuple[int, _LongChoice]]]:
-    """A row's long choices, and where each begins, in passes of at most `_SECOND_PASS_TOKENS`."""
+    """Yields a row's long choices, and where each begins, in passes of at most `_SECOND_PASS_TOKENS`."""
     part, used = [], 0
     for choice in sorted(choices, key=lambda choice: -choice.width):
         if part and used + choice.width > _SECOND_PASS_TOKENS:
@@ -192,12 +195,12 @@ def _row_passes(choices: list[_LongChoice]) -> Iterator[list[tuple[int, _LongCho
         yield part
 
 
-def _second_inputs(part: _SecondPass) -> np.ndarray:
-    """The tokens [R, W, 5] of a second pass."""
-    end = max(begin + choice.width for row in part for begin, choice in row)
-    inputs = np.zeros((len(part), max(_SHORTEST_SECOND_PASS, power_of_two(end)), _COLUMNS), np.int32)
+def _second_inputs(second_pass: _SecondPass) -> np.ndarray:
+    """Returns the tokens [R, W, 5] int32 of a second pass."""
+    end = max(begin + choice.width for row in second_pass for begin, choice in row)
+    inputs = np.zeros((len(second_pass), max(_SHORTEST_SECOND_PASS, power_of_two(end)), _COLUMNS), np.int32)
     inputs[..., _PROMPT] = -1
-    for columns, row in zip(inputs, part):
+    for columns, row in zip(inputs, second_pass):
         for begin, choice in row:
             choice.write(columns[begin : begin + choice.width])
     return inputs
@@ -205,21 +208,21 @@ def _second_inputs(part: _SecondPass) -> np.ndarray:
 
 def _results(batch: PackedBatch, call: _Call) -> Iterator[ChoiceLogprobs]:
     first = np.asarray(jax.device_get(call.first), np.float64)
-    second = [(part, np.asarray(jax.device_get(values), np.float64)) for part, values in call.second]
+    second = [(row_choices, np.asarray(jax.device_get(values), np.float64)) for row_choices, values in call.second]
     for r, row in enumerate(batch.rows):
         sums = [
             [float(value) if choice else 0.0 for choice, value in zip(prompt.choices, first[r, i])]
             for i, (prompt, _) in enumerate(row)
         ]
-        for part, values in second:
-            for begin, choice in part[r]:
+        for row_choices, values in second:
+            for begin, choice in row_choices[r]:
                 sums[choice.segment - 1][choice.choice] += float(values[r, begin : begin + choice.scored].sum())
         for (prompt, _), logprobs in zip(row, sums):
             yield ChoiceLogprobs(prompt.id, tuple(logprobs))
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"))
-def _second_pass(
+def _second_logprobs(
     params: dict,
     cache: KVCache,
     packed: jax.Array,
@@ -230,14 +233,14 @@ def _second_pass(
     mesh: Mesh,
     compute_dtype: jnp.dtype,
 ) -> jax.Array:
-    """Log-probabilities [R, W] (float32) of what follows each token of long choices.
+    """Returns log-probabilities [R, W] (float32) of the tokens of long choices, in a second pass.
 
     Args:
-      params: weights.
-      cache: keys and values of the packed rows.
-      packed: [R, T, 4] int32, the rows of the first pass.
-      inputs: [R, W, 5] int32, see the columns above; tokens of a choice are next to each other.
-      prefix: tokens that all the prompts follow.
+        params: weights.
+        cache: keys and values of the packed rows.
+        packed: [R, T, 4] int32, the rows of the first pass.
+        inputs: [R, W, 5] int32, see the columns above; the tokens of a choice are consecutive.
+        prefix: tokens that all the prompts follow.
     """
     packed, inputs = constrain_rows(packed, mesh), constrain_rows(inputs, mesh)
     segments, prefix_tokens = inputs[..., _PROMPT], prefix_length(prefix)

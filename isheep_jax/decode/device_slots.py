@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from isheep_jax.decode.cache import (
-    allocate,
+    allocate_cache,
     cache_sharding,
     constrain_cache,
     constrain_rows,
@@ -21,7 +21,7 @@ from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.sharding import put
 
 # Columns of `DeviceSlots.control` [B, 5] (int32).
-LAST_TOKEN = 0  # the sequence's last token; the next step writes its keys and values (those of a fresh prompt: again)
+LAST_TOKEN = 0  # the sequence's last token; the next step writes its keys and values (after prefill: once more)
 CACHE_POSITION = 1  # the cache position that they are written to
 REMAINING = 2  # tokens that may still be sampled; 0: the slot is idle
 KEY = slice(3, 5)  # the request's random key, the bits of two uint32
@@ -46,16 +46,16 @@ def new_slots(
     """Returns idle slots.
 
     Args:
-      architecture: the model's.
-      slots: B.
-      tokens: longest sequence that a slot holds.
-      dtype: of the KV cache.
-      mesh: the decode mesh.
-      penalties: whether to keep track of the tokens that sequences hold.
+        architecture: the model's.
+        slots: B.
+        tokens: longest sequence that a slot holds.
+        dtype: of the KV cache.
+        mesh: the decode mesh.
+        penalties: whether to keep track of the tokens that sequences hold.
     """
     control = put(np.zeros((slots, CONTROL_COLUMNS), np.int32), rows_sharding(mesh))
     seen = _nothing_seen(slots, architecture.vocab_size, mesh) if penalties else None
-    return DeviceSlots(allocate(architecture, slots, tokens, dtype, mesh), control, seen)
+    return DeviceSlots(allocate_cache(architecture, slots, tokens, dtype, mesh), control, seen)
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "vocab_size", "mesh"))
@@ -65,9 +65,12 @@ def _nothing_seen(slots: int, vocab_size: int, mesh: Mesh) -> jax.Array:
 
 @functools.partial(jax.jit, donate_argnames="seen")
 def mark_prompts(seen: jax.Array, slots: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Replaces what slots have seen by the tokens of their new prompts.
+    """Returns `seen` with the rows of some slots replaced by the tokens of their new prompts.
 
-    seen: [B, V] uint8, donated. slots: [A], outside 0..B-1 for none. tokens: [A, T], outside 0..V-1 for none.
+    Args:
+        seen: [B, V] uint8, bits of `sampling`; donated.
+        slots: [A] int32; outside 0..B-1: padding.
+        tokens: [A, T] int32; outside 0..V-1: padding.
     """
     seen = seen.at[slots].set(0, mode="drop")
     return seen.at[slots[:, None], tokens].set(PROMPT, mode="drop")
@@ -75,10 +78,14 @@ def mark_prompts(seen: jax.Array, slots: jax.Array, tokens: jax.Array) -> jax.Ar
 
 @functools.partial(jax.jit, static_argnames=("length", "mesh"), donate_argnames=("cache",))
 def copy_rows(cache: KVCache, pairs: jax.Array, *, length: int, mesh: Mesh) -> KVCache:
-    """Copies the first `length` positions of cache rows to other rows of the same data shard.
+    """Returns the cache with the first positions of some rows copied to other rows of the same data shard.
 
-    cache: donated. pairs: [R, 2] int32, from and to; -1: none. R is a multiple of the data shards, and the pairs of a
-    shard are next to each other.
+    Args:
+        cache: donated.
+        pairs: [R, 2] int32, rows to copy from and to; -1: padding. R is a multiple of the data shards, and the pairs of
+            a shard are consecutive.
+        length: cache positions to copy.
+        mesh: the decode mesh.
     """
 
     def copy(x, pairs):
@@ -94,7 +101,7 @@ def copy_rows(cache: KVCache, pairs: jax.Array, *, length: int, mesh: Mesh) -> K
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def take_slots(slots: DeviceSlots, rows: jax.Array, *, mesh: Mesh) -> DeviceSlots:
-    """Keeps the slots of the given rows alone, all on one data shard."""
+    """Returns the slots of the given rows alone. There is one data shard."""
     seen = None if slots.seen is None else constrain_rows(slots.seen[rows], mesh)
     cache = constrain_cache(jax.tree.map(lambda x: x[:, rows], slots.cache), mesh)
     return DeviceSlots(cache, constrain_rows(slots.control[rows], mesh), seen)

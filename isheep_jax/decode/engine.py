@@ -52,15 +52,15 @@ class Engine:
         """Places the weights on the devices.
 
         Args:
-          params: parameter tree, of any float dtype and sharding, or with `Quantized` matrices; not consumed.
-          architecture: the model's sizes.
-          tokenizer: the model's tokenizer.
-          config: slots, lengths and dtypes of decoding.
-          mesh: the decode mesh; a mesh of one device for a single one.
-          seed: the run's seed.
-          compute_dtype: dtype of activations, and of weights and KV cache unless these are int8.
+            params: parameter tree, of any float dtype and sharding, or with `Quantized` matrices; not consumed.
+            architecture: the model's sizes.
+            tokenizer: the model's tokenizer.
+            config: slots, lengths and dtypes of decoding.
+            mesh: the decode mesh, see `sharding.decode_mesh`.
+            seed: the run's seed.
+            compute_dtype: dtype of activations, and of weights and KV cache unless these are int8.
 
-        Raises `UserError` where slots, lengths or heads do not fit the mesh or the model.
+        Raises `UserError` when slots, lengths or heads do not fit the mesh or the model.
         """
         self.model = loaded.load(
             params, architecture, tokenizer, config, mesh=mesh, seed=seed, compute_dtype=compute_dtype
@@ -68,16 +68,16 @@ class Engine:
 
     @property
     def config(self) -> DecodeConfig:
-        """The settings, with the model's own context length in the place of max_length=0."""
+        """The settings, with the model's context length instead of max_length=0."""
         return self.model.config
 
     @property
     def statistics(self) -> Statistics:
-        """Counts of what the engine did so far."""
+        """What the engine has counted so far."""
         return self.model.statistics
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        """Yields one completion for each request, in the order of finishing.
+        """Yields one completion for each request, in the order in which they finish.
 
         A prompt that does not fit is a completion with finish_reason "error". Raises ValueError for an id that occurs
         twice and `UserError` for sampling parameters out of range, both before anything is decoded.
@@ -110,8 +110,8 @@ class Engine:
     def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
         """Yields the log-probability of one text after each prompt, by prefill alone; longest first.
 
-        texts: as many as requests; texts[i] continues the prompt of requests[i]. A prompt that does not fit with its
-        text is a result with an error. Raises ValueError for an id that occurs twice or another number of texts.
+        texts[i] continues the prompt of requests[i]. A prompt that does not fit with its text is a result with an
+        error. Raises ValueError for an id that occurs twice and when there are not as many texts as requests.
         """
         _check_ids(requests)
         if len(texts) != len(requests):

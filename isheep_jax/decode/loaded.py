@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.cache import alignment, bucket_of, check_rows, replicated
-from isheep_jax.decode.capacity import free_slots
+from isheep_jax.decode.capacity import fitting_slots
 from isheep_jax.decode.prefill import Prefix, make_prefix
 from isheep_jax.decode.programs import DecodeShape, weight_formats
 from isheep_jax.decode.requests import Request
@@ -29,7 +29,7 @@ from isheep_jax.text.tokenizer import Tokenizer
 class LoadedModel:
     """One set of weights, ready to decode; made by `load`.
 
-    config: with the model's own context length in the place of max_length=0.
+    config: with the model's context length instead of max_length=0.
     eos_ids: tokens that end a completion, ascending.
     nominal_shape: the shape whose program decides how the weights are stored.
     statistics: what the engine did so far.
@@ -47,8 +47,8 @@ class LoadedModel:
     statistics: Statistics
 
     @property
-    def static(self) -> dict[str, Any]:
-        """The static arguments of every jitted function that takes the weights."""
+    def static_args(self) -> dict[str, Any]:
+        """The static arguments that jitted functions of the weights have in common."""
         return {"architecture": self.architecture, "mesh": self.mesh, "compute_dtype": self.compute_dtype}
 
     def tokenize(self, request: Request, spare: int = 1, continuation: str = "") -> TokenizedPrompt:
@@ -63,22 +63,24 @@ class LoadedModel:
         )
 
     def make_prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
-        """Prefills the tokens that requests share; None where they share none."""
+        """Returns the prefilled tokens that requests share; None for no tokens."""
         if not tokens:
             return None
         padded = np.zeros(bucket_of(len(tokens), alignment(self.mesh)), np.int32)
         padded[: len(tokens)] = tokens
         everywhere = replicated(self.mesh)
-        return make_prefix(self.params, put(padded, everywhere), put(np.int32(len(tokens)), everywhere), **self.static)
+        return make_prefix(
+            self.params, put(padded, everywhere), put(np.int32(len(tokens)), everywhere), **self.static_args
+        )
 
-    def max_slots(self, cache_length: int, useful: int) -> int:
-        """Returns the number of sequences of so many cache positions to decode at the same time.
+    def choose_slots(self, cache_length: int, useful: int) -> int:
+        """Returns how many sequences to decode at the same time: decode.slots or, if that is 0, `fitting_slots`.
 
-        As decode.slots says, or as many as fit in memory, but not many more than are useful.
+        cache_length: tokens that a cache row must hold. useful: as in `fitting_slots`.
         """
         if self.config.slots:
             return self.config.slots
-        return free_slots(dataclasses.replace(self.nominal_shape, cache_length=cache_length), useful)
+        return fitting_slots(dataclasses.replace(self.nominal_shape, cache_length=cache_length), useful)
 
 
 def load(
@@ -91,19 +93,19 @@ def load(
     seed: int,
     compute_dtype: str | jnp.dtype,
 ) -> LoadedModel:
-    """Places weights for decoding. See `Engine` for the arguments and errors."""
-    config = _checked(config, architecture, mesh)
+    """Moves weights to the devices, stored as the decode program takes them. Arguments and errors are `Engine`'s."""
+    config = _validated(config, architecture, mesh)
     dtype = jnp.dtype(compute_dtype)
     eos_ids = tuple(sorted(tokenizer.eos_ids))
     shape = DecodeShape.nominal(config, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids)
-    # One leaf at a time, to bound the peak of memory.
+    # One leaf at a time, to bound the peak memory.
     place = functools.partial(put_weight, dtype=dtype)
     placed = jax.tree.map(place, parameter_table(architecture), params, weight_formats(shape))
     return LoadedModel(placed, architecture, tokenizer, config, mesh, seed, dtype, eos_ids, shape, Statistics())
 
 
-def _checked(config: DecodeConfig, architecture: Architecture, mesh: Mesh) -> DecodeConfig:
-    """Returns the settings with their max_length filled in. Raises `UserError` where they do not fit model or mesh."""
+def _validated(config: DecodeConfig, architecture: Architecture, mesh: Mesh) -> DecodeConfig:
+    """Returns the settings with max_length filled in. Raises `UserError` when they do not fit the model or the mesh."""
     if config.max_length != 0 and not 1 < config.max_length <= architecture.context_length:
         raise UserError(
             f"decode.max_length={config.max_length} does not fit the model, whose context is 2 to "
@@ -116,6 +118,8 @@ def _checked(config: DecodeConfig, architecture: Architecture, mesh: Mesh) -> De
     if config.slots:
         check_rows("decode.slots", config.slots, mesh)
     elif jax.process_count() > 1:
-        raise UserError("decode.slots: 0 (by free memory) is for one process; with several it must be a number")
+        raise UserError(
+            "decode.slots: 0 (as many as fit in memory) is for one process; with several it must be positive"
+        )
     check_divisible(parameter_table(architecture), mesh, DECODE_RULES)
     return dataclasses.replace(config, max_length=config.max_length or architecture.context_length)

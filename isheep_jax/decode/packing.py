@@ -21,9 +21,11 @@ COLUMNS = 4
 
 @dataclass
 class PackedRow:
-    """One row: prompts (by index), and where in the row each begins.
+    """A row that is being packed.
 
-    length: tokens up to the end of the last prompt, its alignment included.
+    length: tokens up to the end of the last prompt, rounded up to the alignment.
+    prompts: index of each prompt.
+    begins: where in the row each prompt begins.
     """
 
     length: int = 0
@@ -74,13 +76,13 @@ def pack_batch(
     tokens_of: Callable[[Any], np.ndarray],
     slot_of: Callable[[Any], int] = lambda prompt: -1,
 ) -> PackedBatch:
-    """Writes prompts into rows of `length` tokens.
+    """Returns prompts written into rows of `length` tokens.
 
     Args:
-      rows: for each row its prompts, and where in the row each begins.
-      length: T.
-      tokens_of: a prompt's tokens, [t] int32.
-      slot_of: a prompt's slot.
+        rows: for each row its prompts, and where in the row each begins.
+        length: T.
+        tokens_of: returns a prompt's tokens, [t] int32.
+        slot_of: returns a prompt's slot; -1: none.
     """
     tokens = empty_rows(len(rows), length)
     for row, prompts in zip(tokens, rows):
@@ -90,7 +92,15 @@ def pack_batch(
 
 
 def fill(row: np.ndarray, begin: int, segment: int, tokens: np.ndarray, slot: int = -1) -> None:
-    """Writes a prompt into a row [T, 4], in place."""
+    """Writes a prompt into a row, in place.
+
+    Args:
+        row: [T, 4] int32.
+        begin: where in the row the prompt begins.
+        segment: its segment, from 1.
+        tokens: [t] int32.
+        slot: its slot; -1: none.
+    """
     part = row[begin : begin + len(tokens)]
     part[:, TOKEN] = tokens
     part[:, POSITION] = np.arange(len(tokens))
@@ -99,7 +109,7 @@ def fill(row: np.ndarray, begin: int, segment: int, tokens: np.ndarray, slot: in
 
 
 def empty_rows(rows: int, length: int) -> np.ndarray:
-    """[rows, length, 4] int32 of padding."""
+    """Returns rows of padding, [rows, length, 4] int32."""
     packed = np.zeros((rows, length, COLUMNS), np.int32)
     packed[:, :, (POSITION, SLOT)] = -1
     return packed

@@ -1,4 +1,4 @@
-"""Prefill: the keys and values of prompts and of the prefixes that they share."""
+"""Prefill: the forward pass over packed prompts and over the prefixes that they share."""
 
 import functools
 
@@ -30,12 +30,12 @@ class Prefix:
 
 
 def prefix_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a prefix's keys and values: whole on every data shard, heads split over tensor shards."""
+    """Returns the sharding of a prefix's keys and values: whole on every data shard, heads split over tensor shards."""
     return NamedSharding(mesh, PartitionSpec(None, None, *cache_sharding(mesh).spec[2:]))
 
 
 def prefix_kv(prefix: Prefix | None) -> tuple[PrefixKV, ...]:
-    """The prefix as keys and values that every token attends to."""
+    """Returns the prefix as keys and values that every token attends to."""
     if prefix is None:
         return ()
     positions = jnp.arange(prefix.cache.length, dtype=jnp.int32)
@@ -43,7 +43,7 @@ def prefix_kv(prefix: Prefix | None) -> tuple[PrefixKV, ...]:
 
 
 def prefix_length(prefix: Prefix | None) -> jax.Array | int:
-    """Tokens of the prefix: the position of the first token after it."""
+    """Returns the tokens of the prefix: the position of the first token after it."""
     return 0 if prefix is None else prefix.length
 
 
@@ -57,21 +57,59 @@ def make_prefix(
     mesh: Mesh,
     compute_dtype: jnp.dtype,
 ) -> Prefix:
-    """Prefills a prefix. tokens: [P] int32, of which the first `length` count."""
+    """Returns a prefilled prefix.
+
+    Args:
+        params: weights.
+        tokens: [P] int32.
+        length: scalar int32, how many of them are not padding.
+        architecture: the model's.
+        mesh: the decode mesh.
+        compute_dtype: of activations.
+    """
     # Every data shard computes the same row, so that each has the result.
     tokens = constrain_rows(jnp.broadcast_to(tokens, (data_shards(mesh), *tokens.shape)), mesh)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    _, cache = forward(
-        params,
-        architecture,
-        tokens,
-        positions,
-        decode_setup(mesh, compute_dtype),
-        collect_kv=True,
-    )
+    _, cache = forward(params, architecture, tokens, positions, decode_setup(mesh, compute_dtype), collect_kv=True)
     sharding = prefix_sharding(mesh)
     cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[:, :1], sharding), cache)
     return Prefix(cache, replicate(length, mesh))
+
+
+def forward_packed(
+    params: dict,
+    packed: jax.Array,
+    prefix: Prefix | None,
+    *,
+    architecture: Architecture,
+    mesh: Mesh,
+    compute_dtype: jnp.dtype,
+    cache: KVCache | None = None,
+    collect_kv: bool = False,
+) -> tuple[jax.Array, KVCache | None]:
+    """Returns hidden states [R, T, D] of packed prompts in compute_dtype, and a KV cache or None (see `forward`).
+
+    Args:
+        params: weights.
+        packed: [R, T, 4] int32, see `packing`; sharded as rows.
+        prefix: tokens that all the prompts follow.
+        architecture: the model's.
+        mesh: the decode mesh.
+        compute_dtype: of activations.
+        cache: of all slots, to which keys and values are written; returned.
+        collect_kv: without a `cache`, returns the keys and values of the rows [L, R, T, K * H] as a cache.
+    """
+    return forward(
+        params,
+        architecture,
+        packed[..., TOKEN],
+        packed[..., POSITION] + prefix_length(prefix),
+        decode_setup(mesh, compute_dtype),
+        segment_ids=packed[..., SEGMENT],
+        prefix_kv=prefix_kv(prefix),
+        cache=None if cache is None else CacheWrite(cache, packed[..., POSITION], packed[..., SLOT]),
+        collect_kv=collect_kv,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"), donate_argnames=("cache",))
@@ -85,25 +123,27 @@ def prefill(
     mesh: Mesh,
     compute_dtype: jnp.dtype,
 ) -> KVCache:
-    """Writes the keys and values of prompts to the cache rows of their slots. Returns the cache.
+    """Returns the cache with the keys and values of prompts written to the cache rows of their slots.
 
     The first decode step computes a prompt's last token again, so that the first new token is sampled like all others.
 
     Args:
-      params: weights.
-      cache: of all slots; donated.
-      packed: [R, T, 4] int32, see `packing`; a token's slot is on the data shard of its row.
-      prefix: tokens that all the prompts follow.
+        params: weights.
+        cache: of all slots; donated.
+        packed: [R, T, 4] int32, see `packing`; a token's slot is on the data shard of its row.
+        prefix: tokens that all the prompts follow.
+        architecture: the model's.
+        mesh: the decode mesh.
+        compute_dtype: of activations.
     """
     packed = constrain_rows(packed, mesh)
-    _, cache = forward(
+    _, cache = forward_packed(
         params,
-        architecture,
-        packed[..., TOKEN],
-        packed[..., POSITION] + prefix_length(prefix),
-        decode_setup(mesh, compute_dtype),
-        segment_ids=packed[..., SEGMENT],
-        prefix_kv=prefix_kv(prefix),
-        cache=CacheWrite(cache, packed[..., POSITION], packed[..., SLOT]),
+        packed,
+        prefix,
+        architecture=architecture,
+        mesh=mesh,
+        compute_dtype=compute_dtype,
+        cache=cache,
     )
     return constrain_cache(cache, mesh)

@@ -15,31 +15,30 @@ from isheep_jax.decode.cache import (
     constrain_cache,
     constrain_rows,
     data_shards,
-    decode_setup,
     replicate,
 )
 from isheep_jax.decode.loaded import LoadedModel
-from isheep_jax.decode.packing import POSITION, SEGMENT, TOKEN, PackedBatch, pack, pack_batch
-from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length
+from isheep_jax.decode.packing import PackedBatch, pack, pack_batch
+from isheep_jax.decode.prefill import Prefix, forward_packed
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache
-from isheep_jax.model.transformer import forward, logits
+from isheep_jax.model.transformer import logits
 
-# Positions of each row whose logits exist at the same time.
+# Most positions of each row whose logits exist at the same time; a power of two.
 _POSITIONS = 128
 
 T = TypeVar("T")
 
 
 class PackedItem(Protocol):
-    """One item to pack: an id and the tokens [T] int32 to prefill."""
+    """An id, and tokens [T] int32 to prefill."""
 
     id: str
     tokens: np.ndarray
 
 
 def packed_batches(model: LoadedModel, items: Sequence[PackedItem]) -> Iterator[PackedBatch]:
-    """Packs items into batches of one row for each data shard, longest first, and counts them in the statistics."""
+    """Yields batches of one packed row for each data shard, longest items first, and counts them in the statistics."""
     items = sorted(items, key=lambda item: (-len(item.tokens), item.id))
     align, shards = alignment(model.mesh), data_shards(model.mesh)
 
@@ -69,52 +68,62 @@ def one_behind(calls: Iterable[T]) -> Iterator[T]:
     yield from previous
 
 
-@functools.partial(jax.jit, static_argnames=("collect", "architecture", "mesh", "compute_dtype"))
+@functools.partial(jax.jit, static_argnames=("collect_kv", "architecture", "mesh", "compute_dtype"))
 def packed_logprobs(
     params: dict,
     packed: jax.Array,
-    at: jax.Array,
+    indices: jax.Array,
     targets: jax.Array,
     prefix: Prefix | None,
     *,
-    collect: bool,
+    collect_kv: bool,
     architecture: Architecture,
     mesh: Mesh,
     compute_dtype: jnp.dtype,
 ) -> tuple[jax.Array, KVCache | None]:
-    """Log-probabilities [R, U, C] (float32) of next tokens, and with `collect` the keys and values of the rows.
+    """Returns log-probabilities [R, U, C] (float32) of next tokens, and the keys and values of the rows or None.
 
     Args:
-      params: weights.
-      packed: [R, T, 4] int32, see `packing`.
-      at: [R, U] int32, indices in the row; the targets follow the tokens there.
-      targets: [R, U, C] int32, token ids.
-      prefix: tokens that all the prompts follow.
-      collect: whether to return keys and values.
+        params: weights.
+        packed: [R, T, 4] int32, see `packing`.
+        indices: [R, U] int32, tokens of the row; U is a power of two.
+        targets: [R, U, C] int32, token ids that may follow those tokens.
+        prefix: tokens that all the prompts follow.
+        collect_kv: whether to return keys and values.
+        architecture: the model's.
+        mesh: the decode mesh.
+        compute_dtype: of activations.
     """
-    packed, at, targets = (constrain_rows(x, mesh) for x in (packed, at, targets))
-    hidden, cache = forward(
+    packed, indices, targets = (constrain_rows(x, mesh) for x in (packed, indices, targets))
+    hidden, cache = forward_packed(
         params,
-        architecture,
-        packed[..., TOKEN],
-        packed[..., POSITION] + prefix_length(prefix),
-        decode_setup(mesh, compute_dtype),
-        segment_ids=packed[..., SEGMENT],
-        prefix_kv=prefix_kv(prefix),
-        collect_kv=collect,
+        packed,
+        prefix,
+        architecture=architecture,
+        mesh=mesh,
+        compute_dtype=compute_dtype,
+        collect_kv=collect_kv,
     )
-    hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)  # [R, U, D]
+    hidden = jnp.take_along_axis(hidden, indices[..., None], axis=1)  # [R, U, D]
     logprobs = target_logprobs(params, architecture, hidden, targets, compute_dtype)
-    return replicate(logprobs, mesh), constrain_cache(cache, mesh) if collect else None
+    return replicate(logprobs, mesh), constrain_cache(cache, mesh) if collect_kv else None
 
 
 def target_logprobs(
     params: dict, architecture: Architecture, hidden: jax.Array, targets: jax.Array, compute_dtype: jnp.dtype
 ) -> jax.Array:
-    """Log-probabilities [R, U, C] of targets [R, U, C] after hidden states [R, U, D], a few positions at a time."""
+    """Returns log-probabilities [R, U, C] (float32) of next tokens, computed a few positions at a time.
+
+    Args:
+        params: weights.
+        architecture: the model's.
+        hidden: [R, U, D], hidden states; U is a power of two.
+        targets: [R, U, C] int32, token ids.
+        compute_dtype: of the product with the lm_head.
+    """
     R, U, C = targets.shape
 
-    def of_piece(piece):
+    def piece_logprobs(piece):
         hidden, targets = piece
         piece_logits = logits(params, architecture, hidden, compute_dtype)
         chosen = jnp.take_along_axis(piece_logits, targets, axis=-1)
@@ -122,9 +131,9 @@ def target_logprobs(
 
     size = min(U, _POSITIONS)
     pieces = [x.reshape(R, U // size, size, -1).swapaxes(0, 1) for x in (hidden, targets)]
-    return jax.lax.map(of_piece, tuple(pieces)).swapaxes(0, 1).reshape(R, U, C)
+    return jax.lax.map(piece_logprobs, tuple(pieces)).swapaxes(0, 1).reshape(R, U, C)
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`, and at least 1: few shapes are compiled."""
+    """Returns the smallest power of two that is at least `count`; a size is rounded so, and few shapes are compiled."""
     return 1 << max(count - 1, 0).bit_length()

@@ -53,13 +53,13 @@ _NOMINAL_SLOTS = 64
 
 @dataclass(frozen=True)
 class DecodeShape:
-    """Everything that the decode program is compiled for.
+    """Everything that a decode program is compiled for.
 
     slots: B.
-    cache_length: tokens that a cache row must hold; the row itself is whole blocks.
+    cache_length: tokens that a cache row must hold; the row itself has whole blocks.
     steps_per_call: decode steps of one call.
     eos_ids: tokens that end a sequence.
-    prefix_length: cache positions of the shared prefix; 0: there is none.
+    prefix_length: cache positions of the shared prefix, padding included; 0: no prefix.
     penalties: whether repetition and presence penalties apply.
     logprobs: whether the log-probabilities of sampled tokens are returned.
     """
@@ -87,7 +87,15 @@ class DecodeShape:
         compute_dtype: jnp.dtype,
         eos_ids: tuple[int, ...],
     ) -> "DecodeShape":
-        """Returns the shape that the settings name: all slots at their longest, without what single calls add to it."""
+        """Returns the shape of the settings: all slots at their full length, no prefix, penalties or log-probabilities.
+
+        Args:
+            config: slots, lengths and dtypes of decoding.
+            architecture: the model's.
+            mesh: the decode mesh.
+            compute_dtype: of activations.
+            eos_ids: tokens that end a sequence.
+        """
         return cls(
             architecture=architecture,
             mesh=mesh,
@@ -102,13 +110,13 @@ class DecodeShape:
 
     @property
     def cache_dtype(self) -> jnp.dtype:
-        """dtype of the arrays of keys and values."""
+        """The dtype of keys and values."""
         return jnp.dtype(jnp.int8) if self.kv_cache_dtype == "int8" else self.compute_dtype
 
 
 @flax.struct.dataclass
 class DecodeState:
-    """The state that a decode step passes to the next. A slot is busy while `remaining` is above 0."""
+    """The state that a decode step passes on to the next. A slot is busy while `remaining` is above 0."""
 
     step: jax.Array | int  # scalar int32, steps done in this call
     cache: KVCache  # B rows; those of idle slots are not written
@@ -132,17 +140,15 @@ def decode_steps(
     """Runs up to `shape.steps_per_call` decode steps of all slots.
 
     Args:
-      params: weights.
-      slots: state of the slots.
-      updates: [B, 6] int32, new control of some slots.
-      sampling: sampling parameters of all slots.
-      limits: [2] int32. The call ends early once as many slots are idle as the first says, but not before as many steps
-        as the second.
-      prefix: tokens that all the sequences begin with.
-      shape: static.
+        params: weights.
+        slots: state of the slots.
+        updates: [B, 6] int32, new control of some slots.
+        sampling: sampling parameters of all slots.
+        limits: [2] int32. The call ends early once limits[0] slots are idle, but not before limits[1] steps.
+        prefix: tokens that all the sequences begin with.
+        shape: static.
 
-    Returns the slots, and the sampled tokens [1, B, steps] int32, end tokens included, -1 where a slot was idle. With
-    `shape.logprobs` they are [2, B, steps]: the second has the bits of float32 log-probabilities.
+    Returns the slots, and `DecodeState.sampled`, in which end tokens are included.
     """
     architecture, mesh, compute_dtype = shape.architecture, shape.mesh, shape.compute_dtype
     updates = constrain_rows(updates, mesh)
@@ -200,7 +206,7 @@ def decode_steps(
 
 
 def _mark_generated(seen: jax.Array | None, token: jax.Array, busy: jax.Array, mesh: Mesh) -> jax.Array | None:
-    """Adds the tokens [B] of busy slots to what their sequences hold."""
+    """Returns `seen` with the tokens [B] of busy slots marked as generated."""
     if seen is None:
         return None
     rows, nowhere = jnp.arange(token.shape[0]), seen.shape[1]
@@ -211,7 +217,7 @@ def _mark_generated(seen: jax.Array | None, token: jax.Array, busy: jax.Array, m
 def weight_formats(nominal: DecodeShape) -> Tree:
     """Returns how each parameter is stored while decoding: its sharding, on TPUs with a layout that the compiler chose.
 
-    All programs of a model take the weights as the program of its nominal shape wants them.
+    The compiler chooses it for the program of the nominal shape, and all programs of the model take the weights so.
     """
     if platform_of(nominal.mesh) == "tpu":
         return _compile_nominal(nominal).input_formats[0][0]
@@ -237,16 +243,16 @@ def _compile_nominal(nominal: DecodeShape) -> jax.stages.Compiled:
 
 
 def clear_programs() -> None:
-    """Drops the compiled decode programs."""
+    """Drops the compiled decode programs of the process."""
     compile_decode_steps.cache_clear()
     _compile_nominal.cache_clear()
 
 
 def lower_nominal(nominal: DecodeShape) -> jax.stages.Lowered:
-    """Lowers the program whose compiler chooses the layouts of the weights on TPUs.
+    """Lowers the program of the nominal shape, on TPUs with layouts of the weights that the compiler chooses.
 
-    It would rather have some of the weights transposed, and would otherwise copy these in every call: 1.25 GiB per chip
-    for Llama 3 70B on a v4-256, 4 % of its memory (planned).
+    It wants some weights transposed, and given another layout it would copy these in every call: 1.25 GiB per chip for
+    Llama 3 70B on a v4-256, 4 % of its memory (planned).
     """
     formats = _weight_shardings(nominal)
     if platform_of(nominal.mesh) == "tpu":
@@ -255,7 +261,7 @@ def lower_nominal(nominal: DecodeShape) -> jax.stages.Lowered:
 
 
 def lower_decode_steps(shape: DecodeShape, formats: Tree) -> jax.stages.Lowered:
-    """Lowers `decode_steps` for any devices, of this machine or not. formats: sharding or format of each parameter."""
+    """Lowers `decode_steps`, also for absent devices. formats: sharding or format of each parameter."""
     architecture, mesh = shape.architecture, shape.mesh
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     cache = abstract_cache(architecture, shape.slots, shape.cache_length, shape.cache_dtype, mesh)
@@ -269,10 +275,10 @@ def lower_decode_steps(shape: DecodeShape, formats: Tree) -> jax.stages.Lowered:
     slots_shardings = DeviceSlots(cache_shardings, rows, rows if shape.penalties else None)
     prefix = prefix_shardings = None
     if shape.prefix_length:
-        kv = prefix_sharding(mesh)
-        prefix_shardings = Prefix(KVCache(kv, kv), everywhere)
-        kv = jax.eval_shape(lambda: init_cache(architecture, 1, shape.prefix_length, shape.compute_dtype))
-        prefix = Prefix(kv, int32(()))
+        prefix_cache = jax.eval_shape(lambda: init_cache(architecture, 1, shape.prefix_length, shape.compute_dtype))
+        prefix = Prefix(prefix_cache, int32(()))
+        kv_sharding = prefix_sharding(mesh)
+        prefix_shardings = Prefix(KVCache(kv_sharding, kv_sharding), everywhere)
     return jax.jit(
         functools.partial(decode_steps, shape=shape),
         in_shardings=(formats, slots_shardings, rows, everywhere, everywhere, prefix_shardings),

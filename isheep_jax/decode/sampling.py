@@ -35,7 +35,7 @@ PROMPT, GENERATED = 1, 2
 
 @flax.struct.dataclass
 class DeviceSamplingParams:
-    """The numbers of `SamplingParams` as arrays: data and not part of the program, so stages share one compilation."""
+    """The numbers of `SamplingParams` as arrays: inputs of the program, so that all stages share one compilation."""
 
     temperature: jax.typing.ArrayLike = np.float32(1.0)  # 0 takes the most probable token
     top_p: jax.typing.ArrayLike = np.float32(1.0)  # mass of the nucleus; 1 is off
@@ -52,13 +52,13 @@ class DeviceSamplingParams:
 
 
 def request_key(seed: int, request_id: str) -> np.ndarray:
-    """Threefry key of a request, [2] uint32: a hash of the seed and the id."""
+    """Returns the Threefry key of a request, [2] uint32: a hash of the seed and the id."""
     digest = hashlib.sha256(f"{seed}:{request_id}".encode()).digest()
     return np.frombuffer(digest[:8], dtype=np.uint32)
 
 
 def penalize(logits: jax.Array, sampling: DeviceSamplingParams, seen: jax.Array | None) -> jax.Array:
-    """Applies the penalties to logits [B, V]. seen: as in `sample`.
+    """Returns logits [B, V] with the penalties applied. seen: as in `sample`.
 
     The repetition penalty divides positive logits and multiplies negative ones, for tokens of prompt and completion
     (Keskar et al. 2019, arXiv 1909.05858, section 4.1; by sign as in Hugging Face). The presence penalty is subtracted
@@ -73,16 +73,22 @@ def penalize(logits: jax.Array, sampling: DeviceSamplingParams, seen: jax.Array 
 
 
 def _next_below(weight: jax.Array) -> jax.Array:
+    """Returns the next smaller float32 number, at least 0."""
     bits = jax.lax.bitcast_convert_type(weight, jnp.int32)
     return jax.lax.bitcast_convert_type(jnp.maximum(bits - 1, 0), jnp.float32)
 
 
 def _raise_floor(weights: jax.Array, k: jax.Array, low: jax.Array) -> jax.Array:
-    # Bisection on bit patterns [B, 1]: at least k weights are above low (or low is 0), fewer are above high.
+    """Returns the floors of `top_k_floor` as bit patterns [B, 1], by bisection.
+
+    weights: [B, N] float32 from 0 to 1. k: scalar, at least 1. low: [B, 1] int32, bit patterns of numbers that at least
+    k weights are above, or 0.
+    """
 
     def narrow(carry):
+        # At least k weights are above low (or low is 0), fewer are above high.
         step, low, high, done = carry
-        # The first bound is most often the best, or just below it: look there first, and then at every second step.
+        # The answer is most often low itself or just above it, so the first step and every second one look near low.
         middle = jnp.where(step == 0, low, low + (high - low) // jnp.where(step % 2 == 0, 2, 16))
         floor = jax.lax.bitcast_convert_type(middle, jnp.float32)
         above = jnp.sum(weights > floor, axis=-1, keepdims=True, dtype=jnp.int32)
@@ -95,10 +101,10 @@ def _raise_floor(weights: jax.Array, k: jax.Array, low: jax.Array) -> jax.Array:
 
 
 def top_k_floor(weights: jax.Array, k: jax.Array) -> jax.Array:
-    """Returns a number for each row that exactly its k largest weights, and those equal to the k-th, are above.
+    """Returns floors [B, 1]: above a row's floor are exactly its k largest weights and those equal to the k-th.
 
-    weights: [B, V] float32 from 0 to 1, V a multiple of 32. k: scalar, at least 1. The result is [B, 1], and 0 where
-    fewer than k weights are positive.
+    weights: [B, V] float32 from 0 to 1, V a multiple of 32. k: scalar, at least 1. A floor is 0 if fewer than k weights
+    are positive.
     """
     # The k-th largest of the maxima of groups is a bound from below, found on 1/32 of the data.
     maxima = jnp.max(weights.reshape(weights.shape[0], 32, -1), axis=1)
@@ -107,8 +113,14 @@ def top_k_floor(weights: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _invert(weights: jax.Array, cumulative: jax.Array, uniform: jax.Array) -> jax.Array:
-    # weights and their cumulative sums: [B, N]. uniform: [B, 1] in [0, 1). Returns where the sum passes, [B, 1].
-    # Rounding may let the sum pass at a weight of 0, or only there.
+    """Returns the index [B, 1] where the cumulative sum passes a share of the total.
+
+    Args:
+        weights: [B, N].
+        cumulative: [B, N], their cumulative sums.
+        uniform: [B, 1], the share, [0, 1).
+    """
+    # By rounding, the sum may pass at a weight of 0, or only there.
     passed = (cumulative > uniform * cumulative[:, -1:]) & (weights > 0)
     index = jnp.where(
         jnp.any(passed, axis=-1, keepdims=True),
@@ -118,9 +130,10 @@ def _invert(weights: jax.Array, cumulative: jax.Array, uniform: jax.Array) -> ja
     return index.astype(jnp.int32)
 
 
-def _from_distribution(
+def _sample_from(
     logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: DeviceSamplingParams, mesh: Mesh
 ) -> jax.Array:
+    """Returns `sample` at a positive temperature, without penalties; arguments as there."""
     rows, vocabulary = logits.shape
 
     def whole_rows(array):
@@ -139,7 +152,7 @@ def _from_distribution(
         return whole_rows(jnp.sum(jnp.where(blocked > floor[:, :, None], blocked, 0.0), axis=-1))
 
     def sample_above(floor, sums, cumulative, tries):
-        # Returns the index and the weight [B, 1] of a token whose weight is above floor.
+        """Samples a token whose weight is above floor; returns its index and its weight, both [B, 1]."""
         uniforms = whole_rows(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, tries), (2,)))(keys))
         block = _invert(sums, cumulative, uniforms[:, :1])
         inside = whole_rows(jnp.take_along_axis(blocked, block[:, :, None], axis=1)[:, 0])
@@ -157,23 +170,23 @@ def _from_distribution(
     floor, sums = jax.lax.cond(sampling.top_k > 0, top_k_sums, all_sums)
     cumulative = jnp.cumsum(sums, axis=-1)
     mass = jnp.where(sampling.top_p < 1.0, sampling.top_p * cumulative[:, -1:], jnp.inf)
-    least = _next_below(jnp.minimum(sampling.min_p, 1.0).astype(jnp.float32))
+    min_p_floor = _next_below(jnp.minimum(sampling.min_p, 1.0).astype(jnp.float32))
     filtered = (sampling.top_p < 1.0) | (sampling.min_p > 0.0)
 
     def attempt(carry):
-        tries, token, floor, pending = carry  # floor: the token's weight, but at least `least`
+        tries, token, floor, pending = carry  # floor: the token's weight, but at least `min_p_floor`
         sums = sums_above(floor)
         # The total is the last cumulative sum, because XLA makes a sum of sums one more pass over the weights.
         cumulative = jnp.cumsum(sums, axis=-1)
         more_probable = cumulative[:, -1:]
-        # The most probable token is kept. Where logits are NaN nothing is above a floor, so any token is kept.
-        rejected = pending & (more_probable > 0.0) & ((floor <= least) | (more_probable >= mass))
+        # The most probable token is always accepted, and any token if logits are NaN, as nothing is above a floor.
+        rejected = pending & (more_probable > 0.0) & ((floor <= min_p_floor) | (more_probable >= mass))
         resampled, weight = sample_above(floor, sums, cumulative, tries)
         token = jnp.where(rejected, resampled, token)
-        return tries + 1, token, jnp.where(rejected, jnp.maximum(weight, least), floor), rejected
+        return tries + 1, token, jnp.where(rejected, jnp.maximum(weight, min_p_floor), floor), rejected
 
     token, weight = sample_above(floor, sums, cumulative, 0)
-    start = 1, token, jnp.maximum(weight, least), jnp.broadcast_to(filtered, token.shape)
+    start = 1, token, jnp.maximum(weight, min_p_floor), jnp.broadcast_to(filtered, token.shape)
     _, token, _, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[-1]), attempt, start)
     return jnp.minimum(token[:, 0], vocabulary - 1)
 
@@ -187,7 +200,7 @@ def sample(
     *,
     mesh: Mesh,
 ) -> jax.Array:
-    """Samples one token per row. A row's token depends on its own logits, key, position and bits of `seen` alone.
+    """Samples one token per row, [B] int32, which depends on the row's own logits, key, position and `seen` alone.
 
     Penalties come first, then the temperature, then the filters, each of which sets a smallest probability: top-k keeps
     the k most probable tokens; top-p keeps the fewest most probable of these that hold top_p of their mass (Holtzman et
@@ -197,24 +210,22 @@ def sample(
     off.
 
     Args:
-      logits: [B, V] float32.
-      keys: [B, 2] uint32, from `request_key`.
-      positions: [B] int32, the token's position in its sequence.
-      sampling: parameters of all rows.
-      seen: [B, V] uint8, the bits `PROMPT` and `GENERATED` of each token; None: without penalties.
-      mesh: may shard the rows and the vocabulary.
-
-    Returns [B] int32.
+        logits: [B, V] float32.
+        keys: [B, 2] uint32, from `request_key`.
+        positions: [B] int32, the token's position in its sequence.
+        sampling: parameters of all rows.
+        seen: [B, V] uint8, the bits `PROMPT` and `GENERATED` of each token; None: without penalties.
+        mesh: may shard the rows and the vocabulary.
     """
     return jax.lax.cond(
         sampling.temperature > 0.0,
-        lambda: _from_distribution(penalize(logits, sampling, seen), keys, positions, sampling, mesh),
+        lambda: _sample_from(penalize(logits, sampling, seen), keys, positions, sampling, mesh),
         lambda: jnp.argmax(penalize(logits, sampling, seen), axis=-1).astype(jnp.int32),
     )
 
 
 def logprobs_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Log-probabilities [B] float32 of tokens [B] int32 under logits [B, V] float32, before temperature and filters."""
+    """Returns log-probabilities [B] float32 of tokens [B] int32 under logits [B, V] float32."""
     top = jnp.max(logits, axis=-1)
     total = jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
     return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - top - jnp.log(total)

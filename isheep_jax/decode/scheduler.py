@@ -50,7 +50,7 @@ class Scheduler:
     """Decodes prompts that share a prefix: one call of `Engine.generate`, or a part of it."""
 
     def __init__(self, model: LoadedModel, prompts: Sequence[TokenizedPrompt], sampling: SamplingParams):
-        """prompts: all with the same prefix."""
+        """Queues the prompts, which all have the same prefix, and chooses slots and cache length."""
         self._model = model
         self._sampling = sampling
         self._statistics = model.statistics
@@ -60,20 +60,20 @@ class Scheduler:
         platform = platform_of(model.mesh)
         # Calls that are dispatched before the results of one are read. On a CPU program and host share the cores.
         self.calls_ahead = 0 if platform == "cpu" else 1
-        # Decoded text does not show special tokens, so these are looked for among the tokens.
+        # Decoded text leaves out special tokens, so those are looked for among the token ids.
         special_ids = (model.tokenizer.special_id(string) for string in sampling.stop)
         self._stop_ids = frozenset(token for token in special_ids if token is not None)
         # Longest first, so that short ones fill the gaps at the end.
         order = sorted(prompts, key=lambda p: (-self._max_cache_positions(p), -len(p.suffix), p.id))
         self._queue = deque(order)
         self._prefix = model.make_prefix(order[0].prefix)
-        # Cache length for the longest, bucketed so that few programs are compiled.
+        # Cache length for the longest prompt, bucketed so that few programs are compiled.
         block = cache_block(platform)
         longest = min(bucket_of(self._max_cache_positions(order[0]), block), model.config.max_length)
         self._cache_length = cache_length(-(-longest // block) * block)
         new_tokens = [self._max_new_tokens(prompt) for prompt in prompts]
         # More slots could not all be busy until the longest completion ends.
-        slots = model.max_slots(self._cache_length, useful=sum(new_tokens) // max(new_tokens))
+        slots = model.choose_slots(self._cache_length, useful=sum(new_tokens) // max(new_tokens))
         while self._can_halve(slots, len(order)):
             slots //= 2
         self._statistics.slots = slots
@@ -104,7 +104,7 @@ class Scheduler:
                 yield list(self._collect())
 
     def tokens_of(self, prompt: TokenizedPrompt) -> list[int]:
-        """The new tokens so far of a prompt that is being decoded."""
+        """Returns the new tokens so far of a prompt that is being decoded."""
         slot = next(slot for slot, owner in enumerate(self._table.owner) if owner is prompt)
         return self._table.tokens[slot, : self._table.count[slot]].tolist()
 
@@ -136,7 +136,7 @@ class Scheduler:
         return compile_decode_steps(shape, self._model.nominal_shape)
 
     def _max_cache_positions(self, prompt: TokenizedPrompt) -> int:
-        """Cache positions that a prompt may come to need."""
+        """Returns the cache positions that a prompt needs if its completion has full length."""
         return len(prompt.suffix) + self._max_new_tokens(prompt)
 
     def _max_new_tokens(self, prompt: TokenizedPrompt) -> int:
@@ -160,7 +160,7 @@ class Scheduler:
         return can_shrink and slots % 2 == 0 and prompts <= half and half >= FEWEST_SLOTS
 
     def _shrink(self) -> None:
-        """Goes on with fewer slots when the last prompts need no more."""
+        """Halves the slots as long as the last prompts fit in half of them."""
         table = self._table
         while not self._queue and self._can_halve(len(table), len(table.busy)):
             slots = np.asarray((table.busy + table.idle)[: len(table) // 2], np.int32)
@@ -190,7 +190,7 @@ class Scheduler:
         self._state = self._state.replace(cache=cache, seen=seen)
 
     def _prefill(self, cache: KVCache, admitted: list[list[int]]) -> KVCache:
-        """Prefills the slots of each data shard in packed rows, one row of each shard in a call."""
+        """Prefills the prompts of the slots admitted to each data shard, one packed row of each shard in a call."""
 
         def suffix(slot: int) -> np.ndarray:
             return self._table.owner[slot].suffix
@@ -198,21 +198,20 @@ class Scheduler:
         rows: list[list[tuple[int, list[tuple[int, int]]]]] = []
         for slots in admitted:
             packed = pack([len(suffix(slot)) for slot in slots], self._align)
-            lists = [(row.length, [(slots[i], begin) for i, begin in zip(row.prompts, row.begins)]) for row in packed]
-            rows.append(sorted(lists, key=lambda row: -row[0]))
+            shard = [(row.length, [(slots[i], begin) for i, begin in zip(row.prompts, row.begins)]) for row in packed]
+            rows.append(sorted(shard, key=lambda row: -row[0]))
         for call in zip_longest(*rows, fillvalue=(0, [])):
             length = bucket_of(max(used for used, _ in call), self._align)
             batch = pack_batch([row for _, row in call], length, suffix, slot_of=lambda slot: slot)
             self._statistics.prompt_tokens += sum(len(suffix(slot)) for _, row in call for slot, _ in row)
             self._statistics.padded_prompt_tokens += self._shards * length
             self._count_idle_time()
-            cache = prefill(
-                self._model.params, cache, put(batch.tokens, self._rows), self._prefix, **self._model.static
-            )
+            tokens = put(batch.tokens, self._rows)
+            cache = prefill(self._model.params, cache, tokens, self._prefix, **self._model.static_args)
         return cache
 
     def _copy(self, cache: KVCache, copies: list[list[tuple[int, int]]]) -> KVCache:
-        """Copies the cache rows of equal prompts. copies: from and to, for each data shard."""
+        """Copies the cache rows of equal prompts. copies: for each data shard, slots to copy from and to."""
         for group in zip_longest(*(_chunks(pairs, _COPIES) for pairs in copies), fillvalue=()):
             pairs = np.full((self._shards, _COPIES, 2), -1, np.int32)
             for shard, shard_pairs in enumerate(group):
@@ -225,7 +224,7 @@ class Scheduler:
         return cache
 
     def _mark(self, seen: jax.Array, new: list[int]) -> jax.Array:
-        """Records which tokens the prompts of new slots hold, for the penalties."""
+        """Returns `seen` with the prompts of new slots marked, for the penalties."""
         owner, count = self._table.owner, len(self._table)
         longest = max(owner[slot].length for slot in new)
         tokens = np.full((count, bucket_of(longest, self._align)), seen.shape[1], np.int32)
@@ -236,7 +235,7 @@ class Scheduler:
         return mark_prompts(seen, put(slots, self._everywhere), put(tokens, self._everywhere))
 
     def _collect(self) -> Iterator[Completion]:
-        """Reads the results of the oldest call and hands out what has finished."""
+        """Reads the results of the oldest call and yields what has finished."""
         on_device, owners = self._in_flight.popleft()
         outputs = jax.device_get(on_device)
         self._idle_since = time.perf_counter()
@@ -255,7 +254,7 @@ class Scheduler:
     def _completion(self, slot: int, searched: int, ended: bool) -> Completion | None:
         """Returns the slot's completion if a stop string, an end token or its length has ended it.
 
-        searched: tokens that are known to hold no stop string. ended: whether the last token is an end token.
+        searched: how many tokens are known to hold no stop string. ended: whether the last token is an end token.
         """
         decode, stop = self._model.tokenizer.decode, self._sampling.stop
         finished = self._table.remaining[slot] == 0

@@ -1,4 +1,4 @@
-"""The host's table of slots: whose sequence each decodes, what it has produced, and what changes with the next call."""
+"""The host's table of slots: the prompt and the new tokens of each, and what the next call changes on the devices."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from isheep_jax.decode.tokenization import TokenizedPrompt
 
 
 class SlotTable:
-    """One row for each slot in several columns, which admission, results and shrinking keep in step.
+    """One row for each slot, in several columns that always change together.
 
     owner: the prompt that is being decoded; None: the slot is idle.
     remaining: [B] int64, tokens that may still be sampled.
     tokens: [B, S] int32, the new tokens so far.
-    logprobs: [B, S] float32, their log-probabilities; [B, 0] where nobody asks for them.
+    logprobs: [B, S] float32, their log-probabilities; [B, 0] unless the sampling parameters ask for them.
     count: [B] int64, how many there are.
-    updates: [B, 6] int32, the slots' new control of the next call, see `device_slots`.
+    updates: [B, 6] int32, updates of the slots' control for the next call, see `device_slots`.
     """
 
     def __init__(self, slots: int, cache_length: int, *, logprobs: bool):
@@ -32,10 +32,12 @@ class SlotTable:
 
     @property
     def busy(self) -> list[int]:
+        """Slots that decode a prompt, ascending."""
         return [slot for slot, owner in enumerate(self.owner) if owner is not None]
 
     @property
     def idle(self) -> list[int]:
+        """Slots that decode nothing, ascending."""
         return [slot for slot, owner in enumerate(self.owner) if owner is None]
 
     def admit(self, slot: int, prompt: TokenizedPrompt, max_new_tokens: int) -> None:
@@ -51,7 +53,7 @@ class SlotTable:
         update[CHANGED] = 1
 
     def release(self, slot: int) -> None:
-        """Makes a slot idle, on the devices too if its sequence would go on there."""
+        """Makes a slot idle, also on the devices if they would go on with its sequence."""
         if self.remaining[slot]:
             self.updates[slot] = 0
             self.updates[slot, CHANGED] = 1
@@ -63,7 +65,7 @@ class SlotTable:
         return updates
 
     def keep(self, slots: np.ndarray) -> None:
-        """Drops all but the given slots, which get the numbers from 0 in their order."""
+        """Drops all other slots; the given ones are renumbered from 0 in their order."""
         self.owner = [self.owner[slot] for slot in slots]
         for column in ("remaining", "tokens", "logprobs", "count", "updates"):
             setattr(self, column, getattr(self, column)[slots])
@@ -74,12 +76,12 @@ class SlotTable:
         """Takes in the results of a call.
 
         Args:
-          outputs: [1 or 2, B, steps] int32, as from `programs.decode_steps`.
-          owners: of the slots when the call was dispatched. A call that was dispatched ahead goes on with sequences
-            that have finished in the meantime; what it sampled for these is dropped.
-          eos_ids: tokens that end a sequence.
+            outputs: [1 or 2, B, steps] int32, as from `programs.decode_steps`.
+            owners: of the slots when the call was dispatched. A call that was dispatched ahead continues sequences that
+                have finished in the meantime; what it sampled for these is dropped.
+            eos_ids: tokens that end a sequence.
 
-        Returns how many tokens each slot has got, [B] int64, and whether the last is an end token, [B] bool.
+        Returns the number of new tokens of each slot, [B] int64, and whether the last is an end token, [B] bool.
         """
         is_owner = np.asarray([owner is not None and owner is now for owner, now in zip(owners, self.owner)])
         sampled = np.where(is_owner[:, None], outputs[0], -1)

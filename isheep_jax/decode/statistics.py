@@ -1,11 +1,11 @@
-"""Counts of what the engine did: how full the slots were, how much of the prefill was padding, what the host cost."""
+"""Counts of what the engine did: calls, tokens, occupancy of the slots, padding of the prefill, idle time."""
 
 from dataclasses import dataclass, fields
 
 
 @dataclass
 class Statistics:
-    """Sums over all calls of one engine. The difference of two says what happened in between."""
+    """Sums over all calls of one engine. The difference of two counts what happened in between."""
 
     slots: int = 0
     """Slots of the last call of `generate` when it began; not a sum."""
@@ -22,8 +22,7 @@ class Statistics:
     padded_prompt_tokens: int = 0
     """Tokens of the packed rows that were prefilled: prompt tokens and padding."""
     idle_seconds: float = 0.0
-    """Time in which the devices had no work because the host was not ready; an upper bound where calls are dispatched
-    ahead."""
+    """Time in which the devices waited for the host; an upper bound if calls are dispatched ahead."""
 
     @property
     def occupancy(self) -> float:

@@ -1,4 +1,4 @@
-"""Stop strings, found in decoded text because they may span tokens, and the stable part of a text that is streamed."""
+"""Finds stop strings in decoded text, because they may span tokens, and the stable part of a text that is streamed."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,17 +9,17 @@ _INVALID = "\ufffd"
 
 
 def cut_at_stop(decode: Decode, tokens: Sequence[int], stop: Sequence[str], searched: int) -> tuple[str, int] | None:
-    """Returns the text before the first stop string and how many tokens carry it, or None without a stop string.
+    """Returns the text before the first stop string and how many tokens it takes, or None without a stop string.
 
     The first stop string is the one that is complete after the fewest tokens; among several, the one that begins first.
     So the result is the same however many tokens arrive between two searches. The last token that is kept may reach
     into the stop string.
 
     Args:
-      decode: text of token ids.
-      tokens: the completion so far.
-      stop: stop strings.
-      searched: how many of the tokens are known to hold no stop string.
+        decode: text of token ids.
+        tokens: the completion so far.
+        stop: stop strings.
+        searched: how many of the tokens are known to hold no stop string.
     """
     if not any(string in (text := decode(tokens)) for string in stop):
         return None
@@ -43,16 +43,16 @@ def stable_text(decode: Decode, tokens: Sequence[int], stop: Sequence[str], inco
     Held back are the bytes of an incomplete UTF-8 sequence and an ending that a stop string may begin with.
 
     Args:
-      decode: text of token ids.
-      tokens: the completion so far; it holds no stop string.
-      stop: stop strings.
-      incomplete: the token from `incomplete_utf8_token`.
+        decode: text of token ids.
+        tokens: the completion so far; it holds no stop string.
+        stop: stop strings.
+        incomplete: the token from `incomplete_utf8_token`.
     """
     text = decode(tokens)
     if incomplete is not None:
         # Some decoders replace a whole run of byte tokens, its complete characters too, if the run ends in an invalid
         # byte. What one more stray byte would change is therefore not stable.
-        text = text[: _common_prefix(text, decode([*tokens, incomplete]))]
+        text = text[: _common_prefix_length(text, decode([*tokens, incomplete]))]
     text = text.rstrip(_INVALID)
     earliest = max(0, len(text) - max(map(len, stop), default=0))
     starts = (i for i in range(earliest, len(text)) if any(string.startswith(text[i:]) for string in stop))
@@ -60,7 +60,7 @@ def stable_text(decode: Decode, tokens: Sequence[int], stop: Sequence[str], inco
 
 
 def _first_true(low: int, high: int, condition: Callable[[int], bool]) -> int:
-    """Smallest count in low..high for which the condition holds. It holds for `high`, and once true stays true."""
+    """Returns the smallest count in low..high that meets the condition, as do all larger ones and `high`."""
     while low < high:
         middle = (low + high) // 2
         if condition(middle):
@@ -70,6 +70,5 @@ def _first_true(low: int, high: int, condition: Callable[[int], bool]) -> int:
     return low
 
 
-def _common_prefix(a: str, b: str) -> int:
-    """Length of the common prefix."""
+def _common_prefix_length(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -10,16 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_rows, decode_setup, replicate, rows_sharding
+from isheep_jax.decode.cache import constrain_rows, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
-from isheep_jax.decode.packing import POSITION, SEGMENT, TOKEN, PackedBatch
-from isheep_jax.decode.prefill import Prefix
+from isheep_jax.decode.packing import SEGMENT, PackedBatch
+from isheep_jax.decode.prefill import Prefix, forward_packed
 from isheep_jax.decode.prefill_logprobs import one_behind, packed_batches, packed_logprobs, power_of_two
 from isheep_jax.decode.requests import Embedding, Request, TextLogprob
 from isheep_jax.decode.tokenization import PromptError
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.transformer import forward
 from isheep_jax.sharding import put
 
 
@@ -29,14 +28,14 @@ class _Text:
 
     prefix: the prompt's tokens that other prompts share.
     tokens: [T] int32, the prompt's other tokens and the text's, without the text's last one.
-    before: index of the prompt's last token.
+    prompt_end: index of the prompt's last token.
     targets: the text's tokens.
     """
 
     id: str
     prefix: tuple[int, ...]
     tokens: np.ndarray
-    before: int
+    prompt_end: int
     targets: list[int]
 
 
@@ -49,7 +48,7 @@ class _Prompt:
 
 
 def text_logprobs(model: LoadedModel, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
-    """Yields the log-probability of one text after each prompt, longest first, errors before them.
+    """Yields the log-probability of one text after each prompt: errors first, then the longest.
 
     After a conversation, a text is the response as the chat template writes it. A prompt that does not fit with its
     text, or whose tokens the text changes, is an error of that request.
@@ -82,15 +81,18 @@ def _tokenize(model: LoadedModel, request: Request, text: str) -> _Text:
 
 
 def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> jax.Array:
-    """Log-probabilities [R, U, 1] of the tokens of a row's texts, one text after the other."""
+    """Returns log-probabilities [R, U, 1] of the tokens of a row's texts, one text after the other."""
     targets = [[token for item, _ in row for token in item.targets] for row in batch.rows]
-    indices = [[begin + item.before + i for item, begin in row for i in range(len(item.targets))] for row in batch.rows]
+    indices = [
+        [begin + item.prompt_end + i for item, begin in row for i in range(len(item.targets))] for row in batch.rows
+    ]
     width = power_of_two(max(map(len, targets)))
-    padded_at, padded_targets = np.zeros((2, len(batch.rows), width), np.int32)
-    for row, (row_at, row_targets) in enumerate(zip(indices, targets)):
-        padded_at[row, : len(row_at)], padded_targets[row, : len(row_targets)] = row_at, row_targets
-    arrays = put((batch.tokens, padded_at, padded_targets[..., None]), rows_sharding(model.mesh))
-    return packed_logprobs(model.params, *arrays, prefix, collect=False, **model.static)[0]
+    padded_indices, padded_targets = np.zeros((2, len(batch.rows), width), np.int32)
+    for r, (row_indices, row_targets) in enumerate(zip(indices, targets)):
+        padded_indices[r, : len(row_indices)] = row_indices
+        padded_targets[r, : len(row_targets)] = row_targets
+    arrays = put((batch.tokens, padded_indices, padded_targets[..., None]), rows_sharding(model.mesh))
+    return packed_logprobs(model.params, *arrays, prefix, collect_kv=False, **model.static_args)[0]
 
 
 def _results(batch: PackedBatch, logprobs: np.ndarray) -> Iterator[TextLogprob]:
@@ -103,7 +105,7 @@ def _results(batch: PackedBatch, logprobs: np.ndarray) -> Iterator[TextLogprob]:
 
 
 def embed(model: LoadedModel, requests: Sequence[Request]) -> Iterator[Embedding]:
-    """Yields means of the last hidden states over the prompts, longest first, errors before them."""
+    """Yields the mean of the last hidden states over each prompt: errors first, then the longest."""
     items = []
     for request in requests:
         try:
@@ -123,7 +125,7 @@ def embed(model: LoadedModel, requests: Sequence[Request]) -> Iterator[Embedding
 def _dispatch_embed(model: LoadedModel, batch: PackedBatch) -> jax.Array:
     segments = power_of_two(max(map(len, batch.rows)))
     packed = put(batch.tokens, rows_sharding(model.mesh))
-    return _segment_means(model.params, packed, segments=segments, **model.static)
+    return _segment_means(model.params, packed, segments=segments, **model.static_args)
 
 
 @functools.partial(jax.jit, static_argnames=("segments", "architecture", "mesh", "compute_dtype"))
@@ -136,16 +138,18 @@ def _segment_means(
     mesh: Mesh,
     compute_dtype: jnp.dtype,
 ) -> jax.Array:
-    """Means [R, segments, D] (float32) of the last hidden states over each segment of packed rows [R, T, 4]."""
+    """Returns means [R, segments, D] (float32) of the last hidden states over the segments of packed rows.
+
+    Args:
+        params: weights.
+        packed: [R, T, 4] int32, see `packing`.
+        segments: most segments of a row.
+        architecture: the model's.
+        mesh: the decode mesh.
+        compute_dtype: of activations.
+    """
     packed = constrain_rows(packed, mesh)
-    hidden, _ = forward(
-        params,
-        architecture,
-        packed[..., TOKEN],
-        packed[..., POSITION],
-        decode_setup(mesh, compute_dtype),
-        segment_ids=packed[..., SEGMENT],
-    )
+    hidden, _ = forward_packed(params, packed, None, architecture=architecture, mesh=mesh, compute_dtype=compute_dtype)
     in_segment = packed[:, None, :, SEGMENT] == 1 + jnp.arange(segments)[:, None]
     in_segment = in_segment.astype(jnp.float32)  # [R, segments, T]
     total = jnp.einsum("rst,rtd->rsd", in_segment, hidden.astype(jnp.float32))

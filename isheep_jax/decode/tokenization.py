@@ -22,8 +22,8 @@ class PromptError(UserError):
 class TooLong(PromptError):
     """A prompt that does not fit in decode.max_length together with what must follow it.
 
-    tokens: of the prompt.
-    spare: tokens that must follow.
+    tokens: tokens of the prompt.
+    spare: tokens that must fit after it.
     max_length: the setting.
     continuation: name of a given text that must follow, such as "its longest choice"; "": new tokens.
     """
@@ -56,6 +56,7 @@ class TokenizedPrompt:
 
     @property
     def length(self) -> int:
+        """Tokens of the whole prompt."""
         return len(self.prefix) + len(self.suffix)
 
 
@@ -65,12 +66,12 @@ def tokenize(
     """Returns a request's tokens.
 
     Args:
-      tokenizer: the model's.
-      request: the prompt, its id and its prefix.
-      seed: the run's seed, from which the random key comes.
-      max_length: longest sequence (tokens).
-      spare: tokens that must fit after the prompt.
-      continuation: name of the given text that those tokens belong to, for the error message; "": new tokens.
+        tokenizer: the model's.
+        request: the prompt, its id and its prefix.
+        seed: the run's seed, from which the random key comes.
+        max_length: longest sequence (tokens).
+        spare: tokens that must fit after the prompt.
+        continuation: name of the given text that those tokens belong to, for the error message; "": new tokens.
 
     Raises `TooLong` where prompt and spare tokens are more than `max_length`, and `PromptError` for an empty prompt.
     """
@@ -102,8 +103,10 @@ def _prefix_length(tokenizer: Tokenizer, request: Request, tokens: list[int]) ->
 
 @functools.lru_cache(maxsize=64)
 def _prefix_tokens(tokenizer: Tokenizer, prefix: str, role: str | None) -> tuple[int, ...]:
-    """A prefix's tokens without the last one, which the following text may change."""
+    """Returns a prefix's tokens without the last one, which the following text may change.
 
+    role: of the message that begins with the prefix; None: a prompt of plain text.
+    """
     if role is None:
         return tuple(tokenizer.encode_prompt(prefix)[:-1])
     # The template appends an end of turn; the common prefix of two renderings excludes it.

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.cache import (
     alignment,
-    allocate,
+    allocate_cache,
     bucket_of,
     constrain_rows,
     data_shards,
@@ -141,9 +141,9 @@ def _compare_batch(
     arrays = put((packed, inputs, positions, targets), rows_sharding(plain.mesh))
     caches = []
     for model in (plain, quantized):
-        cache = allocate(model.architecture, rows, length + steps, model.nominal_shape.cache_dtype, model.mesh)
-        caches.append(prefill(model.params, cache, arrays[0], None, **model.static))
-    comparisons = _compare((plain.params, quantized.params), tuple(caches), *arrays[1:], **plain.static)
+        cache = allocate_cache(model.architecture, rows, length + steps, model.nominal_shape.cache_dtype, model.mesh)
+        caches.append(prefill(model.params, cache, arrays[0], None, **model.static_args))
+    comparisons = _compare((plain.params, quantized.params), tuple(caches), *arrays[1:], **plain.static_args)
     return np.asarray(comparisons)[positions >= 0]
 
 

@@ -6,7 +6,7 @@ from meshes import mesh_of
 from minute_model import ARCHITECTURE
 from tiles import flat, in_tiles
 
-from isheep_jax.decode.cache import allocate, bucket_of, cache_length, cache_sharding
+from isheep_jax.decode.cache import allocate_cache, bucket_of, cache_length, cache_sharding
 from isheep_jax.decode.device_slots import copy_rows
 from isheep_jax.decode.packing import ROW_TOKENS, empty_rows, fill, pack
 from isheep_jax.decode.prefill import make_prefix, prefill
@@ -31,7 +31,7 @@ def test_buckets_are_few_and_waste_little():
 
 
 def test_cache_holds_sequence_in_whole_blocks():
-    cache = allocate(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), mesh_of())
+    cache = allocate_cache(ARCHITECTURE, 3, 130, jnp.dtype("bfloat16"), mesh_of())
     assert cache_length(130) == cache.length == 256
     assert cache.k.shape == (2, 3, 2, 2, 8, 128)  # two tiles of 128 positions, in which the keys of a head are together
     assert cache.v.shape == (2, 3, 2, 2, 128, 8)
@@ -77,7 +77,7 @@ def prompts(*lengths) -> list[np.ndarray]:
 @pytest.mark.parametrize("shards", [1, 2])
 def test_prefill_writes_each_prompt_to_its_slot_and_nothing_else(params, shards):
     mesh = mesh_of() if shards == 1 else mesh_of((2, 1, 2))
-    cache = allocate(ARCHITECTURE, 8, 128, jnp.dtype("float32"), mesh)
+    cache = allocate_cache(ARCHITECTURE, 8, 128, jnp.dtype("float32"), mesh)
     tokens = prompts(5, 40, 17)
     packed = empty_rows(shards, 128)
     # The slots of a row are those of its data shard.
@@ -98,7 +98,7 @@ def test_prompts_keys_are_same_to_bit_wherever_it_is_packed(params):
         packed = empty_rows(1, length)
         for segment, (begin, tokens, slot) in enumerate(places, start=1):
             fill(packed[0], begin, segment, tokens, slot)
-        cache = allocate(ARCHITECTURE, 2, 384, jnp.dtype("float32"), mesh_of())
+        cache = allocate_cache(ARCHITECTURE, 2, 384, jnp.dtype("float32"), mesh_of())
         return np.asarray(flat(prefill(params, cache, packed, None, mesh=mesh_of(), **STATIC))[0][:, 0, :45])
 
     alone = keys(256, (0, prompt, 0))
@@ -113,7 +113,7 @@ def test_prompt_after_prefix_has_keys_of_whole(params):
     shared = make_prefix(params, padded, np.int32(70), mesh=mesh_of(), **STATIC)
     packed = empty_rows(1, 64)
     fill(packed[0], 32, 1, suffix, 0)
-    cache = allocate(ARCHITECTURE, 1, 128, jnp.dtype("float32"), mesh_of())
+    cache = allocate_cache(ARCHITECTURE, 1, 128, jnp.dtype("float32"), mesh_of())
     keys = flat(prefill(params, cache, packed, shared, mesh=mesh_of(), **STATIC))[0][:, 0, :30]
     np.testing.assert_allclose(keys, keys_of(params, np.concatenate([prefix, suffix]))[:, 70:], atol=1e-4)
 

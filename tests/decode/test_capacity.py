@@ -30,29 +30,29 @@ def memory_for(monkeypatch, shape, slots: int) -> None:
 @pytest.mark.parametrize(("room", "slots"), [(1, 1), (5, 5), (39, 32), (100, 96), (255, 224), (10_000, 256)])
 def test_slots_fill_memory_in_four_sizes_for_each_power_of_two(monkeypatch, shape, room, slots):
     memory_for(monkeypatch, shape, room)
-    assert capacity.free_slots(shape, useful=10_000) == slots
+    assert capacity.fitting_slots(shape, useful=10_000) == slots
 
 
 def test_int8_cache_gives_more_slots(monkeypatch, shape):
     memory_for(monkeypatch, shape, 32)
-    more = capacity.free_slots(dataclasses.replace(shape, kv_cache_dtype="int8"), useful=10_000)
-    assert more > capacity.free_slots(shape, useful=10_000) == 32
+    more = capacity.fitting_slots(dataclasses.replace(shape, kv_cache_dtype="int8"), useful=10_000)
+    assert more > capacity.fitting_slots(shape, useful=10_000) == 32
 
 
 def test_no_more_slots_than_can_be_busy_but_always_some_tens(monkeypatch, shape):
     memory_for(monkeypatch, shape, 200)
-    assert [capacity.free_slots(shape, useful) for useful in (1, 32, 50, 1000)] == [32, 32, 48, 192]
+    assert [capacity.fitting_slots(shape, useful) for useful in (1, 32, 50, 1000)] == [32, 32, 48, 192]
 
 
 def test_every_data_shard_has_its_own_slots(monkeypatch, shape):
     memory_for(monkeypatch, shape, 40)
-    assert capacity.free_slots(dataclasses.replace(shape, mesh=mesh_of((2, 1, 1))), useful=10_000) == 80
+    assert capacity.fitting_slots(dataclasses.replace(shape, mesh=mesh_of((2, 1, 1))), useful=10_000) == 80
 
 
 def test_no_room_for_one_sequence_names_setting(monkeypatch, shape):
     memory_for(monkeypatch, shape, 0)
     with pytest.raises(UserError, match=r"decode\.max_length: .* one sequence of 128 tokens"):
-        capacity.free_slots(shape, useful=1)
+        capacity.fitting_slots(shape, useful=1)
 
 
 def test_tokens_are_the_same_with_slots_and_length_left_to_memory(params):

@@ -16,7 +16,7 @@ from minute_model import (
 )
 
 from isheep_jax.decode import scheduler
-from isheep_jax.decode.cache import allocate, rows_sharding
+from isheep_jax.decode.cache import allocate_cache, rows_sharding
 from isheep_jax.decode.packing import POSITION, empty_rows
 from isheep_jax.decode.prefill import prefill
 from isheep_jax.decode.requests import Request, SamplingParams
@@ -160,8 +160,8 @@ def test_nothing_recompiles_after_first_stage_of_first_model(params, caplog):
     stage(warm, GREEDY)
     model = warm.model
     for length in (32, 64, 128, 256, 320):  # of rows that a refill of one slot or of several needs
-        cache = allocate(ARCHITECTURE, 5, 48, model.compute_dtype, model.mesh)
-        prefill(model.params, cache, put(empty_rows(1, length), rows_sharding(model.mesh)), None, **model.static)
+        cache = allocate_cache(ARCHITECTURE, 5, 48, model.compute_dtype, model.mesh)
+        prefill(model.params, cache, put(empty_rows(1, length), rows_sharding(model.mesh)), None, **model.static_args)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         other = random_parameters(1)  # from a jitted function or from the host: both are put on the device alike
         caplog.clear()

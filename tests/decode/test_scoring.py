@@ -66,7 +66,7 @@ def test_more_choices_than_segment_ids_keep_apart_are_refused(params):
 def test_no_program_holds_logits_of_all_positions(params):
     engine = make_engine(params)
     packed, at = empty_rows(1, 512), np.zeros((1, 256), np.int32)
-    static = {"collect": False, **engine.model.static}
+    static = {"collect_kv": False, **engine.model.static_args}
     text = packed_logprobs.lower(engine.model.params, packed, at, at[..., None], None, **static).as_text()
     assert "tensor<1x128x64xf32>" in text
     for positions in (256, 512):
