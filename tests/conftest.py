@@ -13,8 +13,8 @@ import pytest
 
 # Before the first import of jax, which reads them once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The programs of the tests are small, so that compiling them takes most of the time: a quarter of it without optimization
-# and with the older code generator, which left jaxlib in 0.11.
+# The programs of the tests are small, so that compiling them takes most of the time. It takes a quarter of it without
+# optimization and with the older code generator, which left jaxlib in 0.11.
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     flags.append("--xla_cpu_use_fusion_emitters=false")

@@ -1,5 +1,6 @@
 """The task `tiny`: held-out instructions of the tiny world, answered greedily and checked letter for letter."""
 
+import functools
 import math
 import random
 from collections import defaultdict
@@ -20,8 +21,13 @@ MAX_TOKENS = 32  # the longest right responses have about 20
 
 def split_items(split: str, count: int) -> list[Item]:
     """Returns the first `count` of the split's fixed items; all of them if there are fewer."""
+    return list(_items(split)[:count])
+
+
+@functools.cache  # drawing takes a second, and a run asks for the prompts and for their texts
+def _items(split: str) -> tuple[Item, ...]:
     used_up = USED_UP.get(split, 0)
-    return world.draw_items(random.Random(f"tiny {split}"), split, used_up + PROMPTS)[used_up:][:count]
+    return tuple(world.draw_items(random.Random(f"tiny {split}"), split, used_up + PROMPTS)[used_up:])
 
 
 def held_out_texts() -> frozenset[str]:

