@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -97,15 +97,22 @@ def load_parameters(
     mesh: Mesh,
     rules: ShardingRules,
     dtype: jnp.dtype,
-    weights: StorageDtype = "model",
+    weights_dtype: StorageDtype = "model",
 ) -> dict[str, Any]:
-    """Loads the parameters of a Hugging Face directory as `dtype`, sharded over `mesh` by `rules`.
+    """Loads the parameters of a Hugging Face directory.
 
     Works leaf by leaf. Each host reads its devices' equal shares of the rows of a leaf's tensors, in the layout of the
     files, and the devices then exchange them into the final layout. Every byte is read once and in long ranges,
     whatever the rules split, and neither host nor device holds more than two copies of a leaf.
 
-    weights: "int8" turns each matrix into a `Quantized` at once, so that the float weights are never all in memory.
+    Args:
+        directory: what holds config.json and the weight files.
+        architecture: what config.json describes.
+        mesh, rules: devices, and how the leaves' axes are split over them.
+        dtype: dtype of the loaded weights.
+        weights_dtype: "int8" turns each matrix into a `Quantized` at once, so that the float weights are never all in
+            memory.
+
     Raises as `find_tensors`.
     """
     tensors = find_tensors(directory, architecture)
@@ -120,7 +127,7 @@ def load_parameters(
             leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
             # Waiting bounds the memory: otherwise reading would run ahead of the devices.
             leaf = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
-            if weights == "int8" and spec.is_matrix:
+            if weights_dtype == "int8" and spec.is_matrix:
                 leaf = quantize(leaf, spec.input_axes)
             loaded[i] = jax.block_until_ready(leaf)
     return jax.tree.unflatten(tree, loaded)
@@ -131,7 +138,11 @@ def _read_stored(
 ) -> jax.Array:
     """Reads a leaf in its stored layout, [L, *hf_shape] or hf_shape if not stacked, with its rows split over the mesh.
 
-    final: the sharding that the leaf will have.
+    Args:
+        tensors: the leaf's tensors, by layer.
+        spec: the leaf's parameter.
+        final: the sharding that the leaf will have.
+        threads: what reads the tensors, several at a time.
     """
     rows, mesh = spec.hf_shape[0], final.mesh
     # The rows are split over as many devices as divide them; the other devices hold copies. The axis that the rows stay
@@ -139,7 +150,7 @@ def _read_stored(
     row_axis = (
         next(i for i in range(len(spec.shape)) if math.prod(spec.shape[i:]) == rows)
         if spec.transposed
-        else (int(spec.stacked))
+        else int(spec.stacked)
     )
     order = sorted(AXES, key=lambda axis: (axis != final.spec[row_axis], axis not in final.spec))
     choices = itertools.chain.from_iterable(itertools.combinations(order, n) for n in range(len(order) + 1))
@@ -170,11 +181,18 @@ def _read_stored(
 
 @functools.lru_cache(maxsize=256)
 def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, sharding: NamedSharding):
-    """Returns the program that brings a leaf from its stored layout into its final one."""
+    """Returns the program that brings a leaf from its stored layout into its final one.
+
+    Args:
+        spec: the leaf's parameter.
+        dtype: dtype of the result.
+        stored: sharding of the stored layout, of which at most the rows are split.
+        sharding: sharding of the result.
+    """
     # In a single step XLA would gather the whole leaf on every device. Copies are made first, then parts exchanged.
-    (axes,) = (axes for axes in stored.spec if axes is not None) if any(stored.spec) else ((),)
-    axes = (axes,) if isinstance(axes, str) else axes
-    kept = tuple(axis for axis in axes if axis in sharding.spec)
+    rows = stored.spec[spec.stacked] or ()
+    rows = (rows,) if isinstance(rows, str) else rows
+    kept = tuple(axis for axis in rows if axis in sharding.spec)
     copied = NamedSharding(sharding.mesh, PartitionSpec(*[None] * spec.stacked, kept))
 
     def arrange(leaf: jax.Array) -> jax.Array:
@@ -188,7 +206,15 @@ def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, s
 def _to_stored(
     leaf: jax.Array, layer: jax.Array, *, spec: ParameterSpec, dtype: np.dtype, sharding: NamedSharding | None
 ) -> jax.Array:
-    """Returns one stored tensor of a leaf, whole on every device."""
+    """Returns one stored tensor of a leaf.
+
+    Args:
+        leaf: the leaf, [L, ...] if stacked.
+        layer: index [] of the tensor's layer.
+        spec: the leaf's parameter.
+        dtype: dtype of the result.
+        sharding: sharding of the result; None: as XLA chooses.
+    """
     leaf = leaf[layer] if spec.stacked else leaf
     leaf = leaf.reshape(spec.hf_shape[::-1]).T if spec.transposed else leaf.reshape(spec.hf_shape)
     leaf = leaf.astype(dtype)
@@ -268,19 +294,19 @@ def write_tensors(
         names = [_single_name(stem)]
     for name, tensors in zip(names, files):
         shapes = {tensor: spec.hf_shape for tensor, (spec, _, _) in tensors.items()}
-        whole = _whole(tensors.values(), dtype)
+        gathered = _gathered(tensors.values(), dtype)
         if distributed.is_primary():
-            write_file(directory / name, shapes, dtype, map(np.asarray, whole))
+            write_file(directory / name, shapes, dtype, map(np.asarray, gathered))
         else:
-            for tensor in whole:
+            for tensor in gathered:
                 tensor.block_until_ready()
     if len(files) > 1 and distributed.is_primary():
         weight_map = {tensor: name for name, tensors in zip(names, files) for tensor in tensors}
         _write_json(directory / _index_name(stem), {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _whole(tensors, dtype: np.dtype) -> Iterator[jax.Array]:
-    """Yields each tensor, whole on every device."""
+def _gathered(tensors: Iterable[tuple[ParameterSpec, jax.Array, int]], dtype: np.dtype) -> Iterator[jax.Array]:
+    """Yields the stored tensor of each (parameter, leaf, layer), whole on every device."""
     for spec, leaf, layer in tensors:
         leaf = jnp.asarray(leaf)
         whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None

@@ -95,7 +95,9 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def write_file(path: epath.Path, entries: dict[str, tuple[int, ...]], dtype: np.dtype, data: Iterable[np.ndarray]):
+def write_file(
+    path: epath.Path, entries: dict[str, tuple[int, ...]], dtype: np.dtype, data: Iterable[np.ndarray]
+) -> None:
     """Writes a file of tensors.
 
     Args:

@@ -122,7 +122,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         positions, targets = int32_rows((rows, SCORED)), int32_rows((rows, SCORED, CHOICES))
 
         def lower_scoring() -> jax.stages.Lowered:
-            return packed_logprobs.lower(params(), packed, positions, targets, None, collect=True, **static)
+            return packed_logprobs.lower(params(), packed, positions, targets, None, collect_kv=True, **static)
 
         return Program(name, lower_scoring, weights, 0.0, 0.0, rows * SCORED, rows * length)
     cache = abstract_cache(architecture, decode.slots, decode.max_length, shape.cache_dtype, mesh)

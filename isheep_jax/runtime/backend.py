@@ -80,7 +80,7 @@ class JaxBackend:
                 mesh=self._decode_mesh,
                 rules=DECODE_RULES,
                 dtype=self._dtype,
-                weights=self._config.decode.weights_dtype,
+                weights_dtype=self._config.decode.weights_dtype,
             )
             engine = Engine(
                 params,

@@ -141,7 +141,7 @@ def test_weights_are_quantized_while_they_are_loaded(tiny):
     model, params = tiny
     mesh = mesh_of((1, 1, 2))
     loaded = load_parameters(
-        model.directory, model.architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32, weights="int8"
+        model.directory, model.architecture, mesh=mesh, rules=DECODE_RULES, dtype=jnp.float32, weights_dtype="int8"
     )
     shapes = abstract_weights(model.architecture, "int8", jnp.float32)
     jax.tree.map(
