@@ -39,6 +39,14 @@ CHAT_TEMPLATE = (
 MANY_MAPS = 30_000
 
 
+# Their tests start whole runs. Last, they would keep one worker busy while the others have nothing left.
+FIRST = ("test_distributed.py", "test_train.py", "test_library.py", "test_meshes.py", "test_supervise.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _programs_are_let_go():
     """Programs of earlier test files are dropped when there are many."""

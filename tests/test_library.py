@@ -5,27 +5,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import one_device
+
 import isheep_jax
 
 PAGE = Path(__file__).parent.parent / "docs" / "library.md"
 
 
-def test_examples_of_page_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names = {}
+# What a reader of the page might check after its last example.
+CHECKS = """
+assert (Path("fine_tuned") / "adapter").is_dir()
+assert len(summaries) == 2
+assert run(replace_settings(named_config("tiny"), small)) == summaries
+"""
+
+
+def test_examples_of_page_run(tmp_path):
     *examples, logging_example = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    for example in examples:
-        exec(compile(example, str(PAGE), "exec"), names)
     compile(logging_example, str(PAGE), "exec")
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    # Two completions, two log-probabilities, two times two choices, one fine-tuning, one summary; nothing else.
-    assert len(printed.out.splitlines()) >= 8
-    assert (tmp_path / "fine_tuned" / "adapter").is_dir()
-    assert len(names["summaries"]) == 2
-    again = names["run"](names["replace_settings"](names["named_config"]("tiny"), names["small"]))
-    assert again == names["summaries"]
-    assert capsys.readouterr().out == ""
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(["from pathlib import Path", *examples, CHECKS]))
+    result = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=one_device(PYTHONPATH=str(PAGE.parents[1])),
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    # What the page's own lines print, and nothing else.
+    assert len(result.stdout.splitlines()) == 13
 
 
 def test_public_names_are_there():

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import one_device
 
 from isheep_jax import generate
 from isheep_jax.cli.errors import run_command
@@ -19,9 +20,9 @@ from isheep_jax.train import main
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments, **options):
+def run(*arguments):
     command = [sys.executable, "-m", "isheep_jax.train", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=one_device())
 
 
 def assert_one_line(result, *words):
@@ -168,7 +169,9 @@ def kill_when_something_is_written(arguments: list[str], directory: Path, delay:
     """Starts the command and kills it `delay` seconds after it wrote a file; its exit code (-9: killed)."""
     before = files(directory)
     command = [sys.executable, "-m", "isheep_jax.train", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=one_device()
+    )
     while process.poll() is None:
         if files(directory) - before:
             time.sleep(delay)

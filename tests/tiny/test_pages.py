@@ -65,6 +65,7 @@ def base() -> Engine:
     return Engine(params, architecture, tokenizer, config, mesh=mesh, seed=0, compute_dtype=jnp.float32)
 
 
+@pytest.mark.slow
 def test_similar_examples_make_it_follow_formats_that_it_ignores_without(base):
     items, samples = tiny_domain.split_items("development", 120), tiny_domain.samples()
     templates = load("tiny", ("retrieved",))
