@@ -25,9 +25,17 @@ class Preset:
 
 
 def replace_settings(config: Settings, settings: Mapping[str, object]) -> Settings:
-    """Returns a config with other values of some settings, named as on the command line ("sft.learning_rate")."""
+    """Returns a config with other values of some settings, named as on the command line ("sft.learning_rate").
+
+    Raises `UserError` with the nearest name for one that is not a setting. Values are checked by what uses the config.
+    """
+    known = [field.name for field in dataclasses.fields(config)]
     for name, value in settings.items():
         section, _, rest = name.partition(".")
+        if section not in known or (rest and not dataclasses.is_dataclass(getattr(config, section))):
+            near = difflib.get_close_matches(section, known, n=1, cutoff=0.4)
+            hint = f"; did you mean '{near[0]}'?" if near and near[0] != section else ""
+            raise UserError(f"{name!r} is not a setting of {type(config).__name__}{hint}")
         if rest:
             value = replace_settings(getattr(config, section), {rest: value})
         config = dataclasses.replace(config, **{section: value})

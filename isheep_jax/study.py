@@ -78,6 +78,8 @@ def main(arguments: Sequence[str]) -> None:
     settings = [row.settings(config) for row in rows]
 
     # Imported here so that --help and misspelled settings answer at once: these bring in jax.
+    from isheep_jax.evaluation.tasks import held_out_texts
+    from isheep_jax.loop.filters.normalization import normalize
     from isheep_jax.loop.inputs import read_inputs
     from isheep_jax.runtime.locate import locate_judge
     from isheep_jax.studies import figure, report
@@ -90,8 +92,9 @@ def main(arguments: Sequence[str]) -> None:
         figure.check(outputs["figure"])
     if not options.report:
         for row_settings in settings:
-            # Hours may pass before a row that lacks a file would be run.
-            read_inputs(row_settings, locate_judge(row_settings))
+            # Hours may pass before a row that lacks a file or seeds would be run.
+            held_out = frozenset(map(normalize, held_out_texts(row_settings)))
+            read_inputs(row_settings, locate_judge(row_settings), held_out)
     results = _results(study, rows, settings, options)
     if not results:
         raise UserError(f"--report: {config.workdir} has no run of this study yet; without --report they are made")

@@ -116,11 +116,38 @@ def test_card_knows_every_choice_of_every_setting(name):
         assert len(set(cards.values())) == len(cards)
 
 
-def test_configs_are_found_inside_installed_package(tmp_path, monkeypatch):
-    (tmp_path / "isheep_jax" / "configs").mkdir(parents=True)
-    (tmp_path / "isheep_jax" / "configs" / "mine.py").write_text(
+@pytest.fixture
+def own_configs(tmp_path, monkeypatch):
+    """Returns a function that writes the file `configs/mine.py` of an installed package."""
+    directory = tmp_path / "isheep_jax" / "configs"
+    directory.mkdir(parents=True)
+    monkeypatch.setattr(named_configs, "__file__", str(tmp_path / "isheep_jax" / "named_configs.py"))
+    return (directory / "mine.py").write_text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def config(:\n", "mine.py, line 1: invalid syntax"),
+        ("from isheep_jax.config import ModelConfig\n\n\ndef config():\n    return ModelConfig(pth='x')\n", "line 5: "),
+        ("import nothing_of_this_name\n", "mine.py, line 1: No module named"),
+        ("def config():\n    return 3\n", "config() returns a int; it must return a Config"),
+        ("", "mine.py: module"),
+    ],
+)
+def test_config_file_with_mistake_is_one_line_and_help_still_lists_it(own_configs, text, words):
+    own_configs(text)
+    with pytest.raises(UserError) as error:
+        named_config("mine")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert config_description("mine").startswith("(")
+
+
+def test_configs_are_found_inside_installed_package(own_configs):
+    own_configs(
         '"""Mine."""\nfrom isheep_jax.config import Config\n\n\ndef config():\n    return Config(name="mine")\n'
     )
-    monkeypatch.setattr(named_configs, "__file__", str(tmp_path / "isheep_jax" / "named_configs.py"))
     assert config_names() == ["mine"]
     assert named_config("mine").name == "mine"
+    assert config_description("mine") == "Mine."

@@ -162,3 +162,16 @@ def test_every_setting_on_page_about_paper_is_one():
     assert len(commands) > 30
     for command in commands:
         parse(*command.split(), *(() if "--config" in command else ("--config=tiny",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("select.fractoin", "'fractoin' is not a setting of SelectConfig; did you mean 'fraction'?"),
+        ("selct.fraction", "'selct.fraction' is not a setting of Config; did you mean 'select'?"),
+        ("seed.fraction", "'seed.fraction' is not a setting of Config"),
+    ],
+)
+def test_setting_that_does_not_exist_is_named_with_nearest(name, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        replace_settings(Config(), {name: 1})

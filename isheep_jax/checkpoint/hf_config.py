@@ -1,5 +1,6 @@
 """Reads config.json of a Hugging Face model directory into an `Architecture`, and writes it from one."""
 
+import math
 from typing import Any
 
 from etils import epath
@@ -103,7 +104,7 @@ class _Fields:
         if value is None:
             raise UserError(f"{self.path}: the field {name} is missing")
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or value <= 0 or (kind is int and value != int(value)):
+        if not is_number or not 0 < value < math.inf or (kind is int and value != int(value)):
             expected = "integer" if kind is int else "number"
             raise UserError(f"{self.path}: {name}={value!r} has the wrong type or sign; it is a positive {expected}")
         return kind(value)

@@ -78,7 +78,9 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
     check_divisible(parameter_table(architecture), meshes.decode, DECODE_RULES)
     for name in ("slots", "max_length"):
         if not getattr(config.decode, name):
-            raise UserError(f"--decode.{name}: 0 leaves it to the memory of the device; a plan needs a number")
+            meaning = {"slots": "the memory of the device", "max_length": "the memory and the model's context"}[name]
+            example = f"--decode.{name}={ {'slots': 64, 'max_length': 2048}[name] }"
+            raise UserError(f"--decode.{name}: 0 leaves it to {meaning}; a plan needs a number, for example {example}")
     check_rows("decode.slots", config.decode.slots, meshes.decode)
     if config.decode.max_length > architecture.context_length:
         raise UserError(

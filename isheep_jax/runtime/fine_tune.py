@@ -34,7 +34,9 @@ def fine_tune(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> FineTuneResult:
-    """Fine-tunes a model on pairs of instruction and response. The same call again resumes at the newest checkpoint.
+    """Fine-tunes a model on pairs of instruction and response.
+
+    An interrupted call resumes at its newest checkpoint when it is made again; a finished one is refused.
 
     Args:
         model: What `load` takes.

@@ -78,7 +78,9 @@ class Study:
 def known_count(config: Config) -> int | None:
     """Returns how many pairs the config's rule keeps per iteration; None where only the run can tell."""
     share = share_of(config)
-    return None if share is None else int(share * config.synthesize.instructions + 0.5)
+    if share is None:
+        return None
+    return min(int(share * config.synthesize.instructions + 0.5), config.select.max_pairs)
 
 
 def _random(config: Config) -> dict[str, object]:
@@ -94,7 +96,7 @@ def _random(config: Config) -> dict[str, object]:
 def _perplexity(config: Config) -> dict[str, object]:
     """Returns the settings of the perplexity filter, with as many pairs as the config's rule keeps at most."""
     kept = known_count(config)
-    return {"select.rule": "perplexity"} | ({"select.max_pairs": kept} if kept else {})
+    return {"select.rule": "perplexity"} | ({} if kept is None else {"select.max_pairs": max(1, kept)})
 
 
 def _density(rule: str) -> Callable[[Config], dict[str, object]]:
@@ -102,7 +104,7 @@ def _density(rule: str) -> Callable[[Config], dict[str, object]]:
 
     def changes(config: Config) -> dict[str, object]:
         kept = known_count(config)
-        return {"select.rule": rule} | ({"select.clusters": kept} if kept else {})
+        return {"select.rule": rule} | ({} if kept is None else {"select.clusters": max(1, kept)})
 
     return changes
 

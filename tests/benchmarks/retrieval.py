@@ -15,7 +15,9 @@ import time
 import jax
 import numpy as np
 
+from isheep_jax.config import MeshConfig
 from isheep_jax.runtime.vector_index import Index, unit
+from isheep_jax.sharding import make_mesh
 
 ROUNDS = 3
 
@@ -40,12 +42,13 @@ def main() -> None:
         f"{jax.devices()[0].device_kind}; ms, the shortest of {ROUNDS} in turn"
     )
     print(f"{'vectors':>9} {'ours':>9} {'numpy':>9} {'ratio':>6}  same")
+    mesh = make_mesh(MeshConfig())
     rng = np.random.default_rng(0)
     queries = unit(rng.standard_normal((options.queries, options.width), np.float32))
     for size in map(int, options.sizes.split(",")):
         vectors = unit(rng.standard_normal((size, options.width), np.float32))
         ways = {
-            "ours": functools.partial(Index(vectors).nearest, queries, options.count),
+            "ours": functools.partial(Index(vectors, mesh).nearest, queries, options.count),
             "numpy": functools.partial(by_numpy, vectors.astype(np.float32), queries.astype(np.float32), options.count),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}

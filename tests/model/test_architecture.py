@@ -105,6 +105,8 @@ def test_exports_config_reads_back_equal(tmp_path, name):
         ({"rope_parameters": [8.0]}, "rope_parameters=[8.0] is not an object"),
         ({"vocab_size": "many"}, "vocab_size='many' has the wrong type"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 has the wrong type or sign; it is a positive integer"),
+        ({"hidden_size": float("inf")}, "hidden_size=inf has the wrong type or sign; it is a positive integer"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan has the wrong type or sign"),
         ({"hidden_size": 32.5}, "hidden_size=32.5"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
         ({"head_dim": 7}, "head_dim=7 is odd"),

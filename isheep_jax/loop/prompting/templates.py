@@ -55,10 +55,17 @@ class _AnyValue(str):
     """Stands for the value of any variable: a text, a record with any field, or a list of one of them."""
 
     def __getattr__(self, name: str) -> "_AnyValue":
+        if name.startswith("__"):  # protocols such as __html__, which a text does not have
+            raise AttributeError(name)
+        return self
+
+    def __getitem__(self, key: object) -> "_AnyValue":
         return self
 
     def __iter__(self) -> Iterator["_AnyValue"]:
         return iter([self])
+
+    __reversed__ = __iter__
 
 
 class Templates:
@@ -103,13 +110,25 @@ class Templates:
             raise UserError(f"prompts: {self.directory / name}.jinja: {error}") from error
 
     def prefix(self, name: str) -> str:
-        """Returns the text that all prompts of a template begin with: everything before its first variable."""
+        """Returns the text that all prompts of a template begin with: everything before its first variable.
+
+        It is empty for a template that does with a variable what needs its real value. Decoding shares a prefix only
+        between prompts that do begin with it.
+        """
         if name not in self._prefixes:
-            source, *_ = self._environment.loader.get_source(self._environment, f"{name}.jinja")
-            variables = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
-            given = dict.fromkeys(variables - self._environment.globals.keys(), _AnyValue(MARK))
-            self._prefixes[name] = self.render(name, **given).partition(MARK)[0]
+            given = dict.fromkeys(self._variables(f"{name}.jinja"), _AnyValue(MARK))
+            try:
+                self._prefixes[name] = self._templates[name].render(**given).partition(MARK)[0]
+            except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
+                self._prefixes[name] = ""
         return self._prefixes[name]
+
+    def _variables(self, file: str) -> set[str]:
+        """Returns the names of the variables of a template and of those that it includes."""
+        tree = self._environment.parse(self._environment.loader.get_source(self._environment, file)[0])
+        included = [other for other in jinja2.meta.find_referenced_templates(tree) if other is not None]
+        names = jinja2.meta.find_undeclared_variables(tree) - self._environment.globals.keys()
+        return names.union(*map(self._variables, included))
 
     @property
     def choices(self) -> tuple[str, ...]:

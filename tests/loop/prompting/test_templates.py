@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from isheep_jax.errors import UserError
-from isheep_jax.loop.prompting.templates import load
+from isheep_jax.loop.prompting.templates import Templates, load
 from isheep_jax.loop.stages.follow_up import STOP
 from isheep_jax.tiny.corpus import LIST_ITEM
 
@@ -54,6 +54,28 @@ def test_every_prompt_of_a_template_begins_with_its_head(name):
     if name == "standard":
         assert "number||reason" in prompts.prefix("quality")  # the rubric is shared
         assert "Instruction:" in prompts.prefix("synthesize")
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        ("Rate {{ instruction | e }}", "Rate "),
+        ("Rate {{ instruction[:9] | trim }}", "Rate "),
+        ("{% for e in examples[:2] %}Rate {{ e.instruction }}{% endfor %}", "Rate "),
+        ("Rate {{ examples[0].instruction }}", "Rate "),
+        ("Rate {{ (examples | last).instruction }}", "Rate "),
+        ("{% for e in examples | reverse %}Rate {{ e['instruction'] }}{% endfor %}", "Rate "),
+        ("Rate {% include 'part.jinja' %}", "Rate this: "),
+        # What needs real values shares nothing, but is rendered.
+        ("{% for e in examples %}{% for k, v in e.items() %}Rate {{ v }}{% endfor %}{% endfor %}", ""),
+        ("Rate {{ examples | length + examples }}", ""),
+    ],
+)
+def test_prefix_is_found_whatever_template_does_with_its_variables(tmp_path, text, prefix):
+    (tmp_path / "quality.jinja").write_text(text)
+    (tmp_path / "part.jinja").write_text("this: {{ instruction }}")
+    (tmp_path / "seeds.jsonl").write_text("")
+    assert Templates(tmp_path, ("quality",)).prefix("quality") == prefix
 
 
 def test_a_score_carries_the_delimiter():
