@@ -1,4 +1,7 @@
-"""The exceptions whose message is one line for the user."""
+"""The exceptions whose message is one line for the user, and what such lines are made of."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -15,3 +18,9 @@ class NothingLeftError(UserError):
 def one_line(error: Exception) -> str:
     """Returns an exception's message without line breaks, to be quoted in a `UserError`."""
     return " ".join(str(error).split())
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns "did you mean '...'? " with the nearest of the known names; "" if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"did you mean '{near[0]}'? " if near else ""

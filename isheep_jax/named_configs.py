@@ -1,13 +1,12 @@
 """Finds the named configs: `configs/NAME.py` for `--config=NAME`."""
 
 import ast
-import difflib
 import importlib.util
 import traceback
 from pathlib import Path
 
 from isheep_jax.config import Config
-from isheep_jax.errors import UserError, one_line
+from isheep_jax.errors import UserError, did_you_mean, one_line
 
 
 def configs_directory() -> Path:
@@ -29,8 +28,7 @@ def named_config(name: str) -> Config:
     """
     path = configs_directory() / f"{name}.py"
     if name not in config_names():
-        near = difflib.get_close_matches(name, config_names(), n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = did_you_mean(name, config_names())
         raise UserError(f"--config: there is no config '{name}'; {hint}known: {', '.join(config_names())}")
     return _run_file(path)
 

@@ -5,13 +5,12 @@ prompts and seeds, the evaluation, and the run's name, directory and seed.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from isheep_jax.config import AssessConfig, Config, SelectConfig
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, did_you_mean
 
 Settings = TypeVar("Settings")
 
@@ -33,9 +32,8 @@ def replace_settings(config: Settings, settings: Mapping[str, object]) -> Settin
     for name, value in settings.items():
         section, _, rest = name.partition(".")
         if section not in known or (rest and not dataclasses.is_dataclass(getattr(config, section))):
-            near = difflib.get_close_matches(section, known, n=1, cutoff=0.4)
-            hint = f"; did you mean '{near[0]}'?" if near and near[0] != section else ""
-            raise UserError(f"{name!r} is not a setting of {type(config).__name__}{hint}")
+            hint = "" if section in known else did_you_mean(section, known)
+            raise UserError(f"'{name}' is not a setting of {type(config).__name__}; {hint}known: {', '.join(known)}")
         if rest:
             value = replace_settings(getattr(config, section), {rest: value})
         config = dataclasses.replace(config, **{section: value})
@@ -185,7 +183,6 @@ PRESETS: dict[str, Preset] = {
 def apply_preset(name: str, config: Config) -> Config:
     """Returns the config with the preset's settings. Raises `UserError` with the nearest name for an unknown one."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = did_you_mean(name, PRESETS)
         raise UserError(f"--preset: there is no preset '{name}'; {hint}known: {', '.join(PRESETS)}")
     return PRESETS[name].apply(config)

@@ -54,8 +54,8 @@ def split_items(split: str, count: int) -> list[Item]:
 
 
 @functools.cache
-def _items(split: str) -> list[Item]:
-    return draw_items(random.Random(f"tiny domain {split}"), split, PROMPTS)
+def _items(split: str) -> tuple[Item, ...]:
+    return tuple(draw_items(random.Random(f"tiny domain {split}"), split, PROMPTS))
 
 
 def held_out_texts() -> frozenset[str]:

@@ -4,13 +4,12 @@ The paper's numbers are for Qwen1.5-72B on IFEval (prompt-level strict accuracy,
 v3. They are shown next to other models' accuracies to compare the direction only.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from isheep_jax.config import Config, flatten
 from isheep_jax.config_checks import check_values
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, did_you_mean
 from isheep_jax.loop.selection.rules import check_judge, share_of
 from isheep_jax.presets import apply_preset, replace_settings
 
@@ -326,8 +325,7 @@ STUDIES: dict[str, Study] = {
 def named_study(name: str) -> Study:
     """Returns the study of this name. Raises `UserError` with the nearest name when there is none."""
     if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = did_you_mean(name, STUDIES)
         raise UserError(f"--study: there is no study '{name}'; {hint}known: {', '.join(STUDIES)}")
     return STUDIES[name]
 

@@ -116,10 +116,10 @@ class Templates:
         between prompts that do begin with it.
         """
         if name not in self._prefixes:
-            given = dict.fromkeys(self._variables(f"{name}.jinja"), _AnyValue(MARK))
             try:
+                given = dict.fromkeys(self._variables(f"{name}.jinja"), _AnyValue(MARK))
                 self._prefixes[name] = self._templates[name].render(**given).partition(MARK)[0]
-            except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
+            except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError):
                 self._prefixes[name] = ""
         return self._prefixes[name]
 

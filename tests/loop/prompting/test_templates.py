@@ -69,6 +69,8 @@ def test_every_prompt_of_a_template_begins_with_its_head(name):
         # What needs real values shares nothing, but is rendered.
         ("{% for e in examples %}{% for k, v in e.items() %}Rate {{ v }}{% endfor %}{% endfor %}", ""),
         ("Rate {{ examples | length + examples }}", ""),
+        ("Rate {% include 'nothing.jinja' %}{{ instruction }}", ""),
+        ("Rate {{ instruction }}{% if response == 'a' %}{% include 'quality.jinja' %}{% endif %}", ""),
     ],
 )
 def test_prefix_is_found_whatever_template_does_with_its_variables(tmp_path, text, prefix):
