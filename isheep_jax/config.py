@@ -331,21 +331,38 @@ class TinyTaskConfig:
     """Which held-out prompts to use. Settings are chosen on 'development', final figures are of 'test'."""
 
 
-# The evaluation tasks; `isheep_jax.evaluation.tasks.TASKS` holds what each one does.
-TaskName = Literal["tiny", "tiny_domain"]
-
-
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Held-out measurements of the base model and of every iteration. A section with a task's name has the settings
     that only this task has."""
 
-    tasks: tuple[TaskName, ...] = ()
-    """Tasks to evaluate on. 'tiny': held-out instructions of the tiny world. 'tiny_domain': those of one domain of it,
-    which `--config=tiny_domain` is about."""
-    limit: int = 512
-    """Most prompts per task (count): the first of its fixed order, or all of them if it has fewer. Results say how many
-    were used."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to evaluate on, such as ifeval,humaneval,mbpp,squad,triviaqa; docs/evaluation.md lists them. 'tiny':
+    held-out instructions of the tiny world. 'lm_eval:NAME': a task of lm-evaluation-harness (extra 'eval')."""
+    limit: int = 0
+    """Most samples per task (count; 0: all): always the same ones. Results say how many were used."""
+    task_data: str = ""
+    """Directory with the tasks' published files, as TASK/FILE. Empty: they are downloaded once, and kept in the user's
+    cache directory."""
+    prompt_format: Literal["auto", "chat", "completion"] = "auto"
+    """'chat': prompts are a user's turn. 'completion': texts to continue, with worked examples where the benchmark has
+    some. 'auto': chat where the model has a chat template."""
+    max_tokens: int = 0
+    """New tokens per response (count; 0: the task's own limit)."""
+    attempts: int = 1
+    """Responses per problem of humaneval and mbpp (count). 1: greedy. More are sampled at temperature 0.8, and give
+    pass@1, pass@8 and pass@64 as far as there are enough."""
+    allow_code_execution: bool = False
+    """Whether humaneval and mbpp may run the programs that the model writes, each in a sandbox without network."""
+    judge: str = ""
+    """Judge of alpaca_eval and mt_bench: the URL of an OpenAI-compatible server, or a model as in --model. Empty: their
+    answer files are written, for the official judges."""
+    judge_model: str = ""
+    """Name of the model on the server of `judge`."""
+    judge_key: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's API key. When it is not set, no key is sent."""
+    judge_requests: int = 16
+    """Concurrent requests to the server (count)."""
     tiny: TinyTaskConfig = field(default_factory=TinyTaskConfig)
     tiny_domain: TinyTaskConfig = field(default_factory=TinyTaskConfig)
 

@@ -58,7 +58,10 @@ RANGES = {
     "decode.slots": "[0, inf)",
     "decode.steps_per_call": "[1, inf)",
     "decode.max_length": "[0, inf)",
-    "evaluate.limit": "[1, inf)",
+    "evaluate.limit": "[0, inf)",
+    "evaluate.max_tokens": "[0, inf)",
+    "evaluate.attempts": "[1, inf)",
+    "evaluate.judge_requests": "[1, inf)",
 }
 
 

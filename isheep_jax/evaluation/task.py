@@ -118,7 +118,8 @@ class Task:
     score: scores the responses.
     main: name of the figure that stands for the task.
     shown: further figures for tables.
-    is_accuracy: whether the main figure is a share (0 to 1) of what was right, so that it may choose the best iteration.
+    is_accuracy: whether the main figure is a share (0 to 1) of what was right, so that it may choose the best
+        iteration.
     figures: further figures that are not means of scores, from (sample, response, score) of every response, such as
         pass@k.
     held_out_texts: returns the texts that no run evaluated on the task may train on; None: `held_out` of the samples.
