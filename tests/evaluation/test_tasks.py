@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-from typing import get_args
 
 import pytest
 from scripted_backend import CountingStage
 
-from isheep_jax.config import Config, EvaluateConfig, TaskName
+from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.evaluation.tasks import TASKS, evaluators, held_out_texts
 
@@ -22,10 +21,6 @@ class Mute:
 
 def evaluated_on(*tasks) -> Config:
     return Config(evaluate=EvaluateConfig(tasks=tasks, limit=20))
-
-
-def test_table_has_tasks_of_settings():
-    assert list(get_args(TaskName)) == list(TASKS)
 
 
 def test_sections_of_own_settings_belong_to_tasks():
