@@ -26,8 +26,8 @@ class Figure:
 def mean_figure(clusters: Iterable[Sequence[float]]) -> Figure:
     """Returns the mean over all values, with a standard error that allows values of one cluster to be correlated.
 
-    clusters: the values of each sample. With one value each it is the usual standard error of a mean (ddof 1), else that
-        of a ratio estimator (Cochran, Sampling Techniques, 3rd edition, eq. 6.13).
+    clusters: the values of each sample. With one value each it is the usual standard error of a mean (ddof 1), else
+        that of a ratio estimator (Cochran, Sampling Techniques, 3rd edition, eq. 6.13).
     Raises ValueError without any value.
     """
     clusters = [list(map(float, values)) for values in clusters if len(values)]
