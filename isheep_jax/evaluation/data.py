@@ -1,0 +1,82 @@
+"""The published files of the tasks: a local copy, or a download that is kept and checked."""
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from etils import epath
+
+from isheep_jax.config import EvaluateConfig
+from isheep_jax.errors import UserError, one_line
+
+_TIMEOUT = 60.0  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A published file. url: where it is. sha256: of its content; "": not known."""
+
+    url: str
+    sha256: str = ""
+
+
+_GOOGLE = "https://raw.githubusercontent.com/google-research/google-research/master"
+
+# By TASK/FILE, which is also the path in `evaluate.task_data`.
+DATA_FILES = {
+    "ifeval/input_data.jsonl": DataFile(
+        f"{_GOOGLE}/instruction_following_eval/data/input_data.jsonl",
+        "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
+    ),
+}
+
+
+def task_file(settings: EvaluateConfig, name: str) -> epath.Path:
+    """Returns the path of a task's published file.
+
+    settings: `task_data` is the directory with local copies; where it is empty, the file is downloaded to the user's
+        cache directory, unless it is there.
+    name: key of `DATA_FILES`.
+    Raises `UserError` when there is no such file, the download fails or is not the file that was published.
+    """
+    file = DATA_FILES[name]
+    if settings.task_data:
+        path = epath.Path(settings.task_data).expanduser() / name
+        if not path.exists():
+            raise UserError(f"--task_data: {path} is missing; it is published at {file.url}")
+        return path
+    cached = cache_directory() / name
+    if not cached.exists():
+        _download(file, cached, name)
+    return epath.Path(cached)
+
+
+def cache_directory() -> Path:
+    """Returns where downloaded files are kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "isheep_jax" / "task_data"
+
+
+def _download(file: DataFile, path: Path, name: str) -> None:
+    advice = f"put a copy into a directory as {name} and name that directory with --task_data"
+    try:
+        with urllib.request.urlopen(file.url, timeout=_TIMEOUT) as response:
+            data = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {file.url} ({one_line(error)}); {advice}") from error
+    if file.sha256 and (found := hashlib.sha256(data).hexdigest()) != file.sha256:
+        raise UserError(
+            f"{file.url} is not the file that this version knows (sha256 {found[:12]}, not {file.sha256[:12]}); {advice}"
+        )
+    # Each host has its own cache, and processes may share one: a name of its own, then a rename.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; set XDG_CACHE_HOME to another directory") from error
