@@ -70,7 +70,7 @@ def _download(file: DataFile, path: Path, name: str) -> None:
         raise UserError(f"cannot download {file.url} ({one_line(error)}); {advice}") from error
     if file.sha256 and (found := hashlib.sha256(data).hexdigest()) != file.sha256:
         raise UserError(
-            f"{file.url} is not the file that this version knows (sha256 {found[:12]}, not {file.sha256[:12]}); {advice}"
+            f"{file.url} is not the file that was published (sha256 {found[:12]}, not {file.sha256[:12]}); {advice}"
         )
     # Each host has its own cache, and processes may share one: a name of its own, then a rename.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

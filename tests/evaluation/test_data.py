@@ -49,7 +49,7 @@ def test_file_is_downloaded_once(server):
 
 def test_other_content_than_was_published_is_refused(server, monkeypatch):
     monkeypatch.setitem(DATA_FILES, "x/y.jsonl", DataFile(DATA_FILES["x/y.jsonl"].url, "0" * 64))
-    with pytest.raises(UserError, match="is not the file that this version knows"):
+    with pytest.raises(UserError, match="is not the file that was published"):
         task_file(EvaluateConfig(), "x/y.jsonl")
     assert not (data.cache_directory() / "x" / "y.jsonl").exists()
 
