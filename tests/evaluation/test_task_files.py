@@ -8,8 +8,8 @@ import pytest
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
-from isheep_jax.evaluation import data
-from isheep_jax.evaluation.data import DATA_FILES, DataFile, task_file
+from isheep_jax.evaluation import task_files
+from isheep_jax.evaluation.task_files import DATA_FILES, DataFile, task_file
 
 CONTENT = b'{"key": 1}\n'
 
@@ -51,7 +51,7 @@ def test_other_content_than_was_published_is_refused(server, monkeypatch):
     monkeypatch.setitem(DATA_FILES, "x/y.jsonl", DataFile(DATA_FILES["x/y.jsonl"].url, "0" * 64))
     with pytest.raises(UserError, match="is not the file that was published"):
         task_file(EvaluateConfig(), "x/y.jsonl")
-    assert not (data.cache_directory() / "x" / "y.jsonl").exists()
+    assert not (task_files.cache_directory() / "x" / "y.jsonl").exists()
 
 
 def test_failed_download_names_url_and_way_out(server, monkeypatch):
