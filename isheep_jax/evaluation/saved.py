@@ -1,0 +1,118 @@
+"""Finds what an evaluation left on disk and reads it back: `evaluation.json`, the responses and their scores."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from isheep_jax.errors import UserError
+from isheep_jax.evaluation.task import Response, Score
+from isheep_jax.files import read_json
+
+# An attempt at a sample: the sample's id and the number of the attempt.
+Attempt = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluated model.
+
+    name: the path that the user gave, with the iteration if that named a run.
+    directory: has `evaluation.json` and `evaluation/TASK/`.
+    results: content of `evaluation.json`, by task.
+    """
+
+    name: str
+    directory: epath.Path
+    results: Mapping[str, Mapping[str, Any]]
+
+    def task_directory(self, task: str) -> epath.Path:
+        """Returns the directory with the responses and scores of a task."""
+        return self.directory / "evaluation" / task
+
+    def responses(self, task: str) -> dict[Attempt, Response]:
+        """Reads every response of a task. Raises UserError where there is none or a file is damaged."""
+        directory = self.task_directory(task)
+        parts = sorted(directory.glob("part-*.jsonl")) if directory.exists() else []
+        if not parts:
+            raise UserError(
+                f"{directory} has no responses (part-*.jsonl); run {task} again with --output_dir elsewhere"
+            )
+        responses = (_response(line, where) for part in parts for line, where in _lines(part))
+        return {(response.sample, response.attempt): response for response in responses}
+
+    def scores(self, task: str) -> dict[Attempt, Score]:
+        """Reads every score of a task. Raises UserError where the file is missing or damaged."""
+        return dict(_score(line, where) for line, where in _lines(self.task_directory(task) / "scores.jsonl"))
+
+
+def find_evaluation(path: epath.PathLike) -> Evaluation:
+    """Returns the evaluation in a directory, or that of a run's newest evaluated iteration.
+
+    Raises UserError for a path without an evaluation or with a damaged one.
+    """
+    path = epath.Path(path)
+    if (path / "evaluation.json").exists():
+        return _evaluation(path)
+    iterations = [child for child in path.glob("iteration_*") if child.name.removeprefix("iteration_").isdecimal()]
+    evaluated = [child for child in iterations if (child / "evaluation.json").exists()]
+    if evaluated:
+        return _evaluation(max(evaluated, key=lambda child: int(child.name.removeprefix("iteration_"))))
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run, runs/NAME/iteration_N or an evaluation's directory")
+    raise UserError(
+        f"{path} has no evaluation.json, nor has an iteration in it; run python -m isheep_jax.evaluate on it first"
+    )
+
+
+def _evaluation(directory: epath.Path) -> Evaluation:
+    path = directory / "evaluation.json"
+    results = read_json(path)
+    if not isinstance(results, dict) or not all(isinstance(result, dict) for result in results.values()):
+        raise UserError(f"cannot read {path}: it should have an object for each task; evaluate the model again")
+    return Evaluation(str(directory), directory, results)
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
+    """Yields each line's object, and the file and line for errors."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it and evaluate the model again") from error
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise _damaged(where) from error
+        if not isinstance(value, dict):
+            raise _damaged(where)
+        yield value, where
+
+
+def _response(line: dict, where: str) -> Response:
+    tuples = {
+        key: tuple(line[key]) for key in ("prompts", "texts", "finish_reasons") if isinstance(line.get(key), list)
+    }
+    names = [field.name for field in dataclasses.fields(Response) if field.name in line]
+    try:
+        return Response(**{**{name: line[name] for name in names}, **tuples})
+    except TypeError as error:
+        raise _damaged(where) from error
+
+
+def _score(line: dict, where: str) -> tuple[Attempt, Score]:
+    try:
+        values = {name: value if isinstance(value, list) else float(value) for name, value in line["values"].items()}
+        return (line["sample"], int(line["attempt"])), Score(values, line.get("details", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(where) from error
+
+
+def _damaged(where: str) -> UserError:
+    return UserError(f"cannot read {where}: it is damaged; remove the file and evaluate the model again")

@@ -1,0 +1,63 @@
+"""What an evaluation left is found by the names a user has, and damage is told in one line."""
+
+import pytest
+from evaluations import write_evaluation
+
+from isheep_jax.errors import UserError
+from isheep_jax.evaluation.saved import find_evaluation
+from isheep_jax.evaluation.task import Response
+
+SCORES = {"1": [{"prompt_strict": 1}], "2": [{"prompt_strict": 0, "instruction_strict": [1, 0]}]}
+
+
+def test_a_directory_gives_back_what_was_written(tmp_path):
+    evaluation = find_evaluation(write_evaluation(tmp_path, SCORES, responses={"2": "Well"}))
+    assert list(evaluation.results) == ["ifeval"]
+    assert evaluation.responses("ifeval")["2", 0] == Response("2", 0, ("Question 2?",), ("Well",), ("stop",))
+    assert {key: score.values for key, score in evaluation.scores("ifeval").items()} == {
+        ("1", 0): {"prompt_strict": 1.0},
+        ("2", 0): {"prompt_strict": 0.0, "instruction_strict": [1, 0]},
+    }
+
+
+def test_a_run_means_its_newest_evaluated_iteration(tmp_path):
+    for iteration in (2, 9, 10):
+        write_evaluation(tmp_path / f"iteration_{iteration}", SCORES)
+    (tmp_path / "iteration_11").mkdir()
+    assert find_evaluation(tmp_path).name == str(tmp_path / "iteration_10")
+    assert find_evaluation(tmp_path / "iteration_9").name == str(tmp_path / "iteration_9")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_path_without_evaluation_is_refused(tmp_path, exists):
+    path = tmp_path if exists else tmp_path / "other"
+    with pytest.raises(UserError, match="isheep_jax.evaluate" if exists else "does not exist"):
+        find_evaluation(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"ifeval": 3}'])
+def test_a_damaged_evaluation_is_named(tmp_path, text):
+    write_evaluation(tmp_path, SCORES)
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot read .*evaluation\.json"):
+        find_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["part-00001.jsonl", "scores.jsonl"])
+@pytest.mark.parametrize("text", ["{}\n", "3\n", '{"sample": "1"', '{"sample": "1", "attempt": 0, "values": 3}\n'])
+def test_a_damaged_line_is_named(tmp_path, file, text):
+    evaluation = find_evaluation(write_evaluation(tmp_path, SCORES))
+    (tmp_path / "evaluation/ifeval" / file).write_text("\n" + text)
+    with pytest.raises(UserError, match=rf"cannot read .*{file}, line 2: it is damaged") as caught:
+        evaluation.responses("ifeval"), evaluation.scores("ifeval")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    evaluation = find_evaluation(write_evaluation(tmp_path, SCORES))
+    for file in evaluation.task_directory("ifeval").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="no responses"):
+        evaluation.responses("ifeval")
+    with pytest.raises(UserError, match=r"cannot read .*scores\.jsonl"):
+        evaluation.scores("ifeval")
