@@ -96,12 +96,9 @@ def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
 
 
 def _response(line: dict, where: str) -> Response:
-    tuples = {
-        key: tuple(line[key]) for key in ("prompts", "texts", "finish_reasons") if isinstance(line.get(key), list)
-    }
-    names = [field.name for field in dataclasses.fields(Response) if field.name in line]
+    values = {field.name: line[field.name] for field in dataclasses.fields(Response) if field.name in line}
     try:
-        return Response(**{**{name: line[name] for name in names}, **tuples})
+        return Response(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     except TypeError as error:
         raise _damaged(where) from error
 
