@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     if not options.report:
         for row_settings in settings:
             # Hours may pass before a row that lacks a file or seeds would be run.
-            held_out = frozenset(map(normalize, held_out_texts(row_settings)))
+            held_out = frozenset(map(normalize, held_out_texts(row_settings.evaluate)))
             read_inputs(row_settings, locate_judge(row_settings), held_out)
     results = _results(study, rows, settings, options)
     if not results:

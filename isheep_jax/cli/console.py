@@ -73,7 +73,9 @@ class Console:
         )
         if config.evaluate.tasks:
             tasks = ", ".join(config.evaluate.tasks)
-            self.note(f"  measured    on {tasks}: up to {config.evaluate.limit} held-out prompts each")
+            limit = config.evaluate.limit
+            count = f"up to {limit} held-out prompts each" if limit else "all held-out prompts"
+            self.note(f"  measured    on {tasks}: {count}")
         self.note(f"  results     {config.directory}  (stop it at any time: the same command goes on)")
         for line in _time_lines(config):
             self.note(f"  {line}")

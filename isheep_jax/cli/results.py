@@ -30,9 +30,10 @@ def row_cells(summary: IterationSummary) -> dict[str, str]:
         "loss": number(summary.train_loss, ".3f"),
     }
     for task, result in summary.evaluation.items():
-        cells[f"{task} accuracy ± 95 %"] = (
-            f"{result['accuracy']:.3f} ± {NINETY_FIVE_PERCENT * result.get('stderr', 0.0):.3f}"
-        )
+        if "accuracy" in result:
+            cells[f"{task} accuracy ± 95 %"] = (
+                f"{result['accuracy']:.3f} ± {NINETY_FIVE_PERCENT * result.get('stderr', 0.0):.3f}"
+            )
     return cells
 
 
@@ -66,8 +67,8 @@ def before_and_after(directory: epath.Path, rows: Sequence[IterationSummary], co
         index = k * len(before) // min(count, len(before))
         lines.append(f"  {before[index]['instruction']}")
         for name, example in (("before", before[index]), ("after ", after[index])):
-            mark = "right" if example["correct"] else "wrong"
-            lines.append(f"    {name} ({mark})  {' / '.join(example['response'].split(chr(10)))}")
+            mark = {True: " (right)", False: " (wrong)", None: ""}[example["correct"]]
+            lines.append(f"    {name}{mark}  {' / '.join(example['response'].split(chr(10)))}")
     return [*lines, ""]
 
 

@@ -5,7 +5,6 @@ scores into means with standard errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from etils import epath
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.evaluation.figures import Figure
-from isheep_jax.loop.protocols import StageReporter
+from isheep_jax.loop.protocols import Model, OpenProgress
 from isheep_jax.text.conversation import Prompt
 
 
@@ -28,7 +27,8 @@ class Sample:
     reference: what the scorer needs, as JSON values: right answers, tests, constraints.
     later_turns: what the user says after each response; only after conversations.
     attempts: independent responses.
-    groups: {"category": "writing"}: the main figure is also given for each group of samples.
+    groups: {"category": "writing"}: the main figure is also given for each group of samples, and the examples in the
+        result are the first sample of each value of the first group.
     held_out: texts that no run evaluated on the task may train on.
     """
 
@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Response:
-    """What a model answered to one attempt at a sample; a line of `evaluation/TASK/part-*.jsonl`.
+    """What a model answered to one attempt at a sample; with its scores a line of `evaluation/TASK/samples.jsonl`.
 
     sample: its id.
     prompts: prompt of each turn as the user wrote it: the text, or the user's last message.
@@ -85,11 +85,14 @@ class Scoring:
     settings: of the evaluation.
     directory: the task's directory, where costly verdicts may be kept so that a killed scorer goes on.
     progress: opens a progress bar: `with progress("judge", total, "answers") as bar: bar.advance()`.
+    judge: loads the model that `settings.judge` names, if it is a model and not a server; the evaluated model is
+        released by then.
     """
 
     settings: EvaluateConfig
     directory: epath.Path
-    progress: Callable[[str, int, str], AbstractContextManager[StageReporter]]
+    progress: OpenProgress
+    judge: Callable[[], Model] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class Task:
     held_out_texts: returns the texts that no run evaluated on the task may train on; None: `held_out` of the samples.
     random_order: whether the order of the samples is random already; then a limit takes the first ones. Otherwise it
         takes those whose ids have the lowest hashes.
+    scoring_settings: settings of `EvaluateConfig` that scores depend on, but not responses; when they change, the kept
+        responses are scored again.
     check: raises UserError for settings that do not suit the task, before anything is read or computed.
     """
 
@@ -138,4 +143,5 @@ class Task:
     figures: Callable[[Sequence[tuple[Sample, Response, Score]]], dict[str, Figure]] | None = None
     held_out_texts: Callable[[], frozenset[str]] | None = None
     random_order: bool = False
+    scoring_settings: tuple[str, ...] = ()
     check: Callable[[EvaluateConfig], None] = lambda settings: None

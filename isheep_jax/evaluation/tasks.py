@@ -1,42 +1,51 @@
-"""The table of evaluation tasks: a new task is a module like `tiny.py`, a row here and a name in `config.TaskName`."""
+"""The table of evaluation tasks: a new task is a module like `tiny.py` and a row here."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from isheep_jax.config import Config, EvaluateConfig
+from isheep_jax.config import EvaluateConfig
+from isheep_jax.errors import UserError, did_you_mean
 from isheep_jax.evaluation import tiny, tiny_domain
-from isheep_jax.loop.protocols import Evaluator
-
-
-@dataclass(frozen=True)
-class Task:
-    """A held-out measurement of a model.
-
-    evaluator: returns the evaluator for the settings `evaluate`. It takes the first `limit` prompts, or all where there
-    are fewer; a section of the task's name, if any, has the settings that only this task has.
-    held_out_texts: returns the texts that no run evaluated on the task may train on.
-    figures: names of results that reports show next to the accuracy.
-    """
-
-    evaluator: Callable[[EvaluateConfig], Evaluator]
-    held_out_texts: Callable[[], frozenset[str]]
-    figures: tuple[str, ...] = ()
-
+from isheep_jax.evaluation.runner import TaskEvaluator
+from isheep_jax.evaluation.task import Task, TaskOptions
+from isheep_jax.loop.protocols import Evaluator, Model
 
 TASKS: dict[str, Task] = {
-    "tiny": Task(tiny.evaluator, tiny.held_out_texts, figures=("content",)),
-    "tiny_domain": Task(tiny_domain.evaluator, tiny_domain.held_out_texts, figures=("content",)),
+    "tiny": tiny.TASK,
+    "tiny_domain": tiny_domain.TASK,
 }
 
 
-def evaluators(config: Config) -> dict[str, Evaluator]:
-    """Returns the evaluator of each task in `evaluate.tasks`, in the order of `TASKS`.
+def check_tasks(settings: EvaluateConfig) -> None:
+    """Raises `UserError` for a task that does not exist, and for settings that do not suit a task."""
+    for name in settings.tasks:
+        if name not in TASKS:
+            raise UserError(f"--tasks: there is no task '{name}'; {did_you_mean(name, TASKS)}known: {', '.join(TASKS)}")
+        TASKS[name].check(settings)
 
-    Raises `UserError` for settings that do not suit a task.
+
+def evaluators(
+    settings: EvaluateConfig, decoding: Mapping[str, Any], judge: Callable[[], Model] | None = None
+) -> dict[str, Evaluator]:
+    """Returns the evaluator of each of `settings.tasks`, in their order.
+
+    Args:
+        settings: Of the evaluation.
+        decoding: What responses depend on besides weights and prompts, see `Backend.decoding`.
+        judge: Loads the model that `settings.judge` names.
+
+    Raises `UserError` as `check_tasks`.
     """
-    return {name: task.evaluator(config.evaluate) for name, task in TASKS.items() if name in config.evaluate.tasks}
+    check_tasks(settings)
+    return {name: TaskEvaluator(name, TASKS[name], settings, decoding, judge) for name in settings.tasks}
 
 
-def held_out_texts(config: Config) -> frozenset[str]:
-    """Returns the texts that the loop must not train on because a task in `evaluate.tasks` measures with them."""
-    return frozenset().union(*(TASKS[name].held_out_texts() for name in config.evaluate.tasks))
+def held_out_texts(settings: EvaluateConfig) -> frozenset[str]:
+    """Returns the texts that the loop must not train on because one of `settings.tasks` measures with them."""
+    return frozenset().union(*(_held_out(TASKS[name], settings) for name in settings.tasks))
+
+
+def _held_out(task: Task, settings: EvaluateConfig) -> frozenset[str]:
+    if task.held_out_texts:
+        return task.held_out_texts()
+    return frozenset(text for sample in task.samples(TaskOptions(settings)) for text in sample.held_out)

@@ -1,14 +1,11 @@
 """The task `tiny`: held-out instructions of the tiny world, answered greedily and checked letter for letter."""
 
 import functools
-import math
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
-from isheep_jax.config import EvaluateConfig
-from isheep_jax.decode.requests import Request, SamplingParams
-from isheep_jax.loop.protocols import Evaluator, Model, StageReporter, TaskResult
+from isheep_jax.decode.requests import SamplingParams
+from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
 from isheep_jax.text.conversation import Message
 from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
@@ -19,15 +16,58 @@ USED_UP = {"test": 1000}
 MAX_TOKENS = 32  # the longest right responses have about 20
 
 
-def split_items(split: str, count: int) -> list[Item]:
-    """Returns the first `count` of the split's fixed items; all of them if there are fewer."""
-    return list(_items(split)[:count])
-
-
 @functools.cache  # drawing takes a second, and a run asks for the prompts and for their texts
-def _items(split: str) -> tuple[Item, ...]:
+def split_items(split: str) -> tuple[Item, ...]:
+    """Returns the split's fixed items, in a random order."""
     used_up = USED_UP.get(split, 0)
     return tuple(world.draw_items(random.Random(f"tiny {split}"), split, used_up + PROMPTS)[used_up:])
+
+
+def every_wording(split_items: Callable[[str], Sequence[Item]]) -> frozenset[str]:
+    """Returns every wording of every prompt of the three splits."""
+    return frozenset(w for split in world.SPLITS for item in split_items(split) for w in item.wordings())
+
+
+def samples_of(items: Sequence[Item], split: str, options: TaskOptions) -> list[Sample]:
+    """Returns the items as samples."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=options.settings.max_tokens or MAX_TOKENS)
+    return [
+        Sample(
+            f"{split}-{i}",
+            (Message("user", item.instruction),) if options.chat else f"{item.instruction}\n",
+            sampling,
+            reference={"response": item.response},
+            groups={"constraints": str(len(item.constraints)), "task": item.task},
+        )
+        for i, item in enumerate(items)
+    ]
+
+
+def score(pairs: Sequence[tuple[Sample, Response]], scoring: Scoring) -> list[Score]:
+    """Scores responses.
+
+    accuracy: the whole response is right. content: it is right apart from its format. constraints_obeyed: of each
+    constraint, and constraint_NAME of those of one kind.
+    """
+    return [_score(response) for _, response in pairs]
+
+
+def _score(response: Response) -> Score:
+    check = world.check(world.parse_instruction(response.prompts[0].strip()), response.text.strip())
+    obeyed = check.constraints
+    return Score(
+        {
+            "accuracy": check.correct,
+            "content": check.content,
+            "constraints_obeyed": list(obeyed.values()),
+            **{f"constraint_{name}": value for name, value in obeyed.items()},
+        }
+    )
+
+
+def _samples(options: TaskOptions) -> list[Sample]:
+    split = options.settings.tiny.split
+    return samples_of(split_items(split), split, options)
 
 
 def held_out_texts() -> frozenset[str]:
@@ -35,76 +75,13 @@ def held_out_texts() -> frozenset[str]:
     return every_wording(split_items)
 
 
-def every_wording(split_items: Callable[[str, int], list[Item]]) -> frozenset[str]:
-    """Returns every wording of every prompt of the three splits."""
-    return frozenset(w for split in world.SPLITS for item in split_items(split, PROMPTS) for w in item.wordings())
-
-
-def evaluator(config: EvaluateConfig) -> Evaluator:
-    """Returns an evaluator that answers the split's prompts with temperature 0 and counts the correct responses.
-
-    The accuracy is of whole responses. The result also holds content (accuracy apart from format), constraints_obeyed,
-    the accuracies by task, constraint and number of constraints, and unfinished (share of the responses that were cut
-    off).
-    """
-    split = config.tiny.split
-    return evaluator_of(split_items(split, config.limit), split)
-
-
-def evaluator_of(items: list[Item], split: str) -> Evaluator:
-    """Returns the evaluator on the given items."""
-
-    def evaluate(model: Model, progress: StageReporter) -> TaskResult:
-        requests = [
-            Request(f"evaluate/{split}/{i}", (Message("user", item.instruction),)) for i, item in enumerate(items)
-        ]
-        responses: dict[str, str] = {}
-        unfinished = 0
-        for completion in model.generate(requests, SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)):
-            responses[completion.id] = completion.text.strip()
-            unfinished += completion.finish_reason != "stop"
-            progress.update(len(responses), len(items))
-        return measure(items, [responses[r.id] for r in requests], split) | {"unfinished": unfinished / len(items)}
-
-    return evaluate
-
-
-def measure(items: list[Item], responses: list[str], split: str) -> dict:
-    """Returns the figures of `evaluator` for the given responses."""
-    checks = [world.check(item, response) for item, response in zip(items, responses)]
-    tasks, content_by_task, counts, constraints = (defaultdict(list) for _ in range(4))
-    for item, check in zip(items, checks):
-        tasks[item.task].append(check.correct)
-        content_by_task[item.task].append(check.content)
-        counts[str(len(item.constraints))].append(check.correct)
-        for name, obeyed in check.constraints.items():
-            constraints[name].append(obeyed)
-    accuracy = mean(c.correct for c in checks)
-    first: dict[int, int] = {}
-    for i, item in enumerate(items):
-        first.setdefault(len(item.constraints), i)
-    shown = [first[n] for n in sorted(first) if n]
-    return {
-        "accuracy": accuracy,
-        "stderr": math.sqrt(accuracy * (1 - accuracy) / len(checks)),
-        "count": len(checks),
-        "split": split,
-        "content": mean(c.content for c in checks),
-        "constraints_obeyed": mean(obeyed for values in constraints.values() for obeyed in values),
-        "tasks": means(tasks),
-        "content_by_task": means(content_by_task),
-        "constraints": means(constraints),
-        "constraint_counts": means(counts),
-        "examples": [
-            {"instruction": items[i].instruction, "response": responses[i], "correct": checks[i].correct} for i in shown
-        ],
-    }
-
-
-def mean(values: Iterable[bool]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
-
-
-def means(groups: dict[str, list[bool]]) -> dict[str, float]:
-    return {name: round(mean(groups[name]), 4) for name in sorted(groups)}
+TASK = Task(
+    title="tiny world",
+    version=2,
+    samples=_samples,
+    score=score,
+    main="accuracy",
+    shown=("content",),
+    held_out_texts=held_out_texts,
+    random_order=True,
+)

@@ -9,9 +9,8 @@ import functools
 import json
 import random
 
-from isheep_jax.config import EvaluateConfig
-from isheep_jax.evaluation.tiny import PROMPTS, evaluator_of, every_wording
-from isheep_jax.loop.protocols import Evaluator
+from isheep_jax.evaluation.task import Sample, Task, TaskOptions
+from isheep_jax.evaluation.tiny import PROMPTS, every_wording, samples_of, score
 from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
 
@@ -48,14 +47,15 @@ def samples() -> list[dict[str, str]]:
     return [{"question": item.instruction, "answer": item.response} for item in items]
 
 
-def split_items(split: str, count: int) -> list[Item]:
-    """Returns the first `count` of the split's fixed items; all of them if there are fewer."""
-    return list(_items(split)[:count])
-
-
 @functools.cache
-def _items(split: str) -> tuple[Item, ...]:
+def split_items(split: str) -> tuple[Item, ...]:
+    """Returns the split's fixed items, in a random order."""
     return tuple(draw_items(random.Random(f"tiny domain {split}"), split, PROMPTS))
+
+
+def _samples(options: TaskOptions) -> list[Sample]:
+    split = options.settings.tiny_domain.split
+    return samples_of(split_items(split), split, options)
 
 
 def held_out_texts() -> frozenset[str]:
@@ -63,10 +63,16 @@ def held_out_texts() -> frozenset[str]:
     return every_wording(split_items)
 
 
-def evaluator(config: EvaluateConfig) -> Evaluator:
-    """Returns an evaluator like that of `isheep_jax.evaluation.tiny`, on the domain's prompts."""
-    split = config.tiny_domain.split
-    return evaluator_of(split_items(split, config.limit), split)
+TASK = Task(
+    title="a domain of the tiny world",
+    version=2,
+    samples=_samples,
+    score=score,
+    main="accuracy",
+    shown=("content",),
+    held_out_texts=held_out_texts,
+    random_order=True,
+)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What the loop needs from the rest of the program, as protocols: so that its tests run on a scripted model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 from etils import epath
@@ -113,6 +113,8 @@ class Backend(Protocol):
 
     judge: epath.Path | None
     """Directory of the model that `assess.judge` names; None where that is one of the run's own or a server."""
+    decoding: Mapping[str, Any]
+    """What responses depend on besides weights and prompts, for the record: chat template, dtypes, length, seed."""
 
     def load(self, directory: epath.Path | None) -> Model:
         """Returns the model in an iteration's `model/` directory, or the base model for None.
@@ -131,25 +133,61 @@ class Backend(Protocol):
 
 
 class ExampleAnswer(TypedDict):
-    """One of a task's prompts with a model's answer, to be read by the user."""
+    """One of a task's prompts with a model's answer, to be read by the user.
+
+    correct: None where the score is no matter of right or wrong.
+    """
 
     instruction: str
     response: str
-    correct: bool
+    correct: bool | None
+
+
+class FigureResult(TypedDict):
+    """A mean with its standard error over `count` units, such as prompts."""
+
+    value: float
+    stderr: float
+    count: int
 
 
 class TaskResult(TypedDict):
-    """A model's result on an evaluation task, as JSON values; a task may add others.
+    """A model's result on an evaluation task, as JSON values: its entry in `evaluation.json`.
 
-    accuracy: share of the prompts that are answered correctly (0 to 1). stderr: its standard error. count: number of
-    prompts that were used. examples: a few answers, to the same prompts for every model.
+    accuracy, stderr: share of the samples that are answered correctly (0 to 1), with its standard error; not there for
+        a task that measures something else. count: samples that were used. of: samples that the task has.
+    title, version: of the task. main: name of the figure that stands for the task. figures: by name.
+    groups: the main figure by group of samples: {"category": {"writing": ...}}.
+    unfinished: share of the responses that were cut off. unanswered: responses that could not be made.
+    settings: everything that the responses depend on. scoring: what the scores depend on besides.
+    examples: a few answers, to the same prompts for every model.
     """
 
-    accuracy: float
-    stderr: float
+    accuracy: NotRequired[float]
+    stderr: NotRequired[float]
     count: int
+    of: int
+    title: str
+    version: int
+    main: str
+    figures: dict[str, FigureResult]
+    groups: dict[str, dict[str, FigureResult]]
+    unfinished: float
+    unanswered: int
+    settings: dict[str, Any]
+    scoring: dict[str, Any]
     examples: NotRequired[list[ExampleAnswer]]
 
 
-# Measures a model on a task; reports how many prompts are answered.
-Evaluator = Callable[[Model, StageReporter], TaskResult]
+# Opens the progress of a part of an evaluation: what is done, how many units (None: the work tells), their name.
+OpenProgress = Callable[[str, int | None, str], AbstractContextManager[StageReporter]]
+
+
+class Evaluator(Protocol):
+    """Measures a model on one task."""
+
+    def __call__(self, model: Model, directory: epath.Path, progress: OpenProgress) -> TaskResult:
+        """Returns the model's result, and keeps every sample in `directory`; a call that was interrupted goes on."""
+
+    def is_current(self, result: TaskResult) -> bool:
+        """Returns whether a result was made with these settings, so that there is nothing left to do."""

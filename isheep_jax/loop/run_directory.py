@@ -25,6 +25,7 @@ from isheep_jax.loop.stages.table import LEVELS, STAGES, StageSpec, inputs_after
 _FREE = (
     *("name", "workdir", "iterations", "select.min_pairs", "guard.", "stop."),
     *("assess.judge_key", "assess.judge_requests"),
+    *("evaluate.task_data", "evaluate.allow_code_execution", "evaluate.judge_key", "evaluate.judge_requests"),
     *("mesh.", "decode.slots", "decode.steps_per_call"),
 )
 # Files that the commands put into a run directory before the loop does.

@@ -16,6 +16,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.loop.protocols import FineTuneJob, StageReporter
 from isheep_jax.model.architecture import parameter_count, parameter_table
+from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
 from isheep_jax.runtime.fine_tune import adapter_base, full_path, train_and_save
 from isheep_jax.runtime.locate import locate_judge, locate_model
@@ -45,6 +46,7 @@ class JaxBackend:
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
         check_settings(config.sft, self._architecture, self._train_mesh)
         check_divisible(parameter_table(self._architecture), self._decode_mesh, DECODE_RULES)
+        self.decoding = decoding_facts(model, config.decode, self._dtype, config.seed)
         # A judge of another architecture than the run's model, with its own tokenizer.
         self.judge = locate_judge(config)
         self._judge = self._open_judge(self.judge)

@@ -29,7 +29,8 @@ def run(config: Config, reporter: Reporter | None = None, backend: Backend | Non
     check_values(config)
     check_judge(config)
     backend = backend or JaxBackend(config)
-    return algorithm.run(config, backend, evaluators(config), held_out_texts(config), reporter or LogReporter())
+    measures = evaluators(config.evaluate, backend.decoding)
+    return algorithm.run(config, backend, measures, held_out_texts(config.evaluate), reporter or LogReporter())
 
 
 class LogReporter:

@@ -136,7 +136,7 @@ def _also_shown(config: Config, measure: str) -> list[str]:
     """Returns the paths of the figures shown next to the measure, for the base model and the last iteration."""
     tasks = config.evaluate.tasks
     paths = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
-    paths += [f"{task}.{figure}" for task in tasks for figure in TASKS[task].figures]
+    paths += [f"{task}.{figure}" for task in tasks for figure in TASKS[task].shown]
     return [path for path in paths if path != measure]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isheep_jax.config import Config, flatten
+from isheep_jax.config import Config, EvaluateConfig, flatten
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json, write_json
 from isheep_jax.loop.algorithm import run
@@ -33,8 +33,8 @@ class RunFactory:
     """Makes what a run needs besides its config: the backend, evaluators, held-out instructions and reporter."""
 
     backend: Callable[[Config], Backend]
-    evaluators: Callable[[Config], dict[str, Evaluator]]
-    held_out: Callable[[Config], frozenset[str]]
+    evaluators: Callable[[EvaluateConfig, Mapping[str, Any]], dict[str, Evaluator]]
+    held_out: Callable[[EvaluateConfig], frozenset[str]]
     reporter: Callable[[], Reporter]
 
 
@@ -108,7 +108,8 @@ def run_or_resume(config: Config, factory: RunFactory) -> Result:
         shared = share(Run.read(directory), config, _sibling_runs(directory))
         stopped = ""
         try:
-            run(config, backend, factory.evaluators(config), factory.held_out(config), factory.reporter())
+            measures = factory.evaluators(config.evaluate, backend.decoding)
+            run(config, backend, measures, factory.held_out(config.evaluate), factory.reporter())
         except NothingLeftError as collapse:
             stopped = str(collapse)
         done = sum((directory / f"iteration_{n}" / "summary.json").exists() for n in range(config.iterations + 1))
@@ -147,5 +148,8 @@ def figure_at(results: Mapping[str, Any], path: str) -> float | None:
         return mean_accuracy(results)
     value: Any = results
     for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            return None
+        figure = value.get("figures", {}).get(part, {})
+        value = value.get(part, figure.get("value"))
     return value if isinstance(value, int | float) else None

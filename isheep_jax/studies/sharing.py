@@ -130,6 +130,9 @@ def _share_model(run: Run, other: Run, target: Path, source: Path, name: str, sa
         _rewrite(trained, target / "fine_tune.json", run, other)
         yield name
     if "evaluation" in same and measured.exists() and not (target / "evaluation.json").exists():
+        shutil.rmtree(target / "evaluation", ignore_errors=True)
+        if (source / "evaluation").exists():
+            _link(source / "evaluation", target / "evaluation")
         _link(measured, target / "evaluation.json")
         yield "evaluation"
 

@@ -4,11 +4,15 @@ import dataclasses
 import json
 
 import pytest
-from scripted_backend import CountingStage
+from etils import epath
+from scripted_backend import Counting
 
-from isheep_jax.config import Config, EvaluateConfig
+from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Completion
-from isheep_jax.evaluation.tasks import TASKS, evaluators, held_out_texts
+from isheep_jax.errors import UserError
+from isheep_jax.evaluation.tasks import TASKS, check_tasks, evaluators, held_out_texts
+
+EMBEDDED = ("tiny", "tiny_domain")  # the tasks that need no files
 
 
 class Mute:
@@ -19,29 +23,32 @@ class Mute:
             yield Completion(request.id, "")
 
 
-def evaluated_on(*tasks) -> Config:
-    return Config(evaluate=EvaluateConfig(tasks=tasks, limit=20))
-
-
 def test_sections_of_own_settings_belong_to_tasks():
     sections = {f.name for f in dataclasses.fields(EvaluateConfig) if f.default_factory is not dataclasses.MISSING}
     assert sections <= set(TASKS)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_results_hold_what_reports_and_console_read(name):
-    progress = CountingStage()
-    result = evaluators(evaluated_on(name))[name](Mute(), progress)
-    assert progress.updates[-1] == (20, 20)
+def test_unknown_task_is_refused_with_nearest_name():
+    with pytest.raises(UserError, match="there is no task 'tiny_domian'; did you mean 'tiny_domain'"):
+        check_tasks(EvaluateConfig(tasks=("tiny", "tiny_domian")))
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_results_hold_what_reports_and_console_read(name, tmp_path):
+    progress = Counting()
+    evaluator = evaluators(EvaluateConfig(tasks=(name,), limit=20), {"chat_template": "tiny"})[name]
+    result = evaluator(Mute(), epath.Path(tmp_path), progress)
+    assert progress.opened == [["", 20, "responses", 20]]
     assert json.loads(json.dumps(result)) == result
-    assert (result["accuracy"], result["stderr"], result["count"]) == (0.0, 0.0, 20)
-    for example in result.get("examples", []):
+    assert (result["accuracy"], result["stderr"], result["count"], result["of"]) == (0.0, 0.0, 20, 1000)
+    for example in result["examples"]:
         assert {key: type(value) for key, value in example.items()} == {
             "instruction": str, "response": str, "correct": bool,
         }  # fmt: skip
-    assert all(isinstance(result[figure], float) for figure in TASKS[name].figures)
+    assert {TASKS[name].main, *TASKS[name].shown} <= set(result["figures"])
 
 
-@pytest.mark.parametrize("tasks", [(), *((name,) for name in TASKS), tuple(TASKS)])
+@pytest.mark.parametrize("tasks", [(), *((name,) for name in EMBEDDED), EMBEDDED])
 def test_held_out_texts_are_those_of_all_chosen_tasks(tasks):
-    assert held_out_texts(evaluated_on(*tasks)) == {text for name in tasks for text in TASKS[name].held_out_texts()}
+    held_out = held_out_texts(EvaluateConfig(tasks=tasks))
+    assert held_out == {text for name in tasks for text in TASKS[name].held_out_texts()}

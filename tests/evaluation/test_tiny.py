@@ -1,11 +1,13 @@
-"""The evaluator measures a model through the loop's protocol."""
+"""The task on the tiny world scores responses letter for letter."""
 
 import pytest
-from scripted_backend import CountingStage
+from etils import epath
+from scripted_backend import Counting
 
 from isheep_jax.config import EvaluateConfig, TinyTaskConfig
 from isheep_jax.decode.requests import Completion
-from isheep_jax.evaluation import tiny, tiny_domain
+from isheep_jax.evaluation import tiny
+from isheep_jax.evaluation.runner import TaskEvaluator
 from isheep_jax.tiny import world
 
 
@@ -22,46 +24,46 @@ class Scripted:
             yield Completion(request.id, f" {self.answer(item)}")
 
 
-def measured(answer) -> dict:
-    seen = CountingStage()
-    evaluator = tiny.evaluator(EvaluateConfig(tiny=TinyTaskConfig(split="selection"), limit=200))
-    result = evaluator(Scripted(answer), seen)
-    assert seen.updates[-1] == (200, 200)
-    return result
+@pytest.fixture
+def measured(tmp_path):
+    def measure(answer, name="a"):
+        settings = EvaluateConfig(tiny=TinyTaskConfig(split="selection"), limit=200)
+        evaluator = TaskEvaluator("tiny", tiny.TASK, settings, {"chat_template": "tiny"})
+        return evaluator(Scripted(answer), epath.Path(tmp_path / name), Counting())
+
+    return measure
 
 
-def test_perfect_model_has_accuracy_one():
+def value(result, figure) -> float:
+    return result["figures"][figure]["value"]
+
+
+def test_perfect_model_has_accuracy_one(measured):
     result = measured(lambda item: item.response)
-    assert (result["accuracy"], result["content"], result["stderr"], result["count"]) == (1.0, 1.0, 0.0, 200)
-    assert set(result["tasks"].values()) == {1.0}
-    assert set(result["constraints"]) == set(world.CONSTRAINTS)
+    assert (result["accuracy"], value(result, "content"), result["stderr"], result["count"]) == (1.0, 1.0, 0.0, 200)
+    assert {figure["value"] for figure in result["groups"]["task"].values()} == {1.0}
+    assert {f"constraint_{name}" for name in world.CONSTRAINTS} <= set(result["figures"])
 
 
-def test_model_that_ignores_format_is_right_in_content_alone():
+def test_model_that_ignores_format_is_right_in_content_alone(measured):
     result = measured(lambda item: item.answer)
-    assert result["content"] == 1.0
+    assert value(result, "content") == 1.0
     # Only instructions without constraints, or with capital letters for a number, are wholly right.
     assert 0.1 < result["accuracy"] < 0.25
-    assert result["constraint_counts"]["0"] == 1.0
-    assert result["constraint_counts"]["3"] == 0.0
-    assert result["stderr"] == pytest.approx((result["accuracy"] * (1 - result["accuracy"]) / 200) ** 0.5)
+    assert result["groups"]["constraints"]["0"]["value"] == 1.0
+    assert result["groups"]["constraints"]["3"]["value"] == 0.0
+    assert result["stderr"] == pytest.approx((result["accuracy"] * (1 - result["accuracy"]) / 199) ** 0.5)
 
 
-def test_examples_are_same_prompts_for_every_model():
-    right, wrong = measured(lambda item: item.response), measured(lambda item: "no")
+def test_examples_are_same_prompts_for_every_model(measured):
+    right, wrong = measured(lambda item: item.response), measured(lambda item: "no", "b")
     assert [e["instruction"] for e in right["examples"]] == [e["instruction"] for e in wrong["examples"]]
-    assert [e["correct"] for e in right["examples"]] == [True] * 3
-    assert [e["correct"] for e in wrong["examples"]] == [False] * 3
-
-
-@pytest.mark.parametrize("task", [tiny, tiny_domain])
-def test_limit_beyond_prompts_of_split_takes_all_of_them(task):
-    assert task.split_items("development", 1001) == task.split_items("development", 1000)
-    assert len(task.split_items("development", 1001)) == 1000
+    assert [e["correct"] for e in right["examples"]] == [True] * 4
+    assert [e["correct"] for e in wrong["examples"]] == [False] * 4
 
 
 def test_held_out_texts_hold_every_wording():
     held_out = tiny.held_out_texts()
-    for item in tiny.split_items("test", 50):
+    for item in tiny.split_items("test")[:50]:
         assert item.instruction in held_out
         assert set(item.wordings()) <= held_out

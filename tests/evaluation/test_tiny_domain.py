@@ -1,8 +1,7 @@
 """The domain's samples are its own, right and not held out; its measurement is the tiny world's on its prompts."""
 
-import json
-
-from scripted_backend import CountingStage
+from etils import epath
+from scripted_backend import Counting
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Completion
@@ -29,7 +28,7 @@ def test_file_of_samples_is_what_command_prints():
 
 
 def test_splits_are_held_out_and_share_nothing():
-    development, test = (tiny_domain.split_items(split, 300) for split in ("development", "test"))
+    development, test = (tiny_domain.split_items(split)[:300] for split in ("development", "test"))
     assert {item.split for item in development} == {"development"}
     assert not {i.instruction for i in development} & {i.instruction for i in test}
     assert len({(i.task, i.arguments, i.constraints) for i in development}) == 300
@@ -38,9 +37,9 @@ def test_splits_are_held_out_and_share_nothing():
     assert not {s["question"] for s in tiny_domain.samples()} & held_out
 
 
-def test_measurement_is_of_domain_and_its_prompts_are_never_learned():
+def test_measurement_is_of_domain_and_its_prompts_are_never_learned(tmp_path):
     config = replace_settings(named_config("tiny_domain"), {"evaluate.limit": 40})
-    items = tiny_domain.split_items("development", 40)
+    items = tiny_domain.split_items("development")[:40]
 
     class Half:
         """Answers every other prompt right."""
@@ -50,9 +49,9 @@ def test_measurement_is_of_domain_and_its_prompts_are_never_learned():
                 assert request.prompt[0].content == items[i].instruction
                 yield Completion(request.id, items[i].response if i % 2 else items[i].answer)
 
-    result = evaluators(config)["tiny_domain"](Half(), CountingStage())
-    assert (result["accuracy"], result["content"], result["count"]) == (0.5, 1.0, 40)
-    assert set(result["constraints"]) == set(tiny_domain.CONSTRAINTS)
-    json.dumps(result)
-    assert held_out_texts(config) == tiny_domain.held_out_texts()
+    evaluator = evaluators(config.evaluate, {"chat_template": "tiny"})["tiny_domain"]
+    result = evaluator(Half(), epath.Path(tmp_path), Counting())
+    assert (result["accuracy"], result["figures"]["content"]["value"], result["count"]) == (0.5, 1.0, 40)
+    assert {f"constraint_{name}" for name in tiny_domain.CONSTRAINTS} <= set(result["figures"])
+    assert held_out_texts(config.evaluate) == tiny_domain.held_out_texts()
     assert EvaluateConfig().tasks == ()

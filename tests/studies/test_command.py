@@ -24,10 +24,10 @@ def backends(monkeypatch):
         made.append(ScriptedBackend())
         return made[-1]
 
-    def evaluate(model, progress):
-        return {**evaluator(model, progress), "content": 0.5}
+    def evaluate(model, directory, progress):
+        return {**evaluator(model, directory, progress), "figures": {"content": {"value": 0.5}}}
 
-    factory = RunFactory(backend, lambda config: {"tiny": evaluate}, lambda config: frozenset(), study.WarningReporter)
+    factory = RunFactory(backend, lambda *_: {"tiny": evaluate}, lambda settings: frozenset(), study.WarningReporter)
     monkeypatch.setattr(study, "_run_factory", lambda: factory)
     return made
 

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from etils import epath
@@ -168,6 +169,8 @@ class ScriptedBackend:
     judge: directory of a judge that is none of the run's own models.
     """
 
+    decoding: ClassVar = {"chat_template": "scripted"}
+
     def __init__(self, fuse: Fuse | None = None, judge: Path | None = None):
         self.fuse, self.judge = fuse or Fuse(), judge
         self.loaded: list[Path | None] = []
@@ -207,9 +210,10 @@ class ScriptedBackend:
         return {"train_loss": 1.0 / job.iteration, "validation_loss": None, "steps": 3}
 
 
-def evaluator(model, progress):
-    progress.update(4, 8)
-    progress.update(8, 8)
+def evaluator(model, directory, progress):
+    with progress("", 8, "responses") as bar:
+        bar.advance(4)
+        bar.advance(4)
     accuracy = number(name_of(model)).randint(0, 8) / 8
     return {"accuracy": accuracy, "stderr": 0.1, "count": 8, "examples": [name_of(model)]}
 
@@ -229,14 +233,22 @@ class SilentStage:
         self.log[-1][2], self.log[-1][-1] = total, done
 
 
-class CountingStage:
-    """Keeps what a task reports of its progress: (done, total)."""
+class Counting:
+    """An `OpenProgress` that keeps what was opened, and how many units were finished: [what, total, unit, done]."""
 
     def __init__(self):
-        self.updates: list[tuple[int, int]] = []
+        self.opened: list[list] = []
+
+    @contextlib.contextmanager
+    def __call__(self, what, total, unit):
+        self.opened.append([what, total, unit, 0])
+        yield self
+
+    def advance(self, n=1, **notes):
+        self.opened[-1][-1] += n
 
     def update(self, done, total, **notes):
-        self.updates.append((done, total))
+        self.opened[-1][-1] = done
 
 
 class SilentReporter:

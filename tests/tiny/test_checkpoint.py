@@ -5,8 +5,9 @@ import random
 
 import jax.numpy as jnp
 import pytest
+from etils import epath
 from meshes import mesh_of
-from scripted_backend import CountingStage
+from scripted_backend import Counting
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import load_parameters
@@ -14,6 +15,7 @@ from isheep_jax.config import DecodeConfig, EvaluateConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request
 from isheep_jax.evaluation import tiny
+from isheep_jax.evaluation.runner import TaskEvaluator
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.sharding import DECODE_RULES
 from isheep_jax.text.conversation import Message
@@ -39,14 +41,15 @@ def test_every_word_of_world_is_one_token_and_template_is_corpus_form():
     tokenizer = Tokenizer.load(CHECKPOINT)
     for word in vocabulary.single_tokens():
         assert len(tokenizer.encode(f" {word}", bos=False)) == 1
-    item = tiny.split_items("development", 1)[0]
+    item = tiny.split_items("development")[0]
     rendered = tokenizer.render((Message("user", item.instruction),), item.response)
     assert rendered == "<s>" + corpus.CHAT_FORM.format(instruction=item.instruction, response=item.response)
 
 
-def test_it_answers_right_but_ignores_formats(base):
-    result = tiny.evaluator(EvaluateConfig(limit=200))(base, CountingStage())
-    assert result["content"] > 0.95
+def test_it_answers_right_but_ignores_formats(base, tmp_path):
+    evaluator = TaskEvaluator("tiny", tiny.TASK, EvaluateConfig(limit=200), {"chat_template": "tiny"})
+    result = evaluator(base, epath.Path(tmp_path), Counting())
+    assert result["figures"]["content"]["value"] > 0.95
     assert result["accuracy"] < 0.25
     assert result["unfinished"] == 0
 
@@ -54,7 +57,7 @@ def test_it_answers_right_but_ignores_formats(base):
 def test_it_grades_imperfectly_but_far_better_than_chance(base):
     rng = random.Random(0)
     templates = load("tiny")
-    graded = [(item, *corpus.graded_response(item, rng)) for item in tiny.split_items("development", 200)]
+    graded = [(item, *corpus.graded_response(item, rng)) for item in tiny.split_items("development")[:200]]
     for criterion, good in (
         ("quality", [right for _, _, right, _ in graded]),
         ("following", [ignored == 0 for *_, ignored in graded]),

@@ -67,7 +67,7 @@ def base() -> Engine:
 
 @pytest.mark.slow
 def test_similar_examples_make_it_follow_formats_that_it_ignores_without(base):
-    items, samples = tiny_domain.split_items("development", 120), tiny_domain.samples()
+    items, samples = tiny_domain.split_items("development")[:120], tiny_domain.samples()
     templates = load("tiny", ("retrieved",))
 
     def vectors(texts):

@@ -16,7 +16,7 @@ def evaluate(
 ) -> dict[str, dict]:
     """Returns {task: result} of a model of the iteration (iteration 0: the base model).
 
-    The results are kept in `evaluation.json` next to the model.
+    The results are kept in `evaluation.json` next to the model, and every sample in `evaluation/TASK/`.
 
     evaluators: by task.
     model: "model", or "engraved" for the model that verbose cloning learns from.
@@ -25,13 +25,21 @@ def evaluate(
     if model == "engraved":
         directory = directory / STAGES[model].directory
     path = directory / "evaluation.json"
-    if (results := read_json_if_there(path)) is not None:
-        return results
+    known = read_json_if_there(path)
+    results = known or {}
     measured = DeferredModel(backend, directory / "model" if context.iteration else None)
-    spec, suffix = STAGES["evaluation"], " (engraved)" if model == "engraved" else ""
-    results = {}
+    title, suffix = STAGES["evaluation"].title, " (engraved)" if model == "engraved" else ""
     for task, evaluator in evaluators.items():
-        with context.reporter.stage(context.iteration, f"{spec.title} {task}{suffix}", None, spec.unit) as progress:
-            results[task] = evaluator(measured, progress)
-    write_json(path, results)
-    return results
+        if task in results:
+            continue
+
+        def progress(what: str, total: int | None, unit: str, task: str = task):
+            name = f"{title} {task}{suffix}" + (f", {what}" if what else "")
+            return context.reporter.stage(context.iteration, name, total, unit)
+
+        results[task] = evaluator(measured, directory / "evaluation" / task, progress)
+        write_json(path, results)
+    if known is None and not evaluators:
+        write_json(path, results)
+    # The command evaluate may have added tasks of its own.
+    return {task: results[task] for task in evaluators}

@@ -183,7 +183,7 @@ _ROWS = (
         templates={"thorough": lambda config: config.clone.enabled},
     ),
     StageSpec("model", None, title="fine-tune", unit="updates", level="train", reads=("selected", "thorough")),
-    StageSpec("evaluation", None, title="evaluate", unit="prompts", level="train", reads=("model",)),
+    StageSpec("evaluation", None, title="evaluate", unit="responses", level="train", reads=("model",)),
 )
 STAGES = {row.name: row for row in _ROWS}
 

@@ -1,0 +1,316 @@
+"""Runs a task on a model: asks for every response, keeps them as they come, scores them, and sums up.
+
+evaluation/TASK/settings.json   what the responses depend on; other settings are refused
+evaluation/TASK/partial/        responses so far, while they are being made
+evaluation/TASK/samples.jsonl   every response with its scores, in the order of the samples
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from isheep_jax import distributed
+from isheep_jax.config import EvaluateConfig
+from isheep_jax.decode.requests import Completion, Request
+from isheep_jax.errors import UserError
+from isheep_jax.evaluation.figures import Figure, figures_of
+from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
+from isheep_jax.files import read_json_if_there, write_atomically, write_json
+from isheep_jax.loop.protocols import ExampleAnswer, Model, OpenProgress, TaskResult
+from isheep_jax.loop.stage_files import StageFiles
+from isheep_jax.text.conversation import Message, Prompt
+
+# Responses per part: what a kill can cost.
+_PART = 32
+_EXAMPLES = 3  # of a task without groups
+
+
+@dataclass(frozen=True)
+class TaskEvaluator:
+    """Measures models on one task; an `Evaluator`.
+
+    name: key of the task.
+    task: what to do.
+    settings: of the evaluation.
+    decoding: what responses depend on besides weights and prompts, for the record; "chat_template" is "" for a model
+        that holds no conversations.
+    judge: loads the model that `settings.judge` names, for tasks that need one.
+    """
+
+    name: str
+    task: Task
+    settings: EvaluateConfig
+    decoding: Mapping[str, Any]
+    judge: Callable[[], Model] | None = None
+
+    def is_current(self, result: TaskResult) -> bool:
+        return result["settings"] == self._settings(self._all_samples()) and result["scoring"] == self._scoring()
+
+    def __call__(self, model: Model, directory: epath.Path, progress: OpenProgress) -> TaskResult:
+        every = self._all_samples()
+        samples, settings = self._limited(every), self._settings(every)
+        distributed.check_agreement({f"the samples of {self.name}": settings["prompts"]})
+        _check_same_settings(directory, settings)
+        responses = self._respond(model, directory, samples, progress)
+        pairs = list(_pairs(samples, responses))
+        scoring = Scoring(self.settings, directory, progress, self.judge)
+        scores = list(self.task.score(pairs, scoring))
+        if len(scores) != len(pairs):
+            raise RuntimeError(f"{self.name}: {len(scores)} scores for {len(pairs)} responses")
+        lines = [
+            dataclasses.asdict(response) | {"values": dict(score.values), "details": dict(score.details)}
+            for (_, response), score in zip(pairs, scores)
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(directory / "samples.jsonl", text.encode())
+        if distributed.is_primary():
+            (directory / "partial").rmtree(missing_ok=True)
+        return self._result(pairs, scores, settings)
+
+    def _all_samples(self) -> list[Sample]:
+        return self.task.samples(TaskOptions(self.settings, self._is_chat))
+
+    @property
+    def _is_chat(self) -> bool:
+        form = self.settings.prompt_format
+        if form == "chat" and not self.decoding["chat_template"]:
+            raise UserError("--prompt_format: chat needs a chat template; name one with --chat_template")
+        return form == "chat" or (form == "auto" and bool(self.decoding["chat_template"]))
+
+    def _limited(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Returns the samples that the limit leaves, in their order: always the same ones."""
+        limit = self.settings.limit
+        if not limit or limit >= len(samples):
+            return list(samples)
+        if self.task.random_order:
+            return list(samples[:limit])
+        drawn = set(sorted((s.id for s in samples), key=lambda id: hashlib.sha256(id.encode()).digest())[:limit])
+        return [s for s in samples if s.id in drawn]
+
+    def _settings(self, every: Sequence[Sample]) -> dict[str, Any]:
+        """Returns what the responses depend on, as JSON values."""
+        samples = self._limited(every)
+        sampling = {json.dumps(dataclasses.asdict(s.sampling), sort_keys=True) for s in samples}
+        return {
+            "task": self.name,
+            "version": self.task.version,
+            "prompt_format": "chat" if self._is_chat else "completion",
+            "samples": len(samples),
+            "of": len(every),
+            "attempts": max((s.attempts for s in samples), default=0),
+            "sampling": [json.loads(s) for s in sorted(sampling)],
+            "prompts": _digest([[s.id, _as_json(s.prompt), s.later_turns] for s in samples]),
+            "references": _digest([[s.id, s.reference] for s in samples]),
+            **self.decoding,
+        }
+
+    def _scoring(self) -> dict[str, Any]:
+        """Returns what the scores depend on besides the responses."""
+        return {name: getattr(self.settings, name) for name in self.task.scoring_settings}
+
+    def _respond(
+        self, model: Model, directory: epath.Path, samples: Sequence[Sample], progress: OpenProgress
+    ) -> list[Response]:
+        """Returns all responses: those that are kept already, and the others from the model."""
+        kept = distributed.from_primary(lambda: _read_lines(directory / "samples.jsonl"))
+        if kept is not None:
+            names = {f.name for f in dataclasses.fields(Response)}
+            try:
+                return [_response({k: v for k, v in line.items() if k in names}) for line in kept]
+            except (TypeError, AttributeError) as error:
+                raise UserError(f"{directory / 'samples.jsonl'} does not hold samples; remove it ({error})") from error
+        files = StageFiles(directory / "partial", Response, "")
+        parts = files.parts()
+        responses = [response for part in parts for response in part]
+        done = {(r.sample, r.attempt) for r in responses}
+        todo = [(s, a) for s in samples for a in range(s.attempts) if (s.id, a) not in done]
+        total = sum(s.attempts * (1 + len(s.later_turns)) for s in samples)
+        with progress("", total, "responses") as bar:
+            if responses:
+                bar.advance(sum(len(r.texts) for r in responses))
+            waiting: list[Response] = []
+            for response in self._ask(model, todo, bar.advance):
+                waiting.append(response)
+                responses.append(response)
+                if len(waiting) == _PART:
+                    files.write_part(len(parts), waiting)
+                    parts.append(waiting)
+                    waiting = []
+            if waiting:
+                files.write_part(len(parts), waiting)
+        return responses
+
+    def _ask(
+        self, model: Model, todo: Sequence[tuple[Sample, int]], advance: Callable[[int], None]
+    ) -> Iterator[Response]:
+        """Yields a response to each attempt as it is finished, turn after turn."""
+        by_sampling = defaultdict(list)
+        for sample, attempt in todo:
+            by_sampling[sample.sampling].append((sample, attempt))
+        for sampling, group in by_sampling.items():
+            talks = {f"evaluate/{self.name}/{s.id}/{a}": _Talk(s, a) for s, a in group}
+            for turn in range(1 + max(len(sample.later_turns) for sample, _ in group)):
+                requests = [Request(f"{id}/{turn}", talk.next_prompt()) for id, talk in talks.items() if not talk.ended]
+                for completion in model.generate(requests, sampling):
+                    talk = talks[completion.id.rpartition("/")[0]]
+                    advance(talk.take(completion))
+                    if talk.ended:
+                        yield talk.response()
+
+    def _result(
+        self, pairs: Sequence[tuple[Sample, Response]], scores: Sequence[Score], settings: Mapping[str, Any]
+    ) -> TaskResult:
+        task = self.task
+        triples = [(sample, response, score) for (sample, response), score in zip(pairs, scores)]
+        figures = figures_of((sample.id, score.values) for sample, _, score in triples)
+        if task.figures:
+            figures |= task.figures(triples)
+        main = figures.get(task.main)
+        finishes = [reason for _, response in pairs for reason in response.finish_reasons]
+        headline = {"accuracy": main.value, "stderr": main.stderr} if task.is_accuracy and main else {}
+        return {
+            **headline,
+            "count": settings["samples"],
+            "of": settings["of"],
+            "title": task.title,
+            "version": task.version,
+            "main": task.main,
+            "figures": {name: figure.as_dict() for name, figure in figures.items()},
+            "groups": _groups(triples, task.main),
+            "unfinished": finishes.count("length") / max(len(finishes), 1),
+            "unanswered": sum(bool(response.error) for _, response in pairs),
+            "settings": dict(settings),
+            "scoring": self._scoring(),
+            "examples": _examples(triples, task.main),
+        }
+
+
+class _Talk:
+    """An attempt at a sample that is going on: what the user said and what the model answered."""
+
+    def __init__(self, sample: Sample, attempt: int):
+        self.sample, self.attempt = sample, attempt
+        self.completions: list[Completion] = []
+
+    @property
+    def ended(self) -> bool:
+        failed = self.completions and self.completions[-1].finish_reason == "error"
+        return failed or len(self.completions) > len(self.sample.later_turns)
+
+    def next_prompt(self) -> Prompt:
+        prompt = self.sample.prompt
+        for completion, turn in zip(self.completions, self.sample.later_turns):
+            prompt = (*prompt, Message("assistant", completion.text.strip()), Message("user", turn))
+        return prompt
+
+    def take(self, completion: Completion) -> int:
+        """Takes the completion of a turn; returns how many turns are finished with it."""
+        self.completions.append(completion)
+        turns = 1 + len(self.sample.later_turns)
+        return turns - len(self.completions) + 1 if completion.finish_reason == "error" else 1
+
+    def response(self) -> Response:
+        sample, turns = self.sample, 1 + len(self.sample.later_turns)
+        missing = turns - len(self.completions)
+        is_text = isinstance(sample.prompt, str)
+        texts = [c.text if is_text else c.text.strip() for c in self.completions]
+        return Response(
+            sample=sample.id,
+            attempt=self.attempt,
+            prompts=(sample.prompt if is_text else sample.prompt[-1].content, *sample.later_turns),
+            texts=(*texts, *[""] * missing),
+            finish_reasons=(*(c.finish_reason for c in self.completions), *["error"] * missing),
+            error=next((c.error for c in self.completions if c.error), ""),
+        )
+
+
+def _pairs(samples: Sequence[Sample], responses: Sequence[Response]) -> Iterator[tuple[Sample, Response]]:
+    """Yields each response after its sample, in the order of the samples."""
+    by_key = {(r.sample, r.attempt): r for r in responses}
+    for sample in samples:
+        for attempt in range(sample.attempts):
+            yield sample, by_key[sample.id, attempt]
+
+
+def _groups(
+    triples: Sequence[tuple[Sample, Response, Score]], main: str
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    scores: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for sample, _, score in triples:
+        for group, value in sample.groups.items():
+            if main in score.values:
+                scores[group][value].append((sample.id, {main: score.values[main]}))
+    figures: dict[str, dict[str, Figure]] = {
+        group: {value: figures_of(by_value[value])[main] for value in sorted(by_value)}
+        for group, by_value in sorted(scores.items())
+    }
+    return {group: {v: figure.as_dict() for v, figure in by_value.items()} for group, by_value in figures.items()}
+
+
+def _examples(triples: Sequence[tuple[Sample, Response, Score]], main: str) -> list[ExampleAnswer]:
+    """Returns a few answers: to the first sample of each group, or to samples that are spread over all of them.
+
+    They are the same samples for every model.
+    """
+    first: dict[str, tuple[Sample, Response, Score]] = {}
+    for triple in triples:
+        first.setdefault(next(iter(triple[0].groups.values()), ""), triple)
+    step = max(len(triples) // _EXAMPLES, 1)
+    shown = [first[value] for value in sorted(first)] if len(first) > 1 else triples[::step][:_EXAMPLES]
+    return [
+        {
+            "instruction": response.prompts[0],
+            "response": response.text,
+            "correct": bool(score.values[main]) if isinstance(score.values.get(main), bool | int) else None,
+        }
+        for _, response, score in shown
+    ]
+
+
+def _check_same_settings(directory: epath.Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of the responses; raises `UserError` where there are responses with other ones."""
+    path = directory / "settings.json"
+    before = read_json_if_there(path)
+    if before is None:
+        write_json(path, settings)
+        return
+    now = json.loads(json.dumps(settings))
+    differ = [
+        f"{name} was {json.dumps(before.get(name))[:60]}, now {json.dumps(now.get(name))[:60]}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise UserError(
+            f"{directory} was evaluated with other settings: {'; '.join(differ)}; remove it, or name another directory "
+            "with --output"
+        )
+
+
+def _read_lines(path: epath.Path) -> list[dict[str, Any]] | None:
+    """Reads a JSON Lines file; None if there is none. Raises `UserError` for a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it to make it anew") from error
+
+
+def _response(line: Mapping[str, Any]) -> Response:
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
+    return Response(**values)
+
+
+def _as_json(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else [[m.role, m.content] for m in prompt]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
