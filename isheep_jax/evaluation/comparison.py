@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from isheep_jax.errors import UserError
-from isheep_jax.evaluation.saved import Attempt, Evaluation
-from isheep_jax.evaluation.task import Response, Score
+from isheep_jax.evaluation.saved import Answer, Attempt, Evaluation
+from isheep_jax.evaluation.task import Response
 
 RESAMPLES = 4000
 LEVEL = 0.95
@@ -22,7 +22,7 @@ LEVEL = 0.95
 BLOCK = 4_000_000
 
 # Settings whose difference is told in another way: how many samples only one has, or whose prompts differ.
-ASIDE = ("prompts", "limit")
+ASIDE = ("samples", "of", "prompts")
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,20 @@ def compare(
 def compare_task(a: Evaluation, b: Evaluation, task: str) -> TaskComparison:
     """Compares the samples that both models have for a task.
 
-    Raises UserError for other versions of the task, where no sample or score is common, or for damaged files.
+    Raises UserError where the task's version or scoring differs, where no sample or score is common, or for damaged
+    files.
     """
-    check_versions(a, b, task)
-    scores_a, scores_b = a.scores(task), b.scores(task)
-    responses_a, responses_b = a.responses(task), b.responses(task)
-    ids_a, ids_b = _samples(scores_a), _samples(scores_b)
+    check_scoring(a, b, task)
+    answers_a, answers_b = a.answers(task), b.answers(task)
+    ids_a, ids_b = _samples(answers_a), _samples(answers_b)
     common = [sample for sample in ids_a if sample in ids_b]
     settings_a, settings_b = (evaluation.results[task].get("settings", {}) for evaluation in (a, b))
     notes, compared = setting_notes(settings_a, settings_b), common
     if settings_a.get("prompt_format") == settings_b.get("prompt_format"):
-        compared = [sample for sample in common if _prompts(responses_a, sample) == _prompts(responses_b, sample)]
+        compared = [sample for sample in common if _prompts(answers_a, sample) == _prompts(answers_b, sample)]
     if len(compared) < len(common):
         notes.append(f"left out because their prompts differ: {len(common) - len(compared)} samples")
-    units_a, units_b = _units(scores_a), _units(scores_b)
+    units_a, units_b = _units(answers_a), _units(answers_b)
     paired = {name: paired_difference(units_a[name], units_b[name], compared) for name in units_a if name in units_b}
     differences = {name: difference for name, difference in paired.items() if difference}
     if not differences:
@@ -139,47 +139,61 @@ def compare_task(a: Evaluation, b: Evaluation, task: str) -> TaskComparison:
         only_b=len(ids_b) - len(common),
         notes=tuple(notes),
         differences=differences,
-        changed=_changes(units_a[main], units_b[main], compared, responses_a, responses_b),
+        changed=_changes(units_a[main], units_b[main], compared, answers_a, answers_b),
     )
 
 
-def check_versions(a: Evaluation, b: Evaluation, task: str) -> None:
-    """Raises UserError where the two were evaluated with different versions of the task."""
-    version_a, version_b = (evaluation.results[task].get("version") for evaluation in (a, b))
+def check_scoring(a: Evaluation, b: Evaluation, task: str) -> None:
+    """Raises UserError where the two were evaluated with other versions of the task or scored with other settings."""
+    result_a, result_b = a.results[task], b.results[task]
+    version_a, version_b = result_a.get("version"), result_b.get("version")
     if version_a != version_b:
         raise UserError(
             f"{a.name} has version {version_a} of the task and {b.name} version {version_b}, "
             "whose prompts or scoring differ; evaluate the older one again"
         )
+    differ = _different(result_a.get("scoring", {}), result_b.get("scoring", {}))
+    if differ:
+        raise UserError(
+            f"{a.name} and {b.name} were scored differently ({'; '.join(differ.values())}); "
+            "evaluate one again with the settings of the other: its responses are kept"
+        )
 
 
 def setting_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Returns a line for what differs between the settings of two evaluations; none where nothing does."""
-    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
-    told = [f"{name} {_short(a.get(name))} and {_short(b.get(name))}" for name in names if name not in ASIDE]
+    differ = _different(a, b)
+    if "prompts" in differ:
+        differ.pop("references", None)
+    told = [text for name, text in differ.items() if name not in ASIDE]
     return [f"evaluated with different settings: {'; '.join(told)}"] if told else []
+
+
+def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what differs, in words, by name."""
+    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    return {name: f"{name} {_short(a.get(name))} and {_short(b.get(name))}" for name in names}
 
 
 def _short(value: Any, most: int = 40) -> str:
     text = "unset" if value is None else str(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _samples(scores: Mapping[Attempt, Score]) -> dict[str, None]:
-    """Returns the ids in the order of the scores."""
-    return dict.fromkeys(sample for sample, _ in scores)
+def _samples(answers: Mapping[Attempt, Answer]) -> dict[str, None]:
+    """Returns the ids in the order of the answers."""
+    return dict.fromkeys(sample for sample, _ in answers)
 
 
-def _prompts(responses: Mapping[Attempt, Response], sample: str) -> tuple[str, ...] | None:
-    response = responses.get((sample, 0))
-    return response.prompts if response else None
+def _prompts(answers: Mapping[Attempt, Answer], sample: str) -> tuple[str, ...]:
+    return answers[sample, 0].response.prompts
 
 
-def _units(scores: Mapping[Attempt, Score]) -> dict[str, dict[str, list[float]]]:
+def _units(answers: Mapping[Attempt, Answer]) -> dict[str, dict[str, list[float]]]:
     """Returns the values of each score by sample, of all attempts."""
     units: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (sample, _), score in scores.items():
-        for name, value in score.values.items():
+    for (sample, _), answer in answers.items():
+        for name, value in answer.score.values.items():
             units[name][sample] += [float(v) for v in value] if isinstance(value, list | tuple) else [float(value)]
     return units
 
@@ -247,8 +261,8 @@ def _changes(
     a: Mapping[str, Sequence[float]],
     b: Mapping[str, Sequence[float]],
     samples: Iterable[str],
-    responses_a: Mapping[Attempt, Response],
-    responses_b: Mapping[Attempt, Response],
+    answers_a: Mapping[Attempt, Answer],
+    answers_b: Mapping[Attempt, Answer],
 ) -> tuple[Change, ...]:
     changes = []
     for sample in samples:
@@ -256,13 +270,10 @@ def _changes(
             continue
         score_a, score_b = math.fsum(a[sample]) / len(a[sample]), math.fsum(b[sample]) / len(b[sample])
         if score_a != score_b:
-            first_a, first_b = responses_a.get((sample, 0)), responses_b.get((sample, 0))
-            prompt = "\n\n".join((first_b or first_a).prompts) if first_a or first_b else ""
-            changes.append(Change(sample, prompt, score_a, score_b, _text(first_a), _text(first_b)))
+            texts = (_text(answers[sample, 0].response) for answers in (answers_a, answers_b))
+            changes.append(Change(sample, "\n\n".join(_prompts(answers_b, sample)), score_a, score_b, *texts))
     return tuple(sorted(changes, key=lambda change: change.score_b > change.score_a))
 
 
-def _text(response: Response | None) -> str:
-    if response is None:
-        return ""
-    return "\n\n".join(response.texts) or response.error
+def _text(response: Response) -> str:
+    return response.error or "\n\n".join(response.texts)

@@ -17,11 +17,19 @@ Attempt = tuple[str, int]
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A response with its scores: a line of `samples.jsonl`."""
+
+    response: Response
+    score: Score
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluated model.
 
     name: the path that the user gave, with the iteration if that named a run.
-    directory: has `evaluation.json` and `evaluation/TASK/`.
+    directory: has `evaluation.json` and `evaluation/TASK/samples.jsonl`.
     results: content of `evaluation.json`, by task.
     """
 
@@ -29,24 +37,11 @@ class Evaluation:
     directory: epath.Path
     results: Mapping[str, Mapping[str, Any]]
 
-    def task_directory(self, task: str) -> epath.Path:
-        """Returns the directory with the responses and scores of a task."""
-        return self.directory / "evaluation" / task
-
-    def responses(self, task: str) -> dict[Attempt, Response]:
-        """Reads every response of a task. Raises UserError where there is none or a file is damaged."""
-        directory = self.task_directory(task)
-        parts = sorted(directory.glob("part-*.jsonl")) if directory.exists() else []
-        if not parts:
-            raise UserError(
-                f"{directory} has no responses (part-*.jsonl); run {task} again with --output_dir elsewhere"
-            )
-        responses = (_response(line, where) for part in parts for line, where in _lines(part))
-        return {(response.sample, response.attempt): response for response in responses}
-
-    def scores(self, task: str) -> dict[Attempt, Score]:
-        """Reads every score of a task. Raises UserError where the file is missing or damaged."""
-        return dict(_score(line, where) for line, where in _lines(self.task_directory(task) / "scores.jsonl"))
+    def answers(self, task: str) -> dict[Attempt, Answer]:
+        """Reads every response of a task with its scores. Raises UserError where the file is missing or damaged."""
+        path = self.directory / "evaluation" / task / "samples.jsonl"
+        answers = (_answer(line, where) for line, where in _lines(path))
+        return {(answer.response.sample, answer.response.attempt): answer for answer in answers}
 
 
 def find_evaluation(path: epath.PathLike) -> Evaluation:
@@ -81,7 +76,7 @@ def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove it and evaluate the model again") from error
+        raise UserError(f"cannot read {path}: {error}; evaluate the model again") from error
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -95,21 +90,15 @@ def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
         yield value, where
 
 
-def _response(line: dict, where: str) -> Response:
-    values = {field.name: line[field.name] for field in dataclasses.fields(Response) if field.name in line}
+def _answer(line: dict, where: str) -> Answer:
+    fields = {field.name: line[field.name] for field in dataclasses.fields(Response) if field.name in line}
     try:
-        return Response(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    except TypeError as error:
-        raise _damaged(where) from error
-
-
-def _score(line: dict, where: str) -> tuple[Attempt, Score]:
-    try:
-        values = {name: value if isinstance(value, list) else float(value) for name, value in line["values"].items()}
-        return (line["sample"], int(line["attempt"])), Score(values, line.get("details", {}))
+        values = {name: v if isinstance(v, list) else float(v) for name, v in line["values"].items()}
+        response = Response(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        return Answer(response, Score(values, line["details"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(where) from error
 
 
 def _damaged(where: str) -> UserError:
-    return UserError(f"cannot read {where}: it is damaged; remove the file and evaluate the model again")
+    return UserError(f"cannot read {where}: it is damaged; evaluate the model again")

@@ -120,13 +120,10 @@ def test_changed_samples_come_with_both_answers_the_worse_ones_first(tmp_path):
 
 
 def test_only_common_samples_count_when_limits_differ(tmp_path):
-    result = compared(
-        tmp_path,
-        strict(0, 1, 1, 0),
-        strict(1, 0),
-        a={"settings": {"prompt_format": "chat", "limit": 0, "prompts": "x"}},
-        b={"settings": {"prompt_format": "chat", "limit": 2, "prompts": "y"}},
-    )
+    def settings(samples):
+        return {"settings": {"samples": samples, "of": 4, "prompts": f"of {samples}", "references": f"of {samples}"}}
+
+    result = compared(tmp_path, strict(0, 1, 1, 0), strict(1, 0), a=settings(4), b=settings(2))
     assert (result.samples, result.only_a, result.only_b, result.notes) == (2, 2, 0, ())
     assert result.differences["prompt_strict"].a == 0.5
 
@@ -151,6 +148,20 @@ def test_prompts_of_another_format_are_compared_and_told(tmp_path):
 def test_other_versions_are_refused_and_named(tmp_path):
     with pytest.raises(UserError, match=r"has version 1 of the task and .* version 2"):
         compared(tmp_path, strict(1), strict(1), b={"version": 2})
+
+
+def test_other_settings_are_told(tmp_path):
+    a, b = ({"settings": {"references": name, "dtype": name * 50}} for name in ("x", "y"))
+    (note,) = compared(tmp_path, strict(1), strict(1), a=a, b=b).notes
+    assert note == (
+        "evaluated with different settings: references x and y; "
+        f"dtype {'x' * 37}... and {'y' * 37}..."
+    )  # fmt: skip
+
+
+def test_other_scoring_is_refused_and_named(tmp_path):
+    with pytest.raises(UserError, match=r"scored differently \(judge one and other\)"):
+        compared(tmp_path, strict(1), strict(1), a={"scoring": {"judge": "one"}}, b={"scoring": {"judge": "other"}})
 
 
 def test_models_without_a_common_sample_are_refused(tmp_path):

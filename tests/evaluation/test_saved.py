@@ -13,8 +13,9 @@ SCORES = {"1": [{"prompt_strict": 1}], "2": [{"prompt_strict": 0, "instruction_s
 def test_a_directory_gives_back_what_was_written(tmp_path):
     evaluation = find_evaluation(write_evaluation(tmp_path, SCORES, responses={"2": "Well"}))
     assert list(evaluation.results) == ["ifeval"]
-    assert evaluation.responses("ifeval")["2", 0] == Response("2", 0, ("Question 2?",), ("Well",), ("stop",))
-    assert {key: score.values for key, score in evaluation.scores("ifeval").items()} == {
+    answers = evaluation.answers("ifeval")
+    assert answers["2", 0].response == Response("2", 0, ("Question 2?",), ("Well",), ("stop",))
+    assert {key: answer.score.values for key, answer in answers.items()} == {
         ("1", 0): {"prompt_strict": 1.0},
         ("2", 0): {"prompt_strict": 0.0, "instruction_strict": [1, 0]},
     }
@@ -43,21 +44,17 @@ def test_a_damaged_evaluation_is_named(tmp_path, text):
         find_evaluation(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["part-00001.jsonl", "scores.jsonl"])
-@pytest.mark.parametrize("text", ["{}\n", "3\n", '{"sample": "1"', '{"sample": "1", "attempt": 0, "values": 3}\n'])
-def test_a_damaged_line_is_named(tmp_path, file, text):
+@pytest.mark.parametrize("text", ["{}", "3", '{"sample": "1"', '{"sample": "1", "attempt": 0, "values": 3}'])
+def test_a_damaged_line_is_named(tmp_path, text):
     evaluation = find_evaluation(write_evaluation(tmp_path, SCORES))
-    (tmp_path / "evaluation/ifeval" / file).write_text("\n" + text)
-    with pytest.raises(UserError, match=rf"cannot read .*{file}, line 2: it is damaged") as caught:
-        evaluation.responses("ifeval"), evaluation.scores("ifeval")
+    (tmp_path / "evaluation/ifeval/samples.jsonl").write_text("\n" + text)
+    with pytest.raises(UserError, match=r"cannot read .*samples\.jsonl, line 2: it is damaged") as caught:
+        evaluation.answers("ifeval")
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files_are_named(tmp_path):
+def test_missing_samples_are_named(tmp_path):
     evaluation = find_evaluation(write_evaluation(tmp_path, SCORES))
-    for file in evaluation.task_directory("ifeval").iterdir():
-        file.unlink()
-    with pytest.raises(UserError, match="no responses"):
-        evaluation.responses("ifeval")
-    with pytest.raises(UserError, match=r"cannot read .*scores\.jsonl"):
-        evaluation.scores("ifeval")
+    (tmp_path / "evaluation/ifeval/samples.jsonl").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*samples\.jsonl"):
+        evaluation.answers("ifeval")

@@ -1,4 +1,4 @@
-"""Writes evaluated models by hand, as the runner does, for tests of what reads them."""
+"""Writes evaluated models by hand, like the runner, for tests of what reads them."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,12 @@ def write_evaluation(
     prompts: dict[str, str] | None = None,
     **result,
 ) -> Path:
-    """Writes `evaluation.json` and the files of a task, and returns the directory.
+    """Writes `evaluation.json` and the samples of a task, and returns the directory.
 
     scores: the values of each attempt, by sample.
     responses, prompts: texts by sample that differ from the usual ones.
     result: of the task in `evaluation.json`, besides version and main figure.
     """
-    files = directory / "evaluation" / task
-    files.mkdir(parents=True)
     attempts = [(sample, n, values) for sample, all_values in scores.items() for n, values in enumerate(all_values)]
     lines = [
         {
@@ -29,21 +27,16 @@ def write_evaluation(
             "texts": [(responses or {}).get(sample, f"Answer {sample}.")],
             "finish_reasons": ["stop"],
             "error": "",
+            "values": values,
+            "details": {},
         }
-        for sample, n, _ in attempts
+        for sample, n, values in attempts
     ]
-    write_lines(files / "part-00000.jsonl", lines[::2])
-    write_lines(files / "part-00001.jsonl", lines[1::2])
-    write_lines(
-        files / "scores.jsonl",
-        [{"sample": sample, "attempt": n, "values": values, "details": {}} for sample, n, values in attempts],
-    )
+    samples = directory / "evaluation" / task / "samples.jsonl"
+    samples.parent.mkdir(parents=True)
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = directory / "evaluation.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     results[task] = {"version": 1, "main": "prompt_strict", "settings": {"prompt_format": "chat"}, **result}
     path.write_text(json.dumps(results))
     return directory
-
-
-def write_lines(path: Path, lines: list[dict]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
