@@ -26,7 +26,8 @@ from isheep_jax.decode.prefill_logprobs import (
     power_of_two,
     target_logprobs,
 )
-from isheep_jax.decode.requests import ChoiceLogprobs, Request
+from isheep_jax.decode.requests import ChoiceLogprobs, Request, TokenIds
+from isheep_jax.decode.tokenization import PromptError
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache, PrefixKV
@@ -139,6 +140,8 @@ def choice_logprobs(
 
 
 def _tokenize(model: LoadedModel, request: Request, choices: Sequence[str]) -> _Prompt:
+    if isinstance(request.prompt, TokenIds):
+        raise PromptError("choices are texts, which cannot follow token ids")
     tokenized = model.tokenizer.encode_choices(request.prompt, choices)
     longest = max(map(len, tokenized))
     prompt = model.tokenize(request, spare=longest, continuation="its longest choice")

@@ -22,6 +22,7 @@ from isheep_jax.decode.requests import (
     Request,
     SamplingParams,
     TextLogprob,
+    TokenIds,
 )
 from isheep_jax.decode.scheduler import Scheduler
 from isheep_jax.decode.statistics import Statistics
@@ -107,11 +108,12 @@ class Engine:
             raise ValueError(f"{len(choices)} choices to score: from 1 to {choice_logprobs.MAX_CHOICES} are possible")
         return choice_logprobs.choice_logprobs(self.model, requests, choices)
 
-    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
+    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str | TokenIds]) -> Iterator[TextLogprob]:
         """Yields the log-probability of one text after each prompt, by prefill alone; longest first.
 
-        texts[i] continues the prompt of requests[i]. A prompt that does not fit with its text is a result with an
-        error. Raises ValueError for an id that occurs twice and when there are not as many texts as requests.
+        texts[i] continues the prompt of requests[i]; after token ids it must be token ids. A prompt that does not fit
+        with its text is a result with an error. Raises ValueError for an id that occurs twice and when there are not as
+        many texts as requests.
         """
         _check_ids(requests)
         if len(texts) != len(requests):

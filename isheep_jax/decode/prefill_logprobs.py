@@ -1,7 +1,7 @@
-"""Scoring by prefill alone: batches of packed prompts, and the program that choices and texts share."""
+"""Scoring by prefill alone: batches of packed prompts, and what the programs for choices and for texts share."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -121,17 +121,54 @@ def target_logprobs(
         targets: [R, U, C] int32, token ids.
         compute_dtype: of the product with the lm_head.
     """
+    return _in_pieces(_logprobs, params, architecture, hidden, targets, compute_dtype)
+
+
+def greedy_logprobs(
+    params: dict, architecture: Architecture, hidden: jax.Array, targets: jax.Array, compute_dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probabilities as `target_logprobs`, and whether a token is the most probable one [R, U, C] (bool)."""
+
+    def both(logits, targets):
+        return _logprobs(logits, targets), targets == jnp.argmax(logits, axis=-1, keepdims=True)
+
+    return _in_pieces(both, params, architecture, hidden, targets, compute_dtype)
+
+
+def _logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns log-probabilities [..., C] of token ids [..., C] by logits [..., V]."""
+    chosen = jnp.take_along_axis(logits, targets, axis=-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _in_pieces(
+    score: Callable[[jax.Array, jax.Array], Any],
+    params: dict,
+    architecture: Architecture,
+    hidden: jax.Array,
+    targets: jax.Array,
+    compute_dtype: jnp.dtype,
+) -> Any:
+    """Returns scores [R, U, C], a few positions at a time.
+
+    Args:
+        score: returns arrays [R, U', C] from logits [R, U', V] and token ids [R, U', C].
+        params: weights.
+        architecture: the model's.
+        hidden: [R, U, D], hidden states; U is a power of two.
+        targets: [R, U, C] int32, token ids.
+        compute_dtype: of the product with the lm_head.
+    """
     R, U, C = targets.shape
 
-    def piece_logprobs(piece):
+    def piece_scores(piece):
         hidden, targets = piece
-        piece_logits = logits(params, architecture, hidden, compute_dtype)
-        chosen = jnp.take_along_axis(piece_logits, targets, axis=-1)
-        return chosen - jax.nn.logsumexp(piece_logits, axis=-1, keepdims=True)
+        return score(logits(params, architecture, hidden, compute_dtype), targets)
 
     size = min(U, _POSITIONS)
     pieces = [x.reshape(R, U // size, size, -1).swapaxes(0, 1) for x in (hidden, targets)]
-    return jax.lax.map(piece_logprobs, tuple(pieces)).swapaxes(0, 1).reshape(R, U, C)
+    scores = jax.lax.map(piece_scores, tuple(pieces))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(R, U, C), scores)
 
 
 def power_of_two(count: int) -> int:

@@ -7,17 +7,24 @@ from isheep_jax.text.conversation import Prompt
 
 
 @dataclass(frozen=True)
+class TokenIds:
+    """Ids of the model's own tokenizer, for callers that tokenize themselves: nothing is put before them."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Request:
     """A prompt with an id. The id and the run's seed decide the random numbers of its completion.
 
-    prefix: text that the prompt (of a conversation: its first message) begins with and shares with other requests, such
-    as a rubric; its keys and values are computed once for all of them.
+    prefix: text, or tokens, that the prompt (of a conversation: its first message) begins with and shares with other
+    requests, such as a rubric; its keys and values are computed once for all of them.
     max_tokens: new tokens of this completion; 0: as many as the sampling parameters allow.
     """
 
     id: str
-    prompt: Prompt
-    prefix: str = ""
+    prompt: Prompt | TokenIds
+    prefix: str | TokenIds = ""
     max_tokens: int = 0
 
 
@@ -95,12 +102,14 @@ class TextLogprob:
 
     logprob: sum over the text's tokens.
     tokens: how many tokens the text has; an end-of-turn token is not counted.
+    greedy: whether each of them is the most probable one, so that a completion at temperature 0 would begin with them.
     """
 
     id: str
     logprob: float = 0.0
     tokens: int = 0
     error: str = ""
+    greedy: bool = False
 
 
 @dataclass(frozen=True)

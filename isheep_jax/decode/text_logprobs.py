@@ -14,9 +14,9 @@ from isheep_jax.decode.cache import constrain_rows, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, forward_packed
-from isheep_jax.decode.prefill_logprobs import one_behind, packed_batches, packed_logprobs, power_of_two
-from isheep_jax.decode.requests import Embedding, Request, TextLogprob
-from isheep_jax.decode.tokenization import PromptError
+from isheep_jax.decode.prefill_logprobs import greedy_logprobs, one_behind, packed_batches, power_of_two
+from isheep_jax.decode.requests import Embedding, Request, TextLogprob, TokenIds
+from isheep_jax.decode.tokenization import PromptError, known_tokens
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.sharding import put
@@ -47,11 +47,13 @@ class _Prompt:
     tokens: np.ndarray
 
 
-def text_logprobs(model: LoadedModel, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
+def text_logprobs(
+    model: LoadedModel, requests: Sequence[Request], texts: Sequence[str | TokenIds]
+) -> Iterator[TextLogprob]:
     """Yields the log-probability of one text after each prompt: errors first, then the longest.
 
     After a conversation, a text is the response as the chat template writes it. A prompt that does not fit with its
-    text, or whose tokens the text changes, is an error of that request.
+    text, or whose tokens the text changes, is an error of that request. Token ids change no other tokens.
     """
     groups: dict[tuple[int, ...], list[_Text]] = defaultdict(list)
     for request, text in zip(requests, texts):
@@ -64,12 +66,17 @@ def text_logprobs(model: LoadedModel, requests: Sequence[Request], texts: Sequen
     for tokens, items in sorted(groups.items()):
         prefix = model.make_prefix(tokens)
         calls = ((batch, _dispatch(model, batch, prefix)) for batch in packed_batches(model, items))
-        for batch, logprobs in one_behind(calls):
-            yield from _results(batch, np.asarray(jax.device_get(logprobs), np.float64))
+        for batch, scores in one_behind(calls):
+            logprobs, greedy = jax.device_get(scores)
+            yield from _results(batch, np.asarray(logprobs, np.float64), greedy)
 
 
-def _tokenize(model: LoadedModel, request: Request, text: str) -> _Text:
-    if isinstance(request.prompt, str):
+def _tokenize(model: LoadedModel, request: Request, text: str | TokenIds) -> _Text:
+    if isinstance(text, TokenIds):
+        targets = known_tokens(model.tokenizer, text)
+    elif isinstance(request.prompt, TokenIds):
+        raise PromptError("what follows token ids must be token ids")
+    elif isinstance(request.prompt, str):
         targets = model.tokenizer.encode_choices(request.prompt, (text,))[0]
     else:
         # The response may begin with a space that the template writes; the end of the turn is left out.
@@ -80,8 +87,8 @@ def _tokenize(model: LoadedModel, request: Request, text: str) -> _Text:
     return _Text(request.id, prompt.prefix, tokens, len(prompt.suffix) - 1, targets)
 
 
-def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> jax.Array:
-    """Returns log-probabilities [R, U, 1] of the tokens of a row's texts, one text after the other."""
+def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> tuple[jax.Array, jax.Array]:
+    """Returns two arrays [R, U] about the tokens of a row's texts, one text after the other, as `_token_logprobs`."""
     targets = [[token for item, _ in row for token in item.targets] for row in batch.rows]
     indices = [
         [begin + item.prompt_end + i for item, begin in row for i in range(len(item.targets))] for row in batch.rows
@@ -91,16 +98,50 @@ def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> 
     for r, (row_indices, row_targets) in enumerate(zip(indices, targets)):
         padded_indices[r, : len(row_indices)] = row_indices
         padded_targets[r, : len(row_targets)] = row_targets
-    arrays = put((batch.tokens, padded_indices, padded_targets[..., None]), rows_sharding(model.mesh))
-    return packed_logprobs(model.params, *arrays, prefix, collect_kv=False, **model.static_args)[0]
+    arrays = put((batch.tokens, padded_indices, padded_targets), rows_sharding(model.mesh))
+    return _token_logprobs(model.params, *arrays, prefix, **model.static_args)
 
 
-def _results(batch: PackedBatch, logprobs: np.ndarray) -> Iterator[TextLogprob]:
-    for row, values in zip(batch.rows, logprobs[..., 0]):
+@functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"))
+def _token_logprobs(
+    params: dict,
+    packed: jax.Array,
+    indices: jax.Array,
+    targets: jax.Array,
+    prefix: Prefix | None,
+    *,
+    architecture: Architecture,
+    mesh: Mesh,
+    compute_dtype: jnp.dtype,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probabilities [R, U] (float32) of next tokens, and whether each is the most probable one (bool).
+
+    Args:
+        params: weights.
+        packed: [R, T, 4] int32, see `packing`.
+        indices: [R, U] int32, tokens of the row; U is a power of two.
+        targets: [R, U] int32, the token id that follows each of them.
+        prefix: tokens that all the prompts follow.
+        architecture: the model's.
+        mesh: the decode mesh.
+        compute_dtype: of activations.
+    """
+    packed, indices, targets = (constrain_rows(x, mesh) for x in (packed, indices, targets))
+    hidden, _ = forward_packed(
+        params, packed, prefix, architecture=architecture, mesh=mesh, compute_dtype=compute_dtype
+    )
+    hidden = jnp.take_along_axis(hidden, indices[..., None], axis=1)  # [R, U, D]
+    scores = greedy_logprobs(params, architecture, hidden, targets[..., None], compute_dtype)
+    return jax.tree.map(lambda x: replicate(x[..., 0], mesh), scores)
+
+
+def _results(batch: PackedBatch, logprobs: np.ndarray, greedy: np.ndarray) -> Iterator[TextLogprob]:
+    for row, values, is_most_probable in zip(batch.rows, logprobs, greedy):
         begin = 0
         for item, _ in row:
             end = begin + len(item.targets)
-            yield TextLogprob(item.id, float(values[begin:end].sum()), len(item.targets))
+            all_most_probable = bool(is_most_probable[begin:end].all())
+            yield TextLogprob(item.id, float(values[begin:end].sum()), len(item.targets), greedy=all_most_probable)
             begin = end
 
 

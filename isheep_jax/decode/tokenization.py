@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isheep_jax.decode.requests import Request
+from isheep_jax.decode.requests import Request, TokenIds
 from isheep_jax.decode.sampling import request_key
 from isheep_jax.errors import UserError
-from isheep_jax.text.conversation import Message
+from isheep_jax.text.conversation import Message, Prompt
 from isheep_jax.text.tokenizer import Tokenizer
 
 # A shorter prefix is prefilled with each prompt: sharing it would save less than the program for it costs (tokens).
@@ -73,9 +73,10 @@ def tokenize(
         spare: tokens that must fit after the prompt.
         continuation: name of the given text that those tokens belong to, for the error message; "": new tokens.
 
-    Raises `TooLong` where prompt and spare tokens are more than `max_length`, and `PromptError` for an empty prompt.
+    Raises `TooLong` where prompt and spare tokens are more than `max_length`, and `PromptError` for an empty prompt or
+    a token that does not exist.
     """
-    tokens = tokenizer.encode_prompt(request.prompt)
+    tokens = prompt_tokens(tokenizer, request.prompt)
     if not tokens:
         raise PromptError("the prompt is empty")
     if len(tokens) + spare > max_length:
@@ -90,12 +91,28 @@ def tokenize(
     )
 
 
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt | TokenIds) -> list[int]:
+    """Returns the tokens of a prompt. Raises `PromptError` for a token that does not exist."""
+    return known_tokens(tokenizer, prompt) if isinstance(prompt, TokenIds) else tokenizer.encode_prompt(prompt)
+
+
+def known_tokens(tokenizer: Tokenizer, tokens: TokenIds) -> list[int]:
+    """Returns the ids. Raises `PromptError` for one that is not the tokenizer's."""
+    unknown = next((i for i in tokens.ids if not 0 <= i < tokenizer.vocab_size), None)
+    if unknown is not None:
+        raise PromptError(f"there is no token {unknown}: the tokenizer has {tokenizer.vocab_size}")
+    return list(tokens.ids)
+
+
 def _prefix_length(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> int:
     """Returns how many tokens belong to the request's prefix; 0 where sharing them is impossible or not worthwhile."""
     if not request.prefix:
         return 0
-    role = None if isinstance(request.prompt, str) else request.prompt[0].role
-    prefix = _prefix_tokens(tokenizer, request.prefix, role)
+    if isinstance(request.prefix, TokenIds):
+        prefix = request.prefix.ids
+    else:
+        role = request.prompt[0].role if isinstance(request.prompt, tuple) else None
+        prefix = _prefix_tokens(tokenizer, request.prefix, role)
     if not _SHORTEST_PREFIX <= len(prefix) < len(tokens):
         return 0
     return len(prefix) if tuple(tokens[: len(prefix)]) == prefix else 0

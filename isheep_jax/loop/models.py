@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from etils import epath
 
 from isheep_jax.config import OWN_JUDGES, is_server
-from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
+from isheep_jax.decode.requests import (
+    ChoiceLogprobs,
+    Completion,
+    Embedding,
+    Request,
+    SamplingParams,
+    TextLogprob,
+    TokenIds,
+)
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.judging.endpoint import Endpoint
 from isheep_jax.loop.judging.judges import own_model
@@ -29,7 +37,7 @@ class DeferredModel:
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
         return self.backend.load(self.directory).choice_logprobs(requests, choices)
 
-    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
+    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str | TokenIds]) -> Iterator[TextLogprob]:
         return self.backend.load(self.directory).text_logprobs(requests, texts)
 
     def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:

@@ -8,7 +8,15 @@ from typing import Any, NotRequired, Protocol, TypedDict
 import numpy as np
 from etils import epath
 
-from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, Request, SamplingParams, TextLogprob
+from isheep_jax.decode.requests import (
+    ChoiceLogprobs,
+    Completion,
+    Embedding,
+    Request,
+    SamplingParams,
+    TextLogprob,
+    TokenIds,
+)
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.sft.examples import Example
 
@@ -26,7 +34,7 @@ class Model(Protocol):
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
         """Yields the natural-log probability of each choice as the continuation of each prompt; match them by id."""
 
-    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> Iterator[TextLogprob]:
+    def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str | TokenIds]) -> Iterator[TextLogprob]:
         """Yields the natural-log probability of each text after the prompt with the same index; match them by id.
 
         After a conversation the text is the response as the chat template writes it, its end of turn left out; a

@@ -132,6 +132,19 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """The natural-log probability of the pair with the same id: of its response, after the prompt that was answered.
+
+    logprob: sum over the tokens. tokens: how many there are. error: why there is no probability.
+    """
+
+    id: str
+    logprob: float
+    tokens: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Vector:
     """The embedding of the instruction with the same id, as `clusters.encode` writes it. error: why there is none."""
 

@@ -5,7 +5,8 @@ from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine,
 
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.prefill_logprobs import packed_logprobs
-from isheep_jax.decode.requests import Request
+from isheep_jax.decode.requests import Request, SamplingParams, TokenIds
+from isheep_jax.decode.text_logprobs import _token_logprobs
 from isheep_jax.model.transformer import ForwardSetup, forward
 
 CHOICES = {
@@ -66,11 +67,13 @@ def test_more_choices_than_segment_ids_keep_apart_are_refused(params):
 def test_no_program_holds_logits_of_all_positions(params):
     engine = make_engine(params)
     packed, at = empty_rows(1, 512), np.zeros((1, 256), np.int32)
-    static = {"collect_kv": False, **engine.model.static_args}
-    text = packed_logprobs.lower(engine.model.params, packed, at, at[..., None], None, **static).as_text()
-    assert "tensor<1x128x64xf32>" in text
-    for positions in (256, 512):
-        assert f"tensor<1x{positions}x64xf32>" not in text
+    static = engine.model.static_args
+    choices = packed_logprobs.lower(engine.model.params, packed, at, at[..., None], None, collect_kv=False, **static)
+    texts = _token_logprobs.lower(engine.model.params, packed, at, at, None, **static)
+    for program in (choices.as_text(), texts.as_text()):
+        assert "tensor<1x128x64xf32>" in program
+        for positions in (256, 512):
+            assert f"tensor<1x{positions}x64xf32>" not in program
 
 
 PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
@@ -97,6 +100,51 @@ def test_text_logprobs_are_those_of_full_forward(params, prefix):
     for request, text in zip(requests, texts):
         assert results[request.id].tokens == len(TableTokenizer().encode_choices(request.prompt, [text])[0])
         assert results[request.id].logprob == pytest.approx(expected_logprob(params, request, text), abs=1e-4)
+
+
+@pytest.mark.parametrize("shared", ["", PREFIX])
+def test_token_ids_are_scored_as_text_that_they_encode(params, shared):
+    tokenizer, engine = TableTokenizer(), make_engine(params, max_length=128)
+    requests = [Request(request.id, shared + request.prompt + "7", shared) for request in ragged(6)]
+    texts = ["a", "1||", "10..", "hijklmn", "op op", "0"]
+    prefix = TokenIds(tuple(tokenizer.encode(shared)[:-1])) if shared else ""
+    as_tokens = [Request(r.id, TokenIds(tuple(tokenizer.encode(r.prompt))), prefix) for r in requests]
+    following = [TokenIds(tuple(tokenizer.encode_choices(r.prompt, [t])[0])) for r, t in zip(requests, texts)]
+    assert len({engine.model.tokenize(r).prefix for r in as_tokens}) == 1
+    expected = list(engine.text_logprobs(requests, texts))
+    assert list(engine.text_logprobs(as_tokens, following)) == expected
+    sampling = SamplingParams(max_tokens=4)
+    assert {c.id: c for c in engine.generate(as_tokens, sampling)} == {
+        c.id: c for c in engine.generate(requests, sampling)
+    }
+
+
+def test_text_is_greedy_where_completion_at_temperature_zero_begins_with_it(params):
+    engine, requests = make_engine(params), ragged(6)
+    for completion in engine.generate(requests, SamplingParams(temperature=0.0, max_tokens=6)):
+        (request,) = (r for r in requests if r.id == completion.id)
+        prompt, tokens = TokenIds(tuple(TableTokenizer().encode(request.prompt))), completion.tokens
+        for end in range(1, len(tokens) + 1):
+            (result,) = engine.text_logprobs([Request("a", prompt)], [TokenIds(tokens[:end])])
+            assert result.greedy
+            other = (*tokens[: end - 1], (tokens[end - 1] + 1) % ARCHITECTURE.vocab_size)
+            (result,) = engine.text_logprobs([Request("a", prompt)], [TokenIds(other)])
+            assert not result.greedy
+
+
+def test_unknown_tokens_and_text_after_tokens_are_errors_of_that_request_alone(params):
+    requests = [
+        Request("unknown", TokenIds((0, 64))),
+        Request("mixed", TokenIds((0, 2))),
+        Request("fine", TokenIds((0, 2))),
+    ]
+    texts = [TokenIds((3,)), "a", TokenIds((3,))]
+    results = {result.id: result for result in make_engine(params).text_logprobs(requests, texts)}
+    assert results["unknown"].error == "there is no token 64: the tokenizer has 64"
+    assert "must be token ids" in results["mixed"].error
+    assert not results["fine"].error
+    results = {result.id: result for result in make_engine(params).choice_logprobs(requests[1:], ["a"])}
+    assert "cannot follow token ids" in results["fine"].error
 
 
 def test_text_that_does_not_fit_is_error_of_that_request_alone(params):

@@ -2,7 +2,18 @@ import json
 
 import pytest
 
-from isheep_jax.loop.records import KEPT, Instruction, Pair, Score, Scores, Selected, dropped, from_line, to_line
+from isheep_jax.loop.records import (
+    KEPT,
+    Instruction,
+    Likelihood,
+    Pair,
+    Score,
+    Scores,
+    Selected,
+    dropped,
+    from_line,
+    to_line,
+)
 
 RECORDS = [
     Instruction("1-000000", "Sag \"hallo\"\u2028und\n'tschüss'", "", 3, ("seed-001", "seed-004"), KEPT),
@@ -25,6 +36,12 @@ def test_what_most_runs_have_no_use_for_is_not_in_the_line():
     plain, measured = (json.loads(to_line(r)) for r in RECORDS if isinstance(r, Selected))
     assert measured.keys() - plain.keys() == {"perplexity", "cluster"}
     assert plain["above"] is None
+
+
+def test_line_of_a_likelihood_is_that_of_earlier_runs():
+    line = '{"id": "1-000000-1", "logprob": -3.5, "tokens": 4, "error": ""}'
+    assert to_line(Likelihood("1-000000-1", -3.5, 4)) == line
+    assert from_line(Likelihood, line) == Likelihood("1-000000-1", -3.5, 4)
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", '{"id": "1"}', "3"])

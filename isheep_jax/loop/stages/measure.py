@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from isheep_jax import distributed
-from isheep_jax.decode.requests import Request, TextLogprob
+from isheep_jax.decode.requests import Request
 from isheep_jax.loop.context import StageContext, by_request
 from isheep_jax.loop.filters import clusters
 from isheep_jax.loop.protocols import Model
-from isheep_jax.loop.records import Pair, Vector, user_text
+from isheep_jax.loop.records import Likelihood, Pair, Vector, user_text
 from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
 from isheep_jax.loop.selection.select import Measures
 from isheep_jax.text.conversation import Prompt
@@ -39,21 +39,21 @@ def measure(context: StageContext, judge: Model, pairs: Sequence[Pair], prompts:
 
 def likelihoods(
     context: StageContext, judge: Model, pairs: Sequence[Pair], prompts: Mapping[str, Prompt]
-) -> list[TextLogprob]:
+) -> list[Likelihood]:
     """Returns how probable each pair's response is to the judge, after the prompt that was answered."""
     with context.open("likelihoods", len(pairs)) as stage:
         for block in stage.blocks(pairs):
             requests = [Request(context.request_id("likelihood", x.id), prompts[x.instruction_id]) for x in block]
             for i, result in by_request(requests, judge.text_logprobs(requests, [x.response for x in block])):
                 # Four places, as for scores: above the noise of another device count.
-                stage.put(i, TextLogprob(block[i].id, round(result.logprob, 4), result.tokens, result.error))
+                stage.put(i, Likelihood(block[i].id, round(result.logprob, 4), result.tokens, result.error))
         known = sorted(value for r in stage.records if (value := perplexity(r)) is not None)
         if known:
             stage.summary["median_perplexity"] = known[len(known) // 2]
     return stage.records
 
 
-def perplexity(result: TextLogprob) -> float | None:
+def perplexity(result: Likelihood) -> float | None:
     """Returns exp of the mean negative log-probability per token; None where there is none."""
     if result.error or not result.tokens or math.isnan(result.logprob):
         return None

@@ -10,9 +10,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import get_args
 
 from isheep_jax.config import AssessConfig, Config, JudgePrompt
-from isheep_jax.decode.requests import TextLogprob
 from isheep_jax.loop.judging.scores import criteria_of
-from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, ShownExamples, Topic, Vector
+from isheep_jax.loop.records import Instruction, Likelihood, Pair, Scores, Selected, ShownExamples, Topic, Vector
 
 # The levels of an iteration in their order, each with the sections of the config that it is the first to read. A result
 # depends on the settings of its own level and of all levels before it.
@@ -128,7 +127,7 @@ _ROWS = (
     ),
     StageSpec(
         "likelihoods",
-        TextLogprob,
+        Likelihood,
         title="likelihood",
         unit="pairs",
         level="assess",
