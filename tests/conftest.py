@@ -98,3 +98,28 @@ def small_checkpoint(tmp_path_factory) -> Path:
     params = init_parameters(architecture, jax.random.key(0))
     save_checkpoint(directory / "model", params, architecture, ModelTokenizer.load(tokenizer_directory), card=None)
     return directory / "model"
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts stand-ins for an OpenAI-compatible server: `serve(answer).url`; failed attempts are repeated at once."""
+    import threading
+
+    from chat_stand_in import Server
+
+    from isheep_jax import chat_server, distributed
+
+    monkeypatch.setattr(chat_server, "PAUSES", (0.01, 0.01))
+    # As between processes, what the first one found travels as JSON.
+    monkeypatch.setattr(distributed, "from_primary", lambda make: json.loads(json.dumps(make())))
+    servers = []
+
+    def start(answer) -> Server:
+        servers.append(Server(answer))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

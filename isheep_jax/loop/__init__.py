@@ -8,6 +8,6 @@ learns from the kept ones. Dropped records stay in the run directory with their 
 `algorithm.py` is an iteration from top to bottom. `stages/table.py` lists the stages, `context.py` opens them,
 `run_directory.py` and `stage_files.py` keep what they write. `prompting/` makes prompts, `filters/` drops text,
 `judging/` scores, `selection/` chooses. The model is only seen through `protocols.py`.
-It may import config, files, distributed, errors, and the plain data of `decode.requests`, `sft.examples` and
-`text.conversation`.
+It may import config, chat_server, files, distributed, errors, and the plain data of `decode.requests`, `sft.examples`
+and `text.conversation`.
 """

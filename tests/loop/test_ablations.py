@@ -17,12 +17,12 @@ from scripted_backend import (
     tiny_config,
 )
 
+from isheep_jax import chat_server
 from isheep_jax.config import AssessConfig, GuardConfig, RespondConfig, SelectConfig, SFTConfig, StopConfig
 from isheep_jax.config import SynthesizeConfig as Synthesize
 from isheep_jax.decode.requests import ChoiceLogprobs
 from isheep_jax.errors import UserError
 from isheep_jax.loop.algorithm import run
-from isheep_jax.loop.judging import endpoint
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import Scores, Selected, Vector, from_line, kept
 from isheep_jax.runtime.locate import locate_judge
@@ -134,7 +134,7 @@ def test_a_judge_that_has_become_another_one_is_refused_once_it_has_scored(tmp_p
 
 
 def test_the_judge_may_be_a_server(tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoint.Endpoint, "_post", lambda self, body, _: answer(json.loads(body)))
+    monkeypatch.setattr(chat_server.ChatServer, "_post", lambda self, body: answer(json.loads(body)))
     settings = AssessConfig(judge="http://localhost:1/v1", judge_model="big-judge", read="sampled")
     _, backend = go(tiny_config(tmp_path, iterations=1, assess=settings))
     assert asked(backend, "/assess/") == {}

@@ -2,5 +2,5 @@
 
 Answers of a judge come in (logprobs of the ten scores, or sampled judgments), `Score` records go out (`scores`).
 `judges` finds the judge that a setting names, `endpoint` talks to one on a server, `agreement` compares two. Imports
-the loop's records and run directory, and `decode.requests`.
+the loop's records and run directory, `chat_server` and `decode.requests`.
 """

@@ -1,0 +1,203 @@
+"""The client of OpenAI-compatible servers, against a stand-in on loopback."""
+
+import json
+import socket
+import threading
+
+import pytest
+from chat_stand_in import fails, says
+
+from isheep_jax import chat_server
+from isheep_jax.chat_server import ChatServer
+from isheep_jax.errors import UserError
+
+KEY = "sk-a-secret"
+
+
+def asked(prompt, **fields):
+    return {"messages": [{"role": "user", "content": prompt}], **fields}
+
+
+def server_at(url, concurrency=4, **options):
+    return ChatServer(url, "big", "SOME_KEY", concurrency=concurrency, setting="evaluate.judge", **options)
+
+
+def ask(url, *questions, **options):
+    """Returns the answers by the index of their question."""
+    return dict(server_at(url, **options).answers(questions or [asked("p")]))
+
+
+def test_a_question_is_sent_with_model_and_key_and_its_answer_says_what_it_cost(serve, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY + "\n")
+    server = serve(lambda prompt, _: says("yes", "length", usage={"prompt_tokens": 7, "completion_tokens": 2}))
+    (answer,) = ask(server.url + "/", asked("p", temperature=0.0, max_tokens=5)).values()
+    assert (answer.text, answer.finish_reason, answer.sent, answer.received) == ("yes", "length", 7, 2)
+    ((path, headers, body),) = server.seen
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
+    assert body == {"model": "big", **asked("p", temperature=0.0, max_tokens=5)}
+
+
+def test_without_a_key_none_is_sent(serve, monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    server = serve(lambda prompt, _: says("1"))
+    ask(server.url)
+    assert server.seen[0][1]["Authorization"] is None
+
+
+def test_the_most_probable_tokens_come_with_their_logprobs(serve):
+    top = [{"token": "A", "logprob": -0.1}, {"token": "B", "logprob": -2.5}]
+    server = serve(lambda prompt, _: says("A", logprobs={"content": [{"token": "A", "top_logprobs": top}]}))
+    assert ask(server.url)[0].alternatives == ({"A": -0.1, "B": -2.5},)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_what_another_attempt_may_mend_gets_one(serve, status):
+    server = serve(lambda prompt, attempt: says("9") if attempt == 3 else fails(status, **{"Retry-After": "0"}))
+    assert ask(server.url)[0].text == "9"
+    assert server.attempts["p"] == 3
+
+
+def test_a_server_is_asked_again_when_it_said_and_no_later_than_a_minute(serve, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: pauses.append(seconds) and False)
+    client = server_at(serve(lambda prompt, n: says("9") if n == 3 else fails(429, **{"Retry-After": "7" * n})).url)
+    assert client._ask(asked("p"), threading.Event()).text == "9"
+    assert [p for p in pauses if p is not None] == [7.0, 60.0]
+
+
+def test_a_burst_of_429_loses_nothing_and_waits_while_other_questions_are_answered(serve):
+    """Many questions are refused more often than there are attempts, but never all of them at once."""
+    lock, turns = threading.Lock(), iter(range(10_000))
+
+    def answer(prompt, attempt):
+        with lock:
+            turn = next(turns)
+        return says(prompt) if turn % 6 == 0 or turn > 120 else fails(429, "slow down")
+
+    server = serve(answer)
+    answers = ask(server.url, *(asked(str(n)) for n in range(40)), concurrency=8)
+    assert {n: a.text for n, a in answers.items()} == {n: str(n) for n in range(40)}
+    assert max(server.attempts.values()) > 3
+
+
+def test_a_dropped_connection_a_late_answer_and_a_broken_one_are_asked_again(serve):
+    whole = json.dumps(says("x" * 50)[1]).encode()
+    late = threading.Event()
+
+    def answer(prompt, attempt):
+        if attempt > 1:
+            late.set()
+            return says(prompt)
+        if prompt == "late":
+            late.wait(10)
+        return {"cut": (200, whole, {"Content-Length": "9999"}), "page": (200, b"<html>sorry</html>", {})}.get(
+            prompt, (200, whole[:40], {})
+        )
+
+    server = serve(answer)
+    names = ["cut", "page", "broken", "late"]
+    answers = ask(server.url, *map(asked, names), timeout=0.5)
+    assert [answers[n].text for n in range(4)] == names
+
+
+def test_a_question_that_a_server_fails_at_while_it_answers_others_is_an_error_of_its_own(serve):
+    server = serve(lambda prompt, _: fails(500, "boom") if prompt == "bad" else says("fine"))
+    answers = ask(server.url, asked("good"), asked("bad"), asked("good too"), concurrency=1)
+    assert [answers[n].finish_reason for n in range(3)] == ["stop", "error", "stop"]
+    assert "500" in answers[1].error
+
+
+def test_what_has_arrived_is_given_before_an_error(serve):
+    server = serve(lambda prompt, _: says("ok") if prompt in "ab" else fails(404, "gone"))
+    answers = server_at(server.url, concurrency=1).answers([asked(p) for p in "abcd"])
+    assert [(i, a.text) for i, a in (next(answers), next(answers))] == [(0, "ok"), (1, "ok")]
+    with pytest.raises(UserError, match=r"404.*gone"):
+        next(answers)
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(chat_server, "PAUSES", (0.01,))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match=rf"--evaluate.judge: http://127.0.0.1:{port} does not answer.*refused"):
+        ask(f"http://127.0.0.1:{port}")
+
+
+def test_a_proxy_is_not_asked_for_this_machine(serve, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert ask(serve(lambda prompt, _: says("here")).url)[0].text == "here"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 401, 403, 404])
+def test_what_no_attempt_mends_ends_at_once_without_the_key(serve, monkeypatch, status):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    other = serve(lambda prompt, _: says("not for you"))
+    server = serve(lambda prompt, _: fails(status, f"no model for {KEY}", Location=other.url))
+    with pytest.raises(UserError, match="evaluate.judge_key.*SOME_KEY" if status in (401, 403) else "no model") as e:
+        ask(server.url)
+    assert KEY not in str(e.value)
+    assert "\n" not in str(e.value)
+    assert (set(server.attempts.values()), other.seen) == ({1}, [])
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_an_error_that_does_not_show_it(serve, monkeypatch, key):
+    monkeypatch.setenv("SOME_KEY", key)
+    with pytest.raises(UserError, match="SOME_KEY") as e:
+        ask(serve(lambda prompt, _: says("1")).url)
+    assert key not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "refusal", "field", "sent"),
+    [
+        (400, "max_tokens is not known; use max_completion_tokens", "max_tokens", "max_completion_tokens"),
+        (422, "extra field: seed", "seed", None),
+        (400, "temperature must be 1", "temperature", None),
+        (400, "logprobs are not supported", "logprobs", None),
+    ],
+)
+def test_a_field_that_a_server_refuses_is_left_out_or_renamed_and_that_is_remembered(
+    serve, status, refusal, field, sent
+):
+    fields = {"max_tokens": 3, "seed": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": 5}
+    server = serve(lambda prompt, _: says("ok"))
+    server.refuses = lambda body: fails(status, refusal) if field in body else None
+    client = server_at(server.url)
+    for prompt in "ab":
+        assert dict(client.answers([asked(prompt, **fields)]))[0].text == "ok"
+    assert (server.attempts["a"], server.attempts["b"]) == (2, 1)
+    assert server.seen[-1][2].get(sent) == (fields[field] if sent else None)
+    assert client.concessions == (field,)
+
+
+def test_the_systems_message_goes_into_the_users_where_the_template_has_no_such_role(serve):
+    server = serve(lambda prompt, _: says("ok"))
+    server.refuses = lambda body: (
+        fails(400, "System role not supported") if body["messages"][0]["role"] == "system" else None
+    )
+    messages = [{"role": "system", "content": "Judge."}, {"role": "user", "content": "this"}]
+    assert ask(server.url, {"messages": messages})[0].text == "ok"
+    assert server.seen[-1][2]["messages"] == [{"role": "user", "content": "Judge.\n\nthis"}]
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_nothing_is_remembered(serve):
+    server = serve(lambda prompt, _: fails(400, "too long: 900 tokens and max_tokens 5 are more than 512"))
+    client = server_at(server.url)
+    (answer,) = dict(client.answers([asked("p", max_tokens=5)])).values()
+    assert (answer.finish_reason, client.concessions) == ("error", ())
+    assert "too long" in answer.error
+
+
+def test_questions_are_sent_side_by_side_but_never_more_than_asked(serve):
+    gate = threading.Barrier(3)
+
+    def answer(prompt, _):
+        gate.wait(10)
+        return says("1")
+
+    server = serve(answer)
+    assert len(ask(server.url, *(asked(str(n)) for n in range(6)), concurrency=3)) == 6
+    assert server.most == 3
