@@ -81,6 +81,7 @@ setup(
             "tiny/checkpoint/*",
             "tiny/checkpoint_pages/*",
             "planning/models/*",
+            "evaluation/reference.json",
         ],
     },
     install_requires=INSTALL_REQUIRES,
