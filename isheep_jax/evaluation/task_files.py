@@ -24,6 +24,7 @@ class DataFile:
     sha256: str = ""
 
 
+_SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 _GOOGLE = "https://raw.githubusercontent.com/google-research/google-research/master"
 
 # By TASK/FILE, which is also the path in `evaluate.task_data`.
@@ -31,6 +32,24 @@ DATA_FILES = {
     "ifeval/input_data.jsonl": DataFile(
         f"{_GOOGLE}/instruction_following_eval/data/input_data.jsonl",
         "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
+    ),
+    "squad/dev-v1.1.json": DataFile(
+        f"{_SQUAD}/dev-v1.1.json",
+        "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+    ),
+    "squad_v2/dev-v2.0.json": DataFile(
+        f"{_SQUAD}/dev-v2.0.json",
+        "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
+    ),
+    # The rows of both parts of the set for reading comprehension. The official archive weighs gigabytes.
+    "triviaqa/validation.parquet": DataFile(
+        "https://huggingface.co/datasets/mandarjoshi/trivia_qa/resolve/0f7faf33a3908546c6fd5b73a660e0f8ff173c2f/"
+        "rc.nocontext/validation-00000-of-00001.parquet"
+    ),
+    "xstest/xstest_prompts.csv": DataFile(
+        "https://raw.githubusercontent.com/paul-rottger/xstest/475f10bf0a3d6a9dfb174b6de1a38afbfdff98a5/"
+        "xstest_prompts.csv",
+        "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
     ),
 }
 
