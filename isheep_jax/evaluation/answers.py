@@ -62,9 +62,9 @@ def _squeezed(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
-def exact_match(answer: str, right: Sequence[str], normalized: Normalizer) -> float:
-    """Returns 1.0 if the normalized answer is one of the normalized right ones, else 0.0."""
-    return float(normalized(answer) in {normalized(gold) for gold in right})
+def exact_match(answer: str, right: Sequence[str], normalized: Normalizer) -> bool:
+    """Returns whether the normalized answer is one of the normalized right ones."""
+    return normalized(answer) in {normalized(gold) for gold in right}
 
 
 def f1(
@@ -94,7 +94,7 @@ def _overlap(words: list[str], gold: list[str], empty_is_answer: bool) -> float:
     return 2 * precision * recall / (precision + recall) if common else 0.0
 
 
-def contains_answer(text: str, right: Sequence[str], normalized: Normalizer) -> float:
-    """Returns 1.0 if the words of a right answer follow each other in the text, else 0.0."""
+def contains_answer(text: str, right: Sequence[str], normalized: Normalizer) -> bool:
+    """Returns whether the text has the words of a right answer, one after the other."""
     words = f" {normalized(text)} "
-    return float(any(f" {gold} " in words for gold in map(normalized, right) if gold))
+    return any(f" {gold} " in words for gold in map(normalized, right) if gold)

@@ -93,7 +93,7 @@ def score(pairs: Sequence[tuple[Sample, Response]], scoring: Scoring) -> list[Sc
 
 def _score(response: Response, right: Sequence[str]) -> Score:
     if response.error:
-        return Score({"em": 0.0, "f1": 0.0})
+        return Score({"em": False, "f1": 0.0})
     answer = short_answer(response.text)
     em, overlap = exact_match(answer, right, squad_normalized), f1(answer, right, squad_normalized)
     return Score({"em": em, "f1": overlap}, {"answer": answer})
@@ -113,10 +113,11 @@ def _score_v2(response: Response, answers: Sequence[str]) -> Score:
     if _ABSTAINS.search(answer):
         answer = ""
     right = [gold for gold in answers if squad_normalized(gold)] or [""]
-    em = exact_match(answer, right, squad_normalized)
-    overlap = f1(answer, right, squad_normalized, empty_is_answer=True)
     if response.error:  # a prompt that could not be answered is no abstention
-        em = overlap = 0.0
+        em, overlap = False, 0.0
+    else:
+        em = exact_match(answer, right, squad_normalized)
+        overlap = f1(answer, right, squad_normalized, empty_is_answer=True)
     part = {"has_answer_em": em, "has_answer_f1": overlap} if answers else {"no_answer_em": em}
     return Score({"em": em, "f1": overlap, **part}, {} if response.error else {"answer": answer})
 

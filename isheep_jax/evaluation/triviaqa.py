@@ -56,7 +56,7 @@ def score(pairs: Sequence[tuple[Sample, Response]], scoring: Scoring) -> list[Sc
 
 def _score(response: Response, right: Sequence[str]) -> Score:
     if response.error:
-        return Score({"em": 0.0, "f1": 0.0, "contains": 0.0})
+        return Score({"em": False, "f1": 0.0, "contains": False})
     answer = short_answer(response.text)
     measures = {"em": exact_match, "f1": f1, "contains": contains_answer}
     values = {name: measure(answer, right, triviaqa_normalized) for name, measure in measures.items()}
