@@ -60,7 +60,7 @@ class Bench:
         self.backends: list[ScriptedBackend] = []
         self.factory = runs.RunFactory(
             lambda config: self.backend(fuse),
-            lambda config: {"fake": evaluator},
+            lambda *_: {"fake": evaluator},
             lambda config: frozenset(),
             SilentReporter,
         )
