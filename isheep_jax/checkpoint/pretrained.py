@@ -18,6 +18,8 @@ from isheep_jax.text.tokenizer import Tokenizer
 
 # Suffixes of the files, besides the weights, that define a model.
 _SUFFIXES = (".json", ".jinja", ".model", ".txt")
+# Bytes of the weights' files that are hashed at a time.
+_BLOCK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class Pretrained:
             elif path.suffix in _SUFFIXES:
                 data = path.read_bytes()
                 digest.update(f"{path.name} {len(data)}\n".encode() + data)
+        return digest.hexdigest()
+
+    def weights_digest(self) -> str:
+        """Returns the sha256 of the content of the weights' files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.directory.glob("*.safetensors"), key=lambda path: path.name):
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
         return digest.hexdigest()
 
     def load(self, *, mesh: Mesh, rules: ShardingRules, dtype: jnp.dtype) -> dict[str, Any]:

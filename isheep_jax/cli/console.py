@@ -29,7 +29,8 @@ class Console:
 
     Only process 0 prints.
 
-    directory: the run directory. Its log.txt gets the plain lines, once the loop has accepted the directory.
+    directory: the run directory. Its log.txt gets the plain lines, once the loop has accepted the directory. None: no
+        log is kept.
     stream: where to print; None: standard output.
     interactive: whether the stream is a terminal; None: ask the stream.
     clock: returns seconds, for rates and durations.
@@ -37,13 +38,13 @@ class Console:
 
     def __init__(
         self,
-        directory: epath.PathLike,
+        directory: epath.PathLike | None,
         *,
         stream: TextIO | None = None,
         interactive: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._directory = epath.Path(directory)
+        self._directory = None if directory is None else epath.Path(directory)
         self._is_primary = distributed.is_primary()
         self._rich = RichConsole(file=stream or sys.stdout, force_terminal=interactive, highlight=False, soft_wrap=True)
         self._clock = clock
@@ -84,7 +85,14 @@ class Console:
     def stage(self, iteration: int, name: str, total: int | None, unit: str) -> Iterator[StageProgress]:
         self._open_log()
         self._worked = True
-        title = f"iteration {iteration} · {name}"
+        with self.progress(f"iteration {iteration} · {name}", total, unit) as progress:
+            yield progress
+        if self._log is not None:
+            self._log.save()
+
+    @contextmanager
+    def progress(self, title: str, total: int | None, unit: str) -> Iterator[StageProgress]:
+        """Shows the progress of some work, and in the end how long it took."""
         progress = StageProgress(total, unit, self._clock)
         if self._is_primary and self._rich.is_terminal:
             with self._bar(title, progress):
@@ -105,11 +113,8 @@ class Console:
                 print_sometimes()
             progress.changed = print_sometimes
             yield progress
-        if progress.total is None:
-            return
-        self._print(f"{title}: {progress.ending()}")
-        if self._log is not None:
-            self._log.save()
+        if progress.total is not None:
+            self._print(f"{title}: {progress.ending()}")
 
     def row(self, summary: IterationSummary) -> None:
         self._open_log()
@@ -177,7 +182,7 @@ class Console:
     def _open_log(self) -> None:
         # The loop opens its first stage after it has accepted or made the directory: before that nothing may be
         # written there, because it may be another run's.
-        if self._log is None and self._is_primary:
+        if self._log is None and self._is_primary and self._directory is not None:
             self._log = _Log(self._directory / "log.txt")
             for line in self._waiting_for_log:
                 self._log.write(line)

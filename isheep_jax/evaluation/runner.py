@@ -50,7 +50,9 @@ class TaskEvaluator:
     judge: Callable[[], Model] | None = None
 
     def is_current(self, result: TaskResult) -> bool:
-        return result["settings"] == self._settings(self._all_samples()) and result["scoring"] == self._scoring()
+        every = self._all_samples()
+        same = not _differences(result["settings"], self._settings(every)) and result["scoring"] == self._scoring()
+        return same and result["count"] == len(self._limited(every))
 
     def __call__(self, model: Model, directory: epath.Path, progress: OpenProgress) -> TaskResult:
         every = self._all_samples()
@@ -58,20 +60,13 @@ class TaskEvaluator:
         distributed.check_agreement({f"the samples of {self.name}": settings["prompts"]})
         _check_same_settings(directory, settings)
         responses = self._respond(model, directory, samples, progress)
-        pairs = list(_pairs(samples, responses))
+        pairs = [(s, responses[s.id, attempt]) for s in samples for attempt in range(s.attempts)]
         scoring = Scoring(self.settings, directory, progress, self.judge)
         scores = list(self.task.score(pairs, scoring))
         if len(scores) != len(pairs):
             raise RuntimeError(f"{self.name}: {len(scores)} scores for {len(pairs)} responses")
-        lines = [
-            dataclasses.asdict(response) | {"values": dict(score.values), "details": dict(score.details)}
-            for (_, response), score in zip(pairs, scores)
-        ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(directory / "samples.jsonl", text.encode())
-        if distributed.is_primary():
-            (directory / "partial").rmtree(missing_ok=True)
-        return self._result(pairs, scores, settings)
+        self._write_samples(directory, every, responses, pairs, scores)
+        return self._result(pairs, scores, settings, len(every))
 
     def _all_samples(self) -> list[Sample]:
         return self.task.samples(TaskOptions(self.settings, self._is_chat))
@@ -94,19 +89,20 @@ class TaskEvaluator:
         return [s for s in samples if s.id in drawn]
 
     def _settings(self, every: Sequence[Sample]) -> dict[str, Any]:
-        """Returns what the responses depend on, as JSON values."""
-        samples = self._limited(every)
-        sampling = {json.dumps(dataclasses.asdict(s.sampling), sort_keys=True) for s in samples}
+        """Returns what the responses depend on, as JSON values.
+
+        The limit is not among them: a response depends on its own sample alone, so that those to fewer samples are kept
+        when the limit rises.
+        """
+        sampling = {json.dumps(dataclasses.asdict(s.sampling), sort_keys=True) for s in every}
         return {
             "task": self.name,
             "version": self.task.version,
             "prompt_format": "chat" if self._is_chat else "completion",
-            "samples": len(samples),
-            "of": len(every),
-            "attempts": max((s.attempts for s in samples), default=0),
+            "attempts": max((s.attempts for s in every), default=0),
             "sampling": [json.loads(s) for s in sorted(sampling)],
-            "prompts": _digest([[s.id, _as_json(s.prompt), s.later_turns] for s in samples]),
-            "references": _digest([[s.id, s.reference] for s in samples]),
+            "prompts": _digest([[s.id, _as_json(s.prompt), s.later_turns] for s in every]),
+            "references": _digest([[s.id, s.reference] for s in every]),
             **self.decoding,
         }
 
@@ -116,28 +112,24 @@ class TaskEvaluator:
 
     def _respond(
         self, model: Model, directory: epath.Path, samples: Sequence[Sample], progress: OpenProgress
-    ) -> list[Response]:
-        """Returns all responses: those that are kept already, and the others from the model."""
-        kept = distributed.from_primary(lambda: _read_lines(directory / "samples.jsonl"))
-        if kept is not None:
-            names = {f.name for f in dataclasses.fields(Response)}
-            try:
-                return [_response({k: v for k, v in line.items() if k in names}) for line in kept]
-            except (TypeError, AttributeError) as error:
-                raise UserError(f"{directory / 'samples.jsonl'} does not hold samples; remove it ({error})") from error
+    ) -> dict[tuple[str, int], Response]:
+        """Returns all known responses by sample and attempt: those that are kept, and the others from the model."""
         files = StageFiles(directory / "partial", Response, "")
         parts = files.parts()
-        responses = [response for part in parts for response in part]
-        done = {(r.sample, r.attempt) for r in responses}
-        todo = [(s, a) for s in samples for a in range(s.attempts) if (s.id, a) not in done]
-        total = sum(s.attempts * (1 + len(s.later_turns)) for s in samples)
+        kept = [*_kept_responses(directory / "samples.jsonl"), *(response for part in parts for response in part)]
+        responses = {(r.sample, r.attempt): r for r in kept}
+        wanted = [(s, a) for s in samples for a in range(s.attempts)]
+        todo = [(s, a) for s, a in wanted if (s.id, a) not in responses]
+        if not todo:
+            return responses
+        total = sum(1 + len(s.later_turns) for s, _ in wanted)
         with progress("", total, "responses") as bar:
-            if responses:
-                bar.advance(sum(len(r.texts) for r in responses))
+            if len(todo) < len(wanted):
+                bar.advance(total - sum(1 + len(s.later_turns) for s, _ in todo))
             waiting: list[Response] = []
             for response in self._ask(model, todo, bar.advance):
                 waiting.append(response)
-                responses.append(response)
+                responses[response.sample, response.attempt] = response
                 if len(waiting) == _PART:
                     files.write_part(len(parts), waiting)
                     parts.append(waiting)
@@ -145,6 +137,26 @@ class TaskEvaluator:
             if waiting:
                 files.write_part(len(parts), waiting)
         return responses
+
+    def _write_samples(
+        self,
+        directory: epath.Path,
+        every: Sequence[Sample],
+        responses: Mapping[tuple[str, int], Response],
+        pairs: Sequence[tuple[Sample, Response]],
+        scores: Sequence[Score],
+    ) -> None:
+        """Writes all known responses, in the order of the samples; those outside the limit have no scores."""
+        by_key = {(response.sample, response.attempt): score for (_, response), score in zip(pairs, scores)}
+        lines = []
+        for key in ((s.id, a) for s in every for a in range(s.attempts)):
+            if key in responses:
+                score = by_key.get(key, Score({}))
+                scored = {"values": dict(score.values), "details": dict(score.details)}
+                lines.append(json.dumps(dataclasses.asdict(responses[key]) | scored, ensure_ascii=False) + "\n")
+        write_atomically(directory / "samples.jsonl", "".join(lines).encode())
+        if distributed.is_primary():
+            (directory / "partial").rmtree(missing_ok=True)
 
     def _ask(
         self, model: Model, todo: Sequence[tuple[Sample, int]], advance: Callable[[int], None]
@@ -164,7 +176,7 @@ class TaskEvaluator:
                         yield talk.response()
 
     def _result(
-        self, pairs: Sequence[tuple[Sample, Response]], scores: Sequence[Score], settings: Mapping[str, Any]
+        self, pairs: Sequence[tuple[Sample, Response]], scores: Sequence[Score], settings: Mapping[str, Any], of: int
     ) -> TaskResult:
         task = self.task
         triples = [(sample, response, score) for (sample, response), score in zip(pairs, scores)]
@@ -176,8 +188,8 @@ class TaskEvaluator:
         headline = {"accuracy": main.value, "stderr": main.stderr} if task.is_accuracy and main else {}
         return {
             **headline,
-            "count": settings["samples"],
-            "of": settings["of"],
+            "count": len({sample.id for sample, _ in pairs}),
+            "of": of,
             "title": task.title,
             "version": task.version,
             "main": task.main,
@@ -230,14 +242,6 @@ class _Talk:
         )
 
 
-def _pairs(samples: Sequence[Sample], responses: Sequence[Response]) -> Iterator[tuple[Sample, Response]]:
-    """Yields each response after its sample, in the order of the samples."""
-    by_key = {(r.sample, r.attempt): r for r in responses}
-    for sample in samples:
-        for attempt in range(sample.attempts):
-            yield sample, by_key[sample.id, attempt]
-
-
 def _groups(
     triples: Sequence[tuple[Sample, Response, Score]], main: str
 ) -> dict[str, dict[str, dict[str, float | int]]]:
@@ -280,32 +284,34 @@ def _check_same_settings(directory: epath.Path, settings: dict[str, Any]) -> Non
     if before is None:
         write_json(path, settings)
         return
-    now = json.loads(json.dumps(settings))
-    differ = [
-        f"{name} was {json.dumps(before.get(name))[:60]}, now {json.dumps(now.get(name))[:60]}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if differ:
+    if differ := _differences(before, settings):
         raise UserError(
             f"{directory} was evaluated with other settings: {'; '.join(differ)}; remove it, or name another directory "
             "with --output"
         )
 
 
-def _read_lines(path: epath.Path) -> list[dict[str, Any]] | None:
-    """Reads a JSON Lines file; None if there is none. Raises `UserError` for a damaged one."""
-    if not path.exists():
-        return None
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each setting that differs. The loop does not record the weights: its run tells them."""
+    now = json.loads(json.dumps(now))
+    return [
+        f"{name} was {json.dumps(before.get(name))[:60]}, now {json.dumps(now.get(name))[:60]}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not (name == "weights" and "weights" not in before.keys() & now.keys())
+    ]
+
+
+def _kept_responses(path: epath.Path) -> list[Response]:
+    """Reads the responses of `samples.jsonl`; none if it is not there. Raises `UserError` for a damaged one."""
+    text = distributed.from_primary(lambda: path.read_text(encoding="utf-8") if path.exists() else "")
+    names = [f.name for f in dataclasses.fields(Response)]
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to make it anew") from error
-
-
-def _response(line: Mapping[str, Any]) -> Response:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
-    return Response(**values)
+        lines = [json.loads(line) for line in text.split("\n") if line]
+        return [
+            Response(**{n: tuple(line[n]) if isinstance(line[n], list) else line[n] for n in names}) for line in lines
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); remove it to make it anew") from error
 
 
 def _as_json(prompt: Prompt) -> Any:

@@ -5,12 +5,13 @@ from typing import Any
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError, did_you_mean
-from isheep_jax.evaluation import squad, tiny, tiny_domain, triviaqa
+from isheep_jax.evaluation import ifeval, squad, tiny, tiny_domain, triviaqa
 from isheep_jax.evaluation.runner import TaskEvaluator
 from isheep_jax.evaluation.task import Task, TaskOptions
 from isheep_jax.loop.protocols import Evaluator, Model
 
 TASKS: dict[str, Task] = {
+    "ifeval": ifeval.TASK,
     "squad": squad.SQUAD,
     "squad_v2": squad.SQUAD_V2,
     "triviaqa": triviaqa.TASK,

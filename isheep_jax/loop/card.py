@@ -215,7 +215,8 @@ def _front_matter(base: str, adapter: bool, chained: bool) -> str:
 
 
 def _evaluation(base: Step, last: Step) -> str:
-    names = list(dict.fromkeys([*base.evaluation, *last.evaluation]))
+    measures = {**base.evaluation, **last.evaluation}
+    names = [name for name, result in measures.items() if "accuracy" in result]
     if not names:
         return "The run measured neither the base model nor this one."
 

@@ -1,0 +1,151 @@
+"""The command that measures models on benchmarks: a checkpoint, or the models of a run.
+
+python -m isheep_jax.evaluate --model runs/tiny --all_iterations --tasks tiny
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from isheep_jax.cli.arguments import Command
+from isheep_jax.cli.errors import report_error, run_command
+from isheep_jax.cli.settings import WITHOUT_PREFIX
+from isheep_jax.config import ChatTemplate, DecodeConfig, EvaluateConfig, is_server
+from isheep_jax.config_checks import RANGES
+from isheep_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from isheep_jax.cli.console import Console
+    from isheep_jax.loop.protocols import Evaluator, TaskResult
+    from isheep_jax.runtime.subjects import OneModel, Subject
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of the command."""
+
+    model: str = ""
+    """Model directory in Hugging Face format (local or gs://), a run's directory (its newest model), a hub id (org/name
+    or org/name@revision), or 'tiny' (the embedded base)."""
+    iteration: int = -1
+    """Iteration of a run to measure (0: the base model). -1: the newest that is finished."""
+    all_iterations: bool = False
+    """Measure the base model and every finished iteration of a run."""
+    output: str = ""
+    """Directory for the results, evaluation.json and evaluation/. Empty: those of a run go to its iterations, those of
+    another model to evaluations/NAME."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata=WITHOUT_PREFIX)
+    chat_template: ChatTemplate = "auto"
+    """Chat template. 'auto': the tokenizer's own, or the run's."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """dtype of weights and activations. 'auto': the run's, or float32 on CPUs and bfloat16 elsewhere."""
+    seed: int = 0
+    """Seed of the random numbers of sampled responses. 0: the run's."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig, metadata=WITHOUT_PREFIX)
+    decode_tensor: int = 1
+    """Shards of heads and feed-forward units (count); the other devices hold replicas of the weights."""
+
+
+COMMAND = Command(
+    module="isheep_jax.evaluate",
+    options=EvaluateOptions,
+    usage=(
+        "--model DIRECTORY --tasks ifeval,triviaqa [--limit N]",
+        "--model RUN --all_iterations --tasks ifeval",
+    ),
+    about="Measures models on benchmarks, keeps every sample, and prints a table. The same command again goes on.",
+    example="--model runs/tiny --tasks tiny",
+    required=("model",),
+    everyday=("model", "iteration", "all_iterations", "tasks", "limit", "output", "task_data", "allow_code_execution"),
+    ranges={
+        "iteration": "[-1, inf)",
+        **{name: RANGES[f"evaluate.{name}"] for name in ("limit", "max_tokens", "attempts", "judge_requests")},
+        "slots": RANGES["decode.slots"],
+        "max_length": RANGES["decode.max_length"],
+    },
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures the chosen models on the chosen tasks. Raises `UserError` for bad input, before a model is loaded."""
+    options = COMMAND.parse(arguments)
+    if not options.evaluate.tasks:
+        from isheep_jax.evaluation.tasks import TASKS
+
+        raise UserError(f"--tasks is missing: name some of {', '.join(TASKS)}, or lm_eval:NAME")
+    if options.all_iterations and options.iteration != -1:
+        raise UserError("--iteration: it names one iteration; leave it or --all_iterations out")
+
+    # Imported here so that --help and misspelled settings answer at once: these bring in jax.
+    from isheep_jax import distributed
+
+    with distributed.distributed_session(lambda error: report_error(error, COMMAND.module, arguments)):
+        _run(options)
+
+
+def _run(options: EvaluateOptions) -> None:
+    from isheep_jax.cli.console import Console
+    from isheep_jax.evaluation.tasks import check_tasks, evaluators
+    from isheep_jax.runtime.locate import locate_model
+    from isheep_jax.runtime.subjects import Decoding, OneModel, subjects
+
+    settings = options.evaluate
+    check_tasks(settings)
+    iterations = "all" if options.all_iterations else "newest" if options.iteration < 0 else str(options.iteration)
+    decoding = Decoding(
+        options.chat_template, options.compute_dtype, options.seed, options.decode_tensor, options.decode
+    )
+    chosen = subjects(options.model, iterations, options.output, decoding)
+    models = OneModel(chosen[0].decoding)
+    judge = None
+    if settings.judge and not is_server(settings.judge):
+        directory = locate_model(settings.judge, "--judge")
+
+        def judge():
+            return models.load(directory, "auto")
+
+    measured = []
+    with Console(None) as console:
+        for subject in chosen:
+            measures = evaluators(settings, subject.facts(), judge)
+            measured.append((subject.label, measure(subject, measures, models, console)))
+        for line in table(measured):
+            console.note(line)
+        console.note(f"results: {', '.join(str(subject.output) for subject in chosen)}")
+
+
+def measure(
+    subject: "Subject", evaluators: "dict[str, Evaluator]", models: "OneModel", console: "Console"
+) -> "dict[str, TaskResult]":
+    """Returns the results of a model by task; what was measured before with the same settings is not measured again."""
+    from isheep_jax.files import read_json_if_there, write_json
+    from isheep_jax.loop.models import DeferredModel
+
+    path = subject.output / "evaluation.json"
+    results = read_json_if_there(path) or {}
+    model = DeferredModel(models, subject.directory)
+    for task, evaluator in evaluators.items():
+        if task in results and evaluator.is_current(results[task]):
+            continue
+
+        def progress(what: str, total: int | None, unit: str, task: str = task):
+            title = f"{subject.label} · {task}" + (f", {what}" if what else "")
+            return console.progress(title, total, unit)
+
+        results[task] = evaluator(model, subject.output / "evaluation" / task, progress)
+        write_json(path, results)
+    return {task: results[task] for task in evaluators}
+
+
+def table(measured: "Sequence[tuple[str, dict[str, TaskResult]]]") -> list[str]:
+    lines = []
+    for label, results in measured:
+        for task, result in results.items():
+            for name, figure in result["figures"].items():
+                lines.append(f"{label}  {task}  {name}  {figure['value']:.4f} ± {figure['stderr']:.4f}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, COMMAND.module))

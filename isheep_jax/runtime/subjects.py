@@ -1,0 +1,155 @@
+"""The models that the command `evaluate` measures: a checkpoint, or models of a run, loaded one at a time."""
+
+import gc
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax.numpy as jnp
+from etils import epath
+
+from isheep_jax import distributed
+from isheep_jax.checkpoint.pretrained import Pretrained, open_model
+from isheep_jax.config import DecodeConfig
+from isheep_jax.decode.engine import Engine
+from isheep_jax.errors import UserError
+from isheep_jax.files import read_json
+from isheep_jax.runtime.decoding import decoding_facts
+from isheep_jax.runtime.devices import default_dtype
+from isheep_jax.runtime.load import make_engine
+from isheep_jax.runtime.locate import finished_models, locate_model
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How models are loaded and asked.
+
+    chat_template: "auto" or a name, as `model.chat_template`. compute_dtype: or "auto", float32 on CPUs and bfloat16
+        elsewhere. decode_tensor: shards of heads and feed-forward units.
+    """
+
+    chat_template: str = "auto"
+    compute_dtype: str = "auto"
+    seed: int = 0
+    decode_tensor: int = 1
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure.
+
+    label: its name in tables. directory: its checkpoint. output: gets `evaluation.json` and `evaluation/`.
+    """
+
+    label: str
+    directory: epath.Path
+    output: epath.Path
+    decoding: Decoding
+
+    def open(self) -> Pretrained:
+        """Returns the model without its weights. Raises `UserError` as `open_model`."""
+        return open_model(self.directory, self.decoding.chat_template)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what responses depend on besides prompts, with the digest of the weights, for the record."""
+        model, decoding = self.open(), self.decoding
+        dtype = default_dtype() if decoding.compute_dtype == "auto" else decoding.compute_dtype
+        weights = distributed.from_primary(model.weights_digest)
+        return {**decoding_facts(model, decoding.decode, jnp.dtype(dtype), decoding.seed), "weights": weights}
+
+
+def subjects(path: str, iterations: str, output: str, decoding: Decoding) -> list[Subject]:
+    """Returns the models that `--model` names.
+
+    Args:
+        path: What `locate_model` takes.
+        iterations: Of a run: "newest", "all" (the base model, too), or a number; 0 is the base model.
+        output: Directory for the results. "": a run's own iterations, and evaluations/NAME for another model.
+        decoding: How they are asked. Where it has defaults, a run's models are asked as in the run.
+
+    Raises `UserError` when there is no such model or iteration.
+    """
+    directory = epath.Path(path).expanduser()
+    if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
+        return _of_run(directory, iterations, epath.Path(output) if output else directory, decoding)
+    if iterations != "newest":
+        option = "--all_iterations" if iterations == "all" else "--iteration"
+        raise UserError(f"{option}: {path} is not a run's directory; leave the option out")
+    name = re.sub(r"[^\w.@-]", "_", path.rstrip("/").rpartition("/")[2]) or "model"
+    return [Subject(name, locate_model(path), epath.Path(output or f"evaluations/{name}"), decoding)]
+
+
+def _of_run(run: epath.Path, iterations: str, output: epath.Path, decoding: Decoding) -> list[Subject]:
+    settings = _settings(run)
+    models = finished_models(run)
+    if iterations == "newest":
+        if not models:
+            raise UserError(f"--model: the run {run} has no finished model yet; --iteration=0 is its base model")
+        chosen = [max(models)]
+    else:
+        chosen = [0, *sorted(models)] if iterations == "all" else [int(iterations)]
+    decoding = _as_in_run(decoding, settings)
+
+    def subject(number: int) -> Subject:
+        if number and number not in models:
+            finished = ", ".join(map(str, sorted(models))) or "none"
+            raise UserError(f"--iteration: {run} has no model of iteration {number}; finished: {finished}")
+        checkpoint = models[number] if number else locate_model(settings["model"]["path"], "--model")
+        label = f"iteration {number}" if number else "iteration 0 (base)"
+        return Subject(label, checkpoint, output / f"iteration_{number}", decoding)
+
+    return [subject(number) for number in chosen]
+
+
+def _settings(run: epath.Path) -> Mapping[str, Any]:
+    settings = read_json(run / "config.json")
+    try:
+        _as_in_run(Decoding(), settings)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"--model: {run}/config.json is not that of a run of this version ({error!r}); name one of its "
+            "model directories"
+        ) from error
+    return settings
+
+
+def _as_in_run(decoding: Decoding, settings: Mapping[str, Any]) -> Decoding:
+    """Returns the decoding with a run's settings in place of defaults, so that its own figures can be compared."""
+    default, decode, model = Decoding(), decoding.decode, settings["model"]
+    names = ("max_length", "weights_dtype", "kv_cache_dtype")
+    own = {n: settings["decode"][n] for n in names if getattr(decode, n) == getattr(DecodeConfig(), n)}
+    return replace(
+        decoding,
+        **{n: model[n] for n in ("chat_template", "compute_dtype") if getattr(decoding, n) == getattr(default, n)},
+        seed=decoding.seed or settings["seed"],
+        decode=replace(decode, **own),
+    )
+
+
+class OneModel:
+    """Loads models, one at a time: two sets of weights may not fit. decoding: how they are asked."""
+
+    def __init__(self, decoding: Decoding):
+        self._decoding = decoding
+        self._held: tuple[epath.Path, Engine] | None = None
+
+    def load(self, directory: epath.Path, chat_template: str = "") -> Engine:
+        """Returns an engine for a checkpoint; a call for the one that is held costs nothing.
+
+        chat_template: "": that of the decoding.
+        """
+        if self._held is None or self._held[0] != directory:
+            self._held = None
+            gc.collect()  # an engine may be part of reference cycles
+            decoding = self._decoding
+            engine = make_engine(
+                open_model(directory, chat_template or decoding.chat_template),
+                decode=decoding.decode,
+                decode_tensor=decoding.decode_tensor,
+                compute_dtype=decoding.compute_dtype,
+                seed=decoding.seed,
+            )
+            self._held = (directory, engine)
+        return self._held[1]
