@@ -29,7 +29,7 @@ class ReferenceRow:
     base: model that it was made from. what: the published model, such as "I-SHEEP iteration 3".
     task, figures: names of ours; of several figures, it is their mean.
     value: a share from 0 to 1, or points where the task has points.
-    source, setting: where it was published, and how it was measured.
+    source, table: where it was published. setting: how it was measured.
     ablation: whether it is a variant of a method, tried to be compared with the method itself.
     """
 
@@ -39,6 +39,7 @@ class ReferenceRow:
     figures: tuple[str, ...]
     value: float
     source: str
+    table: str
     setting: str
     ablation: bool = False
 
@@ -82,7 +83,8 @@ def _rows() -> tuple[ReferenceRow, ...]:
             task=task,
             figures=tuple(names.split(",")),
             value=value if task in POINTS else round(value / 100, 6),
-            source=_source(row),
+            source=_content()["sources"][row["source"]]["title"],
+            table=row.get("table", ""),
             setting=_setting(row, task),
             ablation=row.get("ablation", False),
         )
@@ -90,11 +92,6 @@ def _rows() -> tuple[ReferenceRow, ...]:
         for task, figures in row["figures"].items()
         for names, value in figures.items()
     )
-
-
-def _source(row: Mapping[str, Any]) -> str:
-    title = _content()["sources"][row["source"]]["title"]
-    return f"{title}, table {row['table']}" if "table" in row else title
 
 
 def _setting(row: Mapping[str, Any], task: str) -> str:

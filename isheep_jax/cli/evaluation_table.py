@@ -1,0 +1,142 @@
+"""Results of evaluated models as lines of text: a table per task, published figures below, and warnings."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from isheep_jax.cli.results import table_line
+from isheep_jax.evaluation.reference import ReferenceRow, reference_rows
+from isheep_jax.evaluation.tasks import TASKS
+
+# A share of responses cut off by the limit of tokens that is worth a warning.
+MANY_UNFINISHED = 0.05
+
+# A task's entry in `evaluation.json`, and the whole file by task.
+Result = Mapping[str, Any]
+Results = Mapping[str, Result]
+
+# What a column shows: a figure, or the mean of several.
+Figures = tuple[str, ...]
+
+
+def evaluation_lines(models: Sequence[tuple[str, Results]], base: str | None = None) -> list[str]:
+    """Returns a table of the main figures if there are several tasks, then a table of each task, then warnings.
+
+    models: label and results of each, in the order of the rows.
+    base: name of their base (`reference.base_of`); figures that were published for it are shown below.
+    """
+    tasks = list(dict.fromkeys(task for _, results in models for task in results))
+    blocks = [summary_lines(models)] if len(tasks) > 1 else []
+    for task in tasks:
+        rows = [(label, results[task]) for label, results in models if task in results]
+        blocks.append(task_lines(task, rows, reference_rows(base, task)))
+    blocks.append([warning for label, results in models for warning in result_warnings(label, results)])
+    return [line for block in blocks if block for line in ("", *block)][1:]
+
+
+def summary_lines(models: Sequence[tuple[str, Results]]) -> list[str]:
+    """Returns a table with a row per model and the main figure of each task as columns."""
+    tasks = list(dict.fromkeys(task for _, results in models for task in results))
+    rows = [
+        [_cell(results[task], (results[task]["main"],)) if task in results else "" for task in tasks]
+        for _, results in models
+    ]
+    return _table(["value ± standard error", *tasks], [label for label, _ in models], rows)
+
+
+def task_lines(
+    task: str,
+    models: Sequence[tuple[str, Result]],
+    references: Sequence[ReferenceRow] = (),
+) -> list[str]:
+    """Returns the table of one task: a row per model with value ± standard error, and published figures below.
+
+    models: label and result of each. references: published figures; those of figures that are not shown are left out.
+    """
+    first = models[0][1]
+    parts = {_samples(result) for _, result in models}
+    if len(parts) > 1:
+        models = [(" ".join(filter(None, [label, _samples(result)])), result) for label, result in models]
+    columns = [(name,) for name in (first["main"], *_shown(task, first)) if name in first["figures"]]
+    means = [row.figures for row in references if len(row.figures) > 1 and set(row.figures) <= set(first["figures"])]
+    sections = [columns, *([figures] for figures in dict.fromkeys(means))]
+    references = [row for row in references if any(row.figures in section for section in sections)]
+    origins = list(dict.fromkeys((row.source, row.setting) for row in references))
+    lines = [" ".join(filter(None, [first["title"], *(parts if len(parts) == 1 else [])]))]
+    for section in sections:
+        lines += [f"  {line}" for line in _section(section, models, references, origins)]
+    for number, (source, setting) in enumerate(origins, 1):
+        tables = dict.fromkeys(row.table for row in references if (row.source, row.setting) == (source, setting))
+        where = source + (f", table {' and '.join(tables)}" if any(tables) else "")
+        lines.append(f"  [{number}] another harness's: {where} ({setting})")
+    return lines
+
+
+def _shown(task: str, result: Result) -> Sequence[str]:
+    """Returns the figures besides the main one; of a task that is not in the table, the first ones."""
+    if task in TASKS:
+        return TASKS[task].shown
+    return [name for name in result["figures"] if name != result["main"]][:3]
+
+
+def _samples(result: Result) -> str:
+    """Returns how many samples were used, if not all."""
+    return "" if result["count"] == result["of"] else f"({result['count']} of {result['of']} samples)"
+
+
+def _section(
+    columns: Sequence[Figures],
+    models: Sequence[tuple[str, Result]],
+    references: Sequence[ReferenceRow],
+    origins: Sequence[tuple[str, str]],
+) -> list[str]:
+    """Returns a table of the columns: the models, then the published ones with the number of their origin."""
+    form = _form(models[0][1])
+    published: dict[str, dict[Figures, str]] = {}
+    for row in references:
+        if row.figures in columns:
+            label = f"{row.what} [{origins.index((row.source, row.setting)) + 1}]"
+            published.setdefault(label, {})[row.figures] = format(row.value, form)
+    own = [[_cell(result, figures) for figures in columns] for _, result in models]
+    header = ["", *(figures[0] if len(figures) == 1 else f"mean of {' and '.join(figures)}" for figures in columns)]
+    others = [[values.get(figures, "") for figures in columns] for values in published.values()]
+    return _table(header, [*(label for label, _ in models), *published], [*own, *others])
+
+
+def _form(result: Result) -> str:
+    """Returns the format of a result's figures: shares with three digits, points with two."""
+    return ".2f" if result["figures"].get(result["main"], {}).get("value", 0) > 1 else ".3f"
+
+
+def _cell(result: Result, figures: Figures) -> str:
+    known = [result["figures"][name] for name in figures if name in result["figures"]]
+    if len(known) < len(figures):
+        return ""
+    form, value = _form(result), sum(figure["value"] for figure in known) / len(known)
+    # The figures of a mean are correlated, so that their standard errors do not give its own.
+    return f"{value:{form}} ± {known[0]['stderr']:{form}}" if len(known) == 1 else format(value, form)
+
+
+def _table(header: Sequence[str], labels: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table: labels to the left, cells to the right of their columns."""
+    rows = [header[1:], *rows]
+    labels = [header[0], *labels]
+    columns = [max(column, key=len) for column in zip(*rows, strict=True)]
+    width = max(map(len, labels))
+    return [f"{label:{width}}  {table_line(row, columns)}".rstrip() for label, row in zip(labels, rows, strict=True)]
+
+
+def result_warnings(label: str, results: Results) -> list[str]:
+    """Returns a line for each task whose figures say less than they seem to: unfinished or missing responses."""
+    warnings = []
+    for task, result in results.items():
+        if result["unfinished"] > MANY_UNFINISHED:
+            warnings.append(
+                f"{label}: {result['unfinished']:.0%} of the responses to {task} were cut off by the limit of tokens; "
+                "raise --max_tokens if they should have ended"
+            )
+        if result["unanswered"]:
+            warnings.append(
+                f"{label}: {result['unanswered']} prompts of {task} do not fit into the model's context and count as "
+                "wrong; raise --decode.max_length if the model allows"
+            )
+    return warnings
