@@ -86,7 +86,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(options: EvaluateOptions) -> None:
     from isheep_jax.cli.console import Console
+    from isheep_jax.cli.evaluation_table import evaluation_lines
+    from isheep_jax.evaluation.reference import base_of
     from isheep_jax.evaluation.tasks import check_tasks, evaluators
+    from isheep_jax.files import read_json
     from isheep_jax.runtime.locate import locate_model
     from isheep_jax.runtime.subjects import Decoding, OneModel, subjects
 
@@ -110,7 +113,8 @@ def _run(options: EvaluateOptions) -> None:
         for subject in chosen:
             measures = evaluators(settings, subject.facts(), judge)
             measured.append((subject.label, measure(subject, measures, models, console)))
-        for line in table(measured):
+        base = base_of(read_json(chosen[0].directory / "config.json"))
+        for line in evaluation_lines(measured, base):
             console.note(line)
         console.note(f"results: {', '.join(str(subject.output) for subject in chosen)}")
 
@@ -136,15 +140,6 @@ def measure(
         results[task] = evaluator(model, subject.output / "evaluation" / task, progress)
         write_json(path, results)
     return {task: results[task] for task in evaluators}
-
-
-def table(measured: "Sequence[tuple[str, dict[str, TaskResult]]]") -> list[str]:
-    lines = []
-    for label, results in measured:
-        for task, result in results.items():
-            for name, figure in result["figures"].items():
-                lines.append(f"{label}  {task}  {name}  {figure['value']:.4f} ± {figure['stderr']:.4f}")
-    return lines
 
 
 if __name__ == "__main__":
