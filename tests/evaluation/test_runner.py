@@ -198,12 +198,8 @@ def test_samples_are_asked_with_their_own_sampling(directory):
 
 def test_attempts_are_asked_apart_and_clustered(directory):
     result = evaluator(task([sample(i, attempts=3) for i in range(4)]))(Model(), directory, Counting())
-    assert [(line["sample"], line["attempt"]) for line in lines(directory)][:4] == [
-        ("0", 0),
-        ("0", 1),
-        ("0", 2),
-        ("1", 0),
-    ]
+    kept = [(line["sample"], line["attempt"]) for line in lines(directory)]
+    assert kept == [(str(i), attempt) for i in range(4) for attempt in range(3)]
     # All attempts of a sample have the same score, so that there are four independent values, not twelve.
     assert result["figures"]["accuracy"] == {"value": 0.5, "stderr": pytest.approx((1 / 12) ** 0.5), "count": 12}
     assert result["count"] == 4
