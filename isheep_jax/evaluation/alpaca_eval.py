@@ -53,6 +53,8 @@ def samples(options: TaskOptions) -> list[Sample]:
     path = task_file(options.settings, DATA)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(rows, list) and rows):
+            raise ValueError("no list with rows")
         return [_sample(index, row, options) for index, row in enumerate(rows)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(

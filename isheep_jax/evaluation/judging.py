@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,16 @@ class Verdict:
     """
 
     text: str = ""
-    alternatives: Sequence[Mapping[str, float]] = ()
-    logprobs: Sequence[float] = ()
+    alternatives: tuple[Mapping[str, float], ...] = ()
+    logprobs: tuple[float, ...] = ()
     error: str = ""
     sent: int = 0
     received: int = 0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Verdict":
+        """Returns the verdict of which `dataclasses.asdict` gives these values."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def check_judge(settings: EvaluateConfig) -> None:
@@ -99,7 +104,7 @@ def ask_judge(
             values = distributed.from_primary(
                 lambda: {key: dataclasses.asdict(verdict) for key, verdict in session.ask(by_key).items()}
             )
-            verdicts = {key: Verdict(**value) for key, value in values.items()}
+            verdicts = {key: Verdict.from_json(value) for key, value in values.items()}
         else:
             verdicts = session.ask(by_key)
     return [verdicts[judge.key(question)] for question in questions]
@@ -186,18 +191,17 @@ class _Session:
             for index, verdict in self.judge.verdicts([by_key[key] for key in todo]):
                 key = todo[index]
                 verdicts[key] = waiting[key] = verdict
-                self.bar.advance(1, **_cost(verdicts))
                 some_are_readable = some_are_readable or self.is_readable(by_key[key], verdict)
                 if some_are_readable:
                     self.kept.add(waiting)
                     waiting = {}
                 elif len(waiting) >= _UNREAD_AT_FIRST:
-                    raise UserError(
-                        f"--judge: none of the first {len(waiting)} verdicts can be read, such as {_shown(verdict)}; "
-                        "a judge that thinks first needs its thinking switched off on the server"
-                    )
+                    raise _unreadable(waiting.values())
+                self.bar.advance(1, **_cost(verdicts))
         finally:
             self.kept.flush()
+        if waiting and all(v.error for v in waiting.values()):
+            raise _unreadable(waiting.values())
         facts = {"verdicts": len(verdicts), "refused": sum(bool(v.error) for v in verdicts.values())}
         write_json(self.kept.directory.parent / "judging.json", self.judge.facts() | facts | _cost(verdicts))
         return verdicts
@@ -209,7 +213,7 @@ class _KeptVerdicts:
     def __init__(self, directory: epath.Path):
         self.directory = directory
         parts = distributed.from_primary(self._read)
-        self.verdicts = {key: Verdict(**value) for part in parts for key, value in part.items()}
+        self.verdicts = {key: Verdict.from_json(value) for part in parts for key, value in part.items()}
         self._index, self._part, self._changed = len(parts), {}, False
         self._interval = _SECONDS_IN_BUCKETS if on_object_store(directory) else 0.0
         self._written = -self._interval
@@ -237,7 +241,7 @@ class _KeptVerdicts:
         while (path := self._path(len(parts))).exists():
             try:
                 rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-                parts.append({row.pop("key"): dataclasses.asdict(Verdict(**row)) for row in rows})
+                parts.append({row.pop("key"): dataclasses.asdict(Verdict.from_json(row)) for row in rows})
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise UserError(f"{path} does not hold verdicts ({error!r}); remove it to ask again") from None
         return parts
@@ -287,8 +291,12 @@ def _cost(verdicts: Mapping[str, Verdict]) -> dict[str, int]:
     return {"tokens_sent": sent, "tokens_received": received} if sent or received else {}
 
 
-def _shown(verdict: Verdict) -> str:
-    return repr(" ".join((verdict.error or verdict.text).split())[:80])
+def _unreadable(verdicts: Collection[Verdict]) -> UserError:
+    """Returns the error for a judge of whose first verdicts none can be read."""
+    last = list(verdicts)[-1]
+    shown = " ".join((last.error or last.text).split())[:80]
+    advice = "" if last.error else "; a judge that thinks first needs its thinking switched off on the server"
+    return UserError(f"--judge: none of the first {len(verdicts)} verdicts can be read, such as {shown!r}{advice}")
 
 
 def _digest(value: Any) -> str:
