@@ -73,6 +73,16 @@ class Engine:
         return self.model.config
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, for callers that give token ids."""
+        return self.model.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt with what follows it."""
+        return self.model.config.max_length
+
+    @property
     def statistics(self) -> Statistics:
         """What the engine has counted so far."""
         return self.model.statistics

@@ -73,10 +73,7 @@ class TaskEvaluator:
 
     @property
     def _is_chat(self) -> bool:
-        form = self.settings.prompt_format
-        if form == "chat" and not self.decoding["chat_template"]:
-            raise UserError("--prompt_format: chat needs a chat template; name one with --chat_template")
-        return form == "chat" or (form == "auto" and bool(self.decoding["chat_template"]))
+        return holds_conversations(self.settings, self.decoding)
 
     def _limited(self, samples: Sequence[Sample]) -> list[Sample]:
         """Returns the samples that the limit leaves, in their order: always the same ones."""
@@ -201,6 +198,14 @@ class TaskEvaluator:
             "scoring": self._scoring(),
             "examples": _examples(triples, task.main),
         }
+
+
+def holds_conversations(settings: EvaluateConfig, decoding: Mapping[str, Any]) -> bool:
+    """Returns whether prompts are conversations. Raises `UserError` where the model has no template for them."""
+    form = settings.prompt_format
+    if form == "chat" and not decoding["chat_template"]:
+        raise UserError("--prompt_format: chat needs a chat template; name one with --chat_template")
+    return form == "chat" or (form == "auto" and bool(decoding["chat_template"]))
 
 
 class _Talk:

@@ -18,7 +18,7 @@ from isheep_jax.decode.requests import (
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.judging.endpoint import Endpoint
 from isheep_jax.loop.judging.judges import own_model
-from isheep_jax.loop.protocols import Backend, Model
+from isheep_jax.loop.protocols import Backend, Model, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class DeferredModel:
 
     backend: Backend
     directory: epath.Path | None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.backend.load(self.directory).tokenizer
+
+    @property
+    def max_length(self) -> int:
+        return self.backend.load(self.directory).max_length
+
+    def weights_digest(self) -> str:
+        return self.backend.weights_digest(self.directory)
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
         return self.backend.load(self.directory).generate(requests, sampling)

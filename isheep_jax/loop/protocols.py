@@ -19,6 +19,7 @@ from isheep_jax.decode.requests import (
 )
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.sft.examples import Example
+from isheep_jax.text.conversation import Conversation
 
 
 class Model(Protocol):
@@ -43,6 +44,39 @@ class Model(Protocol):
 
     def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
         """Yields the mean of the last layer's hidden states over each prompt's tokens; match them by id."""
+
+
+class Tokenizer(Protocol):
+    """What callers that tokenize themselves need of `isheep_jax.text.tokenizer.Tokenizer`.
+
+    start_id: the token that a text without a prompt is scored after.
+    """
+
+    bos_id: int | None
+    eos_ids: Sequence[int]
+    start_id: int | None
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        """Returns the ids of a text, after the beginning-of-text token that the model expects unless bos is False."""
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids including the names of special tokens."""
+
+    def render(self, conversation: Conversation) -> str:
+        """Returns the text of a conversation up to the assistant's header. Raises `UserError` where it is refused."""
+
+
+class TokenModel(Model, Protocol):
+    """A model for callers that tokenize themselves, and keep answers by its weights.
+
+    max_length: most tokens of a prompt with what follows it.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+
+    def weights_digest(self) -> str:
+        """Returns the sha256 of the weights."""
 
 
 class Index(Protocol):
@@ -129,6 +163,9 @@ class Backend(Protocol):
 
         A call for the model that is held already costs nothing.
         """
+
+    def weights_digest(self, directory: epath.Path | None) -> str:
+        """Returns the sha256 of the weights of the model that `load` returns."""
 
     def index(self, vectors: np.ndarray) -> Index:
         """Returns an index of the vectors [N, D]."""

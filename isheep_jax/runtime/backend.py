@@ -96,6 +96,10 @@ class JaxBackend:
             self._engine = (directory, engine)
         return self._engine[1]
 
+    def weights_digest(self, directory: epath.Path | None) -> str:
+        model = Pretrained(directory or self._base, self._architecture, self._tokenizer)
+        return distributed.from_primary(model.weights_digest)
+
     def index(self, vectors: np.ndarray) -> Index:
         return Index(vectors, self._decode_mesh)
 

@@ -102,6 +102,12 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def start_id(self) -> int | None:
+        """Id of the token that a text without a prompt is scored after: the first of bos_token and eos_token."""
+        names = filter(None, (self._special["bos_token"], self._special["eos_token"]))
+        return next((self._backend.token_id(name) for name in names), None)
+
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Returns the ids of a text, after the beginning-of-text token that the model expects unless bos is False."""
         return [*(self._prefix if bos else []), *self._backend.encode(text)]
