@@ -24,23 +24,31 @@ def evaluation_lines(models: Sequence[tuple[str, Results]], base: str | None = N
     models: label and results of each, in the order of the rows.
     base: name of their base (`reference.base_of`); figures that were published for it are shown below.
     """
-    tasks = list(dict.fromkeys(task for _, results in models for task in results))
+    tasks = _tasks(models)
     blocks = [summary_lines(models)] if len(tasks) > 1 else []
     for task in tasks:
         rows = [(label, results[task]) for label, results in models if task in results]
         blocks.append(task_lines(task, rows, reference_rows(base, task)))
-    blocks.append([warning for label, results in models for warning in result_warnings(label, results)])
+    blocks.append(warning_lines(models))
     return [line for block in blocks if block for line in ("", *block)][1:]
 
 
 def summary_lines(models: Sequence[tuple[str, Results]]) -> list[str]:
     """Returns a table with a row per model and the main figure of each task as columns."""
-    tasks = list(dict.fromkeys(task for _, results in models for task in results))
+    tasks = _tasks(models)
     rows = [
         [_cell(results[task], (results[task]["main"],)) if task in results else "" for task in tasks]
         for _, results in models
     ]
-    return _table(["value ± standard error", *tasks], [label for label, _ in models], rows)
+    header = [
+        " ".join([task, *_parts(result for _, results in models if (result := results.get(task)))]) for task in tasks
+    ]
+    return _table(["value ± standard error", *header], [label for label, _ in models], rows)
+
+
+def _parts(results: Iterable[Result]) -> list[str]:
+    """Returns which part of a task was used, of results that did not use all of it."""
+    return list(dict.fromkeys(f"({r['count']}/{r['of']})" for r in results if r["count"] < r["of"]))
 
 
 def task_lines(
@@ -58,6 +66,8 @@ def task_lines(
         models = [(" ".join(filter(None, [label, _samples(result)])), result) for label, result in models]
     columns = [(name,) for name in (first["main"], *_shown(task, first)) if name in first["figures"]]
     means = [row.figures for row in references if len(row.figures) > 1 and set(row.figures) <= set(first["figures"])]
+    if not columns:
+        return [f"{first['title']}: no figures, because the responses are not judged"]
     sections = [columns, *([figures] for figures in dict.fromkeys(means))]
     references = [row for row in references if any(row.figures in section for section in sections)]
     origins = list(dict.fromkeys((row.source, row.setting) for row in references))
@@ -90,30 +100,29 @@ def _section(
     origins: Sequence[tuple[str, str]],
 ) -> list[str]:
     """Returns a table of the columns: the models, then the published ones with the number of their origin."""
-    form = _form(models[0][1])
     published: dict[str, dict[Figures, str]] = {}
     for row in references:
         if row.figures in columns:
             label = f"{row.what} [{origins.index((row.source, row.setting)) + 1}]"
-            published.setdefault(label, {})[row.figures] = format(row.value, form)
+            published.setdefault(label, {})[row.figures] = _number(row.value)
     own = [[_cell(result, figures) for figures in columns] for _, result in models]
     header = ["", *(figures[0] if len(figures) == 1 else f"mean of {' and '.join(figures)}" for figures in columns)]
     others = [[values.get(figures, "") for figures in columns] for values in published.values()]
     return _table(header, [*(label for label, _ in models), *published], [*own, *others])
 
 
-def _form(result: Result) -> str:
-    """Returns the format of a result's figures: shares with three digits, points with two."""
-    return ".2f" if result["figures"].get(result["main"], {}).get("value", 0) > 1 else ".3f"
-
-
 def _cell(result: Result, figures: Figures) -> str:
     known = [result["figures"][name] for name in figures if name in result["figures"]]
     if len(known) < len(figures):
         return ""
-    form, value = _form(result), sum(figure["value"] for figure in known) / len(known)
+    value = sum(figure["value"] for figure in known) / len(known)
     # The figures of a mean are correlated, so that their standard errors do not give its own.
-    return f"{value:{form}} ± {known[0]['stderr']:{form}}" if len(known) == 1 else format(value, form)
+    return _number(value) + (f" ± {_number(known[0]['stderr'], value)}" if len(known) == 1 else "")
+
+
+def _number(number: float, value: float | None = None) -> str:
+    """Returns a number with the digits of `value` (None: its own): three for shares, two for points."""
+    return format(number, ".3f" if abs(number if value is None else value) <= 1 else ".2f")
 
 
 def _table(header: Sequence[str], labels: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -125,18 +134,19 @@ def _table(header: Sequence[str], labels: Sequence[str], rows: Iterable[Sequence
     return [f"{label:{width}}  {table_line(row, columns)}".rstrip() for label, row in zip(labels, rows, strict=True)]
 
 
-def result_warnings(label: str, results: Results) -> list[str]:
+def warning_lines(models: Sequence[tuple[str, Results]]) -> list[str]:
     """Returns a line for each task whose figures say less than they seem to: unfinished or missing responses."""
-    warnings = []
-    for task, result in results.items():
-        if result["unfinished"] > MANY_UNFINISHED:
-            warnings.append(
-                f"{label}: {result['unfinished']:.0%} of the responses to {task} were cut off by the limit of tokens; "
-                "raise --max_tokens if they should have ended"
-            )
-        if result["unanswered"]:
-            warnings.append(
-                f"{label}: {result['unanswered']} prompts of {task} do not fit into the model's context and count as "
-                "wrong; raise --decode.max_length if the model allows"
-            )
-    return warnings
+    lines = []
+    for task in _tasks(models):
+        rows = [(label, results[task]) for label, results in models if task in results]
+        cut = [f"{r['unfinished']:.0%} of {label}" for label, r in rows if r["unfinished"] > MANY_UNFINISHED]
+        missing = [f"{r['unanswered']} of {label}" for label, r in rows if r["unanswered"]]
+        if cut:
+            lines.append(f"{task}: many responses were cut off by --max_tokens ({', '.join(cut)})")
+        if missing:
+            lines.append(f"{task}: some prompts do not fit into --max_length and count as wrong ({', '.join(missing)})")
+    return lines
+
+
+def _tasks(models: Sequence[tuple[str, Results]]) -> list[str]:
+    return list(dict.fromkeys(task for _, results in models for task in results))

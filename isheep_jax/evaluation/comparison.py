@@ -5,6 +5,7 @@ errors say. Intervals come from the bootstrap over samples: all attempts and ins
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +22,8 @@ LEVEL = 0.95
 # Elements of one block of resampled indices (about 32 MB).
 BLOCK = 4_000_000
 
-# Settings whose difference is told in another way: how many samples only one has, or whose prompts differ.
-ASIDE = ("samples", "of", "prompts")
+# Settings whose difference is the point, or told in another way: the samples that only one has, or with other prompts.
+ASIDE = ("weights", "samples", "of", "prompts")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Change:
 class TaskComparison:
     """Two models on one task.
 
-    task: its name. main: the score by which samples count as changed.
+    task, title: its name here and as published. main: the score by which samples count as changed.
     samples: how many both models have. only_a, only_b: how many only one of them has.
     notes: what differs between the two evaluations, a line each.
     differences: by name of the score.
@@ -71,6 +72,7 @@ class TaskComparison:
     """
 
     task: str
+    title: str
     main: str
     samples: int
     only_a: int
@@ -133,8 +135,9 @@ def compare_task(a: Evaluation, b: Evaluation, task: str) -> TaskComparison:
     main = next((name for name in (a.results[task].get("main"),) if name in differences), next(iter(differences)))
     return TaskComparison(
         task,
-        main,
-        len(compared),
+        title=a.results[task].get("title", task),
+        main=main,
+        samples=len(compared),
         only_a=len(ids_a) - len(common),
         only_b=len(ids_b) - len(common),
         notes=tuple(notes),
@@ -176,7 +179,11 @@ def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _short(value: Any, most: int = 40) -> str:
-    text = "unset" if value is None else str(value)
+    text = str(value)
+    if not text or value is None:
+        return "none"
+    if re.fullmatch("[0-9a-f]{64}", text):  # a digest
+        return text[:8]
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -1,6 +1,6 @@
 """Tables of evaluated models say what was measured, how surely, and on how much of the task."""
 
-from isheep_jax.cli.evaluation_table import evaluation_lines, result_warnings, task_lines
+from isheep_jax.cli.evaluation_table import evaluation_lines, task_lines, warning_lines
 from isheep_jax.evaluation.reference import reference_rows
 
 FIGURES = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
@@ -25,7 +25,7 @@ def test_table_of_one_task_shows_its_figures_with_standard_errors():
 def test_several_tasks_are_summed_up_first():
     models = [
         ("base", {"ifeval": result()}),
-        ("tuned", {"ifeval": result(), "other": result(6.5, "MT-Bench", ("average",))}),
+        ("tuned", {"ifeval": result(), "other": result(6.5, "MT-Bench", ("rating",))}),
     ]
     lines = evaluation_lines(models)
     assert lines[:4] == [
@@ -43,6 +43,8 @@ def test_a_limit_is_told_beside_the_figures():
     assert lines[0] == "IFEval"
     assert lines[2].startswith("  base (60 of 541 samples)  0.250")
     assert lines[3].startswith("  tuned                     0.250")
+    several = {"ifeval": result(count=60), "tiny": result()}
+    assert evaluation_lines([("base", several)])[0].split()[-3:] == ["ifeval", "(60/541)", "tiny"]
 
 
 def test_published_figures_are_marked_as_those_of_another_harness():
@@ -67,7 +69,7 @@ def test_a_published_mean_is_compared_with_the_models_own_mean():
 
 
 def test_published_figures_from_several_tables_share_a_row():
-    models = [("iteration 1", result(6.0, "MT-Bench", ("average", "turn_1", "turn_2")))]
+    models = [("iteration 1", result(6.0, "MT-Bench", ("rating", "turn_1", "turn_2")))]
     lines = task_lines("unknown", models, reference_rows("Qwen1.5-72B", "mt_bench"))
     assert [line.split()[-3:] for line in lines if line.startswith("  I-SHEEP iteration 1 ")] == [
         ["6.43", "7.76", "5.11"]
@@ -87,8 +89,18 @@ def test_four_tasks_fit_the_width_of_a_terminal():
 
 
 def test_cut_off_and_missing_responses_are_warned_about():
-    assert result_warnings("base", {"ifeval": result(unfinished=0.05)}) == []
-    cut, missing = result_warnings("base", {"ifeval": result(unfinished=0.21, unanswered=3)})
-    assert cut.startswith("base: 21% of the responses to ifeval were cut off")
-    assert missing.startswith("base: 3 prompts of ifeval do not fit")
-    assert evaluation_lines([("base", {"ifeval": result(unfinished=0.21)})])[-2:] == ["", cut]
+    good, bad = {"ifeval": result(unfinished=0.05)}, {"ifeval": result(unfinished=0.21, unanswered=3)}
+    assert warning_lines([("base", good)]) == []
+    lines = evaluation_lines([("base", good), ("one", bad), ("two", bad)])
+    assert lines[-3:] == [
+        "",
+        "ifeval: many responses were cut off by --max_tokens (21% of one, 21% of two)",
+        "ifeval: some prompts do not fit into --max_length and count as wrong (3 of one, 3 of two)",
+    ]
+
+
+def test_a_task_that_was_not_judged_says_so():
+    unjudged = {**result(task="MT-Bench"), "figures": {}}
+    assert task_lines("mt_bench", [("base", unjudged)]) == [
+        "MT-Bench: no figures, because the responses are not judged"
+    ]

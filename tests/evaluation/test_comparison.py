@@ -151,12 +151,15 @@ def test_other_versions_are_refused_and_named(tmp_path):
 
 
 def test_other_settings_are_told(tmp_path):
-    a, b = ({"settings": {"references": name, "dtype": name * 50}} for name in ("x", "y"))
+    a, b = (
+        {"settings": {"weights": name, "references": name, "dtype": name * 50, "chat_template": digest}}
+        for name, digest in (("x", "0f" * 32), ("y", ""))
+    )
     (note,) = compared(tmp_path, strict(1), strict(1), a=a, b=b).notes
     assert note == (
         "evaluated with different settings: references x and y; "
-        f"dtype {'x' * 37}... and {'y' * 37}..."
-    )  # fmt: skip
+        f"dtype {'x' * 37}... and {'y' * 37}...; chat_template 0f0f0f0f and none"
+    )
 
 
 def test_other_scoring_is_refused_and_named(tmp_path):
