@@ -54,6 +54,9 @@ EXTRAS_REQUIRE = {
     # The version that figures were compared with; it runs without torch. Prompts of its tasks may change between
     # releases, and its internals do. Its own extra brings what IFEval's checkers import.
     "eval": ["lm_eval[ifeval]>=0.4.13,<0.5"],
+    # Writes logs for its viewer (--inspect_log). 0.3 is still its only series, and each of its releases may add fields
+    # to the classes of a log; this one wrote and read those of the tests.
+    "inspect": ["inspect_ai>=0.3.285,<0.4"],
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12", GCS],
     # Models and runs in a Google Cloud Storage bucket, from any machine.

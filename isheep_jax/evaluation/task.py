@@ -94,6 +94,13 @@ class Scoring:
     progress: OpenProgress
     judge: Callable[[], Model] | None = None
 
+    @property
+    def model_name(self) -> str:
+        """The evaluated model in files for other programs: RUN-iteration_N, or the name of the output directory."""
+        parts = self.directory.parent.parent.parts
+        iterations = [i for i, part in enumerate(parts) if part.startswith("iteration_")]
+        return "-".join(parts[max(iterations[-1] - 1, 0) :] if iterations else parts[-1:]) or "model"
+
 
 @dataclass(frozen=True)
 class TaskOptions:

@@ -26,9 +26,14 @@ class DataFile:
 
 _SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 _GOOGLE = "https://raw.githubusercontent.com/google-research/google-research/master"
+_FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge"
 
 # By TASK/FILE, which is also the path in `evaluate.task_data`.
 DATA_FILES = {
+    "alpaca_eval/gpt4_1106_preview_outputs.json": DataFile(
+        "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/main/results/gpt4_1106_preview/model_outputs.json",
+        "83db546b872ddebee8965fd05fa48461ee3c32bc695c62fb57f2d214ff741ec4",
+    ),
     "ifeval/input_data.jsonl": DataFile(
         f"{_GOOGLE}/instruction_following_eval/data/input_data.jsonl",
         "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
@@ -50,6 +55,18 @@ DATA_FILES = {
         "https://raw.githubusercontent.com/paul-rottger/xstest/475f10bf0a3d6a9dfb174b6de1a38afbfdff98a5/"
         "xstest_prompts.csv",
         "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
+    ),
+    "mt_bench/question.jsonl": DataFile(
+        f"{_FASTCHAT}/data/mt_bench/question.jsonl",
+        "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
+    ),
+    "mt_bench/reference_answer_gpt-4.jsonl": DataFile(
+        f"{_FASTCHAT}/data/mt_bench/reference_answer/gpt-4.jsonl",
+        "f957a5bc977badb66885ec970e6cd08527845780313f0995764260e5777b9b3f",
+    ),
+    "mt_bench/judge_prompts.jsonl": DataFile(
+        f"{_FASTCHAT}/data/judge_prompts.jsonl",
+        "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",
     ),
 }
 

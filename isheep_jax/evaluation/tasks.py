@@ -5,7 +5,7 @@ from typing import Any
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError, did_you_mean
-from isheep_jax.evaluation import ifeval, squad, tiny, tiny_domain, triviaqa, xstest
+from isheep_jax.evaluation import alpaca_eval, ifeval, mt_bench, squad, tiny, tiny_domain, triviaqa, xstest
 from isheep_jax.evaluation.harness import PREFIX, definitions, evaluator
 from isheep_jax.evaluation.runner import TaskEvaluator
 from isheep_jax.evaluation.task import Task, TaskOptions
@@ -17,6 +17,8 @@ TASKS: dict[str, Task] = {
     "squad_v2": squad.SQUAD_V2,
     "triviaqa": triviaqa.TASK,
     "xstest": xstest.TASK,
+    "alpaca_eval": alpaca_eval.TASK,
+    "mt_bench": mt_bench.TASK,
     "tiny": tiny.TASK,
     "tiny_domain": tiny_domain.TASK,
 }

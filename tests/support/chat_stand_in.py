@@ -14,6 +14,7 @@ class Server(http.server.ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # connections that come at once
 
     def __init__(self, answer):
         super().__init__(("127.0.0.1", 0), Handler)
