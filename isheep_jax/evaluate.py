@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import report_error, run_command
 from isheep_jax.cli.settings import WITHOUT_PREFIX
-from isheep_jax.config import ChatTemplate, DecodeConfig, EvaluateConfig, is_server
+from isheep_jax.config import ChatTemplate, DecodeConfig, EvaluateConfig
 from isheep_jax.config_checks import RANGES
 from isheep_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def _run(options: EvaluateOptions) -> None:
     from isheep_jax.evaluation.reference import base_of
     from isheep_jax.evaluation.tasks import check_tasks, evaluators
     from isheep_jax.files import read_json
-    from isheep_jax.runtime.locate import locate_model
+    from isheep_jax.runtime.locate import locate_evaluation_judge
     from isheep_jax.runtime.subjects import Decoding, OneModel, subjects
 
     settings = options.evaluate
@@ -101,13 +101,8 @@ def _run(options: EvaluateOptions) -> None:
     )
     chosen = subjects(options.model, iterations, options.output, decoding)
     models = OneModel(chosen[0].decoding)
-    judge = None
-    if settings.judge and not is_server(settings.judge):
-        directory = locate_model(settings.judge, "--judge")
-
-        def judge():
-            return models.load(directory, "auto")
-
+    judge_directory = locate_evaluation_judge(settings, "--judge")
+    judge = None if judge_directory is None else lambda: models.load(judge_directory, "auto")
     measured = []
     with Console(None) as console:
         for subject in chosen:

@@ -170,11 +170,12 @@ class WarningReporter:
 
 
 def _run_factory() -> "RunFactory":
-    from isheep_jax.evaluation.tasks import evaluators, held_out_texts
+    from isheep_jax.evaluation.tasks import held_out_texts
     from isheep_jax.runtime.backend import JaxBackend
+    from isheep_jax.runtime.run import evaluators_of
     from isheep_jax.studies.runs import RunFactory
 
-    return RunFactory(JaxBackend, evaluators, held_out_texts, WarningReporter)
+    return RunFactory(JaxBackend, evaluators_of, held_out_texts, WarningReporter)
 
 
 if __name__ == "__main__":

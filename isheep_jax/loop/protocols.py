@@ -155,6 +155,8 @@ class Backend(Protocol):
 
     judge: epath.Path | None
     """Directory of the model that `assess.judge` names; None where that is one of the run's own or a server."""
+    evaluation_judge: epath.Path | None
+    """Directory of the model that `evaluate.judge` names; None where there is none or it is a server."""
     decoding: Mapping[str, Any]
     """What responses depend on besides weights and prompts, for the record: chat template, dtypes, length, seed."""
 

@@ -19,7 +19,7 @@ from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
 from isheep_jax.runtime.fine_tune import adapter_base, full_path, train_and_save
-from isheep_jax.runtime.locate import locate_judge, locate_model
+from isheep_jax.runtime.locate import locate_evaluation_judge, locate_judge, locate_model
 from isheep_jax.runtime.vector_index import Index
 from isheep_jax.sft.trainer import check_settings
 from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
@@ -47,13 +47,17 @@ class JaxBackend:
         check_settings(config.sft, self._architecture, self._train_mesh)
         check_divisible(parameter_table(self._architecture), self._decode_mesh, DECODE_RULES)
         self.decoding = decoding_facts(model, config.decode, self._dtype, config.seed)
-        # A judge of another architecture than the run's model, with its own tokenizer.
-        self.judge = locate_judge(config)
-        self._judge = self._open_judge(self.judge)
+        self.judge, self.evaluation_judge = locate_judge(config), locate_evaluation_judge(config.evaluate)
+        # Judges may have another architecture than the run's model, and have tokenizers of their own.
+        self._judges = {
+            directory: self._open_judge(setting, directory)
+            for setting, directory in (("assess.judge", self.judge), ("evaluate.judge", self.evaluation_judge))
+            if directory not in (None, self._base)
+        }
         self._engine: tuple[epath.Path, Engine] | None = None
         if distributed.is_distributed():
-            judge = {"the files of --assess.judge": self._judge.digest()} if self._judge else {}
-            distributed.check_agreement({"the files of --model.path": model.digest(), **judge})
+            judges = {f"the files of {directory}": judge.digest() for directory, judge in self._judges.items()}
+            distributed.check_agreement({"the files of --model.path": model.digest(), **judges})
         if distributed.from_primary(lambda: not (config.directory / "config.json").exists()):
             # A new run loads the weights now, so that a damaged file or settings that do not fit the model are found
             # before anything is written. A resumed run may need other weights first.
@@ -72,9 +76,8 @@ class JaxBackend:
         directory = directory or self._base
         if self._engine is None or self._engine[0] != directory:
             self._release()
-            judge = self._judge
-            foreign = judge is not None and directory == judge.directory
-            architecture = judge.architecture if foreign else self._architecture
+            judge = self._judges.get(directory)
+            architecture = judge.architecture if judge else self._architecture
             # Weights are read from the files even right after training, so that a resumed run has the same ones.
             params = load_parameters(
                 directory,
@@ -87,7 +90,7 @@ class JaxBackend:
             engine = Engine(
                 params,
                 architecture,
-                judge.tokenizer if foreign else self._tokenizer,
+                judge.tokenizer if judge else self._tokenizer,
                 self._config.decode,
                 mesh=self._decode_mesh,
                 seed=self._config.seed,
@@ -117,13 +120,11 @@ class JaxBackend:
         )
         return dataclasses.asdict(result)
 
-    def _open_judge(self, directory: epath.Path | None) -> Pretrained | None:
-        if directory is None or directory == self._base:
-            return None
+    def _open_judge(self, setting: str, directory: epath.Path) -> Pretrained:
         judge = open_model(directory)
         length, limit = self._config.decode.max_length, judge.architecture.context_length
         if length > limit:
-            raise UserError(f"--decode.max_length: {length} tokens are more than the {limit} of --assess.judge")
+            raise UserError(f"--decode.max_length: {length} tokens are more than the {limit} of --{setting}")
         check_divisible(parameter_table(judge.architecture), self._decode_mesh, DECODE_RULES)
         return judge
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
-from isheep_jax.config import OWN_JUDGES, Config, is_server
+from isheep_jax.config import OWN_JUDGES, Config, EvaluateConfig, is_server
 from isheep_jax.errors import UserError
 from isheep_jax.tiny import EMBEDDED
 
@@ -66,6 +66,15 @@ def locate_judge(config: Config) -> epath.Path | None:
     if near and not epath.Path(judge).expanduser().is_dir():
         raise UserError(f"--assess.judge: there is no judge '{judge}'; did you mean '{near[0]}'?")
     return locate_model(judge, "--assess.judge")
+
+
+def locate_evaluation_judge(settings: EvaluateConfig, setting: str = "--evaluate.judge") -> epath.Path | None:
+    """Returns the directory of `evaluate.judge`; None if there is none or it is a server.
+
+    Raises `UserError` when there is no such model.
+    """
+    judge = settings.judge
+    return None if not judge or is_server(judge) else locate_model(judge, setting)
 
 
 def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from isheep_jax.config import Config
+from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.config_checks import check_values
 from isheep_jax.evaluation.tasks import evaluators, held_out_texts
 from isheep_jax.loop import algorithm
-from isheep_jax.loop.protocols import Backend, Reporter
+from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
 from isheep_jax.loop.selection.rules import check_judge
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.runtime.backend import JaxBackend
@@ -29,8 +29,14 @@ def run(config: Config, reporter: Reporter | None = None, backend: Backend | Non
     check_values(config)
     check_judge(config)
     backend = backend or JaxBackend(config)
-    measures = evaluators(config.evaluate, backend.decoding)
+    measures = evaluators_of(config.evaluate, backend)
     return algorithm.run(config, backend, measures, held_out_texts(config.evaluate), reporter or LogReporter())
+
+
+def evaluators_of(settings: EvaluateConfig, backend: Backend) -> dict[str, Evaluator]:
+    """Returns the evaluators of a run's tasks, by task."""
+    judge = backend.evaluation_judge
+    return evaluators(settings, backend.decoding, None if judge is None else lambda: backend.load(judge))
 
 
 class LogReporter:

@@ -33,7 +33,7 @@ class RunFactory:
     """Makes what a run needs besides its config: the backend, evaluators, held-out instructions and reporter."""
 
     backend: Callable[[Config], Backend]
-    evaluators: Callable[[EvaluateConfig, Mapping[str, Any]], dict[str, Evaluator]]
+    evaluators: Callable[[EvaluateConfig, Backend], dict[str, Evaluator]]
     held_out: Callable[[EvaluateConfig], frozenset[str]]
     reporter: Callable[[], Reporter]
 
@@ -108,7 +108,7 @@ def run_or_resume(config: Config, factory: RunFactory) -> Result:
         shared = share(Run.read(directory), config, _sibling_runs(directory))
         stopped = ""
         try:
-            measures = factory.evaluators(config.evaluate, backend.decoding)
+            measures = factory.evaluators(config.evaluate, backend)
             run(config, backend, measures, factory.held_out(config.evaluate), factory.reporter())
         except NothingLeftError as collapse:
             stopped = str(collapse)

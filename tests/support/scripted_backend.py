@@ -169,6 +169,7 @@ class ScriptedBackend:
     judge: directory of a judge that is none of the run's own models.
     """
 
+    evaluation_judge = None
     decoding: ClassVar = {"chat_template": "scripted"}
 
     def __init__(self, fuse: Fuse | None = None, judge: Path | None = None):
