@@ -2,8 +2,12 @@
 
 The paper fits P(preferred) = sigmoid(a + b tanh(d / std(d)) + c g), where d is the difference of the two lengths and g
 the difficulty of the instruction, and reports the mean of the prediction with b = 0. The difficulties come from a fit
-to the whole leaderboard, which is not published with the data; here c = 0, so that the result is sigmoid(a). The paper
-also keeps b small by cross-validated regularization; here a weak Gaussian prior does.
+to the whole leaderboard, which is not published with the outputs; here c = 0, so that the result is sigmoid(a).
+
+Short responses are mostly those of weak models, so that a free b takes what is due to a. The paper holds it with
+verdicts on a terse and a verbose GPT-4, which are not published with the outputs either; here a prior does. From the
+published verdicts on 56 models, this figure is 1.3 percentage points off the leaderboard's on average, and 4.8 at
+most; without the prior it would be 6.6 and 27 (measured).
 """
 
 from collections.abc import Sequence
@@ -14,8 +18,9 @@ from isheep_jax.evaluation.figures import Figure
 
 # Preferences are kept so far from 0 and 1 that the fit is finite when one side always wins.
 _MARGIN = 1e-4
-# Variance of the prior of b. A judge that looks at nothing but the length reaches |b| of about 10.
-_PRIOR_VARIANCE = 100.0
+# Variance of the normal prior of b, with mean 0: small enough to hold it, and the same for every judge.
+_PRIOR_VARIANCE = 0.1
+_PRECISION = np.array([0.0, 1 / _PRIOR_VARIANCE])
 _MOST_STEPS = 100
 
 
@@ -55,9 +60,6 @@ def _fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if np.abs(step).max() < 1e-9:
             break
     return weights
-
-
-_PRECISION = np.array([0.0, 1 / _PRIOR_VARIANCE])
 
 
 def _loss(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
