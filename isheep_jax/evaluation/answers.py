@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 
 from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.evaluation.task import TaskOptions
+from isheep_jax.text.conversation import Message, Prompt
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # TriviaQA puts spaces in place of punctuation, which also includes these quotation marks and accents.
 _SPACES_FOR_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
-# What stands before the answer in "Answer: Paris", "A: Paris" and "The correct answer is: Paris".
+# What stands before the answer in "Answer: Paris", "A: Paris" and "The correct answer to this question is: Paris".
 _LABEL = re.compile(
-    r"(?:(?:(?:final|short|correct) )?answer|a) ?:|(?:the |my )?(?:(?:final|short|correct) )?answer (?:is|was)\b ?:?",
+    r"(?:(?:(?:final|short|correct) )?answer|a) ?:|(?:the |my )?(?:(?:final|short|correct) )?answer "
+    r"(?:to (?:the|this|your) question )?(?:is|was)\b ?:?",
     re.IGNORECASE,
 )
 
@@ -31,6 +33,29 @@ def short_answers(options: TaskOptions) -> SamplingParams:
     if options.chat:
         return SamplingParams(temperature=0.0, max_tokens=options.settings.max_tokens or 64)
     return SamplingParams(temperature=0.0, max_tokens=options.settings.max_tokens or 32, stop=("\n",))
+
+
+def prompt_with_examples(
+    instruction: str,
+    examples: Sequence[tuple[str, str]],
+    question: str,
+    chat: bool,
+) -> Prompt:
+    """Returns a question after worked examples: earlier turns of a conversation, or a text that ends with "Answer:".
+
+    Args:
+        instruction: stands before the first example.
+        examples: questions with their answers. Without them small chat models answer in sentences, whatever the
+            instruction says, and hardly a right one matches exactly.
+        question: what is asked, with its passage.
+        chat: whether the model holds conversations.
+    """
+    if not chat:
+        worked = "".join(f"{asked}\nAnswer: {answer}\n\n" for asked, answer in examples)
+        return f"{instruction}\n\n{worked}{question}\nAnswer:"
+    turns = [Message(*turn) for asked, answer in examples for turn in (("user", asked), ("assistant", answer))]
+    first, *later = *turns, Message("user", question)
+    return (Message("user", f"{instruction}\n\n{first.content}"), *later)
 
 
 def short_answer(text: str) -> str:

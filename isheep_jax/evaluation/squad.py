@@ -4,18 +4,21 @@ import re
 from collections.abc import Sequence
 
 from isheep_jax.errors import UserError
-from isheep_jax.evaluation.answers import exact_match, f1, short_answer, short_answers, squad_normalized
+from isheep_jax.evaluation.answers import (
+    exact_match,
+    f1,
+    prompt_with_examples,
+    short_answer,
+    short_answers,
+    squad_normalized,
+)
 from isheep_jax.evaluation.questions import Question, squad_questions
 from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
-from isheep_jax.text.conversation import Conversation, Message
 
-_INSTRUCTION = (
-    "Read the passage and answer the question about it. Reply only with the answer: the fewest words of the passage "
-    "that answer the question, copied exactly."
-)
+_INSTRUCTION = "Answer each question with the fewest words of its passage that answer it."
 # How a model says that the passage has no answer: a reply whose first line has this word.
 _ABSTENTION = "unanswerable"
-_ABSTAIN = f" If the passage does not say the answer, reply only with the word: {_ABSTENTION}"
+_ABSTAIN = f" If the passage does not say the answer, reply with the word: {_ABSTENTION}"
 _ABSTAINS = re.compile(rf"\b{_ABSTENTION}\b", re.IGNORECASE)
 
 _BRIDGE = (
@@ -28,7 +31,6 @@ _MUSEUM = (
     "a former mill in 2004, because the school's cellar had been flooded twice. Entry is free on the first Sunday of "
     "each month."
 )
-# Worked examples for models that continue text.
 _EXAMPLES = (
     Question("", "Who designed the Holm bridge?", ("Astrid Lund",), _BRIDGE),
     Question("", "Why did the museum leave the old school?", ("the school's cellar had been flooded twice",), _MUSEUM),
@@ -36,10 +38,10 @@ _EXAMPLES = (
     Question("", "On which day is entry to the museum free?", ("the first Sunday of each month",), _MUSEUM),
 )
 _EXAMPLES_V2 = (
-    *_EXAMPLES[:2],
-    Question("", "How long is the Holm bridge?", (_ABSTENTION,), _BRIDGE),
+    _EXAMPLES[0],
     Question("", "Who gave the mill to the museum?", (_ABSTENTION,), _MUSEUM),
-    *_EXAMPLES[2:],
+    Question("", "How long is the Holm bridge?", (_ABSTENTION,), _BRIDGE),
+    _EXAMPLES[1],
 )
 
 
@@ -64,26 +66,18 @@ def _sample(
     instruction: str,
     examples: Sequence[Question],
 ) -> Sample:
+    worked = [(_asked(example), example.answers[0]) for example in examples]
     return Sample(
         question.id,
-        _chat_prompt(question, instruction) if options.chat else _text_prompt(question, instruction, examples),
+        prompt_with_examples(instruction, worked, _asked(question), options.chat),
         short_answers(options),
         reference={"answers": list(question.answers)},
         held_out=(question.text,),
     )
 
 
-def _chat_prompt(question: Question, instruction: str) -> Conversation:
-    return (Message("user", f"{instruction}\n\nPassage: {question.passage}\n\nQuestion: {question.text}"),)
-
-
-def _text_prompt(question: Question, instruction: str, examples: Sequence[Question]) -> str:
-    worked = "".join(f"{_asked(example)} {example.answers[0]}\n\n" for example in examples)
-    return f"{instruction}\n\n{worked}{_asked(question)}"
-
-
 def _asked(question: Question) -> str:
-    return f"Passage: {question.passage}\nQuestion: {question.text}\nAnswer:"
+    return f"Passage: {question.passage}\nQuestion: {question.text}"
 
 
 def score(pairs: Sequence[tuple[Sample, Response]], scoring: Scoring) -> list[Score]:

@@ -6,23 +6,22 @@ from isheep_jax.evaluation.answers import (
     contains_answer,
     exact_match,
     f1,
+    prompt_with_examples,
     short_answer,
     short_answers,
     triviaqa_normalized,
 )
 from isheep_jax.evaluation.questions import triviaqa_questions
 from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
-from isheep_jax.text.conversation import Message, Prompt
 
-_INSTRUCTION = "Answer the question. Reply only with the answer: a name, a number or a few words."
-# Worked examples for models that continue text.
-_EXAMPLES = {
-    "Which metal is liquid at room temperature?": "Mercury",
-    "In which country is the city of Tampere?": "Finland",
-    "How many strings does a cello have?": "Four",
-    "Which planet has a moon called Titan?": "Saturn",
-    "Who wrote the novel 'Middlemarch'?": "George Eliot",
-}
+_INSTRUCTION = "Answer each question with a name, a number or a few words."
+_EXAMPLES = (
+    ("Question: Which metal is liquid at room temperature?", "Mercury"),
+    ("Question: In which country is the city of Tampere?", "Finland"),
+    ("Question: How many strings does a cello have?", "Four"),
+    ("Question: Which planet has a moon called Titan?", "Saturn"),
+    ("Question: Who wrote the novel 'Middlemarch'?", "George Eliot"),
+)
 
 
 def samples(options: TaskOptions) -> list[Sample]:
@@ -30,20 +29,13 @@ def samples(options: TaskOptions) -> list[Sample]:
     return [
         Sample(
             question.id,
-            _prompt(question.text, options.chat),
+            prompt_with_examples(_INSTRUCTION, _EXAMPLES, f"Question: {question.text}", options.chat),
             short_answers(options),
             reference={"answers": list(question.answers)},
             held_out=(question.text,),
         )
         for question in triviaqa_questions(options.settings)
     ]
-
-
-def _prompt(question: str, chat: bool) -> Prompt:
-    if chat:
-        return (Message("user", f"{_INSTRUCTION}\n\nQuestion: {question}"),)
-    worked = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in _EXAMPLES.items())
-    return f"{_INSTRUCTION}\n\n{worked}Question: {question}\nAnswer:"
 
 
 def score(pairs: Sequence[tuple[Sample, Response]], scoring: Scoring) -> list[Score]:

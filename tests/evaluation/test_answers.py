@@ -59,6 +59,7 @@ def test_no_answer_is_right_only_where_it_may_be():
         ("**Paris**", "Paris"),
         ("The answer is Paris.", "Paris."),
         ("The correct answer is: Paris", "Paris"),
+        ("The answer to this question is: Paris", "Paris"),
         ("Final answer: `Paris`", "Paris"),
         ("Answer:\nParis", "Paris"),
         ("A tale of two cities", "A tale of two cities"),

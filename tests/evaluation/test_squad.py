@@ -92,26 +92,26 @@ def test_prompt_that_was_not_answered_is_no_abstention(task, options):
     assert all(value == 0 for score in task.score(pairs, None) for value in score.values.values())
 
 
-def test_chat_prompt_asks_for_words_of_the_passage(options):
-    sample = SQUAD_V2.samples(options)[0]
-    (message,) = sample.prompt
-    assert message.role == "user"
-    assert message.content.endswith(f"Passage: {PASSAGE}\n\nQuestion: When does the ferry leave?")
-    assert "reply only with the word: unanswerable" in message.content
+def test_chat_prompt_has_worked_examples_as_turns(options):
+    sample, sample_v2 = SQUAD.samples(options)[0], SQUAD_V2.samples(options)[0]
+    for prompt in (sample.prompt, sample_v2.prompt):
+        assert [m.role for m in prompt] == ["user", "assistant"] * 4 + ["user"]
+        assert prompt[-1] == Message("user", f"Passage: {PASSAGE}\nQuestion: When does the ferry leave?")
+        assert prompt[0].content.startswith("Answer each question with the fewest words of its passage")
+    answers = [m.content for m in sample_v2.prompt if m.role == "assistant"]
+    assert answers.count("unanswerable") == 2
+    assert not any("unanswerable" in m.content for m in sample.prompt)
     assert (sample.sampling.temperature, sample.sampling.max_tokens, sample.sampling.stop) == (0, 64, ())
-    assert "unanswerable" not in SQUAD.samples(options)[0].prompt[0].content
 
 
 def test_text_prompt_has_worked_examples_and_ends_with_its_line(options):
-    chat = options
-    options = TaskOptions(chat.settings, chat=False)
+    options = TaskOptions(options.settings, chat=False)
     sample, sample_v2 = SQUAD.samples(options)[0], SQUAD_V2.samples(options)[0]
-    assert sample.prompt.endswith(f"Passage: {PASSAGE}\nQuestion: When does the ferry leave?\nAnswer:")
+    assert sample.prompt.endswith(f"\n\nPassage: {PASSAGE}\nQuestion: When does the ferry leave?\nAnswer:")
     assert sample.prompt.count("\nAnswer: ") == 4
-    assert "Answer: unanswerable" not in sample.prompt
+    assert "unanswerable" not in sample.prompt
     assert sample_v2.prompt.count("\nAnswer: unanswerable\n") == 2
     assert (sample.sampling.max_tokens, sample.sampling.stop) == (32, ("\n",))
-    assert isinstance(SQUAD.samples(chat)[0].prompt[0], Message)
 
 
 def test_worked_examples_are_answered_by_their_passages(options):
@@ -136,7 +136,7 @@ def test_questions_are_kept_out_of_training(options):
 def test_both_layouts_give_the_same_samples(layout, tmp_path):
     samples = SQUAD_V2.samples(TaskOptions(settings_with(tmp_path, SQUAD_V2, layout(QUESTIONS))))
     assert [(s.id, s.reference["answers"]) for s in samples] == [(i, a) for i, (_, a) in QUESTIONS.items()]
-    assert all(PASSAGE in s.prompt[0].content for s in samples)
+    assert all(PASSAGE in s.prompt[-1].content for s in samples)
 
 
 def test_dataset_of_tfds_is_read_in_place_of_a_file(tmp_path):
@@ -144,7 +144,7 @@ def test_dataset_of_tfds_is_read_in_place_of_a_file(tmp_path):
     options = TaskOptions(EvaluateConfig(task_data=str(tmp_path)))
     samples = SQUAD.samples(options)
     assert {(s.id, *s.reference["answers"]) for s in samples} == {("q1", "at nine", "nine"), ("q2", "forty")}
-    assert all(PASSAGE in s.prompt[0].content for s in samples)
+    assert all(PASSAGE in s.prompt[-1].content for s in samples)
     settings_with(tmp_path, SQUAD, nested(["q2"]))
     assert [s.id for s in SQUAD.samples(options)] == ["q2"]  # a file goes first
 

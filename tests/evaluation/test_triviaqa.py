@@ -67,9 +67,10 @@ def test_prompt_that_was_not_answered_is_wrong(tmp_path):
 
 def test_prompts_of_both_forms_end_with_the_question(tmp_path):
     options = official(tmp_path)
-    (message,) = TASK.samples(options)[0].prompt
-    assert message.role == "user"
-    assert message.content.endswith("Question: Which bay does the Holm ferry cross?")
+    prompt = TASK.samples(options)[0].prompt
+    assert [m.role for m in prompt] == ["user", "assistant"] * 5 + ["user"]
+    assert prompt[0].content.startswith("Answer each question with a name")
+    assert prompt[-1].content == "Question: Which bay does the Holm ferry cross?"
     sample = TASK.samples(TaskOptions(options.settings, chat=False))[0]
     assert sample.prompt.endswith("\n\nQuestion: Which bay does the Holm ferry cross?\nAnswer:")
     assert sample.prompt.count("\nAnswer: ") == 5
