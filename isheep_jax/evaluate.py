@@ -1,6 +1,7 @@
-"""The command that measures models on benchmarks: a checkpoint, or the models of a run.
+"""The command that measures models on benchmarks (a checkpoint, or the models of a run), and compares what it measured.
 
 python -m isheep_jax.evaluate --model runs/tiny --all_iterations --tasks tiny
+python -m isheep_jax.evaluate --compare runs/tiny/iteration_0 runs/tiny/iteration_2
 """
 
 import sys
@@ -16,6 +17,8 @@ from isheep_jax.config_checks import RANGES
 from isheep_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from isheep_jax.cli.console import Console
     from isheep_jax.loop.protocols import Evaluator, TaskResult
     from isheep_jax.runtime.subjects import OneModel, Subject
@@ -34,7 +37,14 @@ class EvaluateOptions:
     """Measure the base model and every finished iteration of a run."""
     output: str = ""
     """Directory for the results, evaluation.json and evaluation/. Empty: those of a run go to its iterations, those of
-    another model to evaluations/NAME."""
+    another model to evaluations/NAME. With --compare it gets comparison.json, which has every sample that changed."""
+    compare: tuple[str, ...] = ()
+    """Two evaluated models to compare, instead of measuring any: directories with an evaluation.json, such as
+    runs/NAME/iteration_2, or runs (their newest iteration that is evaluated). --tasks chooses among the tasks that both
+    have."""
+    inspect_log: str = ""
+    """Directory for logs in the format of inspect_ai (extra 'inspect'), one per model and task: `inspect view
+    --log-dir DIRECTORY` shows every sample. Empty: none are written."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata=WITHOUT_PREFIX)
     chat_template: ChatTemplate = "auto"
     """Chat template. 'auto': the tokenizer's own, or the run's."""
@@ -53,11 +63,21 @@ COMMAND = Command(
     usage=(
         "--model DIRECTORY --tasks ifeval,triviaqa [--limit N]",
         "--model RUN --all_iterations --tasks ifeval",
+        "--compare DIRECTORY DIRECTORY [--tasks ifeval]",
     ),
     about="Measures models on benchmarks, keeps every sample, and prints a table. The same command again goes on.",
     example="--model runs/tiny --tasks tiny",
-    required=("model",),
-    everyday=("model", "iteration", "all_iterations", "tasks", "limit", "output", "task_data", "allow_code_execution"),
+    everyday=(
+        "model",
+        "iteration",
+        "all_iterations",
+        "tasks",
+        "limit",
+        "output",
+        "task_data",
+        "allow_code_execution",
+        "compare",
+    ),
     ranges={
         "iteration": "[-1, inf)",
         **{name: RANGES[f"evaluate.{name}"] for name in ("limit", "max_tokens", "attempts", "judge_requests")},
@@ -70,6 +90,11 @@ COMMAND = Command(
 def main(arguments: Sequence[str]) -> None:
     """Measures the chosen models on the chosen tasks. Raises `UserError` for bad input, before a model is loaded."""
     options = COMMAND.parse(arguments)
+    if options.compare:
+        _compare(options)
+        return
+    if not options.model:
+        raise UserError(f"--model is missing; for example: python -m {COMMAND.module} {COMMAND.example}")
     if not options.evaluate.tasks:
         from isheep_jax.evaluation.tasks import TASKS
 
@@ -84,9 +109,33 @@ def main(arguments: Sequence[str]) -> None:
         _run(options)
 
 
+def _compare(options: EvaluateOptions) -> None:
+    """Prints how two evaluated models differ, and writes it to --output."""
+    from etils import epath
+
+    from isheep_jax.cli.comparison_lines import comparison_lines
+    from isheep_jax.evaluation.comparison import compare
+    from isheep_jax.evaluation.saved import find_evaluation
+    from isheep_jax.files import write_json
+
+    if len(options.compare) != 2:
+        raise UserError(f"--compare needs two evaluated models, not {len(options.compare)}: --compare A B")
+    if options.model:
+        raise UserError("--model: --compare measures nothing; leave one of them out")
+    a, b = map(find_evaluation, options.compare)
+    comparisons, refused = compare(a, b, options.evaluate.tasks)
+    print("\n".join(comparison_lines(a.name, b.name, comparisons, refused)))
+    if options.output:
+        path = epath.Path(options.output) / "comparison.json"
+        tasks = {comparison.task: comparison.as_dict() for comparison in comparisons}
+        write_json(path, {"a": a.name, "b": b.name, "tasks": tasks, "refused": refused})
+        print(f"\nevery sample that changed: {path}")
+
+
 def _run(options: EvaluateOptions) -> None:
     from isheep_jax.cli.console import Console
     from isheep_jax.cli.evaluation_table import evaluation_lines
+    from isheep_jax.evaluation.inspect_log import inspect_ai_package
     from isheep_jax.evaluation.reference import base_of
     from isheep_jax.evaluation.tasks import check_tasks, evaluators
     from isheep_jax.files import read_json
@@ -95,6 +144,8 @@ def _run(options: EvaluateOptions) -> None:
 
     settings = options.evaluate
     check_tasks(settings)
+    if options.inspect_log:
+        inspect_ai_package()
     iterations = "all" if options.all_iterations else "newest" if options.iteration < 0 else str(options.iteration)
     decoding = Decoding(
         options.chat_template, options.compute_dtype, options.seed, options.decode_tensor, options.decode
@@ -112,6 +163,21 @@ def _run(options: EvaluateOptions) -> None:
         for line in evaluation_lines(measured, base):
             console.note(line)
         console.note(f"results: {', '.join(str(subject.output) for subject in chosen)}")
+        if options.inspect_log:
+            _write_logs([subject.output for subject in chosen], options)
+            console.note(f"see every sample:  inspect view --log-dir {options.inspect_log}")
+
+
+def _write_logs(evaluated: "Sequence[epath.Path]", options: EvaluateOptions) -> None:
+    from isheep_jax import distributed
+    from isheep_jax.evaluation.inspect_log import write_inspect_logs
+    from isheep_jax.evaluation.saved import find_evaluation
+
+    def write() -> None:
+        for path in evaluated:
+            write_inspect_logs(find_evaluation(path), options.evaluate.tasks, options.inspect_log)
+
+    distributed.from_primary(write)
 
 
 def measure(

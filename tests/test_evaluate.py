@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -60,6 +61,39 @@ def test_other_settings_in_the_same_place_are_refused(output, capsys):
         run(output, capsys, "--compute_dtype", "bfloat16")
 
 
+def test_a_comparison_prints_differences_and_keeps_every_change(output, capsys):
+    run(output / "long", capsys)
+    run(output / "short", capsys, "--max_tokens", "2")
+    places = [str(output / "long"), str(output / "short")]
+    evaluate.main(["--compare", *places, "--tasks", "tiny", "--output", str(output)])
+    out = capsys.readouterr().out
+    assert out.startswith(f"A: {places[0]}\nB: {places[1]}\n\ntiny world: 12 samples\n")
+    assert "max_tokens" in out
+    comparison = json.loads((output / "comparison.json").read_text())
+    assert list(comparison["tasks"]) == ["tiny"]
+    difference = comparison["tasks"]["tiny"]["differences"]["accuracy"]
+    assert len(comparison["tasks"]["tiny"]["changed"]) == difference["better"] + difference["worse"]
+    assert out.endswith(f"every sample that changed: {output / 'comparison.json'}\n")
+    evaluate.main(["--compare", places[0], places[0]])
+    out = capsys.readouterr().out
+    assert "+0.000 to +0.000" in out
+    assert "no sample changed" in out
+
+
+def test_logs_are_written_for_the_viewer(output, capsys):
+    pytest.importorskip("inspect_ai")
+    out = run(output, capsys, "--inspect_log", str(output / "logs"))
+    assert f"inspect view --log-dir {output / 'logs'}" in out
+    assert len(list((output / "logs").glob("*.eval"))) == 2
+
+
+def test_logs_without_the_package_are_refused_before_anything_is_measured(output, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)
+    with pytest.raises(UserError, match=r"isheep_jax\[inspect\]"):
+        run(output, capsys, "--inspect_log", str(output / "logs"))
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -68,6 +102,9 @@ def test_other_settings_in_the_same_place_are_refused(output, capsys):
         (["--tasks", "tiny"], "--model is missing"),
         (["--model", "nowhere/at all", "--tasks", "tiny"], "--model: nowhere/at all is no directory"),
         (["--model", "tiny", "--tasks", "tiny", "--iteration", "1"], "tiny is not a run's directory"),
+        (["--compare", "x"], "--compare needs two evaluated models, not 1"),
+        (["--compare", "x", "y"], "x does not exist"),
+        (["--compare", "x", "y", "--model", "z"], "--model: --compare measures nothing"),
         (["--model", "x", "--tasks", "tiny", "--iteration", "1", "--all_iterations"], "or --all_iterations out"),
         (["--model", "tiny", "--tasks", "tiny", "--limit", "-1"], "--limit: -1 is out of range"),
         (["--model", "tiny", "--tasks", "squad", "--task_data", "/nowhere"], r"/nowhere/squad/.* is missing"),

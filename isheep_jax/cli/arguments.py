@@ -12,7 +12,6 @@ from isheep_jax.cli.settings import Setting
 from isheep_jax.config import Config
 from isheep_jax.config_checks import check_range, check_values
 from isheep_jax.errors import UserError
-from isheep_jax.evaluation.tasks import check_tasks
 from isheep_jax.loop.selection.rules import check_judge
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
@@ -63,6 +62,9 @@ class Command(CommandDescription):
             for number in value if isinstance(value, tuple) else (value,):
                 check_range(name, number, interval)
         if isinstance(options, ConfigOptions) and options.config:
+            # Imported here because only commands that take a config need the tasks.
+            from isheep_jax.evaluation.tasks import check_tasks
+
             check_values(options.settings)
             check_judge(options.settings)
             check_tasks(options.settings.evaluate)

@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -29,17 +29,17 @@ _GENERATE_CONFIG = {
 }
 
 
-def write_inspect_logs(evaluation: Evaluation, directory: epath.PathLike) -> list[epath.Path]:
+def write_inspect_logs(evaluation: Evaluation, tasks: Iterable[str], directory: epath.PathLike) -> list[epath.Path]:
     """Writes one log per task of an evaluation into the directory, and returns their paths.
 
     A log's name follows from the evaluation: writing it again replaces it. Raises UserError where inspect_ai is not
     installed or the evaluation's files are damaged.
     """
-    write_eval_log = _inspect_ai().log.write_eval_log
+    write_eval_log = inspect_ai_package().log.write_eval_log
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for task in evaluation.results:
+    for task in tasks:
         log = inspect_log(evaluation, task)
         created = log.eval.created.replace(":", "-")
         # Its readers take a name apart at underscores.
@@ -51,7 +51,7 @@ def write_inspect_logs(evaluation: Evaluation, directory: epath.PathLike) -> lis
 
 def inspect_log(evaluation: Evaluation, task: str) -> "EvalLog":
     """Returns a task of an evaluation as a log."""
-    log = _inspect_ai().log
+    log = inspect_ai_package().log
     result, answers = evaluation.results[task], evaluation.answers(task)
     written = (evaluation.directory / "evaluation.json").stat().mtime
     created = datetime.datetime.fromtimestamp(written, datetime.UTC).isoformat(timespec="seconds")
@@ -67,7 +67,7 @@ def inspect_log(evaluation: Evaluation, task: str) -> "EvalLog":
     )
 
 
-def _inspect_ai() -> Any:
+def inspect_ai_package() -> Any:
     """Imports inspect_ai. Raises UserError where that is not installed."""
     try:
         import inspect_ai.log
@@ -80,7 +80,7 @@ def _inspect_ai() -> Any:
 
 def _spec(evaluation: Evaluation, task: str, created: str, samples: Sequence[str]) -> "EvalSpec":
     """Returns what was evaluated: task, model, data set, decoding."""
-    inspect_ai = _inspect_ai()
+    inspect_ai = inspect_ai_package()
     log, result = inspect_ai.log, evaluation.results[task]
     settings = result["settings"]
     return log.EvalSpec(
@@ -116,7 +116,7 @@ def _generate_config(samplings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _results(result: Mapping[str, Any], answers: Mapping[Any, Answer]) -> "EvalResults":
-    log = _inspect_ai().log
+    log = inspect_ai_package().log
     figures = sorted(result["figures"].items(), key=lambda item: item[0] != result["main"])
     answered = sum(not answer.response.error for answer in answers.values())
     return log.EvalResults(
@@ -139,7 +139,7 @@ _METRICS = {"mean": "value", "stderr": "stderr"}
 
 
 def _sample(model: str, answer: Answer, names: Sequence[str]) -> "EvalSample":
-    log, response = _inspect_ai().log, answer.response
+    log, response = inspect_ai_package().log, answer.response
     error = log.EvalError(message=response.error, traceback="", traceback_ansi="") if response.error else None
     return log.EvalSample(
         id=response.sample,
@@ -156,7 +156,7 @@ def _sample(model: str, answer: Answer, names: Sequence[str]) -> "EvalSample":
 
 
 def _messages(model: str, response: Response) -> "list[ChatMessage]":
-    classes = _inspect_ai().model
+    classes = inspect_ai_package().model
     messages: list[ChatMessage] = []
     for prompt, text in zip(response.prompts, response.texts, strict=True):
         messages.append(classes.ChatMessageUser(content=prompt, source="input"))
@@ -165,7 +165,7 @@ def _messages(model: str, response: Response) -> "list[ChatMessage]":
 
 
 def _output(model: str, response: Response) -> "ModelOutput":
-    classes = _inspect_ai().model
+    classes = inspect_ai_package().model
     reason = _STOP_REASONS.get(response.finish_reasons[-1], "unknown")
     message = classes.ChatMessageAssistant(content=response.texts[-1], model=model, source="generate")
     return classes.ModelOutput(
@@ -177,6 +177,6 @@ def _output(model: str, response: Response) -> "ModelOutput":
 
 def _score(answer: Answer, name: str) -> "Score":
     value = answer.score.values[name]
-    return _inspect_ai().scorer.Score(
+    return inspect_ai_package().scorer.Score(
         value=value if isinstance(value, float) else list(value), answer=answer.response.texts[-1]
     )

@@ -37,12 +37,12 @@ def evaluation(path) -> Evaluation:
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     with pytest.raises(UserError, match=r"isheep_jax\[inspect\]"):
-        write_inspect_logs(evaluation(tmp_path), tmp_path / "logs")
+        write_inspect_logs(evaluation(tmp_path), ["ifeval"], tmp_path / "logs")
 
 
 def test_a_log_read_back_holds_what_was_measured(tmp_path):
     inspect_ai = pytest.importorskip("inspect_ai")
-    paths = write_inspect_logs(evaluation(tmp_path / "model"), tmp_path / "logs")
+    paths = write_inspect_logs(evaluation(tmp_path / "model"), ["ifeval"], tmp_path / "logs")
     log = inspect_ai.log.read_eval_log(str(paths[0]))
     assert (log.status, log.eval.task, log.eval.task_version) == ("success", "ifeval", 3)
     assert log.eval.model == str(tmp_path / "model")
@@ -58,7 +58,7 @@ def test_a_log_read_back_holds_what_was_measured(tmp_path):
 
 def test_every_response_is_a_sample_with_messages_and_scores(tmp_path):
     inspect_ai = pytest.importorskip("inspect_ai")
-    paths = write_inspect_logs(evaluation(tmp_path / "model"), tmp_path / "logs")
+    paths = write_inspect_logs(evaluation(tmp_path / "model"), ["ifeval"], tmp_path / "logs")
     samples = sorted(inspect_ai.log.read_eval_log(str(paths[0])).samples, key=lambda sample: (sample.id, sample.epoch))
     assert [(sample.id, sample.epoch) for sample in samples] == [("1", 1), ("1", 2), ("2", 1)]
     assert [[(m.role, m.text) for m in sample.messages] for sample in samples][2] == [
@@ -75,7 +75,8 @@ def test_every_response_is_a_sample_with_messages_and_scores(tmp_path):
 def test_logs_are_listed_by_task_and_written_again_in_place(tmp_path):
     inspect_ai = pytest.importorskip("inspect_ai")
     model = evaluation(tmp_path / "model")
-    assert write_inspect_logs(model, tmp_path / "logs") == write_inspect_logs(model, tmp_path / "logs")
+    first, again = (write_inspect_logs(model, model.results, tmp_path / "logs") for _ in range(2))
+    assert first == again
     listed = inspect_ai.log.list_eval_logs(str(tmp_path / "logs"))
     assert sorted(log.task for log in listed) == ["ifeval", "lm-eval-other-task"]
     headers = [inspect_ai.log.read_eval_log(log, header_only=True) for log in listed]

@@ -1,0 +1,86 @@
+"""The comparison of two evaluated models as lines of text: differences with intervals, and samples that changed."""
+
+from collections.abc import Sequence
+
+from isheep_jax.cli.results import table_line
+from isheep_jax.evaluation.comparison import Change, Difference, TaskComparison
+
+# Changed samples that are shown: so many that got worse, and as many that got better.
+SHOWN = 3
+# Characters of a prompt or response that are shown.
+CHARACTERS = 160
+
+_COLUMNS = ("A", "B", "B - A", "95 % interval", "better", "worse", "p")
+
+
+def comparison_lines(a: str, b: str, comparisons: Sequence[TaskComparison], refused: Sequence[str]) -> list[str]:
+    """Returns the lines of all tasks.
+
+    Args:
+        a: Name of the first model.
+        b: Name of the second.
+        comparisons: Of the tasks that could be compared.
+        refused: Why others could not, a line each.
+    """
+    lines = [f"A: {a}", f"B: {b}"]
+    for comparison in comparisons:
+        lines += ["", *task_lines(comparison)]
+    return [*lines, *([""] if refused else []), *refused]
+
+
+def task_lines(comparison: TaskComparison) -> list[str]:
+    """Returns the differences of a task's scores, what to know about them, and the first samples that changed."""
+    names = list(comparison.differences)
+    width = max(map(len, names))
+    rows = {name: _cells(difference) for name, difference in comparison.differences.items()}
+    columns = [max(column, key=len) for column in zip(_COLUMNS, *rows.values(), strict=True)]
+    lines = [_title(comparison), f"  {'':{width}}  {table_line(_COLUMNS, columns)}"]
+    lines += [f"  {name:{width}}  {table_line(cells, columns)}" for name, cells in rows.items()]
+    lines += [f"  {note}" for note in comparison.notes]
+    return [*lines, *(f"  {line}" for line in _change_lines(comparison))]
+
+
+def _title(comparison: TaskComparison) -> str:
+    only = [f"{n} only in {name}" for name, n in (("A", comparison.only_a), ("B", comparison.only_b)) if n]
+    return ", ".join([f"{comparison.title}: {comparison.samples} samples", *only])
+
+
+def _cells(difference: Difference) -> list[str]:
+    digits = ".3f" if max(abs(difference.a), abs(difference.b)) <= 1 else ".2f"
+    signed = [format(x, f"+{digits}") for x in (difference.difference, difference.low, difference.high)]
+    return [
+        format(difference.a, digits),
+        format(difference.b, digits),
+        signed[0],
+        f"{signed[1]} to {signed[2]}",
+        str(difference.better),
+        str(difference.worse),
+        "<0.001" if difference.p < 0.001 else f"{difference.p:.3f}",
+    ]
+
+
+def _change_lines(comparison: TaskComparison) -> list[str]:
+    worse = [change for change in comparison.changed if change.score_b < change.score_a]
+    better = comparison.changed[len(worse) :]
+    if not comparison.changed:
+        return [f"no sample changed in {comparison.main}"]
+    lines = []
+    for name, changes in (("worse", worse), ("better", better)):
+        shown = changes[:SHOWN]
+        first = f", the first {len(shown)}" if len(shown) < len(changes) else ""
+        lines += [f"{len(changes)} samples got {name} in {comparison.main}{first}{':' if shown else ''}"]
+        lines += [line for change in shown for line in _sample_lines(change)]
+    return lines
+
+
+def _sample_lines(change: Change) -> list[str]:
+    return [
+        f"  {change.sample}  {_clipped(change.prompt)}",
+        f"    A {change.score_a:g}  {_clipped(change.response_a)}",
+        f"    B {change.score_b:g}  {_clipped(change.response_b)}",
+    ]
+
+
+def _clipped(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= CHARACTERS else f"{line[: CHARACTERS - 3]}..."
