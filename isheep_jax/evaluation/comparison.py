@@ -23,7 +23,7 @@ LEVEL = 0.95
 BLOCK = 4_000_000
 
 # Settings whose difference is the point, or told in another way: the samples that only one has, or with other prompts.
-ASIDE = ("weights", "samples", "of", "prompts")
+ASIDE = ("weights", "limit", "samples", "of", "prompts")
 
 
 @dataclass(frozen=True)

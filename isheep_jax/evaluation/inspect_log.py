@@ -89,7 +89,7 @@ def _spec(evaluation: Evaluation, task: str, created: str, samples: Sequence[str
         created=created,
         task=task,
         task_id=_id(task),
-        task_version=result["version"],
+        task_version=str(result["version"]),
         task_display_name=result["title"],
         dataset=log.EvalDataset(name=result["title"], samples=result["of"], sample_ids=list(samples), shuffled=False),
         model=evaluation.name,

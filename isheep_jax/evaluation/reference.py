@@ -5,7 +5,7 @@ They come from other harnesses, prompts and decoding, so they say where a figure
 `reference.json`: "bases" are models by name, with the sizes that tell them from others; "sources" are publications,
 with the setting of each task ("*": of the others); "rows" are published models: base, what it is, source, the table in
 it, "ablation" for a variant of a method, "note", and figures by task and name as published. A name such as
-"prompt_strict,instruction_strict" is the mean of two figures.
+"prompt_strict + instruction_strict" is the mean of two figures.
 """
 
 import functools
@@ -81,7 +81,7 @@ def _rows() -> tuple[ReferenceRow, ...]:
             base=row["base"],
             what=row["what"],
             task=task,
-            figures=tuple(names.split(",")),
+            figures=tuple(names.split(" + ")),
             value=value if task in POINTS else round(value / 100, 6),
             source=_content()["sources"][row["source"]]["title"],
             table=row.get("table", ""),

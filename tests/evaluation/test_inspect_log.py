@@ -44,7 +44,7 @@ def test_a_log_read_back_holds_what_was_measured(tmp_path):
     inspect_ai = pytest.importorskip("inspect_ai")
     paths = write_inspect_logs(evaluation(tmp_path / "model"), ["ifeval"], tmp_path / "logs")
     log = inspect_ai.log.read_eval_log(str(paths[0]))
-    assert (log.status, log.eval.task, log.eval.task_version) == ("success", "ifeval", 3)
+    assert (log.status, log.eval.task, log.eval.task_version) == ("success", "ifeval", "3")
     assert log.eval.model == str(tmp_path / "model")
     assert (log.eval.dataset.name, log.eval.dataset.samples, log.eval.config.limit) == ("IFEval", 541, 2)
     generate = log.eval.model_generate_config
