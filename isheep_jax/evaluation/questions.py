@@ -165,7 +165,9 @@ def _prepared_dataset(settings: EvaluateConfig, dataset: str) -> epath.Path | No
     if not settings.task_data:
         return None
     found = (epath.Path(settings.task_data).expanduser() / dataset).glob("*/dataset_info.json")
-    return max((path.parent for path in found), default=None, key=lambda path: [*map(int, path.name.split("."))])
+    versions = {tuple(path.parent.name.split(".")): path.parent for path in found}
+    finished = [version for version in versions if all(part.isdecimal() for part in version)]
+    return versions[max(finished, key=lambda version: [*map(int, version)])] if finished else None
 
 
 def _prepared_rows(directory: epath.Path) -> Iterable[Any]:

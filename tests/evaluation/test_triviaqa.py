@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow_datasets as tfds
 from published import published
 
 from isheep_jax.config import EvaluateConfig
@@ -93,6 +94,51 @@ def test_published_rows_and_official_files_give_the_same_samples(tmp_path):
         {**row, "Answer": {"NormalizedAliases": row["Answer"]["NormalizedAliases"]}} for row in OFFICIAL
     ]
     assert TASK.samples(official(tmp_path, rows=no_human_answers)) == from_rows
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A directory where TensorFlow Datasets prepared trivia_qa/rc.nocontext, and began to prepare a later version."""
+    text = tfds.features.Text
+
+    class TriviaQa(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="rc.nocontext"),)
+        VERSION = tfds.core.Version("1.1.0")
+        code_path = None
+
+        def _info(self):
+            answer = {"normalized_aliases": tfds.features.Sequence(text())}
+            features = {"question_id": text(), "question": text(), "answer": answer}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"validation": self._generate_examples()}
+
+        def _generate_examples(self):
+            for row in OFFICIAL:
+                answer = {"normalized_aliases": row["Answer"]["NormalizedAliases"]}
+                yield (
+                    row["QuestionId"],
+                    {
+                        "question_id": row["QuestionId"],
+                        "question": row["Question"],
+                        "answer": answer,
+                    },
+                )
+
+    TriviaQa(data_dir=tmp_path, config="rc.nocontext", file_format="array_record").download_and_prepare()
+    begun = tmp_path / "trivia_qa" / "rc.nocontext" / "incomplete.X_1.2.0"
+    begun.mkdir()
+    (begun / "dataset_info.json").write_text("{}")
+    return tmp_path
+
+
+def test_dataset_of_tfds_is_read_in_place_of_a_file(prepared):
+    samples = TASK.samples(TaskOptions(EvaluateConfig(task_data=str(prepared))))
+    assert {s.id: s.reference["answers"] for s in samples} == {
+        row["QuestionId"]: row["Answer"]["NormalizedAliases"] for row in OFFICIAL
+    }
+    assert len(TASK.samples(official(prepared, rows=OFFICIAL[:1]))) == 1  # a file goes first
 
 
 def test_verified_files_give_verified_questions_only(tmp_path):
