@@ -26,6 +26,7 @@ class DataFile:
 
 _SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 _GOOGLE = "https://raw.githubusercontent.com/google-research/google-research/master"
+_EVALPLUS = "https://github.com/evalplus"
 _FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge"
 
 # By TASK/FILE, which is also the path in `evaluate.task_data`.
@@ -34,6 +35,19 @@ DATA_FILES = {
         "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/main/results/gpt4_1106_preview/model_outputs.json",
         "83db546b872ddebee8965fd05fa48461ee3c32bc695c62fb57f2d214ff741ec4",
     ),
+    "humaneval/HumanEval.jsonl.gz": DataFile(
+        "https://raw.githubusercontent.com/openai/human-eval/master/data/HumanEval.jsonl.gz",
+        "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+    ),
+    "humaneval_plus/HumanEvalPlus.jsonl.gz": DataFile(
+        f"{_EVALPLUS}/humanevalplus_release/releases/download/v0.1.10/HumanEvalPlus.jsonl.gz"
+    ),
+    "mbpp/mbpp.jsonl": DataFile(
+        f"{_GOOGLE}/mbpp/mbpp.jsonl",
+        "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f",
+    ),
+    "mbpp/sanitized-mbpp.json": DataFile(f"{_GOOGLE}/mbpp/sanitized-mbpp.json"),
+    "mbpp_plus/MbppPlus.jsonl.gz": DataFile(f"{_EVALPLUS}/mbppplus_release/releases/download/v0.2.0/MbppPlus.jsonl.gz"),
     "ifeval/input_data.jsonl": DataFile(
         f"{_GOOGLE}/instruction_following_eval/data/input_data.jsonl",
         "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",

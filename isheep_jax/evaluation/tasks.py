@@ -5,7 +5,18 @@ from typing import Any
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError, did_you_mean
-from isheep_jax.evaluation import alpaca_eval, ifeval, mt_bench, squad, tiny, tiny_domain, triviaqa, xstest
+from isheep_jax.evaluation import (
+    alpaca_eval,
+    humaneval,
+    ifeval,
+    mbpp,
+    mt_bench,
+    squad,
+    tiny,
+    tiny_domain,
+    triviaqa,
+    xstest,
+)
 from isheep_jax.evaluation.harness import PREFIX, definitions, evaluator
 from isheep_jax.evaluation.runner import TaskEvaluator
 from isheep_jax.evaluation.task import Task, TaskOptions
@@ -13,6 +24,11 @@ from isheep_jax.loop.protocols import Evaluator, Model
 
 TASKS: dict[str, Task] = {
     "ifeval": ifeval.TASK,
+    "humaneval": humaneval.HUMANEVAL,
+    "humaneval_plus": humaneval.HUMANEVAL_PLUS,
+    "mbpp": mbpp.MBPP,
+    "mbpp_sanitized": mbpp.MBPP_SANITIZED,
+    "mbpp_plus": mbpp.MBPP_PLUS,
     "squad": squad.SQUAD,
     "squad_v2": squad.SQUAD_V2,
     "triviaqa": triviaqa.TASK,

@@ -28,7 +28,7 @@ def write_evaluation(
             "finish_reasons": ["stop"],
             "error": "",
             "values": values,
-            "details": {"n": n},
+            "details": {},
         }
         for sample, n, values in attempts
     ]

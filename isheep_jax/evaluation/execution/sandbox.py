@@ -46,16 +46,23 @@ _START = 20.0  # seconds that a loaded machine may take to start a program
 class Limits:
     """Most that one program may use.
 
-    seconds: from its start to the last test, and of CPU time. memory: bytes of address space of each process.
-    processes: besides the first. file_size: bytes of each file. disk: bytes of all files, in memory. open_files: count.
+    seconds: from its start to the last test. cpu_seconds: of CPU time of each process, which unlike `seconds` does not
+    depend on what else the machine does. call_cpu_seconds: of CPU time of each call. memory: bytes of address space of
+    each process. processes: besides the first. file_size: bytes of each file. disk: bytes of all files, in memory.
+    open_files: count.
     """
 
-    seconds: float = 10.0
+    seconds: float = 30.0
+    cpu_seconds: int = 10
+    call_cpu_seconds: float = 10.0
     memory: int = 1 << 30
     processes: int = 4
     file_size: int = 16 << 20
     disk: int = 64 << 20
     open_files: int = 64
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def run_programs(
     programs: Sequence[Program],
     settings: EvaluateConfig,
     advance: Callable[[], None] = lambda: None,
-    limits: Limits = Limits(),
+    limits: Limits = LIMITS,
 ) -> list[Verdict]:
     """Returns the verdict on each program.
 
@@ -150,7 +157,7 @@ def _why_not(command: Launcher) -> str:
     if command is _with_bubblewrap and os.getuid() == 0:
         return "as root it cannot limit the number of processes"
     probe = Program("def one():\n    return 1\n", "assert one() == 1\n", ("one",))
-    return _run(command, probe, Limits()).reason
+    return _run(command, probe, LIMITS).reason
 
 
 def _interpreter() -> str:

@@ -9,7 +9,6 @@ neither read nor change them, and passes only by returning right values.
 import builtins
 import ctypes
 import fcntl
-import importlib
 import json
 import os
 import resource
@@ -17,7 +16,6 @@ import select
 import signal
 import sys
 import time
-import traceback
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 
@@ -25,6 +23,7 @@ from isolation import NOBODY
 from program import Codec
 
 MAX_MESSAGE = 16 << 20  # bytes
+CLOCK_OF_PROCESS = 2  # in the number of a clock, see clock_getcpuclockid(3)
 MAX_DIGITS = 100_000  # of an integer; reading one takes time that grows with the square
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 
@@ -87,6 +86,7 @@ class Process:
 
     def __init__(self, limits):
         self._limits = limits
+        self._call_limit = limits["call_cpu_seconds"]
         self._deadline = time.monotonic() + limits["seconds"]
         request_reader, self._requests = os.pipe()
         self._replies, reply_writer = os.pipe()
@@ -103,6 +103,10 @@ class Process:
         """Executes the program. Returns the values of the job's names, and which of its modules the program has."""
         return self._exchange({name: job[name] for name in ("program", "names", "modules")})
 
+    def limit_calls(self, seconds):
+        """Sets how much CPU time each further call may use."""
+        self._call_limit = seconds
+
     def do(self, operation, *arguments):
         """Returns the result of an operation in the program's process, or raises its exception."""
         try:
@@ -112,6 +116,7 @@ class Process:
         return self._exchange([operation, encoded])
 
     def _exchange(self, request):
+        self._cpu_limit = self._cpu_time() + self._call_limit
         self._send(json.dumps(request).encode() + b"\n")
         message = self._receive()
         raised = None
@@ -151,9 +156,18 @@ class Process:
         return message
 
     def _wait(self, readers, writers):
-        left = self._deadline - time.monotonic()
-        if left <= 0 or not any(select.select(readers, writers, [], left)):
-            self._fail(f"timed out after {self._limits['seconds']:g} s")
+        while not any(select.select(readers, writers, [], 0.1)):
+            if time.monotonic() > self._deadline:
+                self._fail(f"timed out after {self._limits['seconds']:g} s")
+            if self._cpu_time() > self._cpu_limit:
+                self._fail(f"timed out: a call used more than {self._call_limit:g} s of CPU time")
+
+    def _cpu_time(self):
+        """Returns how many seconds of CPU time the program's process has used; 0 after its end."""
+        try:
+            return time.clock_gettime((~self._pid << 3) | CLOCK_OF_PROCESS)
+        except OSError:
+            return 0.0
 
     def _end(self):
         """Returns how the program's process ended."""
@@ -166,7 +180,7 @@ class Process:
             return "the program's process closed its channel"
         code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGXCPU:
-            return f"used more than {self._limits['seconds']:g} s of CPU time"
+            return f"timed out: used more than {self._limits['cpu_seconds']} s of CPU time"
         if code < 0:
             return f"the program's process was ended by {signal.Signals(-code).name}"
         return f"the program's process ended with exit status {code}"
@@ -205,14 +219,16 @@ def _become_program(request_reader, reply_writer, limits):
         os.chdir("/tmp")
         for name, value in {
             "AS": limits["memory"],
-            "CPU": int(limits["seconds"]) + 1,
+            "CPU": limits["cpu_seconds"],
             "FSIZE": limits["file_size"],
             "NOFILE": limits["open_files"],
             "CORE": 0,
             # Two processes besides the program's may count, as they may belong to the same user.
             "NPROC": limits["processes"] + 2,
         }.items():
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+            # A second after the first limit on CPU time, which can be ignored, comes the hard one.
+            hard = value + 1 if name == "CPU" else value
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, hard))
         if os.getuid() == 0:
             os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -232,12 +248,12 @@ def _prctl(option, value):
 def verdict(job):
     """Returns why the program of a job does not pass its tests; "" if it does."""
     process = Process(job["limits"])
-    scope = {"__name__": "tests"}
+    scope = {"__name__": "tests", "limit_calls": process.limit_calls}
     try:
         found = process.load(job)
         scope.update((name, found["names"][name]) for name in job["names"] if name in found["names"])
         # Imported here, not taken from the program, which could have changed them.
-        scope.update((name, importlib.import_module(name)) for name in job["modules"] if name in found["modules"])
+        scope.update((name, __import__(name)) for name in job["modules"] if name in found["modules"])
         exec(compile(job["tests"], "tests", "exec", dont_inherit=True), scope)
     except BaseException as error:
         return process.failure or _reason(error, job["tests"])
@@ -246,10 +262,14 @@ def verdict(job):
 
 def _reason(error, tests):
     """Returns one line about a failed test."""
+    import traceback  # here, as it takes a while and most programs may need none
+
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests"]
-    line = tests.splitlines()[lines[-1] - 1].strip()[:200] if lines else ""
-    if isinstance(error, AssertionError) and line:
-        return f"wrong: {line}"
+    line = tests.splitlines()[lines[-1] - 1].strip() if lines else ""
+    if len(line) > 200:  # a line of data
+        line = ""
+    if isinstance(error, AssertionError):
+        return f"wrong: {line or error}"
     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return f"{text} in: {line}" if line else text
 

@@ -13,10 +13,10 @@ import pytest
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.execution import sandbox
-from isheep_jax.evaluation.execution.sandbox import Limits, Program, Verdict, run_programs
+from isheep_jax.evaluation.execution.sandbox import LIMITS, Limits, Program, Verdict, run_programs
 
 ALLOWED = EvaluateConfig(allow_code_execution=True)
-LIMITS, SHORT = Limits(), Limits(seconds=0.7)
+SHORT = Limits(seconds=0.7)
 LAUNCHERS = {"namespaces": sandbox._with_namespaces, "bubblewrap": sandbox._with_bubblewrap}
 SECRET = "the-secret-of-the-tests"
 
@@ -178,9 +178,20 @@ def test_the_reason_says_why_a_program_is_wrong(source, reason):
     assert verdict.reason.startswith(reason)
 
 
+def test_cpu_time_is_limited_for_each_call_and_for_all():
+    source = "import time\ndef answer():\n    end = time.process_time() + 0.4\n    while time.process_time() < end:\n"
+    source += "        pass\n    return 42\n"
+    assert run(source, "assert answer() == answer() == 42", Limits(call_cpu_seconds=0.7)).passed
+    assert run(source, "answer()", Limits(call_cpu_seconds=0.2)).reason.startswith(
+        "timed out: a call used more than 0.2 s"
+    )
+    tests = "for _ in range(9):\n    answer()"
+    assert run(source, tests, Limits(cpu_seconds=1)).reason == "timed out: used more than 1 s of CPU time"
+
+
 def test_an_endless_generator_is_cut_off():
     source = "def answer():\n    while True:\n        yield 42"
-    assert run(source, f"assert len(list(answer())) == {100_000}", Limits()) == Verdict(True)
+    assert run(source, f"assert len(list(answer())) == {100_000}") == Verdict(True)
 
 
 # Hostile programs: what they do, and the start of the reason for which they do not pass.
@@ -305,7 +316,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_program_does_not_pass_and_no_process_is_left(name, launcher):
     source, reasons = HOSTILE[name]
-    verdict = run(source, limits=SHORT if "timed out" in reasons else Limits())
+    verdict = run(source, limits=SHORT if "timed out" in reasons else LIMITS)
     assert not verdict.passed
     assert verdict.reason.startswith(reasons)
 
@@ -325,7 +336,7 @@ def test_the_number_of_processes_is_limited(launcher):
         "                time.sleep(99)\n                os._exit(0)\n"
         "        except BlockingIOError:\n            return n\n"
     )
-    assert holds(source, f"assert answer() <= {Limits.processes + 1}")
+    assert holds(source, f"assert answer() <= {LIMITS.processes + 1}")
 
 
 def test_files_are_written_only_to_the_private_directory(launcher, tmp_path):
@@ -363,7 +374,7 @@ def test_the_disk_is_limited(launcher):
         "def one():\n    with open('one', 'wb', buffering=0) as file:\n        while True:\n"
         "            file.write(bytes(1 << 20))\n"
     )
-    assert holds(source, f"assert answer() <= {Limits.disk}")
+    assert holds(source, f"assert answer() <= {LIMITS.disk}")
     assert run(source, "one()", names=("one",)).reason.startswith("OSError: [Errno 27] File too large")
 
 
@@ -497,7 +508,7 @@ def test_only_the_nonce_proves_that_a_program_passed(monkeypatch):
     said = '{"passed": true, "nonce": "%s", "reason": ""}'
     for nonce, passed in (("right", True), ("", False), ("wrong", False)):
         script = f"cat > /dev/null; echo '{said % nonce}'"
-        verdict = sandbox._run(lambda limits, script=script: ["/bin/sh", "-c", script], Program("", "", ()), Limits())
+        verdict = sandbox._run(lambda limits, script=script: ["/bin/sh", "-c", script], Program("", "", ()), LIMITS)
         assert verdict.passed == passed
 
 
