@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from isheep_jax.cli.results import table_line
 from isheep_jax.evaluation.comparison import Change, Difference, TaskComparison
 
+# Scores that are shown, the main one first.
+SCORES = 8
 # Changed samples that are shown: so many that got worse, and as many that got better.
 SHOWN = 3
 # Characters of a prompt or response that are shown.
@@ -30,12 +32,14 @@ def comparison_lines(a: str, b: str, comparisons: Sequence[TaskComparison], refu
 
 def task_lines(comparison: TaskComparison) -> list[str]:
     """Returns the differences of a task's scores, what to know about them, and the first samples that changed."""
-    names = list(comparison.differences)
+    names = sorted(comparison.differences, key=lambda name: name != comparison.main)[:SCORES]
     width = max(map(len, names))
-    rows = {name: _cells(difference) for name, difference in comparison.differences.items()}
+    rows = {name: _cells(comparison.differences[name]) for name in names}
     columns = [max(column, key=len) for column in zip(_COLUMNS, *rows.values(), strict=True)]
     lines = [_title(comparison), f"  {'':{width}}  {table_line(_COLUMNS, columns)}"]
     lines += [f"  {name:{width}}  {table_line(cells, columns)}" for name, cells in rows.items()]
+    if len(comparison.differences) > SCORES:
+        lines.append(f"  {len(comparison.differences) - SCORES} more scores with --output")
     lines += [f"  {note}" for note in comparison.notes]
     return [*lines, *(f"  {line}" for line in _change_lines(comparison))]
 

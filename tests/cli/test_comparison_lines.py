@@ -54,6 +54,14 @@ def test_only_the_first_changed_samples_are_shown(tmp_path):
     assert sum(line.startswith("      A ") for line in lines) == 3
 
 
+def test_only_the_first_scores_are_shown_and_the_main_one_leads(tmp_path):
+    scores = {"s": [{**{f"score_{n}": 1 for n in range(10)}, "prompt_strict": 1}]}
+    models = [find_evaluation(write_evaluation(tmp_path / name, scores, title="IFEval")) for name in "ab"]
+    lines = comparison_lines("base", "tuned", *compare(*models))
+    assert [line.split()[0] for line in lines[5:13]] == ["prompt_strict", *(f"score_{n}" for n in range(7))]
+    assert lines[13] == "  3 more scores with --output"
+
+
 def test_equal_models_say_so(tmp_path):
     lines = lines_of(tmp_path, [0, 1], [0, 1])
     assert lines[-1] == "  no sample changed in prompt_strict"
