@@ -1,18 +1,24 @@
 """Asking a judge: each question once, over kills and failures, and what is kept on the disk."""
 
 import contextlib
+import itertools
 import json
+import threading
 import time
+import zlib
 
 import pytest
 from chat_stand_in import fails, says
 from etils import epath
-from judged import LocalJudge
+from judged import LocalJudge, Writer, write_data
+from scripted_backend import Counting
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
+from isheep_jax.evaluation import judging
 from isheep_jax.evaluation.judging import Question, ask_judge, check_judge
 from isheep_jax.evaluation.task import Scoring
+from isheep_jax.evaluation.tasks import evaluators
 from isheep_jax.text.conversation import Message
 
 KEY = "sk-not-to-be-seen"
@@ -102,6 +108,41 @@ def test_faults_of_a_server_lose_no_verdict_and_the_key_is_nowhere(serve, tmp_pa
     assert {headers["Authorization"] for _, headers, _ in server.seen} == {f"Bearer {KEY}"}
     assert KEY.encode() not in everything_in(tmp_path)
     assert KEY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("task", ["alpaca_eval", "mt_bench"])
+def test_late_malformed_and_refused_answers_change_no_figure(serve, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(judging, "_TIMEOUT", 0.3)
+    monkeypatch.setenv("THE_KEY", KEY)
+    late = threading.Event()
+    turns = itertools.count()
+
+    def well(prompt, _):
+        n = 1 + zlib.crc32(prompt.encode()) % 10
+        return says(f"Rating: [[{n}]]" if task == "mt_bench" else "AB"[n % 2])
+
+    def badly(prompt, attempt):
+        if attempt == 1:
+            turn = next(turns) % 5
+            if turn == 0:
+                late.wait(5)
+            return [well(prompt, 1), fails(429), (200, b"{}", {}), (200, b"<html>", {}), fails(502)][turn]
+        late.set()
+        return fails(429) if attempt == 2 else well(prompt, attempt)
+
+    results = []
+    for name, answer in (("well", well), ("badly", badly)):
+        server = serve(answer)
+        settings = EvaluateConfig(
+            tasks=(task,), task_data=str(write_data(tmp_path / "data")), judge=server.url, judge_model="big",
+            judge_key="THE_KEY",
+        )  # fmt: skip
+        directory = epath.Path(tmp_path / name / "evaluation" / task)
+        results.append(evaluators(settings, {"chat_template": "chatml"})[task](Writer(), directory, Counting()))
+    assert len(server.seen) > len(server.attempts) == 6
+    assert results[0]["figures"] == results[1]["figures"]
+    assert results[0]["figures"]["unparsed"]["value"] == 0.0
+    assert KEY.encode() not in everything_in(tmp_path)
 
 
 @pytest.mark.parametrize("killed_after", [1, 5, 64, 70])
