@@ -7,6 +7,7 @@ import pytest
 
 import isheep_jax
 from isheep_jax.evaluation.reference import base_of, reference_rows
+from isheep_jax.evaluation.tasks import TASKS
 
 MODELS = Path(isheep_jax.__file__).parent / "planning/models"
 SMOLLM2 = {
@@ -93,6 +94,15 @@ def test_ablations_are_told_apart_and_shown_when_asked_for():
     assert len({row.what for row in rows if row.ablation}) > 20
     what = "I-SHEEP iteration 3, simple criteria"
     assert value("Qwen1.5-72B", what, "ifeval", "prompt_strict", ablations=True) == 0.4214
+
+
+def test_figures_have_the_names_of_our_tasks():
+    content = json.loads((Path(isheep_jax.__file__).parent / "evaluation/reference.json").read_text())
+    published = {
+        (task, names) for row in content["rows"] for task, figures in row["figures"].items() for names in figures
+    }
+    for task, names in published:
+        assert task.startswith("lm_eval:") or {*names.split(" + ")} <= {TASKS[task].main, *TASKS[task].shown}
 
 
 def test_no_figure_is_given_twice_and_every_one_says_how_it_was_measured():
