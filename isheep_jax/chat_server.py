@@ -7,13 +7,13 @@ import contextlib
 import http.client
 import json
 import os
+import queue
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,20 +96,33 @@ class ChatServer:
         UserError when the server cannot be reached, refuses the key or gives another kind of answer; what has arrived
         until then is yielded first.
         """
+        waiting: queue.SimpleQueue[tuple[int, Question]] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[tuple[int, Answer | BaseException]] = queue.SimpleQueue()
         given_up = threading.Event()
-        pool = ThreadPoolExecutor(self._concurrency)
+        for item in enumerate(questions):
+            waiting.put(item)
+
+        def work() -> None:
+            with contextlib.suppress(queue.Empty):
+                while not given_up.is_set():
+                    index, question = waiting.get_nowait()
+                    try:
+                        arrived.put((index, self._ask(question, given_up)))
+                    except BaseException as error:
+                        arrived.put((index, error))
+
+        for _ in range(min(self._concurrency, len(questions))):
+            # After an error or Ctrl-C the process ends without waiting for answers.
+            threading.Thread(target=work, name="chat_server", daemon=True).start()
         try:
-            futures = {pool.submit(self._ask, question, given_up): i for i, question in enumerate(questions)}
-            for future in as_completed(futures):
-                if future.exception() is not None:
-                    given_up.set()
-                    yield from ((futures[other], other.result()) for other in futures if _is_answered(other))
-                    raise future.exception()
-                yield futures.pop(future), future.result()
+            for _ in questions:
+                index, answer = arrived.get()
+                if isinstance(answer, BaseException):
+                    yield from _answers_in(arrived)
+                    raise answer
+                yield index, answer
         finally:
-            # After an error or Ctrl-C, neither answers nor further attempts are waited for.
             given_up.set()
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, question: Question, given_up: threading.Event) -> Answer:
         conceded, failures, previous = self._conceded, 0, time.monotonic()
@@ -237,8 +250,11 @@ def _parse(data: bytes) -> Answer:
         raise _Failed(_line(data), answered=True, malformed=True) from None
 
 
-def _is_answered(future: Future) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+def _answers_in(arrived: "queue.SimpleQueue[tuple[int, Answer | BaseException]]") -> Iterator[tuple[int, Answer]]:
+    while not arrived.empty():
+        index, answer = arrived.get()
+        if isinstance(answer, Answer):
+            yield index, answer
 
 
 def _without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -201,3 +201,15 @@ def test_questions_are_sent_side_by_side_but_never_more_than_asked(serve):
     server = serve(answer)
     assert len(ask(server.url, *(asked(str(n)) for n in range(6)), concurrency=3)) == 6
     assert server.most == 3
+
+
+def test_a_process_that_is_interrupted_waits_for_no_answer(serve):
+    threads = []
+
+    def answer(prompt, _):
+        threads.extend(t for t in threading.enumerate() if t.name == "chat_server")
+        return says("1")
+
+    ask(serve(answer).url)
+    assert threads
+    assert all(thread.daemon for thread in threads)
