@@ -46,7 +46,11 @@ def task_lines(comparison: TaskComparison) -> list[str]:
 
 def _title(comparison: TaskComparison) -> str:
     only = [f"{n} only in {name}" for name, n in (("A", comparison.only_a), ("B", comparison.only_b)) if n]
-    return ", ".join([f"{comparison.title}: {comparison.samples} samples", *only])
+    return ", ".join([f"{comparison.title}: {_samples(comparison.samples)}", *only])
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"
 
 
 def _cells(difference: Difference) -> list[str]:
@@ -72,19 +76,23 @@ def _change_lines(comparison: TaskComparison) -> list[str]:
     for name, changes in (("worse", worse), ("better", better)):
         shown = changes[:SHOWN]
         first = f", the first {len(shown)}" if len(shown) < len(changes) else ""
-        lines += [f"{len(changes)} samples got {name} in {comparison.main}{first}{':' if shown else ''}"]
+        lines += [f"{_samples(len(changes))} got {name} in {comparison.main}{first}{':' if shown else ''}"]
         lines += [line for change in shown for line in _sample_lines(change)]
     return lines
 
 
 def _sample_lines(change: Change) -> list[str]:
+    a, b = " ".join(change.response_a.split()), " ".join(change.response_b.split())
+    # Where they begin alike, what they differ in is shown, after a few words.
+    alike = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = alike - CHARACTERS // 4 if alike > CHARACTERS // 2 else 0
     return [
-        f"  {change.sample}  {_clipped(change.prompt)}",
-        f"    A {change.score_a:g}  {_clipped(change.response_a)}",
-        f"    B {change.score_b:g}  {_clipped(change.response_b)}",
+        f"  {change.sample}  {_clipped(' '.join(change.prompt.split()))}",
+        f"    A {change.score_a:g}  {_clipped(a, start)}",
+        f"    B {change.score_b:g}  {_clipped(b, start)}",
     ]
 
 
-def _clipped(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= CHARACTERS else f"{line[: CHARACTERS - 3]}..."
+def _clipped(line: str, start: int = 0) -> str:
+    before, after = "..." if start else "", "..." if len(line) - start > CHARACTERS else ""
+    return f"{before}{line[start : start + CHARACTERS - len(before + after)]}{after}"

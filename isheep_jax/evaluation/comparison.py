@@ -50,7 +50,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """A sample whose main score differs: its mean score and the first attempt's answer (all turns) of each model."""
+    """A sample whose main score differs.
+
+    score_a, score_b: means of the attempts. The rest is of the first attempt: response_a, response_b: all turns;
+    details_a, details_b: what the scorer says.
+    """
 
     sample: str
     prompt: str
@@ -58,6 +62,8 @@ class Change:
     score_b: float
     response_a: str
     response_b: str
+    details_a: Mapping[str, Any]
+    details_b: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def compare_task(a: Evaluation, b: Evaluation, task: str) -> TaskComparison:
     if settings_a.get("prompt_format") == settings_b.get("prompt_format"):
         compared = [sample for sample in common if _prompts(answers_a, sample) == _prompts(answers_b, sample)]
     if len(compared) < len(common):
-        notes.append(f"left out because their prompts differ: {len(common) - len(compared)} samples")
+        notes.append(f"left out because their prompts differ: {len(common) - len(compared)} of {len(common)} samples")
     units_a, units_b = _units(answers_a), _units(answers_b)
     paired = {name: paired_difference(units_a[name], units_b[name], compared) for name in units_a if name in units_b}
     differences = {name: difference for name, difference in paired.items() if difference}
@@ -277,8 +283,10 @@ def _changes(
             continue
         score_a, score_b = math.fsum(a[sample]) / len(a[sample]), math.fsum(b[sample]) / len(b[sample])
         if score_a != score_b:
-            texts = (_text(answers[sample, 0].response) for answers in (answers_a, answers_b))
-            changes.append(Change(sample, "\n\n".join(_prompts(answers_b, sample)), score_a, score_b, *texts))
+            first = answers_a[sample, 0], answers_b[sample, 0]
+            prompt = "\n\n".join(first[1].response.prompts)
+            texts, details = (_text(answer.response) for answer in first), (answer.score.details for answer in first)
+            changes.append(Change(sample, prompt, score_a, score_b, *texts, *details))
     return tuple(sorted(changes, key=lambda change: change.score_b > change.score_a))
 
 

@@ -38,13 +38,23 @@ def test_changed_samples_are_shown_on_one_line_each(tmp_path):
         a={"prompts": {"s0": "Say\n it."}, "responses": {"s0": "It\n\nis."}},
         b={"prompts": {"s0": "Say\n it."}, "responses": {"s0": "long " * 100}},
     )
-    start = lines.index("  1 samples got worse in prompt_strict:")
+    start = lines.index("  1 sample got worse in prompt_strict:")
     assert lines[start + 1 : start + 5] == [
         "    s0  Say it.",
         "      A 1  It is.",
         f"      B 0  {('long ' * 100)[:157]}...",
-        "  1 samples got better in prompt_strict:",
+        "  1 sample got better in prompt_strict:",
     ]
+
+
+def test_long_responses_are_shown_from_where_they_differ(tmp_path):
+    start = " ".join(["same"] * 100)
+    lines = lines_of(
+        tmp_path, [1], [0], a={"responses": {"s0": start}}, b={"responses": {"s0": f"{start} but {start}"}}
+    )
+    assert lines[-3] == f"      A 1  ...{start[-40:]}"
+    assert lines[-2] == f"      B 0  ...{start[-40:]} but {start}"[:168] + "..."
+    assert lines[-1] == "  0 samples got better in prompt_strict"
 
 
 def test_only_the_first_changed_samples_are_shown(tmp_path):

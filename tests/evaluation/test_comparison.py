@@ -115,7 +115,7 @@ def test_changed_samples_come_with_both_answers_the_worse_ones_first(tmp_path):
         b={"responses": {"1": "bad"}},
     )
     assert [(c.sample, c.score_a, c.score_b) for c in result.changed] == [("1", 1.0, 0.0), ("0", 0.0, 1.0)]
-    assert result.changed[0] == Change("1", "Question 1?", 1.0, 0.0, "good", "bad")
+    assert result.changed[0] == Change("1", "Question 1?", 1.0, 0.0, "good", "bad", {"n": 0}, {"n": 0})
     assert json.loads(json.dumps(result.as_dict()))["changed"][0]["prompt"] == "Question 1?"
 
 
@@ -131,7 +131,7 @@ def test_only_common_samples_count_when_limits_differ(tmp_path):
 def test_samples_with_other_prompts_are_left_out(tmp_path):
     result = compared(tmp_path, strict(0, 1), strict(1, 1), b={"prompts": {"0": "Something else?"}})
     assert (result.samples, result.differences["prompt_strict"].difference) == (1, 0.0)
-    assert result.notes == ("left out because their prompts differ: 1 samples",)
+    assert result.notes == ("left out because their prompts differ: 1 of 2 samples",)
 
 
 def test_prompts_of_another_format_are_compared_and_told(tmp_path):

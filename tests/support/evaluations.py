@@ -28,7 +28,7 @@ def write_evaluation(
             "finish_reasons": ["stop"],
             "error": "",
             "values": values,
-            "details": {},
+            "details": {"n": n},
         }
         for sample, n, values in attempts
     ]

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,20 @@ def load_task(task: str, task_data: str) -> dict[str, Any]:
     """
     check_name(task)
     name = task.removeprefix(PREFIX)
-    kind, path = _definitions()[name]
-    local = _local_data(task_data)
+    _check_safe(task)
     with tempfile.TemporaryDirectory() as directory:
-        for own, files in local.items():
-            if own in _definitions():
-                _write_definition(Path(directory), own, files)
-        if kind == "task" and name not in local:
-            _write_definition(Path(directory), name, {})
-        manager = _manager(directory, include_defaults=kind == "group")
-        _check_safe(task, path)
+        for part in _parts(name):
+            _write_definition(Path(directory), part, task_data)
+        manager = _manager(directory, include_defaults=False)
         try:
             loaded = manager.load([name])
         except Exception as error:
             # Data sets and definitions raise errors of many kinds.
-            where = f"{task_data or 'DIR'}/lm_eval/{name if kind == 'task' else 'TASK'}"
+            where = f"{task_data or 'DIR'}/lm_eval/{'TASK' if _members(name) else name}"
             raise UserError(
-                f"{task} cannot be loaded: {one_line(error)[:300]}; put its data into {where}/SPLIT.jsonl (train, "
-                "validation, test) and name the directory with --task_data, or use a machine that reaches the hub"
+                f"{task} cannot be loaded ({type(error).__name__}: {one_line(error)[:300]}); put its data into "
+                f"{where}/SPLIT.jsonl (train, validation, test) and name the directory with --task_data, or use a "
+                "machine that reaches the hub"
             ) from error
     _check_loaded(task, name, loaded)
     return loaded
@@ -91,6 +87,36 @@ def _all_definitions() -> Any:
     return _manager(None, include_defaults=True)
 
 
+def _parts(name: str) -> list[str]:
+    """Returns the names of a task, or of a group and of all the tasks and groups in it."""
+    found, waiting = set(), [name]
+    while waiting:
+        part = waiting.pop()
+        if part in found:
+            continue
+        if part in _definitions():
+            found.add(part)
+            waiting += _members(part)
+        elif entry := _all_definitions().task_index.get(part):  # otherwise the group defines its part itself
+            waiting += entry.tags
+    return sorted(found)
+
+
+def _members(name: str) -> list[str]:
+    """Returns the parts that a definition names: none for a task; tasks, groups and tags for a group."""
+    kind, _ = _definitions()[name]
+    members = _read_definition(name).get("task") if kind == "group" else None
+    named = members if isinstance(members, list) else []
+    return [member if isinstance(member, str) else member.get("group") or member["task"] for member in named]
+
+
+def _read_definition(name: str) -> dict[str, Any]:
+    """Returns the content of a definition with what it includes; functions are names."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(_definitions()[name][1], resolve_func=False)
+
+
 def _manager(directory: str | None, include_defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
@@ -109,29 +135,38 @@ def _only_errors(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _local_data(task_data: str) -> dict[str, dict[str, str]]:
-    """Returns {task: {split: file}} of the local copies."""
-    root = Path(task_data).expanduser() / "lm_eval"
-    if not task_data or not root.is_dir():
-        return {}
-    found = {d.name: {f.stem: str(f.resolve()) for f in sorted(d.glob("*.jsonl"))} for d in sorted(root.iterdir())}
-    return {name: files for name, files in found.items() if files}
-
-
-def _write_definition(directory: Path, name: str, files: dict[str, str]) -> None:
-    """Writes a definition that is the harness's own but for the data. JSON is YAML, too."""
+def _write_definition(directory: Path, name: str, task_data: str) -> None:
+    """Writes a definition that is the harness's own but for the place of its data. JSON is YAML, too."""
     kind, path = _definitions()[name]
-    # Without the tag: the table of definitions would forget the tag's other tasks.
-    definition: dict[str, Any] = {"include": str(path), kind: name, "tag": None}
-    if files:
+    definition: dict[str, Any] = {"include": str(path)}
+    local = Path(task_data).expanduser() / "lm_eval" / name
+    files = {file.stem: str(file.resolve()) for file in sorted(local.glob("*.jsonl"))} if task_data else {}
+    if kind == "task" and files:
         definition |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        definition |= _available_splits(name, local, files)
     (directory / f"{name}.yaml").write_text(json.dumps(definition))
 
 
-def _check_safe(task: str, path: Path) -> None:
-    from lm_eval.tasks._yaml_loader import load_yaml
+def _available_splits(name: str, local: Path, files: Container[str]) -> dict[str, None]:
+    """Returns what a definition must say so that splits which are not there are not asked for.
 
-    if load_yaml(path, resolve_func=False).get("unsafe_code"):
+    Raises `UserError` for those that the task reads: that of its documents and that of its worked examples.
+    """
+    definition = _read_definition(name)
+    needed = [definition.get("test_split") or definition.get("validation_split")]
+    shown = definition.get("fewshot_config") or {}
+    if definition.get("num_fewshot") and not (isinstance(shown, dict) and "samples" in shown):
+        splits = ("fewshot_split", "training_split", "validation_split")
+        needed.append(next((definition[split] for split in splits if definition.get(split)), None))
+    for split in filter(None, needed):
+        if split not in files:
+            raise UserError(f"--task_data: {local / split}.jsonl is missing, which lm_eval:{name} reads")
+    names = ("training_split", "validation_split", "test_split", "fewshot_split")
+    return {key: None for key in names if definition.get(key) and definition[key] not in files}
+
+
+def _check_safe(task: str) -> None:
+    if _read_definition(task.removeprefix(PREFIX)).get("unsafe_code"):
         raise UserError(f"{task} would run what the model writes, without a sandbox; {_OWN_TASKS}")
 
 

@@ -240,7 +240,7 @@ def _result(report: _Report, model: Any, settings: Mapping[str, Any]) -> TaskRes
             "count": sum(count["effective"] for count in counts),
             "of": sum(count["original"] for count in counts),
             "title": f"{report.name} (lm-evaluation-harness)",
-            "version": report.results["versions"].get(report.name),
+            "version": _version(report.results["versions"].get(report.name)),
             "main": main,
             "figures": {name: asdict(figure) for name, figure in figures.items()},
             "groups": {
@@ -253,6 +253,11 @@ def _result(report: _Report, model: Any, settings: Mapping[str, Any]) -> TaskRes
             "examples": _examples(samples, main),
         }
     )
+
+
+def _version(version: Any) -> int | float:
+    """Returns the version of a task or group; 0 for a group without one."""
+    return version if isinstance(version, int | float) else 0
 
 
 def _main_of(figures: Mapping[str, Figure], main: str) -> Figure:
