@@ -87,10 +87,16 @@ def _sample_lines(change: Change) -> list[str]:
     alike = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     start = alike - CHARACTERS // 4 if alike > CHARACTERS // 2 else 0
     return [
-        f"  {change.sample}  {_clipped(' '.join(change.prompt.split()))}",
+        f"  {change.sample}  {_middle_cut(' '.join(change.prompt.split()))}",
         f"    A {change.score_a:g}  {_clipped(a, start)}",
         f"    B {change.score_b:g}  {_clipped(b, start)}",
     ]
+
+
+def _middle_cut(line: str) -> str:
+    """Returns a prompt's begin and end: worked examples lead, and the question comes last."""
+    half = (CHARACTERS - 5) // 2
+    return line if len(line) <= CHARACTERS else f"{line[:half]} ... {line[-half:]}"
 
 
 def _clipped(line: str, start: int = 0) -> str:

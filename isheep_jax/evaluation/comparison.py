@@ -171,11 +171,19 @@ def check_scoring(a: Evaluation, b: Evaluation, task: str) -> None:
 
 def setting_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Returns a line for what differs between the settings of two evaluations; none where nothing does."""
-    differ = _different(a, b)
+    differ = _different(_flat(a), _flat(b))
     if "prompts" in differ:
         differ.pop("references", None)
     told = [text for name, text in differ.items() if name not in ASIDE]
     return [f"evaluated with different settings: {'; '.join(told)}"] if told else []
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with the sampling parameters among them, if all samples have the same ones."""
+    sampling = settings.get("sampling", ())
+    if len(sampling) != 1:
+        return dict(settings)
+    return {name: value for name, value in settings.items() if name != "sampling"} | sampling[0]
 
 
 def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
@@ -186,7 +194,7 @@ def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, str]:
 
 def _short(value: Any, most: int = 40) -> str:
     text = str(value)
-    if not text or value is None:
+    if value in ("", None, []):
         return "none"
     if re.fullmatch("[0-9a-f]{64}", text):  # a digest
         return text[:8]

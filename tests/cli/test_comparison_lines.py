@@ -57,6 +57,16 @@ def test_long_responses_are_shown_from_where_they_differ(tmp_path):
     assert lines[-1] == "  0 samples got better in prompt_strict"
 
 
+def test_long_prompts_keep_their_begin_and_their_question(tmp_path):
+    prompts = {"prompts": {"s0": "Examples. " + "Q: x A: y " * 50 + "Q: why? A:"}}
+    lines = lines_of(tmp_path, [1], [0], a=prompts, b=prompts)
+    (line,) = [line for line in lines if line.startswith("    s0  ")]
+    assert line.startswith("    s0  Examples. Q: x")
+    assert " ... " in line
+    assert line.endswith("Q: why? A:")
+    assert len(line) <= 160 + 8
+
+
 def test_only_the_first_changed_samples_are_shown(tmp_path):
     lines = lines_of(tmp_path, [0] * 9, [1] * 9)
     assert "  0 samples got worse in prompt_strict" in lines

@@ -162,6 +162,15 @@ def test_other_settings_are_told(tmp_path):
     )
 
 
+def test_sampling_parameters_that_differ_are_told_by_name(tmp_path):
+    a, b = (
+        {"settings": {"sampling": [{"temperature": 0, "max_tokens": n, "stop": stop}]}}
+        for n, stop in ((64, []), (32, ["\n"]))
+    )
+    (note,) = compared(tmp_path, strict(1), strict(1), a=a, b=b).notes
+    assert note == "evaluated with different settings: max_tokens 64 and 32; stop none and ['\\n']"
+
+
 def test_other_scoring_is_refused_and_named(tmp_path):
     with pytest.raises(UserError, match=r"scored differently \(judge one and other\)"):
         compared(tmp_path, strict(1), strict(1), a={"scoring": {"judge": "one"}}, b={"scoring": {"judge": "other"}})
