@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import random
+import sys
 import types
 from collections import Counter
 
 import numpy as np
 import pytest
 from scripted_backend import Fuse, Killed
+from test_distributed import Group
 
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Completion, SamplingParams, TextLogprob
@@ -170,14 +172,16 @@ def test_group_has_its_mean_and_those_of_its_tasks(tmp_path, data):
 
 
 def test_generation_follows_the_tasks_settings(tmp_path, data):
-    task_data = data("gsm8k_cot", [{"question": f"What is {i}?", "answer": "#### 8"} for i in range(3)], split="test")
+    task_data = data("gsm8k_cot", [{"question": "?" * i, "answer": "#### 8"} for i in range(3)], split="test")
     model = ScriptedTokenModel()
     result = evaluate("lm_eval:gsm8k_cot", tmp_path / "a", task_data, model)
     (sampling,) = model.samplings
     assert (sampling.temperature, sampling.max_tokens, sampling.stop) == (0.0, 256, ("Q:", "</s>", "<|im_end|>"))
     assert set(result["figures"]) == {"exact_match,strict-match", "exact_match,flexible-extract"}
-    assert result["unfinished"] == sum(len(p) % 2 for p in model.prompts) / 3
-    assert all(line["texts"][0].startswith(" The answer is") for line in lines(tmp_path / "a"))
+    assert 0 < result["unfinished"] == sum(len(p) % 2 for p in model.prompts) / 3
+    responses = lines(tmp_path / "a")
+    assert all(line["texts"][0].startswith(" The answer is") for line in responses)
+    assert result["unfinished"] == sum(line["finish_reasons"] == ["length"] for line in responses) / 3
     shorter = ScriptedTokenModel()
     evaluate("lm_eval:gsm8k_cot", tmp_path / "b", task_data, shorter, max_tokens=7)
     assert shorter.samplings[0].max_tokens == 7
@@ -303,6 +307,30 @@ def test_killed_evaluation_goes_on_and_ends_alike(tmp_path, data):
     assert evaluate("lm_eval:gsm8k_cot", tmp_path / "cut", task_data, rest) == expected
     assert len(rest.prompts) == 80 - 64  # two parts of 32 were kept
     assert (tmp_path / "cut" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+
+
+PROGRAM = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+from pathlib import Path
+from isheep_jax import distributed
+from isheep_jax.cli.errors import report_error
+
+with distributed.distributed_session(lambda error: report_error(error, "program", [])):
+    from test_harness import evaluate
+    print(json.dumps(evaluate("lm_eval:truthfulqa_mc1", Path(sys.argv[2]), sys.argv[3])))
+"""
+
+
+def test_of_two_processes_both_have_the_result_of_one_and_the_first_writes(tmp_path, data):
+    task_data = data("truthfulqa_mc1", choices())
+    expected = evaluate("lm_eval:truthfulqa_mc1", tmp_path / "one", task_data)
+    arguments = [json.dumps(sys.path), str(tmp_path / "two"), task_data]
+    with Group([["-c", PROGRAM, *arguments]] * 2, tmp_path / "output") as group:
+        assert group.codes(200) == [0, 0], group.text(0, "err")
+        assert [json.loads(group.text(index, "out")) for index in (0, 1)] == [expected] * 2
+    files = [{p.name: p.read_bytes() for p in (tmp_path / d).rglob("*.jsonl")} for d in ("one", "two")]
+    assert files[0] == files[1]
 
 
 def test_scored_batches_are_kept_whole(tmp_path):

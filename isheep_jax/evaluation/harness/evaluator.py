@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -67,7 +67,7 @@ class HarnessEvaluator:
             )
             results = _evaluate(harness_model, loaded, self.settings, self._is_chat)
         settings = {**self._settings(), "weights": weights, "prompts": harness_model.digests}
-        report = _Report(self.name.removeprefix(PREFIX), results, loaded)
+        report = _Report(self.name.removeprefix(PREFIX), results, loaded, harness_model.cut_off)
         # One process's figures for all: bootstraps of another processor may differ in their last digits.
         result, lines = distributed.from_primary(
             lambda: [_result(report, harness_model, settings), list(map(_line, report.samples()))]
@@ -154,12 +154,13 @@ def _undisturbed() -> Iterator[io.StringIO]:
 class _Report:
     """What the harness returned.
 
-    name: of the task or group. loaded: its parts, see `load_task`.
+    name: of the task or group. loaded: its parts, see `load_task`. cut_off: prompts and completions that were.
     """
 
     name: str
     results: Mapping[str, Any]
     loaded: Mapping[str, Any]
+    cut_off: Container[tuple[str, str]]
 
     def figures(self, name: str) -> dict[str, Figure]:
         """Returns the figures of a task or group by the harness's names, "acc" for "acc,none"."""
@@ -214,7 +215,7 @@ class _Report:
             attempt=0,
             prompts=(str(arguments[0][0]),),
             texts=texts[:1] or ("",),
-            finish_reasons=("stop",),
+            finish_reasons=("length" if (arguments[0][0], *texts[:1]) in self.cut_off else "stop",),
         )
         details = {
             "target": first["target"],
@@ -246,7 +247,7 @@ def _result(report: _Report, model: Any, settings: Mapping[str, Any]) -> TaskRes
             "groups": {
                 **({"task": {part: asdict(_main_of(report.figures(part), main)) for part in parts}} if parts else {})
             },
-            "unfinished": model.unfinished / max(model.completions, 1),
+            "unfinished": model.finish_reasons.count("length") / max(len(model.finish_reasons), 1),
             "unanswered": 0,
             "settings": dict(settings),
             "scoring": {},

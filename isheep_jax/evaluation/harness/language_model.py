@@ -75,7 +75,8 @@ class HarnessModel(TemplateLM):
     """A `TokenModel` for the harness, alike in every process.
 
     digests: of the prompts of each kind of request, once it was asked.
-    unfinished, completions: how many completions were cut off, and of how many.
+    finish_reasons: of each completion.
+    cut_off: prompts with their completions that were.
     """
 
     def __init__(
@@ -108,7 +109,8 @@ class HarnessModel(TemplateLM):
         self._answers = {answer.key: answer for part in parts for answer in part}
         self._encode = functools.lru_cache(maxsize=4096)(self._encode_uncached)
         self.digests: dict[str, str] = {}
-        self.unfinished = self.completions = 0
+        self.finish_reasons: list[str] = []
+        self.cut_off: set[tuple[str, str]] = set()
 
     # What the harness asks about tokenizer and template.
 
@@ -213,8 +215,8 @@ class HarnessModel(TemplateLM):
                 prompt = replace(prompt, occurrence=seen[prompt])
             prompts.append(prompt)
         answers = self._complete(prompts, [request.task_name for request in requests])
-        self.completions += len(answers)
-        self.unfinished += sum(answer.finish_reason == "length" for answer in answers)
+        self.finish_reasons += [answer.finish_reason for answer in answers]
+        self.cut_off |= {(r.args[0], a.text) for r, a in zip(requests, answers) if a.finish_reason == "length"}
         return [answer.text for answer in answers]
 
     def _sampling(self, arguments: Mapping[str, Any]) -> SamplingParams:
