@@ -110,6 +110,7 @@ class ChatServer:
                         arrived.put((index, self._ask(question, given_up)))
                     except BaseException as error:
                         arrived.put((index, error))
+                        given_up.set()
 
         for _ in range(min(self._concurrency, len(questions))):
             # After an error or Ctrl-C the process ends without waiting for answers.

@@ -11,6 +11,7 @@ import pytest
 from chat_stand_in import fails, says
 from etils import epath
 from judged import LocalJudge, Writer, write_data
+from memory_bucket import memory_bucket
 from scripted_backend import Counting
 
 from isheep_jax.config import EvaluateConfig
@@ -217,6 +218,22 @@ def test_some_unreadable_verdicts_are_kept_like_others(serve, tmp_path):
     for _ in range(2):
         assert [v.text for v in ask("abcd", scoring(tmp_path, server.url, judge_requests=1))] == ["?", "?", "?", "fine"]
     assert set(server.attempts.values()) == {1}
+
+
+def test_a_bucket_gets_verdicts_together_and_all_of_them_when_a_judging_fails(serve, monkeypatch):
+    monkeypatch.setattr(judging, "_SECONDS_IN_BUCKETS", 1000.0)
+    written = []
+    write = judging.write_atomically
+    monkeypatch.setattr(judging, "write_atomically", lambda path, data: (written.append(path.name), write(path, data)))
+    bucket = memory_bucket(monkeypatch) / "task"
+    server = serve(lambda prompt, _: says(prompt) if prompt < "question 3" else fails(404, "gone"))
+    texts = [f"question {n}" for n in range(6)]
+    with pytest.raises(UserError, match="gone"):
+        ask(texts, scoring(bucket, server.url, judge_requests=1))
+    assert written == ["part-00000.jsonl"] * 2
+    server.answer = lambda prompt, _: says(prompt)
+    assert [v.text for v in ask(texts, scoring(bucket, server.url))] == texts
+    assert [server.attempts[text] for text in texts] == [1, 1, 1, 2, 1, 1]
 
 
 def test_a_damaged_file_of_verdicts_is_named(serve, tmp_path):
