@@ -12,6 +12,8 @@ import types
 
 # A test that asks for the items of an endless generator shall fail, not hang.
 MAX_ITEMS = 100_000
+# Types that JSON has.
+PLAIN = frozenset((type(None), bool, int, float, str))
 
 
 class Codec:
@@ -26,18 +28,18 @@ class Codec:
         self._refer, self._resolve = refer, resolve
 
     def encode(self, value):
-        if value is None or value is True or value is False:
+        if type(value) in PLAIN:
             return value
         for kind in (str, int, float):
             if isinstance(value, kind):
                 return kind(value)
         if isinstance(value, list):
-            return [self.encode(v) for v in value]
+            return self._encode_all(value)
         for kind in (tuple, set, frozenset):
             if isinstance(value, kind):
-                return {kind.__name__: [self.encode(v) for v in value]}
+                return {kind.__name__: self._encode_all(value)}
         if isinstance(value, type({}.keys())):
-            return {"set": [self.encode(v) for v in value]}
+            return {"set": self._encode_all(value)}
         if isinstance(value, dict):
             return {"dict": [[self.encode(k), self.encode(v)] for k, v in value.items()]}
         if isinstance(value, complex):
@@ -51,14 +53,17 @@ class Codec:
             return {name: str(value)}
         return {"object": self._refer(value)}
 
+    def _encode_all(self, values):
+        return [v if type(v) in PLAIN else self.encode(v) for v in values]
+
     def decode(self, value):
         if isinstance(value, list):
-            return [self.decode(v) for v in value]
+            return [v if type(v) in PLAIN else self.decode(v) for v in value]
         if not isinstance(value, dict):
             return value
         ((kind, content),) = value.items()
         if kind in ("tuple", "set", "frozenset"):
-            return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](self.decode(v) for v in content)
+            return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](self.decode(content))
         if kind == "dict":
             return {self.decode(k): self.decode(v) for k, v in content}
         if kind == "complex":

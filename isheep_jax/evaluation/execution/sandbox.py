@@ -22,6 +22,7 @@ The namespaces are made by `isolation.py`, without any privilege, where the kern
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import os
@@ -46,9 +47,12 @@ _START = 20.0  # seconds that a loaded machine may take to start a program
 class Limits:
     """Most that one program may use.
 
-    seconds: from its start to the last test. cpu_seconds: of CPU time of each process, which unlike `seconds` does not
-    depend on what else the machine does. call_cpu_seconds: of CPU time of each call. memory: bytes of address space of
-    each process. processes: besides the first. file_size: bytes of each file. disk: bytes of all files, in memory.
+    seconds: from its start to the last test.
+    cpu_seconds: of CPU time of each process, which unlike `seconds` does not depend on what else the machine does.
+    call_cpu_seconds: of CPU time of each call, which may last five times as long.
+    memory: bytes of address space of each process.
+    processes: besides the first.
+    file_size, disk: bytes of each file, and of all files; they are in memory.
     open_files: count.
     """
 
@@ -114,9 +118,10 @@ def run_programs(
     """
     check_allowed(settings)
     command = _launcher()
+    running: set[subprocess.Popen] = set()
 
     def run(program: Program) -> Verdict:
-        return _run(command, program, limits)
+        return _run(command, program, limits, running)
 
     verdicts: dict[concurrent.futures.Future, Verdict] = {}
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -125,8 +130,10 @@ def run_programs(
             for future in concurrent.futures.as_completed(futures):
                 verdicts[future] = future.result()
                 advance()
-        finally:
+        finally:  # also when the user interrupts
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(running):
+                _kill(process)
     return [verdicts[future] for future in futures]
 
 
@@ -157,7 +164,7 @@ def _why_not(command: Launcher) -> str:
     if command is _with_bubblewrap and os.getuid() == 0:
         return "as root it cannot limit the number of processes"
     probe = Program("def one():\n    return 1\n", "assert one() == 1\n", ("one",))
-    return _run(command, probe, LIMITS).reason
+    return _run(command, probe, LIMITS, set()).reason
 
 
 def _interpreter() -> str:
@@ -182,7 +189,8 @@ def _with_bubblewrap(limits: Limits) -> list[str]:
     return [*map(str, command), "--", str(interpreter), "-I", "-S", "-B", "/sandbox/supervisor.py"]
 
 
-def _run(command: Launcher, program: Program, limits: Limits) -> Verdict:
+def _run(command: Launcher, program: Program, limits: Limits, running: set[subprocess.Popen]) -> Verdict:
+    """Returns the verdict on a program; its sandbox is in `running` as long as it may be killed."""
     nonce = secrets.token_hex(16)
     job = {
         "nonce": nonce,
@@ -202,12 +210,16 @@ def _run(command: Launcher, program: Program, limits: Limits) -> Verdict:
         cwd="/",
         start_new_session=True,
     )
+    running.add(process)
     try:
         output, errors = process.communicate(json.dumps(job).encode(), timeout=limits.seconds + _START)
     except subprocess.TimeoutExpired:
         return Verdict(False, f"timed out after {limits.seconds:g} s")
     finally:
-        _kill(process)
+        running.discard(process)
+        if process.returncode is None:
+            _kill(process)
+            process.communicate()
     try:
         answer = json.loads(output)
     except ValueError:
@@ -219,7 +231,6 @@ def _run(command: Launcher, program: Program, limits: Limits) -> Verdict:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Kills the sandbox, if there is one left; its processes die with its first one."""
-    if process.poll() is None:
+    """Kills a sandbox: all its processes die with the first one."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()

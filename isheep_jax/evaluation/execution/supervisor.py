@@ -22,8 +22,9 @@ sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 from isolation import NOBODY
 from program import Codec
 
-MAX_MESSAGE = 16 << 20  # bytes
+MAX_MESSAGE = 64 << 20  # bytes
 CLOCK_OF_PROCESS = 2  # in the number of a clock, see clock_getcpuclockid(3)
+PATIENCE = 5  # seconds for each second of CPU time that a call may use: the machine may be busy
 MAX_DIGITS = 100_000  # of an integer; reading one takes time that grows with the square
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 
@@ -117,6 +118,7 @@ class Process:
 
     def _exchange(self, request):
         self._cpu_limit = self._cpu_time() + self._call_limit
+        self._call_deadline = time.monotonic() + PATIENCE * self._call_limit
         self._send(json.dumps(request).encode() + b"\n")
         message = self._receive()
         raised = None
@@ -159,6 +161,8 @@ class Process:
         while not any(select.select(readers, writers, [], 0.1)):
             if time.monotonic() > self._deadline:
                 self._fail(f"timed out after {self._limits['seconds']:g} s")
+            if time.monotonic() > self._call_deadline:
+                self._fail(f"timed out: a call took more than {PATIENCE * self._call_limit:g} s")
             if self._cpu_time() > self._cpu_limit:
                 self._fail(f"timed out: a call used more than {self._call_limit:g} s of CPU time")
 
@@ -234,6 +238,7 @@ def _become_program(request_reader, reply_writer, limits):
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         _prctl(PR_SET_NO_NEW_PRIVS, 1)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         host = os.path.join(os.path.dirname(os.path.abspath(__file__)), "program.py")
         os.execve(sys.executable, [sys.executable, "-I", "-S", "-B", host], {})
     finally:
@@ -275,10 +280,14 @@ def _reason(error, tests):
 
 
 def main():
-    # Nobody reads this process's memory through the system, such as the program by ptrace.
+    # Nobody reads this process's memory through the system, such as the program by ptrace, or interrupts it: as the
+    # first process of its namespace it gets no other signal from within.
     _prctl(PR_SET_DUMPABLE, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.set_int_max_str_digits(MAX_DIGITS)
     job = json.load(sys.stdin)
+    # A small value can become a large one here, such as the list of a range.
+    resource.setrlimit(resource.RLIMIT_AS, (job["limits"]["memory"],) * 2)
     reason = verdict(job)
     answer = {"passed": not reason, "reason": reason, "nonce": "" if reason else job["nonce"]}
     os.write(1, json.dumps(answer).encode())
