@@ -14,10 +14,12 @@ import pytest
 from scripted_backend import Fuse, Killed
 from test_distributed import Group
 
-from isheep_jax.config import EvaluateConfig
-from isheep_jax.decode.requests import Completion, SamplingParams, TextLogprob
+from isheep_jax.config import DecodeConfig, EvaluateConfig
+from isheep_jax.decode.requests import Completion, Request, SamplingParams, TextLogprob, TokenIds
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation import tasks
+from isheep_jax.loop.models import DeferredModel
+from isheep_jax.runtime.load import load
 
 pytest.importorskip("lm_eval", reason='runs tasks of lm-evaluation-harness; pip install -e ".[eval]"')
 
@@ -147,6 +149,22 @@ def test_most_probable_choice_is_the_response(tmp_path, data):
     assert [line["texts"][0] for line in responses] == [" fizz" if i % 3 else f" word {i} zzz" for i in range(6)]
     assert [line["values"] for line in responses] == [{"acc": float(i % 3 > 0)} for i in range(6)]
     assert [line["sample"] for line in responses] == [f"truthfulqa_mc1/{i}" for i in range(6)]
+
+
+def test_loaded_checkpoint_answers_with_its_log_likelihoods(tmp_path, data, small_checkpoint):
+    engine = load(str(small_checkpoint), decode=DecodeConfig(slots=8, max_length=128), compute_dtype="float32")
+    backend = types.SimpleNamespace(load=lambda directory: engine, weights_digest=lambda directory: "w")
+    evaluate("lm_eval:truthfulqa_mc1", tmp_path, data("truthfulqa_mc1", choices(2)), DeferredModel(backend, None))
+    for line in lines(tmp_path):
+        prompt, tokenizer = line["prompts"][0], engine.tokenizer
+        for continuation, (logprob, _) in zip(
+            line["details"]["continuations"], line["details"]["answers"], strict=True
+        ):
+            following = tokenizer.encode(continuation, bos=False)
+            context = tokenizer.encode(prompt)[-(128 - len(following)) :]
+            request = Request("a", TokenIds(tuple(context)))
+            (expected,) = engine.text_logprobs([request], [TokenIds(tuple(following))])
+            assert logprob == pytest.approx(expected.logprob, abs=1e-4)
 
 
 def test_limit_takes_the_first_documents(tmp_path, data):

@@ -1,6 +1,9 @@
 """The backend loads a judge that is another model than the run's, with its own architecture and tokenizer."""
 
+import shutil
+
 import pytest
+from etils import epath
 
 from isheep_jax.config import AssessConfig, Config, DecodeConfig, ModelConfig, SFTConfig
 from isheep_jax.decode.requests import Request
@@ -34,6 +37,18 @@ def test_foreign_judge_scores_as_it_does_by_itself_and_writer_stays_what_it_is(s
     assert scores(run.load(run.judge)) == pytest.approx(expected, abs=1e-5)
     assert writer != pytest.approx(expected, abs=0.1)
     assert scores(run.load(None)) == pytest.approx(writer, abs=1e-5)
+
+
+def test_weights_have_the_digest_of_their_files(small_checkpoint, tmp_path):
+    run, _ = backend(tmp_path, small_checkpoint)
+    digest = run.weights_digest(None)
+    assert run.weights_digest(epath.Path(small_checkpoint)) == digest
+    shutil.copytree(small_checkpoint, tmp_path / "other")
+    (path,) = (tmp_path / "other").glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert run.weights_digest(epath.Path(tmp_path / "other")) != digest
 
 
 def test_judge_that_is_no_model_is_refused_before_anything_is_written(small_checkpoint, tmp_path):
