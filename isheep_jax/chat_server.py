@@ -6,6 +6,7 @@ Judges of the loop and of the evaluation tasks use it. Nothing here writes files
 import contextlib
 import http.client
 import json
+import math
 import os
 import queue
 import threading
@@ -238,10 +239,10 @@ def _parse(data: bytes) -> Answer:
         text = choice["message"].get("content") or ""
         usage = answer.get("usage") or {}
         return Answer(
-            str(text),
+            _valid(str(text)),
             "length" if choice.get("finish_reason") == "length" else "stop",
             alternatives=tuple(
-                {top["token"]: float(top["logprob"]) for top in token.get("top_logprobs") or ()}
+                _logprobs(token.get("top_logprobs") or ())
                 for token in (choice.get("logprobs") or {}).get("content") or ()
             ),
             sent=int(usage.get("prompt_tokens") or 0),
@@ -249,6 +250,16 @@ def _parse(data: bytes) -> Answer:
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise _Failed(_line(data), answered=True, malformed=True) from None
+
+
+def _logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    known = {_valid(token["token"]): token.get("logprob") for token in tokens}
+    return {token: float(p) for token, p in known.items() if isinstance(p, int | float) and not math.isnan(p)}
+
+
+def _valid(text: str) -> str:
+    """Returns the text with lone surrogates, which no file can hold, as question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _answers_in(arrived: "queue.SimpleQueue[tuple[int, Answer | BaseException]]") -> Iterator[tuple[int, Answer]]:
@@ -318,4 +329,5 @@ def _line(answer: bytes) -> str:
     text = answer.decode(errors="replace")
     with contextlib.suppress(ValueError, LookupError, TypeError):
         text = str(json.loads(text)["error"]["message"])
-    return " ".join(text.split())[:200]
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())[:200]

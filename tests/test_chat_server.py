@@ -50,6 +50,13 @@ def test_the_most_probable_tokens_come_with_their_logprobs(serve):
     assert ask(server.url)[0].alternatives == ({"A": -0.1, "B": -2.5},)
 
 
+def test_an_answer_holds_nothing_that_a_file_cannot(serve):
+    top = [{"token": "A\ud83d", "logprob": -0.1}, {"token": "B", "logprob": float("nan")}, {"token": "C"}]
+    server = serve(lambda prompt, _: says("cut \ud83d", logprobs={"content": [{"token": "A", "top_logprobs": top}]}))
+    (answer,) = ask(server.url).values()
+    assert (answer.text, answer.alternatives) == ("cut ?", ({"A?": -0.1},))
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_what_another_attempt_may_mend_gets_one(serve, status):
     server = serve(lambda prompt, attempt: says("9") if attempt == 3 else fails(status, **{"Retry-After": "0"}))
@@ -113,6 +120,12 @@ def test_what_has_arrived_is_given_before_an_error(serve):
     assert [(i, a.text) for i, a in (next(answers), next(answers))] == [(0, "ok"), (1, "ok")]
     with pytest.raises(UserError, match=r"404.*gone"):
         next(answers)
+
+
+def test_an_error_shows_no_control_characters(serve):
+    server = serve(lambda prompt, _: fails(404, "gone\x1b[2J\x00\ud83d\nnow"))
+    with pytest.raises(UserError, match=r"gone \[2J now$"):
+        ask(server.url)
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch):
