@@ -38,7 +38,7 @@ Question = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server says to a question.
+    """A server's answer to a question.
 
     finish_reason: "stop", "length" or "error" (the server refuses this question; `error` says why in one line).
     alternatives: for each token of the answer, the most probable tokens with their natural logprobs; empty unless the
@@ -87,7 +87,7 @@ class ChatServer:
 
     @property
     def concessions(self) -> tuple[str, ...]:
-        """What is sent in another form or left out because the server refuses it."""
+        """The fields that are left out or sent in another form because the server refuses them."""
         return self._conceded
 
     def answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:

@@ -41,7 +41,7 @@ _THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTA
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked.
+    """A question to a judge.
 
     messages: the conversation that it answers.
     choices: verdicts of which a local judge gives the probabilities.
@@ -57,7 +57,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge answered.
+    """A judge's answer to a question.
 
     text: of a server's answer, without a thought before it.
     alternatives: most probable tokens of a server's answer with their logprobs, token by token.

@@ -140,7 +140,9 @@ class _JudgePrompts:
         values = {"question": first, "question_1": first, "question_2": second, "answer": response.text}
         values |= {f"answer_{n}": text for n, text in enumerate(response.texts, start=1)}
         if with_reference:
-            answers = self.references[sample.reference["question_id"]]
+            answers = self.references.get(sample.reference["question_id"])
+            if not answers:
+                raise UserError(f"{REFERENCES} has no answers to question {sample.id}; it should be the published file")
             values |= {f"ref_answer_{n}": text for n, text in enumerate(answers, start=1)}
         template = self.templates[name]
         messages = (
@@ -153,8 +155,8 @@ class _JudgePrompts:
 def rating(verdict: Verdict) -> float | None:
     """Returns the rating (1 to 10) in a verdict, None if there is none.
 
-    Of a server's answer the first number in double brackets, or else in single ones; of a local judge's probabilities
-    the mean.
+    A server's rating is the first number in double brackets, or else in single ones; a local judge's is the mean under
+    its probabilities.
     """
     if verdict.logprobs:
         top = max(verdict.logprobs)

@@ -181,6 +181,15 @@ def test_files_of_the_judge_are_checked_before_anything_is_computed_if_there_is_
         TASK.check(EvaluateConfig(task_data=str(tmp_path), judge="some/model"))
 
 
+def test_a_question_of_math_without_a_reference_is_named(serve, tmp_path):
+    server = serve(lambda prompt, _: says("[[5]]"))
+    path = write_data(tmp_path / "data") / REFERENCES
+    path.write_text(path.read_text().replace("111", "112"))
+    settings = EvaluateConfig(tasks=("mt_bench",), task_data=str(tmp_path / "data"), **by_server(server))
+    with pytest.raises(UserError, match=r"reference_answer_gpt-4.jsonl has no answers to question 111"):
+        evaluators(settings, {"chat_template": "chatml"})["mt_bench"](Writer(), task_directory(tmp_path), Counting())
+
+
 def test_published_files_have_80_talks_and_a_prompt_for_every_turn_of_each(serve, tmp_path):
     data = published(QUESTIONS).parents[1]
     server = serve(lambda prompt, _: says("Rating: [[4]]"))
