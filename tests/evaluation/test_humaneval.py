@@ -137,6 +137,20 @@ def mutated(source: str, name: str) -> str:
     return ast.unparse(Returns(name).visit(ast.parse(source)))
 
 
+def test_the_official_example_gives_the_official_verdicts(tmp_path):
+    problem, samples = (
+        [json.loads(line) for line in published(f"humaneval/example_{name}.jsonl").read_text().splitlines()]
+        for name in ("problem", "samples")
+    )
+    write_rows(tmp_path / DATA, problem)
+    task_options = options(tmp_path, chat=False)
+    passed = [
+        scored(HUMANEVAL, task_options, tmp_path, lambda s, text=sample["completion"]: text)["test/0"].values["pass@1"]
+        for sample in samples
+    ]
+    assert passed == [False, False, False, True, True, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [True, False])
 def test_published_solutions_pass_and_mutated_ones_fail(tmp_path, chat):

@@ -49,7 +49,8 @@ class Limits:
 
     seconds: from its start to the last test.
     cpu_seconds: of CPU time of each process, which unlike `seconds` does not depend on what else the machine does.
-    call_cpu_seconds: of CPU time of each call, which may last five times as long.
+    call_cpu_seconds: of CPU time of each call.
+    idle_seconds: without using any CPU time, such as sleeping, in a call.
     memory: bytes of address space of each process.
     processes: besides the first.
     file_size, disk: bytes of each file, and of all files; they are in memory.
@@ -59,6 +60,7 @@ class Limits:
     seconds: float = 30.0
     cpu_seconds: int = 10
     call_cpu_seconds: float = 10.0
+    idle_seconds: float = 4.0
     memory: int = 1 << 30
     processes: int = 4
     file_size: int = 16 << 20
