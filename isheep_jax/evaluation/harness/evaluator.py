@@ -16,6 +16,7 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.config import EvaluateConfig
+from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure, mean_figure
 from isheep_jax.evaluation.harness import PREFIX
 from isheep_jax.evaluation.harness.definitions import load_task
@@ -68,14 +69,11 @@ class HarnessEvaluator:
             results = _evaluate(harness_model, loaded, self.settings, self._is_chat)
         settings = {**self._settings(), "weights": weights, "prompts": harness_model.digests}
         report = _Report(self.name.removeprefix(PREFIX), results, loaded, harness_model.cut_off)
-        # One process's figures for all: bootstraps of another processor may differ in their last digits.
-        result, lines = distributed.from_primary(
-            lambda: [_result(report, harness_model, settings), list(map(_line, report.samples()))]
-        )
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(directory / "samples.jsonl", text.encode())
+        lines = "".join(json.dumps(_line(sample), ensure_ascii=False) + "\n" for sample in report.samples())
+        write_atomically(directory / "samples.jsonl", lines.encode())
         write_atomically(directory / "harness.log", log.getvalue().encode())
-        return result
+        # One process's figures for all: bootstraps of another processor may differ in their last digits.
+        return distributed.from_primary(lambda: _result(report, harness_model, settings))
 
     @property
     def _is_chat(self) -> bool:
@@ -229,6 +227,8 @@ class _Report:
 
 def _result(report: _Report, model: Any, settings: Mapping[str, Any]) -> TaskResult:
     figures = report.figures(report.name)
+    if not figures:
+        raise UserError(f"{settings['task']} gave no figure; see harness.log in its directory")
     main = next(iter(figures))
     parts = [name for name in report.loaded["tasks"] if name != report.name]
     samples = list(report.samples())
@@ -243,10 +243,8 @@ def _result(report: _Report, model: Any, settings: Mapping[str, Any]) -> TaskRes
             "title": f"{report.name} (lm-evaluation-harness)",
             "version": _version(report.results["versions"].get(report.name)),
             "main": main,
-            "figures": {name: asdict(figure) for name, figure in figures.items()},
-            "groups": {
-                **({"task": {part: asdict(_main_of(report.figures(part), main)) for part in parts}} if parts else {})
-            },
+            "figures": {name: figure.as_dict() for name, figure in figures.items()},
+            "groups": {"task": {p: _main_of(report.figures(p), main).as_dict() for p in parts}} if parts else {},
             "unfinished": model.finish_reasons.count("length") / max(len(model.finish_reasons), 1),
             "unanswered": 0,
             "settings": dict(settings),
