@@ -15,8 +15,9 @@ patches built-ins, searches frames and memory, exits or prints whatever it likes
 **Where the limits of this are.** It is as strong as the kernel's namespaces; a hole in the kernel is a hole in it. Each
 process of a program may use the memory limit, so a program can use `processes` times as much. Whether a value is equal
 is decided by the supervisor, for plain values (numbers, strings, lists, tuples, sets, dicts, ranges, decimals); other
-objects stay in the program's process and are equal only to themselves. Arguments are copies. Only the standard library
-can be imported.
+objects stay in the program's process and are equal only to themselves. A result that takes more than 64 MiB as JSON
+fails. Arguments are copies: what a function does to them does not reach the tests. Only the standard library can be
+imported.
 
 The namespaces are made by `isolation.py`, without any privilege, where the kernel allows it; else by bubblewrap.
 """

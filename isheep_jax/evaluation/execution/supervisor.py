@@ -158,9 +158,13 @@ class Process:
         return message
 
     def _wait(self, readers, writers):
-        while not any(select.select(readers, writers, [], 0.1)):
+        """Waits for a pipe, within the limits on time."""
+        while True:
+            ready = any(select.select(readers, writers, [], 0.1))
             if time.monotonic() > self._deadline:
                 self._fail(f"timed out after {self._limits['seconds']:g} s")
+            if ready:
+                return
             cpu_time = self._cpu_time()
             if cpu_time > self._cpu_limit:
                 self._fail(f"timed out: a call used more than {self._call_limit:g} s of CPU time")
@@ -189,7 +193,7 @@ class Process:
         if code == -signal.SIGXCPU:
             return f"timed out: used more than {self._limits['cpu_seconds']} s of CPU time"
         if code < 0:
-            return f"the program's process was ended by {signal.Signals(-code).name}"
+            return f"the program's process was ended by signal {-code} ({signal.strsignal(-code)})"
         return f"the program's process ended with exit status {code}"
 
     def _fail(self, reason):

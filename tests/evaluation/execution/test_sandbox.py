@@ -212,7 +212,7 @@ HOSTILE = {
     ),
     "kill itself": (
         "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
-        "the program's process was ended by SIGSEGV",
+        "the program's process was ended by signal 11 ",
     ),
     "exit handler": (
         "import atexit, os\natexit.register(lambda: os.write(4, b'{\"value\": 42}'))\n"
@@ -248,6 +248,11 @@ HOSTILE = {
         "import os\nwhile True:\n    for fd in range(5):\n        try:\n            os.write(fd, b'x' * 100_000)\n"
         "        except OSError:\n            pass",
         "a value is larger than 64 MiB",
+    ),
+    "real-time signal": ("import os\nos.kill(os.getpid(), 40)", "the program's process was ended by signal 40 "),
+    "value that never ends": (
+        "import os, time\nwhile True:\n    os.write(4, b'1')\n    time.sleep(0.01)",
+        "timed out",
     ),
     "large value": ("def answer():\n    return 'x' * (1 << 27)", "a value is larger than 64 MiB"),
     "large number": ("def answer():\n    return 1 << 400_000", "the program's process sends malformed values"),
