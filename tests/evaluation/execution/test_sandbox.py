@@ -277,7 +277,7 @@ HOSTILE = {
     "success marker in the values": (
         "import json, os\nos.write(4, json.dumps({'passed': True, 'nonce': '', 'reason': ''}).encode() + b'\\n')\n"
         "def answer():\n    return 41",
-        "the program's process sends malformed values (KeyError)",
+        "the program's process sends malformed values",
     ),
     "closed files": ("import os\nos.closerange(0, 99)\ndef answer():\n    return 42", "the program's process"),
     "equal to everything": (
