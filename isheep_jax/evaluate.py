@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from isheep_jax.cli.arguments import Command
-from isheep_jax.cli.errors import report_error, run_command
+from isheep_jax.cli.errors import report_error, run_command, without_sections
 from isheep_jax.cli.settings import WITHOUT_PREFIX
 from isheep_jax.config import ChatTemplate, DecodeConfig, EvaluateConfig
 from isheep_jax.config_checks import RANGES
@@ -56,6 +56,9 @@ class EvaluateOptions:
     decode_tensor: int = 1
     """Shards of heads and feed-forward units (count); the other devices hold replicas of the weights."""
 
+
+# Sections of the settings of a run that have no prefix here.
+_SECTIONS = ("evaluate", "decode", "mesh", "model")
 
 COMMAND = Command(
     module="isheep_jax.evaluate",
@@ -106,7 +109,10 @@ def main(arguments: Sequence[str]) -> None:
     from isheep_jax import distributed
 
     with distributed.distributed_session(lambda error: report_error(error, COMMAND.module, arguments)):
-        _run(options)
+        try:
+            _run(options)
+        except UserError as error:
+            raise UserError(without_sections(str(error), *_SECTIONS)) from error
 
 
 def _compare(options: EvaluateOptions) -> None:

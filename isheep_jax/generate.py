@@ -5,7 +5,6 @@ python -m isheep_jax.generate --model runs/tiny --prompt "..."
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from etils import epath
 
 from isheep_jax.cli.arguments import Command
-from isheep_jax.cli.errors import run_command
+from isheep_jax.cli.errors import run_command, without_sections
 from isheep_jax.cli.settings import WITHOUT_PREFIX
 from isheep_jax.config import ChatTemplate, DecodeConfig
 from isheep_jax.config_checks import RANGES
@@ -99,12 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         _run(options)
     except UserError as error:
-        raise UserError(own_flags(str(error))) from error
-
-
-def own_flags(message: str) -> str:
-    """Returns a message of the engine or the mesh with this command's names of their settings."""
-    return re.sub(r"(--)?\b(decode|mesh)\.(?=[a-z])", "--", message)
+        raise UserError(without_sections(str(error), "decode", "mesh")) from error
 
 
 def _run(options: GenerateOptions) -> None:
@@ -121,7 +115,7 @@ def _run(options: GenerateOptions) -> None:
     if options.input:
         answers = [
             {"completion": c.text, "finish_reason": c.finish_reason}
-            | ({"error": own_flags(c.error)} if c.error else {})
+            | ({"error": without_sections(c.error, "decode", "mesh")} if c.error else {})
             for c in completions
         ]
         text = "".join(json.dumps(r | a, ensure_ascii=False) + "\n" for r, a in zip(records, answers, strict=True))

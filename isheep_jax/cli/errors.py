@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +39,11 @@ def report_error(error: BaseException, module: str, arguments: Sequence[str]) ->
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}")
     return None
+
+
+def without_sections(message: str, *sections: str) -> str:
+    """Returns a message with the names that settings of these sections have on a command line without sections."""
+    return re.sub(rf"(--)?\b({'|'.join(sections)})\.(?=[a-z])", "--", message)
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:

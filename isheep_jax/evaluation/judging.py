@@ -82,7 +82,7 @@ class Verdict:
 def check_judge(settings: EvaluateConfig) -> None:
     """Raises `UserError` where the settings name a server, but no model on it."""
     if is_server(settings.judge) and not settings.judge_model:
-        raise UserError("--judge_model: it is empty; name the model that the server of --judge has")
+        raise UserError("--evaluate.judge_model: it is empty; name the model that the server of --evaluate.judge has")
 
 
 def ask_judge(
@@ -120,7 +120,7 @@ class _ServerJudge:
             settings.judge_model,
             settings.judge_key,
             concurrency=settings.judge_requests,
-            setting="judge",
+            setting="evaluate.judge",
             timeout=_TIMEOUT,
         )
 
@@ -296,7 +296,9 @@ def _unreadable(verdicts: Collection[Verdict]) -> UserError:
     last = list(verdicts)[-1]
     shown = " ".join((last.error or last.text).split())[:80]
     advice = "" if last.error else "; a judge that thinks first needs its thinking switched off on the server"
-    return UserError(f"--judge: none of the first {len(verdicts)} verdicts can be read, such as {shown!r}{advice}")
+    return UserError(
+        f"--evaluate.judge: none of the first {len(verdicts)} verdicts can be read, such as {shown!r}{advice}"
+    )
 
 
 def _digest(value: Any) -> str:

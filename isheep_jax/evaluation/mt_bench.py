@@ -43,8 +43,8 @@ def samples(options: TaskOptions) -> list[Sample]:
     """Returns the 80 talks. Raises UserError for a model that holds no conversations."""
     if not options.chat:
         raise UserError(
-            "mt_bench: its talks of two turns need a chat template; name one with --chat_template and let "
-            "--prompt_format be chat or auto"
+            "mt_bench: its talks of two turns need a chat template; name one with --model.chat_template and let "
+            "--evaluate.prompt_format be chat or auto"
         )
     return [_sample(row, options) for row in _rows(options.settings, QUESTIONS, ("question_id", "category", "turns"))]
 

@@ -66,7 +66,7 @@ def _triviaqa_rows(settings: EvaluateConfig) -> list[Question]:
         directory = epath.Path(settings.task_data).expanduser()
         files = sorted(str(path) for path in (directory / "triviaqa").glob("*.json"))
         if len(files) > 1:
-            raise UserError(f"--task_data: keep one of {', '.join(files)}; results on them are not the same")
+            raise UserError(f"--evaluate.task_data: keep one of {', '.join(files)}; results on them are not the same")
         if files:
             path = epath.Path(files[0])
             return _questions(path, _official_triviaqa_rows(path), _official_triviaqa_question)

@@ -204,7 +204,7 @@ def holds_conversations(settings: EvaluateConfig, decoding: Mapping[str, Any]) -
     """Returns whether prompts are conversations. Raises `UserError` where the model has no template for them."""
     form = settings.prompt_format
     if form == "chat" and not decoding["chat_template"]:
-        raise UserError("--prompt_format: chat needs a chat template; name one with --chat_template")
+        raise UserError("--evaluate.prompt_format: chat needs a chat template; name one with --model.chat_template")
     return form == "chat" or (form == "auto" and bool(decoding["chat_template"]))
 
 

@@ -97,7 +97,7 @@ def task_file(settings: EvaluateConfig, name: str) -> epath.Path:
     if settings.task_data:
         path = epath.Path(settings.task_data).expanduser() / name
         if not path.exists():
-            raise UserError(f"--task_data: {path} is missing; it is published at {file.url}")
+            raise UserError(f"--evaluate.task_data: {path} is missing; it is published at {file.url}")
         return path
     cached = cache_directory() / name
     if not cached.exists():
@@ -112,7 +112,7 @@ def cache_directory() -> Path:
 
 
 def _download(file: DataFile, path: Path, name: str) -> None:
-    advice = f"put a copy into a directory as {name} and name that directory with --task_data"
+    advice = f"put a copy into a directory as {name} and name that directory with --evaluate.task_data"
     try:
         with urllib.request.urlopen(file.url, timeout=_TIMEOUT) as response:
             data = response.read()

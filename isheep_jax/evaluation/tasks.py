@@ -48,7 +48,9 @@ def check_tasks(settings: EvaluateConfig) -> None:
         elif name in TASKS:
             TASKS[name].check(settings)
         else:
-            raise UserError(f"--tasks: there is no task '{name}'; {did_you_mean(name, TASKS)}known: {', '.join(TASKS)}")
+            raise UserError(
+                f"--evaluate.tasks: there is no task '{name}'; {did_you_mean(name, TASKS)}known: {', '.join(TASKS)}"
+            )
 
 
 def evaluators(

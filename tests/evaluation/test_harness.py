@@ -257,7 +257,7 @@ def test_long_prompts_lose_their_beginning(tmp_path):
     assert CharacterTokenizer().spell(scripted.prompts[1]) == "b" * 15
     with pytest.raises(UserError, match=r"continuation of 20 tokens, .*--max_length"):
         model.loglikelihood(instances("loglikelihood", ("a", "b" * 20)))
-    with pytest.raises(UserError, match=r"256 new tokens.*--max_tokens"):
+    with pytest.raises(UserError, match=r"256 new tokens.*--evaluate.max_tokens"):
         harness_model(tmp_path, scripted).generate_until(instances("generate_until", ("a", {})))
 
 
@@ -425,7 +425,7 @@ def test_what_cannot_be_run_is_refused_with_a_reason(data, monkeypatch):
         raise ConnectionError("the hub is\nnot there")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(UserError, match=r"the hub is not there.*DIR/lm_eval/boolq/SPLIT\.jsonl.*--task_data"):
+    with pytest.raises(UserError, match=r"the hub is not there.*DIR/lm_eval/boolq/SPLIT\.jsonl.*--evaluate.task_data"):
         load_task("lm_eval:boolq", "")
     with pytest.raises(UserError, match="without a sandbox; humaneval and mbpp are"):
         load_task("lm_eval:humaneval", "")

@@ -169,7 +169,7 @@ def test_a_judging_that_was_killed_asks_nothing_again_that_it_has_shown(serve, t
 def test_a_server_that_fails_for_good_leaves_what_it_has_said(serve, tmp_path):
     server = serve(lambda prompt, _: says(prompt) if prompt < "question 3" else fails(503, "down"))
     texts = [f"question {n}" for n in range(6)]
-    with pytest.raises(UserError, match=r"--judge: .*does not answer.*goes on from here"):
+    with pytest.raises(UserError, match=r"--evaluate.judge: .*does not answer.*goes on from here"):
         ask(texts, scoring(tmp_path, server.url, judge_requests=1))
     server.answer = lambda prompt, _: says(f"{prompt} at last")
     verdicts = ask(texts, scoring(tmp_path, server.url))
@@ -260,5 +260,5 @@ def test_a_local_judge_gives_the_probabilities_of_the_choices_and_goes_on_after_
 
 def test_a_server_needs_the_name_of_a_model():
     check_judge(EvaluateConfig(judge="some/model"))
-    with pytest.raises(UserError, match="--judge_model"):
+    with pytest.raises(UserError, match="--evaluate.judge_model"):
         check_judge(EvaluateConfig(judge="http://localhost:1/v1"))

@@ -206,7 +206,7 @@ def test_damaged_files_are_named_in_one_line(content, message, tmp_path):
 
 
 def test_missing_file_is_named_with_its_source(tmp_path):
-    with pytest.raises(UserError, match=r"--task_data: .*/squad/dev-v1\.1\.json is missing; .*rajpurkar"):
+    with pytest.raises(UserError, match=r"--evaluate.task_data: .*/squad/dev-v1\.1\.json is missing; .*rajpurkar"):
         SQUAD.samples(TaskOptions(EvaluateConfig(task_data=str(tmp_path))))
 
 

@@ -56,7 +56,7 @@ def test_other_content_than_was_published_is_refused(server, monkeypatch):
 
 def test_failed_download_names_url_and_way_out(server, monkeypatch):
     monkeypatch.setitem(DATA_FILES, "x/y.jsonl", DataFile("http://127.0.0.1:1/y.jsonl"))
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/y\.jsonl .*x/y\.jsonl .*--task_data"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/y\.jsonl .*x/y\.jsonl .*--evaluate.task_data"):
         task_file(EvaluateConfig(), "x/y.jsonl")
 
 
@@ -68,5 +68,5 @@ def test_local_copy_is_used_where_it_is_named(server, tmp_path):
     assert task_file(settings, "x/y.jsonl").read_bytes() == b"mine"
     assert server == []
     path.unlink()
-    with pytest.raises(UserError, match=r"--task_data: .*x/y\.jsonl is missing; it is published at http"):
+    with pytest.raises(UserError, match=r"--evaluate.task_data: .*x/y\.jsonl is missing; it is published at http"):
         task_file(settings, "x/y.jsonl")

@@ -101,7 +101,7 @@ def check_allowed(settings: EvaluateConfig) -> None:
     if not settings.allow_code_execution:
         raise UserError(
             "evaluate.allow_code_execution: this task runs programs that the model writes, and that is off; "
-            "--allow_code_execution allows it: each program runs in a sandbox without network, files or rights"
+            "--evaluate.allow_code_execution allows it: each program runs in a sandbox without network, files or rights"
         )
     _launcher()
 

@@ -36,7 +36,7 @@ def check_name(task: str) -> None:
     if name in _all_definitions().task_index:
         raise UserError(f"{task} is a tag of several tasks, without a figure of its own; name its tasks or a group")
     raise UserError(
-        f"--tasks: lm-evaluation-harness has no task '{name}'; {did_you_mean(name, _definitions())}".strip()
+        f"--evaluate.tasks: lm-evaluation-harness has no task '{name}'; {did_you_mean(name, _definitions())}".strip()
     )
 
 
@@ -62,8 +62,8 @@ def load_task(task: str, task_data: str) -> dict[str, Any]:
             where = f"{task_data or 'DIR'}/lm_eval/{'TASK' if _members(name) else name}"
             raise UserError(
                 f"{task} cannot be loaded ({type(error).__name__}: {one_line(error)[:300]}); put its data into "
-                f"{where}/SPLIT.jsonl (train, validation, test) and name the directory with --task_data, or use a "
-                "machine that reaches the hub"
+                f"{where}/SPLIT.jsonl (train, validation, test) and name the directory with --evaluate.task_data, or "
+                "use a machine that reaches the hub"
             ) from error
     _check_loaded(task, name, loaded)
     return loaded
@@ -160,7 +160,7 @@ def _available_splits(name: str, local: Path, files: Container[str]) -> dict[str
         needed.append(next((definition[split] for split in splits if definition.get(split)), None))
     for split in filter(None, needed):
         if split not in files:
-            raise UserError(f"--task_data: {local / split}.jsonl is missing, which lm_eval:{name} reads")
+            raise UserError(f"--evaluate.task_data: {local / split}.jsonl is missing, which lm_eval:{name} reads")
     names = ("training_split", "validation_split", "test_split", "fewshot_split")
     return {key: None for key in names if definition.get(key) and definition[key] not in files}
 

@@ -207,7 +207,7 @@ class HarnessModel(TemplateLM):
             if room <= 0:
                 raise UserError(
                     f"{self._task} asks for {sampling.max_tokens} new tokens, and prompts with them may have "
-                    f"{self.max_length}; set --max_tokens lower or --max_length higher"
+                    f"{self.max_length}; set --evaluate.max_tokens lower or --decode.max_length higher"
                 )
             prompt = _Prompt(tuple(self.tok_encode(context)[-room:]), sampling)
             if sampling.temperature:
@@ -255,7 +255,7 @@ class HarnessModel(TemplateLM):
         if room <= 0:
             raise UserError(
                 f"{self._task} has a continuation of {len(continuation)} tokens, and prompts with them may have "
-                f"{self.max_length}; set --max_length higher"
+                f"{self.max_length}; set --decode.max_length higher"
             )
         return _Pair(context[-room:], continuation)
 
