@@ -260,5 +260,5 @@ def test_a_local_judge_gives_the_probabilities_of_the_choices_and_goes_on_after_
 
 def test_a_server_needs_the_name_of_a_model():
     check_judge(EvaluateConfig(judge="some/model"))
-    with pytest.raises(UserError, match="--evaluate.judge_model"):
+    with pytest.raises(UserError, match=r"--evaluate\.judge_model"):
         check_judge(EvaluateConfig(judge="http://localhost:1/v1"))

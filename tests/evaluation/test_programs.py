@@ -156,5 +156,5 @@ def test_a_program_that_several_attempts_wrote_runs_once_and_a_missing_response_
 
 
 def test_programs_are_refused_before_anything_is_computed_unless_the_user_allows_them():
-    with pytest.raises(UserError, match="--evaluate.allow_code_execution"):
+    with pytest.raises(UserError, match=r"--evaluate\.allow_code_execution"):
         programs.check(EvaluateConfig())

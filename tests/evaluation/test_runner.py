@@ -240,5 +240,5 @@ def test_damaged_samples_are_named(directory):
 
 
 def test_chat_prompts_need_a_template(directory):
-    with pytest.raises(UserError, match="--evaluate.prompt_format: chat needs a chat template"):
+    with pytest.raises(UserError, match=r"--evaluate\.prompt_format: chat needs a chat template"):
         evaluator(task([sample(0)]), {"chat_template": ""}, prompt_format="chat")(Model(), directory, Counting())

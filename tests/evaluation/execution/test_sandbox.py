@@ -557,7 +557,7 @@ def test_an_interruption_ends_the_programs_that_are_running(monkeypatch):
 
 
 def test_programs_run_only_where_the_user_allows_it():
-    with pytest.raises(UserError, match="--evaluate.allow_code_execution"):
+    with pytest.raises(UserError, match=r"--evaluate\.allow_code_execution"):
         run_programs([Program("", "", ())], EvaluateConfig())
 
 
