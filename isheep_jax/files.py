@@ -3,13 +3,17 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from isheep_jax import distributed
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, one_line
+
+# Of a write whose temporary file another process removes.
+_TRIES = 5
 
 
 def on_object_store(path: epath.PathLike) -> bool:
@@ -25,7 +29,23 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
     if on_object_store(path):
         path.write_bytes(data)
         return
-    temporary = path.with_name(f".{path.name}.tmp")
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _write_and_rename(path, data)
+            break
+        except FileNotFoundError:
+            # Another process that writes here took the temporary file for a remainder.
+            if not tries_left:
+                raise
+    # Processes that were killed while they wrote this file leave temporary files that no later write replaces.
+    with contextlib.suppress(OSError):
+        for sibling in path.parent.iterdir():
+            if sibling.name.startswith(f".{path.name}.") and sibling.name.endswith(".tmp"):
+                sibling.unlink(missing_ok=True)
+
+
+def _write_and_rename(path: epath.Path, data: bytes) -> None:
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -37,6 +57,43 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: epath.Path) -> epath.Path:
+    """Returns a path next to `path` that no other process uses; `remove_remainders` knows it by its name."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_remainders(directory: epath.Path) -> None:
+    """Removes the temporary files and directories that killed processes left in a directory."""
+    for remainder in directory.glob(".*.tmp"):
+        remainder.rmtree(missing_ok=True)
+
+
+def check_writable(setting: str, path: epath.Path) -> None:
+    """Makes a directory, or removes the remainders of killed processes from it. Call it in the primary.
+
+    setting: name of the setting that has the path, for messages.
+    Raises UserError when the path is a file or nothing can be written there.
+    """
+    probe = _temporary(path / "probe")
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{setting}: {path} is a file; name a directory")
+        path.mkdir(parents=True, exist_ok=True)
+        remove_remainders(path)
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{setting}: {path} needs a package that is not installed: {one_line(error)}") from error
+    except Exception as error:
+        # Each kind of bucket has errors of its own.
+        if not (isinstance(error, OSError) or on_object_store(path)):
+            raise
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{setting}: cannot write in {path}: {reason}; name another directory") from error
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:

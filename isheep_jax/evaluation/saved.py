@@ -11,6 +11,24 @@ from etils import epath
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.task import Response, Score
 from isheep_jax.files import read_json
+from isheep_jax.loop.protocols import TaskResult
+
+# What a `TaskResult` must have for its readers.
+_KINDS = {
+    "count": int,
+    "of": int,
+    "title": str,
+    "version": int | float,
+    "main": str,
+    "figures": dict,
+    "unfinished": int | float,
+    "unanswered": int,
+    "settings": dict,
+    "scoring": dict,
+}
+# What mends damaged files: responses are kept apart from results.
+_RESULTS_ANEW = "remove it and evaluate the model again: its responses are kept"
+_ANEW = "remove it and evaluation.json, and evaluate the model again"
 
 # An attempt at a sample: the sample's id and the number of the attempt.
 Attempt = tuple[str, int]
@@ -35,13 +53,17 @@ class Evaluation:
 
     name: str
     directory: epath.Path
-    results: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, TaskResult]
 
     def answers(self, task: str) -> dict[Attempt, Answer]:
         """Reads every response of a task with its scores. Raises UserError where the file is missing or damaged."""
         path = self.directory / "evaluation" / task / "samples.jsonl"
-        answers = (_answer(line, where) for line, where in _lines(path))
-        return {(answer.response.sample, answer.response.attempt): answer for answer in answers}
+        read = (_answer(line, where) for line, where in _lines(path))
+        answers = {(answer.response.sample, answer.response.attempt): answer for answer in read}
+        for sample, _ in answers:
+            if (sample, 0) not in answers:
+                raise UserError(f"cannot read {path}: sample {sample} has no attempt 0; {_ANEW}")
+        return answers
 
 
 def find_evaluation(path: epath.PathLike) -> Evaluation:
@@ -64,11 +86,38 @@ def find_evaluation(path: epath.PathLike) -> Evaluation:
 
 
 def _evaluation(directory: epath.Path) -> Evaluation:
-    path = directory / "evaluation.json"
+    return Evaluation(str(directory), directory, read_results(directory / "evaluation.json"))
+
+
+def read_results(path: epath.Path) -> dict[str, TaskResult]:
+    """Reads an `evaluation.json`. Raises UserError when it is damaged."""
     results = read_json(path)
-    if not isinstance(results, dict) or not all(isinstance(result, dict) for result in results.values()):
-        raise UserError(f"cannot read {path}: it should have an object for each task; evaluate the model again")
-    return Evaluation(str(directory), directory, results)
+    if not isinstance(results, dict):
+        raise UserError(f"cannot read {path}: it should have an object for each task; {_RESULTS_ANEW}")
+    for task, result in results.items():
+        if fault := _fault(result):
+            raise UserError(f"cannot read {path}: {task} {fault}; {_RESULTS_ANEW}")
+    return results
+
+
+def _fault(result: Any) -> str:
+    """Returns what is wrong with a task's result; "" for a good one."""
+    if not isinstance(result, dict):
+        return "should be an object"
+    if wrong := [name for name, kind in _KINDS.items() if not isinstance(result.get(name), kind)]:
+        return f"has no good {', '.join(wrong)}"
+    if not all(_is_figure(figure) for figure in result["figures"].values()):
+        return "has a figure without value, stderr or count"
+    sampling = result["settings"].get("sampling", [])
+    if not isinstance(sampling, list) or not all(isinstance(parameters, dict) for parameters in sampling):
+        return "has settings whose sampling is no list of objects"
+    return ""
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), int | float) for name in ("value", "stderr", "count")
+    )
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
@@ -76,7 +125,7 @@ def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; evaluate the model again") from error
+        raise UserError(f"cannot read {path}: {error}; {_ANEW}") from error
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -93,12 +142,21 @@ def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
 def _answer(line: dict, where: str) -> Answer:
     fields = {field.name: line[field.name] for field in dataclasses.fields(Response) if field.name in line}
     try:
-        values = {name: v if isinstance(v, list) else float(v) for name, v in line["values"].items()}
+        values = {name: [*map(float, v)] if isinstance(v, list) else float(v) for name, v in line["values"].items()}
         response = Response(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
-        return Answer(response, Score(values, line["details"]))
+        details = line["details"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(where) from error
+    turns = (response.prompts, response.texts, response.finish_reasons)
+    is_response = isinstance(response.sample, str) and isinstance(response.attempt, int) and all(map(_are_texts, turns))
+    if not is_response or not isinstance(details, dict):
+        raise _damaged(where)
+    return Answer(response, Score(values, details))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 
 def _damaged(where: str) -> UserError:
-    return UserError(f"cannot read {where}: it is damaged; evaluate the model again")
+    return UserError(f"cannot read {where}: it is damaged; {_ANEW}")

@@ -17,7 +17,7 @@ from etils import epath
 from isheep_jax import distributed
 from isheep_jax.config import Config, flatten, to_json
 from isheep_jax.errors import UserError
-from isheep_jax.files import on_object_store, read_json, write_atomically, write_json
+from isheep_jax.files import check_writable, read_json, write_atomically, write_json
 from isheep_jax.loop.stage_files import StageFiles
 from isheep_jax.loop.stages.table import LEVELS, STAGES, StageSpec, inputs_after, later_sections
 
@@ -96,7 +96,7 @@ def inputs_of(level: str, inputs: Mapping[str, str]) -> dict[str, str]:
 
 def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
     """Raises UserError unless `path` can become the run's directory, or is it already."""
-    _check_writable(path)
+    check_writable("workdir", path)
     if (path / "config.json").exists():
         _check_resumable(path, config, inputs)
         return
@@ -106,28 +106,6 @@ def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
             f"workdir: {path} holds something else ({', '.join(others[:3])}{', ...' if others[3:] else ''}); "
             "name an empty or new directory"
         )
-
-
-def _check_writable(path: epath.Path) -> None:
-    probe = path / ".probe.tmp"
-    try:
-        if path.exists() and not path.is_dir():
-            raise UserError(f"workdir: {path} is a file; name a directory")
-        path.mkdir(parents=True, exist_ok=True)
-        for torn in path.glob(".*.tmp"):
-            torn.unlink()
-        probe.write_bytes(b"")
-        probe.unlink()
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(f"workdir: {path} needs a package that is not installed: {error}") from error
-    except Exception as error:
-        # Each kind of bucket has errors of its own.
-        if not (isinstance(error, OSError) or on_object_store(path)):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"workdir: cannot write in {path}: {reason}; name another directory") from error
 
 
 def _write(path: epath.Path, config: Config, inputs: dict[str, str], environment: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.errors import UserError
-from isheep_jax.files import read_json_if_there, write_atomically, write_json
+from isheep_jax.files import read_json_if_there, remove_remainders, write_atomically, write_json
 from isheep_jax.loop.records import from_line, to_line
 
 T = TypeVar("T")
@@ -72,8 +72,7 @@ class StageFiles(Generic[T]):
         )
 
     def _texts(self, manifest: dict | None) -> list[str]:
-        for torn in self.directory.glob(".*.tmp"):
-            torn.rmtree()
+        remove_remainders(self.directory)
         texts = []
         while (path := self._path(len(texts))).exists():
             data = path.read_bytes()

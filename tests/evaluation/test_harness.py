@@ -25,7 +25,7 @@ pytest.importorskip("lm_eval", reason='runs tasks of lm-evaluation-harness; pip 
 
 from lm_eval.api.instance import Instance
 
-from isheep_jax.evaluation.harness.definitions import check_name, load_task
+from isheep_jax.evaluation.harness.definitions import check_name, data_digest, load_task
 from isheep_jax.evaluation.harness.evaluator import HarnessEvaluator, held_out_texts
 from isheep_jax.evaluation.harness.language_model import _BATCH, HarnessModel
 
@@ -372,6 +372,34 @@ def test_answers_are_kept_by_weights_and_never_by_a_name(tmp_path, data):
         evaluate("lm_eval:truthfulqa_mc1", tmp_path, task_data, model, decoding={"weights": weights})
         asked.append(len(model.texts))
     assert asked == [18, 18, 0]
+
+
+@pytest.mark.parametrize("task", ["leaderboard_musr", "leaderboard_musr_team_allocation"])
+def test_digest_of_local_data_is_that_of_the_task_and_of_its_group(data, task):
+    part, row = "leaderboard_musr_team_allocation", {"question": "Who?"}
+
+    def digest():
+        return data_digest(f"lm_eval:{task}", task_data)
+
+    task_data = data("gsm8k", [row])
+    assert digest() == ""
+    data(part, [row])
+    before = digest()
+    assert len(before) == 64
+    data("gsm8k", [{"question": "other"}])
+    assert digest() == before
+    data(part, [{"question": "other"}])
+    assert digest() != before
+
+
+def test_changed_local_data_is_measured_again(tmp_path, data):
+    settings = EvaluateConfig(task_data=data("truthfulqa_mc1", choices()))
+    evaluator = HarnessEvaluator("lm_eval:truthfulqa_mc1", settings, {"chat_template": ""})
+    result = evaluator(ScriptedTokenModel(), tmp_path / "out", lambda *_: contextlib.nullcontext(Bar()))
+    data("truthfulqa_mc1", choices())
+    assert evaluator.is_current(result)
+    data("truthfulqa_mc1", choices(7))
+    assert not evaluator.is_current(result)
 
 
 def test_harness_leaves_no_trace_and_forks_nothing(tmp_path, data, monkeypatch):

@@ -44,6 +44,40 @@ def test_a_damaged_evaluation_is_named(tmp_path, text):
         find_evaluation(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("result", "fault"),
+    [
+        ({"figures": None}, "has no good figures"),
+        ({"settings": 5, "main": 1}, "has no good main, settings"),
+        ({"figures": {"f1": {"value": 1}}}, "has a figure without value, stderr or count"),
+        ({"settings": {"sampling": ["x"]}}, "sampling is no list of objects"),
+    ],
+)
+def test_a_result_that_lacks_something_is_named(tmp_path, result, fault):
+    write_evaluation(tmp_path, SCORES, **result)
+    with pytest.raises(UserError, match=rf"cannot read .*evaluation\.json: ifeval .*{fault}.*; remove it"):
+        find_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('["Answer 1."]', "5"), ('["Answer 1."]', "[]"), ("[1, 0]", '["x"]'), ('{"n": 0}', "3")]
+)
+def test_a_response_of_another_shape_is_named(tmp_path, old, new):
+    evaluation = find_evaluation(write_evaluation(tmp_path, SCORES))
+    path = tmp_path / "evaluation/ifeval/samples.jsonl"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=r"cannot read .*samples\.jsonl, line [12]: it is damaged"):
+        evaluation.answers("ifeval")
+
+
+def test_a_sample_without_its_first_attempt_is_named(tmp_path):
+    evaluation = find_evaluation(write_evaluation(tmp_path, SCORES))
+    path = tmp_path / "evaluation/ifeval/samples.jsonl"
+    path.write_text(path.read_text().replace('"attempt": 0', '"attempt": 1', 1))
+    with pytest.raises(UserError, match=r"cannot read .*samples\.jsonl: sample 1 has no attempt 0"):
+        evaluation.answers("ifeval")
+
+
 @pytest.mark.parametrize("text", ["{}", "3", '{"sample": "1"', '{"sample": "1", "attempt": 0, "values": 3}'])
 def test_a_damaged_line_is_named(tmp_path, text):
     evaluation = find_evaluation(write_evaluation(tmp_path, SCORES))

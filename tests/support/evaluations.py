@@ -16,7 +16,7 @@ def write_evaluation(
 
     scores: the values of each attempt, by sample.
     responses, prompts: texts by sample that differ from the usual ones.
-    result: of the task in `evaluation.json`, besides version and main figure.
+    result: of the task in `evaluation.json`, in place of the usual.
     """
     attempts = [(sample, n, values) for sample, all_values in scores.items() for n, values in enumerate(all_values)]
     lines = [
@@ -37,6 +37,11 @@ def write_evaluation(
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = directory / "evaluation.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[task] = {"version": 1, "main": "prompt_strict", "settings": {"prompt_format": "chat"}, **result}
+    results[task] = {
+        **{"count": len(scores), "of": len(scores), "title": task, "version": 1, "main": "prompt_strict"},
+        **{"figures": {}, "groups": {}, "unfinished": 0.0, "unanswered": 0},
+        **{"settings": {"prompt_format": "chat"}, "scoring": {}},
+        **result,
+    }
     path.write_text(json.dumps(results))
     return directory

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import re
@@ -67,6 +68,26 @@ def load_task(task: str, task_data: str) -> dict[str, Any]:
             ) from error
     _check_loaded(task, name, loaded)
     return loaded
+
+
+def data_digest(task: str, task_data: str) -> str:
+    """Returns the sha256 of the local copies that `load_task` reads; "" where all data comes from elsewhere."""
+    if not task_data:
+        return ""
+    local = Path(task_data).expanduser() / "lm_eval"
+    copied = {directory.name for directory in local.glob("*")}
+    if not copied:
+        return ""
+    parts = [name for name in _parts(task.removeprefix(PREFIX)) if name in copied]
+    paths = [path for part in parts for path in sorted((local / part).glob("*.jsonl"))]
+    if not paths:
+        return ""
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.relative_to(local).as_posix()} {digest}\n".encode())
+    return whole.hexdigest()
 
 
 @functools.cache

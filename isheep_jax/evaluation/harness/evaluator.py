@@ -19,7 +19,7 @@ from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure, mean_figure
 from isheep_jax.evaluation.harness import PREFIX
-from isheep_jax.evaluation.harness.definitions import load_task
+from isheep_jax.evaluation.harness.definitions import data_digest, load_task
 from isheep_jax.evaluation.runner import holds_conversations
 from isheep_jax.evaluation.task import Response
 from isheep_jax.files import write_atomically
@@ -81,9 +81,12 @@ class HarnessEvaluator:
 
     def _settings(self) -> dict[str, Any]:
         """Returns what the answers depend on and can be said without loading the task."""
+        data = data_digest(self.name, self.settings.task_data)
+        distributed.check_agreement({f"the data of {self.name}": data})
         return {
             "task": self.name,
             "lm_eval": version("lm_eval"),
+            "data": data,
             "prompt_format": "chat" if self._is_chat else "completion",
             "limit": self.settings.limit,
             "max_tokens": self.settings.max_tokens,
