@@ -21,6 +21,11 @@ def on_object_store(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def utf8(text: str) -> bytes:
+    """Returns the text as UTF-8; lone surrogates, which that cannot hold, become question marks."""
+    return text.encode("utf-8", "replace")
+
+
 def write_whole(path: epath.PathLike, data: bytes) -> None:
     """Writes a file on the primary so that no reader sees a part of it. Raises OSError without leaving a file."""
     if not distributed.is_primary():
@@ -107,7 +112,7 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
 
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes `value` atomically as indented JSON. Raises UserError when the file system refuses."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, utf8(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
 def read_json(path: epath.PathLike) -> Any:

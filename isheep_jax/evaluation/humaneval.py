@@ -1,5 +1,6 @@
 """The tasks `humaneval` and `humaneval_plus`: Python functions to complete (Chen et al., 2021; Liu et al., 2023)."""
 
+import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,9 +35,21 @@ def samples_plus(options: TaskOptions) -> list[Sample]:
 
 
 def _tests(row: Mapping[str, Any]) -> dict[str, Any]:
-    tests = f"{row['test']}\n\ncheck({row['entry_point']})\n"
+    tests = f"{_helpers(row)}{row['test']}\n\ncheck({row['entry_point']})\n"
     names, modules = programs.uses(tests, row["prompt"] + row["canonical_solution"])
     return {"tests": tests, "names": list(names), "modules": list(modules)}
+
+
+def _helpers(row: Mapping[str, Any]) -> str:
+    """Returns what the prompt has besides the function to complete, if the tests call any of it; else "".
+
+    The tests get it from here: a program could define it otherwise, so that its wrong results would be right.
+    """
+    whole = ast.parse(row["prompt"] + row["canonical_solution"]).body
+    given = [node for node in whole if node.end_lineno <= row["prompt"].count("\n")]
+    functions = {node.name for node in given if isinstance(node, ast.FunctionDef)}
+    used = {node.id for node in ast.walk(ast.parse(row["test"])) if isinstance(node, ast.Name)}
+    return ast.unparse(given) + "\n\n" if functions & used else ""
 
 
 def _sample(row: Mapping[str, Any], tests: dict[str, Any], options: TaskOptions) -> Sample:

@@ -24,7 +24,7 @@ from isheep_jax.config import EvaluateConfig, is_server
 from isheep_jax.decode.requests import ChoiceLogprobs, Request
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.task import Scoring
-from isheep_jax.files import on_object_store, write_atomically, write_json
+from isheep_jax.files import on_object_store, utf8, write_atomically, write_json
 from isheep_jax.loop.protocols import Model, StageReporter
 from isheep_jax.text.conversation import Conversation
 
@@ -230,7 +230,7 @@ class _KeptVerdicts:
         if not self._changed:
             return
         lines = "".join(json.dumps({"key": k, **v}, ensure_ascii=False) + "\n" for k, v in self._part.items())
-        write_atomically(self._path(self._index), lines.encode())
+        write_atomically(self._path(self._index), utf8(lines))
         self._written, self._changed = time.monotonic(), False
         if len(self._part) >= _PART:
             self._index, self._part = self._index + 1, {}

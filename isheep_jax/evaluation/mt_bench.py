@@ -20,7 +20,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.evaluation.judging import Question, Verdict, ask_judge, check_judge
 from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
 from isheep_jax.evaluation.task_files import task_file
-from isheep_jax.files import write_atomically
+from isheep_jax.files import utf8, write_atomically
 from isheep_jax.text.conversation import Message
 
 QUESTIONS = "mt_bench/question.jsonl"
@@ -112,7 +112,7 @@ def _write_answers(responses: Sequence[tuple[Sample, Response]], scoring: Scorin
         for sample, response in responses
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(scoring.directory / "model_answer" / f"{model}.jsonl", text.encode())
+    write_atomically(scoring.directory / "model_answer" / f"{model}.jsonl", utf8(text))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from isheep_jax.decode.requests import Completion, Request
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure, figures_of
 from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
-from isheep_jax.files import read_json_if_there, write_atomically, write_json
+from isheep_jax.files import read_json_if_there, utf8, write_atomically, write_json
 from isheep_jax.loop.protocols import ExampleAnswer, Model, OpenProgress, TaskResult
 from isheep_jax.loop.stage_files import StageFiles
 from isheep_jax.text.conversation import Message, Prompt
@@ -151,7 +151,7 @@ class TaskEvaluator:
                 score = by_key.get(key, Score({}))
                 scored = {"values": dict(score.values), "details": dict(score.details)}
                 lines.append(json.dumps(dataclasses.asdict(responses[key]) | scored, ensure_ascii=False) + "\n")
-        write_atomically(directory / "samples.jsonl", "".join(lines).encode())
+        write_atomically(directory / "samples.jsonl", utf8("".join(lines)))
         if distributed.is_primary():
             (directory / "partial").rmtree(missing_ok=True)
 
@@ -324,4 +324,4 @@ def _as_json(prompt: Prompt) -> Any:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(utf8(json.dumps(value, sort_keys=True, ensure_ascii=False))).hexdigest()

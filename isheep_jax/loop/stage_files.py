@@ -9,7 +9,7 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.errors import UserError
-from isheep_jax.files import read_json_if_there, remove_remainders, write_atomically, write_json
+from isheep_jax.files import read_json_if_there, remove_remainders, utf8, write_atomically, write_json
 from isheep_jax.loop.records import from_line, to_line
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class StageFiles(Generic[T]):
     def write_part(self, index: int, records: Sequence[T]) -> None:
         """Writes a part, whole or not at all."""
         lines = "".join(to_line(r) + "\n" for r in records)
-        write_atomically(self._path(index), lines.encode())
+        write_atomically(self._path(index), utf8(lines))
 
     def finish(self, counts: dict[str, Any]) -> None:
         """Writes DONE. Its seconds, counted since this process opened the stage, are all that two runs differ in."""

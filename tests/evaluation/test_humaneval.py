@@ -67,6 +67,12 @@ def test_wrong_and_missing_functions_fail(data, tmp_path):
     assert set(reasons(scored(HUMANEVAL, options(data), tmp_path, lambda s: "I cannot do that."))) == set(BY_ID)
 
 
+def test_a_program_cannot_change_what_the_tests_take_from_the_prompt(data, tmp_path):
+    answer = "def square(x):\n    return x\n\n\ndef root(x):\n    return x\n"
+    scores = scored(HUMANEVAL, options(data), tmp_path, lambda s: f"```python\n{answer}```")
+    assert reasons(scores)["HumanEval/901"] == "wrong: assert math.isclose(square(candidate(x)), x)"
+
+
 def test_prompts_are_the_published_text_or_a_turn_that_holds_it(data):
     (double, _), (chat, _) = (HUMANEVAL.samples(options(data, chat=c, attempts=3)) for c in (False, True))
     assert double.prompt == DOUBLE["prompt"]

@@ -17,7 +17,7 @@ from scripted_backend import Counting
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation import judging
-from isheep_jax.evaluation.judging import Question, ask_judge, check_judge
+from isheep_jax.evaluation.judging import Question, Verdict, _KeptVerdicts, ask_judge, check_judge
 from isheep_jax.evaluation.task import Scoring
 from isheep_jax.evaluation.tasks import evaluators
 from isheep_jax.text.conversation import Message
@@ -192,6 +192,11 @@ def test_a_refused_question_is_an_error_of_its_own_and_is_asked_again_the_next_t
     assert ["too long" in v.error for v in first] == [False, True, False]
     assert [v.text for v in second] == ["a", "b", "c"]
     assert server.attempts == {"a": 1, "b": 2, "c": 1}
+
+
+def test_verdicts_of_any_text_are_kept(tmp_path):
+    _KeptVerdicts(epath.Path(tmp_path)).add({"key": Verdict("A \ud83d", ({"\ud83d": -0.5},))})
+    assert _KeptVerdicts(epath.Path(tmp_path)).verdicts == {"key": Verdict("A ?", ({"?": -0.5},))}
 
 
 def test_a_thought_is_no_part_of_the_verdict(serve, tmp_path):

@@ -13,6 +13,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure
 from isheep_jax.evaluation.runner import TaskEvaluator
 from isheep_jax.evaluation.task import Sample, Score, Task
+from isheep_jax.files import write_json
 from isheep_jax.text.conversation import Message
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
@@ -242,3 +243,19 @@ def test_damaged_samples_are_named(directory):
 def test_chat_prompts_need_a_template(directory):
     with pytest.raises(UserError, match=r"--evaluate\.prompt_format: chat needs a chat template"):
         evaluator(task([sample(0)]), {"chat_template": ""}, prompt_format="chat")(Model(), directory, Counting())
+
+
+def test_any_text_can_be_written(directory):
+    class Odd(Model):
+        def generate(self, requests, sampling):
+            for request in requests:
+                yield Completion(request.id, "a\ud800b", finish_reason="stop")
+
+    def scored(pairs, scoring):
+        return [Score({"accuracy": True}, {"reason": "\udfff"}) for _ in pairs]
+
+    result = evaluator(dataclasses.replace(task([sample(0)]), score=scored))(Odd(), directory, Counting())
+    write_json(directory / "evaluation.json", result)
+    (line,) = lines(directory)
+    assert (line["texts"], line["details"]) == (["a?b"], {"reason": "?"})
+    assert json.loads((directory / "evaluation.json").read_text())["examples"][0]["response"] == "a?b"

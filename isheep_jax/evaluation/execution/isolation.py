@@ -21,6 +21,9 @@ MS_PRIVATE, MS_RELATIVE_TIMES = 1 << 18, 1 << 21
 UNMOUNT_DETACHED = 2
 PR_SET_PDEATHSIG = 1
 NOBODY = 65534
+# Limits of the new namespaces, which the program cannot raise: of further namespaces, and of kinds of memory that
+# outlive a process and count for none.
+NONE_ALLOWED = ("user/max_user_namespaces", "kernel/shmmni", "kernel/msgmni", "fs/mqueue/queues_max")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 # Where interpreters keep what they need; /nix and /gnu hold the libraries of two distributions.
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store", "/gnu/store")
@@ -135,10 +138,11 @@ def enter(limits, map_me):
     map_me()
     # When its parent is killed, this process is; so is the first process of the namespace, and with it all others.
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    try:
-        write("/proc/sys/user/max_user_namespaces", "0")  # for the program, which cannot raise it
-    except OSError:
-        pass  # /proc/sys is read-only in containers; a namespace inside this one gives no rights outside it
+    for name in NONE_ALLOWED:
+        try:
+            write(f"/proc/sys/{name}", "0")
+        except OSError:
+            pass  # read-only in containers; a namespace inside this one gives no rights outside it
     new_root(limits)
     if os.fork():
         os.wait()

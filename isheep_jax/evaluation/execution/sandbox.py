@@ -4,8 +4,9 @@
 network, IPC, host name, cgroup): no network, not even loopback; no process but its supervisor can be seen or signalled;
 of the files only the interpreter and the system's libraries can be read, and only a directory in memory can be written.
 The environment is empty, standard input and output lead nowhere. Memory, CPU time, processes, file sizes, disk and open
-files are limited. All of it ends with the verdict, at the latest at the time limit: the kernel kills whatever a
-namespace still holds when its first process ends, however often it forked, and the files were never on a disk.
+files are limited, and memory that counts for no process cannot be had (System V IPC, message queues, memfd). All of it
+ends with the verdict, at the latest at the time limit: the kernel kills whatever a namespace still holds when its first
+process ends, however often it forked, and the files were never on a disk.
 
 **What proves that it passed.** Neither an exit status nor a printed word, which a program can produce itself. The tests
 run in the supervisor, which calls the program's functions in the other process and gets plain values back. After the
@@ -13,11 +14,12 @@ last test it prints the nonce that only this call knows and that never was in th
 patches built-ins, searches frames and memory, exits or prints whatever it likes changes its own process only.
 
 **Where the limits of this are.** It is as strong as the kernel's namespaces; a hole in the kernel is a hole in it. Each
-process of a program may use the memory limit, so a program can use `processes` times as much. Whether a value is equal
-is decided by the supervisor, for plain values (numbers, strings, lists, tuples, sets, dicts, ranges, decimals); other
-objects stay in the program's process and are equal only to themselves. A result that takes more than 64 MiB as JSON
-fails. Arguments are copies: what a function does to them does not reach the tests. Only the standard library can be
-imported.
+process of a program may use the memory limit, so a program can use `processes` times as much. What refuses memory that
+counts for no process is a filter of system calls, which is there for x86-64 and ARM64; other processors have only the
+namespace's own limits, where /proc/sys can be written. Whether a value is equal is decided by the supervisor, for plain
+values (numbers, strings, lists, tuples, sets, dicts, ranges, decimals); other objects stay in the program's process and
+are equal only to themselves. A result that takes more than 64 MiB as JSON fails. Arguments are copies: what a function
+does to them does not reach the tests. Only the standard library can be imported.
 
 The namespaces are made by `isolation.py`, without any privilege, where the kernel allows it; else by bubblewrap.
 """
@@ -39,6 +41,7 @@ from pathlib import Path
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.execution import isolation
+from isheep_jax.files import utf8
 
 _HERE = Path(__file__).parent
 _START = 20.0  # seconds that a loaded machine may take to start a program
@@ -230,7 +233,8 @@ def _run(command: Launcher, program: Program, limits: Limits, running: set[subpr
         return Verdict(False, f"the sandbox ended without a verdict{': ' if said else ''}{''.join(said[-1:])}")
     if "error" in answer:
         return Verdict(False, answer["error"])
-    return Verdict(answer["passed"] and answer["nonce"] == nonce, answer["reason"])
+    # The reason may quote the program, and hold characters that no file can.
+    return Verdict(answer["passed"] and answer["nonce"] == nonce, utf8(answer["reason"]).decode())
 
 
 def _kill(process: subprocess.Popen) -> None:

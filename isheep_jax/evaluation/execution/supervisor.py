@@ -8,12 +8,14 @@ neither read nor change them, and passes only by returning right values.
 
 import builtins
 import ctypes
+import errno
 import fcntl
 import json
 import os
 import resource
 import select
 import signal
+import struct
 import sys
 import time
 
@@ -26,7 +28,15 @@ MAX_MESSAGE = 64 << 20  # bytes
 CLOCK_OF_PROCESS = 2  # in the number of a clock, see clock_getcpuclockid(3)
 BUSY = 0.02  # seconds of CPU time that a process which is not idle uses, also on a busy machine
 MAX_DIGITS = 100_000  # of an integer; reading one takes time that grows with the square
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
+SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERROR = 2, 0x7FFF0000, 0x50000
+# By machine, its number in seccomp's data and those of the system calls that make memory which no limit counts: shmget,
+# semget, msgget, mq_open, memfd_create, memfd_secret.
+FORBIDDEN_CALLS = {
+    "x86_64": (0xC000003E, (29, 64, 68, 240, 319, 447)),
+    "aarch64": (0xC00000B7, (194, 190, 186, 180, 279, 447)),
+}
+X32_CALLS = 1 << 30  # where a second set of numbers begins on x86_64
 
 
 class Failed(BaseException):
@@ -234,6 +244,7 @@ def _become_program(request_reader, reply_writer, limits):
             "FSIZE": limits["file_size"],
             "NOFILE": limits["open_files"],
             "CORE": 0,
+            "MSGQUEUE": 0,
             # Two processes besides the program's may count, as they may belong to the same user.
             "NPROC": limits["processes"] + 2,
         }.items():
@@ -245,6 +256,7 @@ def _become_program(request_reader, reply_writer, limits):
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         _prctl(PR_SET_NO_NEW_PRIVS, 1)
+        _forbid_calls()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         host = os.path.join(os.path.dirname(os.path.abspath(__file__)), "program.py")
         os.execve(sys.executable, [sys.executable, "-I", "-S", "-B", host], {})
@@ -252,8 +264,30 @@ def _become_program(request_reader, reply_writer, limits):
         os._exit(1)
 
 
-def _prctl(option, value):
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+def _forbid_calls():
+    """Has the system calls of `FORBIDDEN_CALLS` fail in this process and its children; not on other machines."""
+    machine = os.uname().machine
+    if machine not in FORBIDDEN_CALLS or sys.maxsize < 1 << 32:  # an interpreter of 32 bits makes other calls
+        return
+    architecture, numbers = FORBIDDEN_CALLS[machine]
+    load, jump_if_equal, jump_if_at_least, end = 0x20, 0x15, 0x35, 0x06
+    forbid = 5 + len(numbers)  # index of the last instruction; jumps count from the next one
+    instructions = [
+        (load, 0, 0, 4),  # the architecture
+        (jump_if_equal, 0, forbid - 2, architecture),
+        (load, 0, 0, 0),  # the number of the call
+        (jump_if_at_least, forbid - 4, 0, X32_CALLS),
+        *((jump_if_equal, forbid - index - 1, 0, number) for index, number in enumerate(numbers, 4)),
+        (end, 0, 0, SECCOMP_ALLOW),
+        (end, 0, 0, SECCOMP_ERROR | errno.EPERM),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in instructions))
+    program = ctypes.create_string_buffer(struct.pack("HP", len(instructions), ctypes.addressof(code)))
+    _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program))
+
+
+def _prctl(option, value, address=None):
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, ctypes.c_void_p(address), 0, 0):
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 

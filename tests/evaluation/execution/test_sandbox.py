@@ -390,6 +390,33 @@ def test_the_disk_is_limited(launcher):
     assert run(source, "one()", names=("one",)).reason.startswith("OSError: [Errno 27] File too large")
 
 
+def test_memory_that_counts_for_no_process_cannot_be_had(launcher):
+    source = (
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\ndef had():\n"
+        "    calls = {'shared memory': lambda: libc.shmget(0, 4096, 0o1600),\n"
+        "             'messages': lambda: libc.msgget(0, 0o1600), 'semaphores': lambda: libc.semget(0, 9, 0o1600),\n"
+        "             'file': lambda: libc.memfd_create(b'x', 0),\n"
+        "             'message queue': lambda: libc.mq_open(b'/x', os.O_CREAT | os.O_RDWR, 0o600, None)}\n"
+        "    return [name for name, call in calls.items() if call() != -1]\n"
+    )
+    assert holds(source, "assert had() == []", names=("had",))
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="only x86-64 has a second set of numbers")
+def test_system_calls_have_no_other_numbers_that_are_allowed(launcher):
+    source = (
+        "import ctypes, errno\ndef answer():\n    libc = ctypes.CDLL(None, use_errno=True)\n"
+        "    return libc.syscall(29 | 1 << 30, 0, 4096, 0o1600), errno.errorcode[ctypes.get_errno()]\n"
+    )
+    assert holds(source, "assert answer() == (-1, 'EPERM')")
+
+
+def test_a_reason_can_be_written_to_a_file():
+    reason = run("def answer():\n    raise ValueError('\\ud800')").reason
+    assert reason.startswith("ValueError: ?")
+    assert reason.encode()
+
+
 def test_nothing_of_the_parent_can_be_seen(launcher, monkeypatch):
     monkeypatch.setenv("ISHEEP_JAX_SECRET", SECRET)
     source = (
