@@ -7,6 +7,7 @@ python -m isheep_jax.evaluate --compare runs/tiny/iteration_0 runs/tiny/iteratio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from isheep_jax.cli.arguments import Command
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from etils import epath
 
     from isheep_jax.cli.console import Console
-    from isheep_jax.loop.protocols import Evaluator, TaskResult
-    from isheep_jax.runtime.subjects import OneModel, Subject
+    from isheep_jax.loop.protocols import OpenProgress
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ COMMAND = Command(
         "output",
         "task_data",
         "allow_code_execution",
+        "judge",
+        "judge_model",
+        "max_tokens",
         "compare",
     ),
     ranges={
@@ -139,17 +142,24 @@ def _compare(options: EvaluateOptions) -> None:
 
 
 def _run(options: EvaluateOptions) -> None:
+    from isheep_jax import distributed
+    from isheep_jax.checkpoint.pretrained import weights_digest
     from isheep_jax.cli.console import Console
     from isheep_jax.cli.evaluation_table import evaluation_lines
     from isheep_jax.evaluation.inspect_log import inspect_ai_package
     from isheep_jax.evaluation.reference import base_of
+    from isheep_jax.evaluation.task import JudgeModel
     from isheep_jax.evaluation.tasks import check_tasks, evaluators
     from isheep_jax.files import read_json
+    from isheep_jax.loop.models import DeferredModel
+    from isheep_jax.loop.stages.evaluate import measure
     from isheep_jax.runtime.locate import locate_evaluation_judge
     from isheep_jax.runtime.subjects import Decoding, OneModel, subjects
 
     settings = options.evaluate
     check_tasks(settings)
+    if distributed.is_distributed() and not options.decode.slots:
+        raise UserError("--slots: 0 (as many as fit in memory) is for one process; with several it must be positive")
     if options.inspect_log:
         inspect_ai_package()
     iterations = "all" if options.all_iterations else "newest" if options.iteration < 0 else str(options.iteration)
@@ -157,14 +167,23 @@ def _run(options: EvaluateOptions) -> None:
         options.chat_template, options.compute_dtype, options.seed, options.decode_tensor, options.decode
     )
     chosen = subjects(options.model, iterations, options.output, decoding)
+    for subject in chosen:
+        distributed.from_primary(partial(_check_output, subject.output))
     models = OneModel(chosen[0].decoding)
     judge_directory = locate_evaluation_judge(settings, "--judge")
-    judge = None if judge_directory is None else lambda: models.load(judge_directory, "auto")
+    judge = None
+    if judge_directory:
+        judge = JudgeModel(lambda: models.load(judge_directory, "auto"), weights_digest(judge_directory))
     measured = []
     with Console(None) as console:
-        for subject in chosen:
-            measures = evaluators(settings, subject.facts(), judge)
-            measured.append((subject.label, measure(subject, measures, models, console)))
+        evaluators_of = [evaluators(settings, subject.facts(), judge) for subject in chosen]
+        # Hours may pass before a later task would miss its data.
+        for evaluator in evaluators_of[0].values():
+            evaluator.check_data()
+        for subject, measures in zip(chosen, evaluators_of):
+            model = DeferredModel(models, subject.directory)
+            results = measure(model, measures, subject.output, partial(_progress_of, console, subject.label))
+            measured.append((subject.label, results))
         base = base_of(read_json(chosen[0].directory / "config.json"))
         for line in evaluation_lines(measured, base):
             console.note(line)
@@ -172,6 +191,20 @@ def _run(options: EvaluateOptions) -> None:
         if options.inspect_log:
             _write_logs([subject.output for subject in chosen], options)
             console.note(f"see every sample:  inspect view --log-dir {options.inspect_log}")
+
+
+def _check_output(directory: "epath.Path") -> None:
+    """Raises `UserError` for a directory that cannot be written, or whose results are damaged."""
+    from isheep_jax.evaluation.saved import read_results
+    from isheep_jax.files import check_writable
+
+    check_writable("--output", directory)
+    if (directory / "evaluation.json").exists():
+        read_results(directory / "evaluation.json")
+
+
+def _progress_of(console: "Console", label: str, task: str) -> "OpenProgress":
+    return lambda what, total, unit: console.progress(f"{label} · {task}" + (f", {what}" if what else ""), total, unit)
 
 
 def _write_logs(evaluated: "Sequence[epath.Path]", options: EvaluateOptions) -> None:
@@ -184,29 +217,6 @@ def _write_logs(evaluated: "Sequence[epath.Path]", options: EvaluateOptions) -> 
             write_inspect_logs(find_evaluation(path), options.evaluate.tasks, options.inspect_log)
 
     distributed.from_primary(write)
-
-
-def measure(
-    subject: "Subject", evaluators: "dict[str, Evaluator]", models: "OneModel", console: "Console"
-) -> "dict[str, TaskResult]":
-    """Returns the results of a model by task; what was measured before with the same settings is not measured again."""
-    from isheep_jax.files import read_json_if_there, write_json
-    from isheep_jax.loop.models import DeferredModel
-
-    path = subject.output / "evaluation.json"
-    results = read_json_if_there(path) or {}
-    model = DeferredModel(models, subject.directory)
-    for task, evaluator in evaluators.items():
-        if task in results and evaluator.is_current(results[task]):
-            continue
-
-        def progress(what: str, total: int | None, unit: str, task: str = task):
-            title = f"{subject.label} · {task}" + (f", {what}" if what else "")
-            return console.progress(title, total, unit)
-
-        results[task] = evaluator(model, subject.output / "evaluation" / task, progress)
-        write_json(path, results)
-    return {task: results[task] for task in evaluators}
 
 
 if __name__ == "__main__":

@@ -114,3 +114,32 @@ def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as error:
         evaluate.main(arguments)
     assert "\n" not in str(error.value)
+
+
+def test_fewer_samples_are_shown_and_the_fuller_result_stays(output, capsys):
+    run(output, capsys)
+    before = (output / "evaluation.json").read_bytes()
+    assert "tiny world (3 of 1000 samples)" in run(output, capsys, "--limit", "3")
+    assert (output / "evaluation.json").read_bytes() == before
+
+
+def test_missing_data_of_a_later_task_is_found_before_the_first_is_measured(output, capsys):
+    with pytest.raises(UserError, match=r"--task_data: /nowhere/squad/.* is missing"):
+        run(output, capsys, "--tasks", "tiny,squad", "--task_data", "/nowhere")
+    assert "responses" not in capsys.readouterr().out
+
+
+def test_lost_samples_are_made_anew(output, capsys):
+    run(output, capsys)
+    samples = output / "evaluation" / "tiny" / "samples.jsonl"
+    before = samples.read_bytes()
+    samples.unlink()
+    run(output, capsys)
+    assert samples.read_bytes() == before
+
+
+def test_damaged_results_are_one_line(output, capsys):
+    run(output, capsys)
+    (output / "evaluation.json").write_text('{"tiny": {}}')
+    with pytest.raises(UserError, match=r"evaluation\.json"):
+        run(output, capsys)

@@ -18,7 +18,7 @@ from isheep_jax.text.tokenizer import Tokenizer
 
 # Suffixes of the files, besides the weights, that define a model.
 _SUFFIXES = (".json", ".jinja", ".model", ".txt")
-# Bytes of the weights' files that are hashed at a time.
+# Bytes that are hashed at a time.
 _BLOCK = 16 * 2**20
 
 
@@ -45,18 +45,22 @@ class Pretrained:
                 digest.update(f"{path.name} {len(data)}\n".encode() + data)
         return digest.hexdigest()
 
-    def weights_digest(self) -> str:
-        """Returns the sha256 of the content of the weights' files."""
-        digest = hashlib.sha256()
-        for path in sorted(self.directory.glob("*.safetensors"), key=lambda path: path.name):
-            with path.open("rb") as file:
-                while block := file.read(_BLOCK):
-                    digest.update(block)
-        return digest.hexdigest()
-
     def load(self, *, mesh: Mesh, rules: ShardingRules, dtype: jnp.dtype) -> dict[str, Any]:
         """Loads the parameters as `dtype`, sharded over `mesh` by `rules`. Raises as `load_parameters`."""
         return load_parameters(self.directory, self.architecture, mesh=mesh, rules=rules, dtype=dtype)
+
+
+def weights_digest(directory: epath.Path) -> str:
+    """Returns the sha256 of the weights with all files that say how they are used: config, tokenizer, template."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir(), key=lambda path: path.name):
+        if path.suffix not in (".safetensors", *_SUFFIXES):
+            continue
+        digest.update(f"{path.name} {path.stat().length}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def open_model(directory: epath.PathLike, chat_template: str = "auto") -> Pretrained:

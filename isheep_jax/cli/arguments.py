@@ -63,11 +63,12 @@ class Command(CommandDescription):
                 check_range(name, number, interval)
         if isinstance(options, ConfigOptions) and options.config:
             # Imported here because only commands that take a config need the tasks.
-            from isheep_jax.evaluation.tasks import check_tasks
+            from isheep_jax.evaluation.tasks import check_stop, check_tasks
 
             check_values(options.settings)
             check_judge(options.settings)
             check_tasks(options.settings.evaluate)
+            check_stop(options.settings)
 
     def _for_example(self) -> str:
         return f"for example: python -m {self.module} {self.example}"

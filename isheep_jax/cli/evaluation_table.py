@@ -63,7 +63,7 @@ def task_lines(
     first = models[0][1]
     parts = {_samples(result) for _, result in models}
     if len(parts) > 1:
-        models = [(" ".join(filter(None, [label, _samples(result)])), result) for label, result in models]
+        models = [(f"{label} {_samples(result)}", result) for label, result in models]
     columns = [(name,) for name in (first["main"], *_shown(task, first)) if name in first["figures"]]
     means = [row.figures for row in references if len(row.figures) > 1 and set(row.figures) <= set(first["figures"])]
     if not columns:
@@ -71,7 +71,7 @@ def task_lines(
     sections = [columns, *([figures] for figures in dict.fromkeys(means))]
     references = [row for row in references if any(row.figures in section for section in sections)]
     origins = list(dict.fromkeys((row.source, row.setting) for row in references))
-    lines = [" ".join(filter(None, [first["title"], *(parts if len(parts) == 1 else [])]))]
+    lines = [" ".join([first["title"], *(parts if len(parts) == 1 else [])]) + ": value ± standard error"]
     for section in sections:
         lines += [f"  {line}" for line in _section(section, models, references, origins)]
     for number, (source, setting) in enumerate(origins, 1):
@@ -89,8 +89,9 @@ def _shown(task: str, result: Result) -> Sequence[str]:
 
 
 def _samples(result: Result) -> str:
-    """Returns how many samples were used, if not all."""
-    return "" if result["count"] == result["of"] else f"({result['count']} of {result['of']} samples)"
+    """Returns how many samples were used."""
+    count, of = result["count"], result["of"]
+    return f"({count} of {of} samples)" if count < of else f"({of} sample{'' if of == 1 else 's'})"
 
 
 def _section(
@@ -142,9 +143,9 @@ def warning_lines(models: Sequence[tuple[str, Results]]) -> list[str]:
         cut = [f"{r['unfinished']:.0%} of {label}" for label, r in rows if r["unfinished"] > MANY_UNFINISHED]
         missing = [f"{r['unanswered']} of {label}" for label, r in rows if r["unanswered"]]
         if cut:
-            lines.append(f"{task}: many responses were cut off by --max_tokens ({', '.join(cut)})")
+            lines.append(f"{task}: many responses were cut off by the limit of new tokens ({', '.join(cut)})")
         if missing:
-            lines.append(f"{task}: some prompts do not fit into --max_length and count as wrong ({', '.join(missing)})")
+            lines.append(f"{task}: responses that do not fit into the context count as wrong ({', '.join(missing)})")
     return lines
 
 

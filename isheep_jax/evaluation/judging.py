@@ -139,10 +139,10 @@ class _LocalJudge:
     """A model of this machine, which gives probabilities of the choices."""
 
     def __init__(self, scoring: Scoring):
-        self.name, self._load = scoring.settings.judge, scoring.judge
+        self.name, self._judge = scoring.settings.judge, scoring.judge
 
     def key(self, question: Question) -> str:
-        return _digest({"model": self.name, "messages": _messages(question), "choices": question.choices})
+        return _digest({"model": self._judge.digest, "messages": _messages(question), "choices": question.choices})
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         """Yields the index of each question with its verdict.
@@ -151,7 +151,7 @@ class _LocalJudge:
         """
         if not questions:
             return
-        model = self._load()
+        model = self._judge.load()
         by_choices: dict[tuple[str, ...], list[int]] = {}
         for index, question in enumerate(questions):
             by_choices.setdefault(question.choices, []).append(index)
@@ -167,7 +167,7 @@ class _LocalJudge:
                 yield index, Verdict(logprobs=result.logprobs, error=result.error)
 
     def facts(self) -> dict[str, Any]:
-        return {"judge": self.name}
+        return {"judge": self.name, "weights": self._judge.digest}
 
 
 @dataclass

@@ -5,6 +5,7 @@ evaluation/TASK/partial/        responses so far, while they are being made
 evaluation/TASK/samples.jsonl   every response with its scores, in the order of the samples
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,9 +21,10 @@ from isheep_jax.config import EvaluateConfig
 from isheep_jax.decode.requests import Completion, Request
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure, figures_of
-from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
+from isheep_jax.evaluation.task import JudgeModel, Response, Sample, Score, Scoring, Task, TaskOptions
 from isheep_jax.files import read_json_if_there, utf8, write_atomically, write_json
-from isheep_jax.loop.protocols import ExampleAnswer, Model, OpenProgress, TaskResult
+from isheep_jax.loop.protocols import ExampleAnswer, Model, OpenProgress, TaskResult, TokenModel, is_fuller
+from isheep_jax.loop.records import from_line
 from isheep_jax.loop.stage_files import StageFiles
 from isheep_jax.text.conversation import Message, Prompt
 
@@ -40,23 +42,30 @@ class TaskEvaluator:
     settings: of the evaluation.
     decoding: what responses depend on besides weights and prompts, for the record; "chat_template" is "" for a model
         that holds no conversations.
-    judge: loads the model that `settings.judge` names, for tasks that need one.
+    judge: the model that `settings.judge` names, for tasks that need one.
     """
 
     name: str
     task: Task
     settings: EvaluateConfig
     decoding: Mapping[str, Any]
-    judge: Callable[[], Model] | None = None
+    judge: JudgeModel | None = None
+
+    def check_data(self) -> None:
+        self._all_samples()
 
     def is_current(self, result: TaskResult) -> bool:
         every = self._all_samples()
-        same = not _differences(result["settings"], self._settings(every)) and result["scoring"] == self._scoring()
+        settings = {"weights": result["settings"].get("weights"), **self._settings(every)}
+        same = not _differences(result["settings"], settings) and result["scoring"] == self._scoring()
         return same and result["count"] == len(self._limited(every))
 
-    def __call__(self, model: Model, directory: epath.Path, progress: OpenProgress) -> TaskResult:
+    def __call__(
+        self, model: TokenModel, directory: epath.Path, progress: OpenProgress, earlier: TaskResult | None = None
+    ) -> TaskResult:
         every = self._all_samples()
-        samples, settings = self._limited(every), self._settings(every)
+        weights = self.decoding.get("weights") or model.weights_digest()
+        samples, settings = self._limited(every), {**self._settings(every), "weights": weights}
         distributed.check_agreement({f"the samples of {self.name}": settings["prompts"]})
         _check_same_settings(directory, settings)
         responses = self._respond(model, directory, samples, progress)
@@ -65,8 +74,10 @@ class TaskEvaluator:
         scores = list(self.task.score(pairs, scoring))
         if len(scores) != len(pairs):
             raise RuntimeError(f"{self.name}: {len(scores)} scores for {len(pairs)} responses")
-        self._write_samples(directory, every, responses, pairs, scores)
-        return self._result(pairs, scores, settings, len(every))
+        result = self._result(pairs, scores, settings, len(every))
+        if not is_fuller(earlier, result):
+            self._write_samples(directory, every, responses, pairs, scores)
+        return result
 
     def _all_samples(self) -> list[Sample]:
         return self.task.samples(TaskOptions(self.settings, self._is_chat))
@@ -105,7 +116,10 @@ class TaskEvaluator:
 
     def _scoring(self) -> dict[str, Any]:
         """Returns what the scores depend on besides the responses."""
-        return {name: getattr(self.settings, name) for name in self.task.scoring_settings}
+        settings = {name: getattr(self.settings, name) for name in self.task.scoring_settings}
+        if self.judge and "judge" in settings:
+            settings["judge_weights"] = self.judge.digest
+        return settings
 
     def _respond(
         self, model: Model, directory: epath.Path, samples: Sequence[Sample], progress: OpenProgress
@@ -153,7 +167,9 @@ class TaskEvaluator:
                 lines.append(json.dumps(dataclasses.asdict(responses[key]) | scored, ensure_ascii=False) + "\n")
         write_atomically(directory / "samples.jsonl", utf8("".join(lines)))
         if distributed.is_primary():
-            (directory / "partial").rmtree(missing_ok=True)
+            # Another process may be writing there; what remains is read again, and says the same.
+            with contextlib.suppress(OSError):
+                (directory / "partial").rmtree(missing_ok=True)
 
     def _ask(
         self, model: Model, todo: Sequence[tuple[Sample, int]], advance: Callable[[int], None]
@@ -287,8 +303,12 @@ def _check_same_settings(directory: epath.Path, settings: dict[str, Any]) -> Non
     path = directory / "settings.json"
     before = read_json_if_there(path)
     if before is None:
+        if distributed.from_primary(lambda: any((directory / name).exists() for name in ("samples.jsonl", "partial"))):
+            raise UserError(f"{directory} has responses, but {path.name} is missing, which says to what; remove them")
         write_json(path, settings)
         return
+    if not isinstance(before, dict):
+        raise UserError(f"{path} is damaged: it should be an object; remove {directory} to make it anew")
     if differ := _differences(before, settings):
         raise UserError(
             f"{directory} was evaluated with other settings: {'; '.join(differ)}; remove it, or name another directory "
@@ -297,24 +317,27 @@ def _check_same_settings(directory: epath.Path, settings: dict[str, Any]) -> Non
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns a phrase for each setting that differs. The loop does not record the weights: its run tells them."""
-    now = json.loads(json.dumps(now))
+    """Returns a phrase for each setting that differs."""
+    before, now = (_flat(json.loads(json.dumps(settings))) for settings in (before, now))
     return [
         f"{name} was {json.dumps(before.get(name))[:60]}, now {json.dumps(now.get(name))[:60]}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not (name == "weights" and "weights" not in before.keys() & now.keys())
+        if before.get(name) != now.get(name)
     ]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with those of the sampling as their own: {"max_tokens": [40]}, one value per kind."""
+    kinds = settings.get("sampling", [])
+    sampling = {name: [kind.get(name) for kind in kinds] for name in (kinds[0] if kinds else {})}
+    return {**{name: value for name, value in settings.items() if name != "sampling"}, **sampling}
 
 
 def _kept_responses(path: epath.Path) -> list[Response]:
     """Reads the responses of `samples.jsonl`; none if it is not there. Raises `UserError` for a damaged one."""
-    text = distributed.from_primary(lambda: path.read_text(encoding="utf-8") if path.exists() else "")
-    names = [f.name for f in dataclasses.fields(Response)]
     try:
-        lines = [json.loads(line) for line in text.split("\n") if line]
-        return [
-            Response(**{n: tuple(line[n]) if isinstance(line[n], list) else line[n] for n in names}) for line in lines
-        ]
+        text = distributed.from_primary(lambda: path.read_text(encoding="utf-8") if path.exists() else "")
+        return [from_line(Response, line) for line in text.split("\n") if line]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it to make it anew") from error
 

@@ -59,6 +59,10 @@ class Response:
     finish_reasons: tuple[str, ...]
     error: str = ""
 
+    def __post_init__(self):
+        if not len(self.prompts) == len(self.texts) == len(self.finish_reasons) > 0:
+            raise ValueError("a response needs a prompt, a text and a finish reason for each turn")
+
     @property
     def text(self) -> str:
         """The response of the first turn."""
@@ -79,20 +83,30 @@ class Score:
 
 
 @dataclass(frozen=True)
+class JudgeModel:
+    """A model of this machine that judges.
+
+    load: loads it; the evaluated model is released by then. digest: sha256 of its files.
+    """
+
+    load: Callable[[], Model]
+    digest: str
+
+
+@dataclass(frozen=True)
 class Scoring:
     """What a scorer may use besides the responses.
 
     settings: of the evaluation.
     directory: the task's directory, where costly verdicts may be kept so that a killed scorer goes on.
     progress: opens a progress bar: `with progress("judge", total, "answers") as bar: bar.advance()`.
-    judge: loads the model that `settings.judge` names, if it is a model and not a server; the evaluated model is
-        released by then.
+    judge: the model that `settings.judge` names, if it is a model and not a server.
     """
 
     settings: EvaluateConfig
     directory: epath.Path
     progress: OpenProgress
-    judge: Callable[[], Model] | None = None
+    judge: JudgeModel | None = None
 
     @property
     def model_name(self) -> str:

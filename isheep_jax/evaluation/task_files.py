@@ -97,7 +97,7 @@ def task_file(settings: EvaluateConfig, name: str) -> epath.Path:
     if settings.task_data:
         path = epath.Path(settings.task_data).expanduser() / name
         if not path.exists():
-            raise UserError(f"--evaluate.task_data: {path} is missing; it is published at {file.url}")
+            raise UserError(f"--evaluate.task_data: {path} is missing; put there what is published at {file.url}")
         return path
     cached = cache_directory() / name
     if not cached.exists():

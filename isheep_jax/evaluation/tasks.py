@@ -1,9 +1,9 @@
 """The table of evaluation tasks: a new task is a module like `tiny.py` and a row here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from isheep_jax.config import EvaluateConfig
+from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.errors import UserError, did_you_mean
 from isheep_jax.evaluation import (
     alpaca_eval,
@@ -19,8 +19,8 @@ from isheep_jax.evaluation import (
 )
 from isheep_jax.evaluation.harness import PREFIX, definitions, evaluator
 from isheep_jax.evaluation.runner import TaskEvaluator
-from isheep_jax.evaluation.task import Task, TaskOptions
-from isheep_jax.loop.protocols import Evaluator, Model
+from isheep_jax.evaluation.task import JudgeModel, Task, TaskOptions
+from isheep_jax.loop.protocols import Evaluator
 
 TASKS: dict[str, Task] = {
     "ifeval": ifeval.TASK,
@@ -53,15 +53,29 @@ def check_tasks(settings: EvaluateConfig) -> None:
             )
 
 
+def check_stop(config: Config) -> None:
+    """Raises `UserError` where the run stops by accuracy, but no task of it measures one."""
+    tasks = config.evaluate.tasks
+    if config.stop.measure == "accuracy" and not any(_gives_accuracy(name, config.evaluate) for name in tasks):
+        raise UserError(f"--stop.measure: accuracy is not measured by {', '.join(tasks)}; add a task that measures one")
+
+
+def _gives_accuracy(name: str, settings: EvaluateConfig) -> bool:
+    if name.startswith(PREFIX):
+        return True
+    task = TASKS[name]
+    return task.is_accuracy and bool(settings.judge or "judge" not in task.scoring_settings)
+
+
 def evaluators(
-    settings: EvaluateConfig, decoding: Mapping[str, Any], judge: Callable[[], Model] | None = None
+    settings: EvaluateConfig, decoding: Mapping[str, Any], judge: JudgeModel | None = None
 ) -> dict[str, Evaluator]:
     """Returns the evaluator of each of `settings.tasks`, in their order.
 
     Args:
         settings: Of the evaluation.
         decoding: What responses depend on besides weights and prompts, see `Backend.decoding`.
-        judge: Loads the model that `settings.judge` names.
+        judge: The model that `settings.judge` names.
 
     Raises `UserError` as `check_tasks`.
     """

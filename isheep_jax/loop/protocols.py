@@ -230,11 +230,25 @@ class TaskResult(TypedDict):
 OpenProgress = Callable[[str, int | None, str], AbstractContextManager[StageReporter]]
 
 
+def is_fuller(earlier: TaskResult | None, now: TaskResult) -> bool:
+    """Returns whether an earlier result was made with the same settings and has more samples."""
+    same = earlier is not None and all(earlier[name] == now[name] for name in ("settings", "scoring"))
+    return same and earlier["count"] > now["count"]
+
+
 class Evaluator(Protocol):
     """Measures a model on one task."""
 
-    def __call__(self, model: Model, directory: epath.Path, progress: OpenProgress) -> TaskResult:
-        """Returns the model's result, and keeps every sample in `directory`; a call that was interrupted goes on."""
+    def __call__(
+        self, model: TokenModel, directory: epath.Path, progress: OpenProgress, earlier: TaskResult | None = None
+    ) -> TaskResult:
+        """Returns the model's result, and keeps every sample in `directory`; a call that was interrupted goes on.
+
+        earlier: the last result that was kept. What is kept of it stays where it is of more samples, see `is_fuller`.
+        """
+
+    def check_data(self) -> None:
+        """Raises `UserError` where the task's data is missing or damaged."""
 
     def is_current(self, result: TaskResult) -> bool:
         """Returns whether a result was made with these settings, so that there is nothing left to do."""

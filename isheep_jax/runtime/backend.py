@@ -10,7 +10,7 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.checkpoint.hf_weights import load_parameters
-from isheep_jax.checkpoint.pretrained import Pretrained, open_model
+from isheep_jax.checkpoint.pretrained import Pretrained, open_model, weights_digest
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
@@ -100,8 +100,7 @@ class JaxBackend:
         return self._engine[1]
 
     def weights_digest(self, directory: epath.Path | None) -> str:
-        model = Pretrained(directory or self._base, self._architecture, self._tokenizer)
-        return distributed.from_primary(model.weights_digest)
+        return distributed.from_primary(lambda: weights_digest(directory or self._base))
 
     def index(self, vectors: np.ndarray) -> Index:
         return Index(vectors, self._decode_mesh)

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.config_checks import check_values
-from isheep_jax.evaluation.tasks import evaluators, held_out_texts
+from isheep_jax.evaluation.task import JudgeModel
+from isheep_jax.evaluation.tasks import check_stop, evaluators, held_out_texts
 from isheep_jax.loop import algorithm
 from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
 from isheep_jax.loop.selection.rules import check_judge
@@ -29,14 +30,16 @@ def run(config: Config, reporter: Reporter | None = None, backend: Backend | Non
     check_values(config)
     check_judge(config)
     backend = backend or JaxBackend(config)
+    check_stop(config)
     measures = evaluators_of(config.evaluate, backend)
     return algorithm.run(config, backend, measures, held_out_texts(config.evaluate), reporter or LogReporter())
 
 
 def evaluators_of(settings: EvaluateConfig, backend: Backend) -> dict[str, Evaluator]:
     """Returns the evaluators of a run's tasks, by task."""
-    judge = backend.evaluation_judge
-    return evaluators(settings, backend.decoding, None if judge is None else lambda: backend.load(judge))
+    directory = backend.evaluation_judge
+    judge = directory and JudgeModel(lambda: backend.load(directory), backend.weights_digest(directory))
+    return evaluators(settings, backend.decoding, judge)
 
 
 class LogReporter:

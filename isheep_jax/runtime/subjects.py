@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from isheep_jax import distributed
-from isheep_jax.checkpoint.pretrained import Pretrained, open_model
+from isheep_jax.checkpoint.pretrained import Pretrained, open_model, weights_digest
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
@@ -19,6 +19,7 @@ from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import default_dtype
 from isheep_jax.runtime.load import make_engine
 from isheep_jax.runtime.locate import finished_models, locate_model
+from isheep_jax.tiny import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Subject:
         """Returns what responses depend on besides prompts, with the digest of the weights, for the record."""
         model, decoding = self.open(), self.decoding
         dtype = default_dtype() if decoding.compute_dtype == "auto" else decoding.compute_dtype
-        weights = distributed.from_primary(model.weights_digest)
+        weights = distributed.from_primary(lambda: weights_digest(self.directory))
         return {**decoding_facts(model, decoding.decode, jnp.dtype(dtype), decoding.seed), "weights": weights}
 
 
@@ -77,8 +78,10 @@ def subjects(path: str, iterations: str, output: str, decoding: Decoding) -> lis
     if iterations != "newest":
         option = "--all_iterations" if iterations == "all" else "--iteration"
         raise UserError(f"{option}: {path} is not a run's directory; leave the option out")
-    name = re.sub(r"[^\w.@-]", "_", path.rstrip("/").rpartition("/")[2]) or "model"
-    return [Subject(name, locate_model(path), epath.Path(output or f"evaluations/{name}"), decoding)]
+    checkpoint = locate_model(path)
+    named = path if path in EMBEDDED or not directory.is_dir() else str(directory.resolve())
+    name = re.sub(r"[^\w.@-]", "_", named.rstrip("/").rpartition("/")[2]) or "model"
+    return [Subject(name, checkpoint, epath.Path(output or f"evaluations/{name}"), decoding)]
 
 
 def _of_run(run: epath.Path, iterations: str, output: epath.Path, decoding: Decoding) -> list[Subject]:
@@ -94,8 +97,8 @@ def _of_run(run: epath.Path, iterations: str, output: epath.Path, decoding: Deco
 
     def subject(number: int) -> Subject:
         if number and number not in models:
-            finished = ", ".join(map(str, sorted(models))) or "none"
-            raise UserError(f"--iteration: {run} has no model of iteration {number}; finished: {finished}")
+            known = ", ".join(["0 (the base)", *map(str, sorted(models))])
+            raise UserError(f"--iteration: {run} has no model of iteration {number}; it has {known}")
         checkpoint = models[number] if number else locate_model(settings["model"]["path"], "--model")
         label = f"iteration {number}" if number else "iteration 0 (base)"
         return Subject(label, checkpoint, output / f"iteration_{number}", decoding)

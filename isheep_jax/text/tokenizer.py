@@ -103,6 +103,11 @@ class Tokenizer:
         return self._template is not None
 
     @property
+    def chat_template(self) -> str:
+        """Source of the chat template in use; "" without one."""
+        return self._template or ""
+
+    @property
     def start_id(self) -> int | None:
         """Id of the token that a text without a prompt is scored after: the first of bos_token and eos_token."""
         names = filter(None, (self._special["bos_token"], self._special["eos_token"]))

@@ -15,7 +15,7 @@ def result(value=0.25, task="IFEval", names=FIGURES, count=541, of=541, unfinish
 
 def test_table_of_one_task_shows_its_figures_with_standard_errors():
     assert evaluation_lines([("iteration 0 (base)", {"ifeval": result()}), ("1", {"ifeval": result(0.5)})]) == [
-        "IFEval",
+        "IFEval (541 samples): value ± standard error",
         "                      prompt_strict  instruction_strict   prompt_loose  instruction_loose",
         "  iteration 0 (base)  0.250 ± 0.012       0.350 ± 0.012  0.450 ± 0.012      0.550 ± 0.012",
         "  1                   0.500 ± 0.012       0.600 ± 0.012  0.700 ± 0.012      0.800 ± 0.012",
@@ -34,15 +34,18 @@ def test_several_tasks_are_summed_up_first():
         "tuned                   0.250 ± 0.012  6.50 ± 0.01",
         "",
     ]
-    assert [line for line in lines if line and line[0] != " "][3:] == ["IFEval", "MT-Bench"]
+    assert [line for line in lines if line and line[0] != " "][3:] == [
+        "IFEval (541 samples): value ± standard error",
+        "MT-Bench (541 samples): value ± standard error",
+    ]
 
 
 def test_a_limit_is_told_beside_the_figures():
-    assert task_lines("ifeval", [("base", result(count=60))])[0] == "IFEval (60 of 541 samples)"
+    assert task_lines("ifeval", [("base", result(count=60))])[0] == "IFEval (60 of 541 samples): value ± standard error"
     lines = task_lines("ifeval", [("base", result(count=60)), ("tuned", result())])
-    assert lines[0] == "IFEval"
+    assert lines[0] == "IFEval: value ± standard error"
     assert lines[2].startswith("  base (60 of 541 samples)  0.250")
-    assert lines[3].startswith("  tuned                     0.250")
+    assert lines[3].startswith("  tuned (541 samples)       0.250")
     several = {"ifeval": result(count=60), "tiny": result()}
     assert evaluation_lines([("base", several)])[0].split()[-3:] == ["ifeval", "(60/541)", "tiny"]
 
@@ -94,8 +97,8 @@ def test_cut_off_and_missing_responses_are_warned_about():
     lines = evaluation_lines([("base", good), ("one", bad), ("two", bad)])
     assert lines[-3:] == [
         "",
-        "ifeval: many responses were cut off by --max_tokens (21% of one, 21% of two)",
-        "ifeval: some prompts do not fit into --max_length and count as wrong (3 of one, 3 of two)",
+        "ifeval: many responses were cut off by the limit of new tokens (21% of one, 21% of two)",
+        "ifeval: responses that do not fit into the context count as wrong (3 of one, 3 of two)",
     ]
 
 

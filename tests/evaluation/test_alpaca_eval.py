@@ -15,14 +15,16 @@ from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.alpaca_eval import DATA, TASK, probability_of_a
 from isheep_jax.evaluation.judging import Verdict
-from isheep_jax.evaluation.task import TaskOptions
+from isheep_jax.evaluation.task import JudgeModel, TaskOptions
 from isheep_jax.evaluation.tasks import evaluators
 
 
 def evaluate(directory, model=None, judge_with=None, template="chatml", **settings):
     """Returns the result of the task in directory/runs/x/iteration_2, by the runner."""
     settings = EvaluateConfig(tasks=("alpaca_eval",), task_data=str(write_data(Path(directory) / "data")), **settings)
-    evaluator = evaluators(settings, {"chat_template": template}, judge_with and (lambda: judge_with))["alpaca_eval"]
+    decoding = {"chat_template": template, "weights": "w"}
+    judge = judge_with and JudgeModel(lambda: judge_with, "digest")
+    evaluator = evaluators(settings, decoding, judge)["alpaca_eval"]
     return evaluator(model or Writer(), task_directory(directory), Counting())
 
 

@@ -255,7 +255,7 @@ def test_long_prompts_lose_their_beginning(tmp_path):
     assert CharacterTokenizer().spell(scripted.prompts[0]) == "b" * 15
     model.generate_until(instances("generate_until", ("a" * 30 + "b" * 15, {"until": []})))
     assert CharacterTokenizer().spell(scripted.prompts[1]) == "b" * 15
-    with pytest.raises(UserError, match=r"continuation of 20 tokens, .*--max_length"):
+    with pytest.raises(UserError, match=r"continuation of 20 tokens, .*--decode\.max_length"):
         model.loglikelihood(instances("loglikelihood", ("a", "b" * 20)))
     with pytest.raises(UserError, match=r"256 new tokens.*--evaluate.max_tokens"):
         harness_model(tmp_path, scripted).generate_until(instances("generate_until", ("a", {})))

@@ -18,7 +18,7 @@ from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation import judging
 from isheep_jax.evaluation.judging import Question, Verdict, _KeptVerdicts, ask_judge, check_judge
-from isheep_jax.evaluation.task import Scoring
+from isheep_jax.evaluation.task import JudgeModel, Scoring
 from isheep_jax.evaluation.tasks import evaluators
 from isheep_jax.text.conversation import Message
 
@@ -54,7 +54,7 @@ def question(text, **fields):
 
 def scoring(directory, url="", judge=None, bar=None, **settings):
     settings = {"judge": url or "some/model", "judge_model": "big", "judge_key": "THE_KEY", **settings}
-    return Scoring(EvaluateConfig(**settings), epath.Path(directory), bar or Bar(), judge and (lambda: judge))
+    return Scoring(EvaluateConfig(**settings), epath.Path(directory), bar or Bar(), JudgeModel(lambda: judge, "digest"))
 
 
 def ask(texts, scoring, is_readable=lambda question, verdict: "?" not in verdict.text):
@@ -139,7 +139,9 @@ def test_late_malformed_and_refused_answers_change_no_figure(serve, tmp_path, mo
             judge_key="THE_KEY",
         )  # fmt: skip
         directory = epath.Path(tmp_path / name / "evaluation" / task)
-        results.append(evaluators(settings, {"chat_template": "chatml"})[task](Writer(), directory, Counting()))
+        results.append(
+            evaluators(settings, {"chat_template": "chatml", "weights": "w"})[task](Writer(), directory, Counting())
+        )
     assert len(server.seen) > len(server.attempts) == 6
     assert results[0]["figures"] == results[1]["figures"]
     assert results[0]["figures"]["unparsed"]["value"] == 0.0

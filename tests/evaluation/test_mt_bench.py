@@ -15,14 +15,16 @@ from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.judging import Verdict
 from isheep_jax.evaluation.mt_bench import CHOICES, PROMPTS, QUESTIONS, REFERENCES, TASK, rating
-from isheep_jax.evaluation.task import TaskOptions
+from isheep_jax.evaluation.task import JudgeModel, TaskOptions
 from isheep_jax.evaluation.tasks import evaluators
 
 
 def evaluate(directory, model=None, judge_with=None, **settings):
     """Returns the result of the task in directory/out, by the runner."""
     settings = EvaluateConfig(tasks=("mt_bench",), task_data=str(write_data(Path(directory) / "data")), **settings)
-    evaluator = evaluators(settings, {"chat_template": "chatml"}, judge_with and (lambda: judge_with))["mt_bench"]
+    decoding = {"chat_template": "chatml", "weights": "w"}
+    judge = judge_with and JudgeModel(lambda: judge_with, "digest")
+    evaluator = evaluators(settings, decoding, judge)["mt_bench"]
     return evaluator(model or Writer(), task_directory(directory), Counting())
 
 
@@ -169,7 +171,7 @@ def test_a_rating_is_the_first_number_in_double_brackets_or_else_in_single_ones(
 
 
 def test_a_model_without_a_chat_template_is_refused_with_the_setting(tmp_path):
-    with pytest.raises(UserError, match=r"mt_bench: .*--chat_template"):
+    with pytest.raises(UserError, match=r"mt_bench: .*--model\.chat_template"):
         TASK.samples(TaskOptions(EvaluateConfig(task_data=str(write_data(tmp_path))), chat=False))
 
 
@@ -187,14 +189,16 @@ def test_a_question_of_math_without_a_reference_is_named(serve, tmp_path):
     path.write_text(path.read_text().replace("111", "112"))
     settings = EvaluateConfig(tasks=("mt_bench",), task_data=str(tmp_path / "data"), **by_server(server))
     with pytest.raises(UserError, match=r"reference_answer_gpt-4.jsonl has no answers to question 111"):
-        evaluators(settings, {"chat_template": "chatml"})["mt_bench"](Writer(), task_directory(tmp_path), Counting())
+        evaluators(settings, {"chat_template": "chatml", "weights": "w"})["mt_bench"](
+            Writer(), task_directory(tmp_path), Counting()
+        )
 
 
 def test_published_files_have_80_talks_and_a_prompt_for_every_turn_of_each(serve, tmp_path):
     data = published(QUESTIONS).parents[1]
     server = serve(lambda prompt, _: says("Rating: [[4]]"))
     settings = EvaluateConfig(tasks=("mt_bench",), task_data=str(data), **by_server(server))
-    evaluator = evaluators(settings, {"chat_template": "chatml"})["mt_bench"]
+    evaluator = evaluators(settings, {"chat_template": "chatml", "weights": "w"})["mt_bench"]
     result = evaluator(Writer(), task_directory(tmp_path), Counting())
     assert (result["count"], result["figures"]["rating"]["count"]) == (80, 160)
     assert len(result["groups"]["category"]) == 8

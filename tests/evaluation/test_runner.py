@@ -14,10 +14,11 @@ from isheep_jax.evaluation.figures import Figure
 from isheep_jax.evaluation.runner import TaskEvaluator
 from isheep_jax.evaluation.task import Sample, Score, Task
 from isheep_jax.files import write_json
+from isheep_jax.loop.protocols import is_fuller
 from isheep_jax.text.conversation import Message
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
-DECODING = {"chat_template": "some", "compute_dtype": "float32", "seed": 0}
+DECODING = {"chat_template": "some", "compute_dtype": "float32", "seed": 0, "weights": "a"}
 
 
 def sample(i: int, **fields) -> Sample:
@@ -112,7 +113,7 @@ def test_higher_limit_asks_only_for_what_is_missing(directory):
     fewer_again = Model()
     assert evaluator(a_task, limit=5)(fewer_again, directory, Counting()) == few
     assert fewer_again.asked == []
-    assert [line["values"] != {} for line in lines(directory)].count(True) == 5  # the others are kept without scores
+    assert [line["values"] != {} for line in lines(directory)].count(True) == 5  # the others have no scores
 
 
 def test_limit_draws_the_same_samples_wherever_they_stand(tmp_path):
@@ -137,10 +138,9 @@ def test_only_a_task_in_random_order_is_limited_to_its_first_samples(directory):
 )
 def test_other_settings_are_refused_and_named(directory, name, other):
     samples = [sample(i) for i in range(3)]
-    first = {**DECODING, "weights": "a"}
-    evaluator(task(samples), first)(Model(), directory, Counting())
+    evaluator(task(samples))(Model(), directory, Counting())
     with pytest.raises(UserError, match=rf"other settings: {name} was .*; remove it, or .* --output"):
-        evaluator(task(samples), **{"decoding": first} | other)(Model(), directory, Counting())
+        evaluator(task(samples), **other)(Model(), directory, Counting())
 
 
 def test_changed_prompt_is_refused(directory):
@@ -241,8 +241,9 @@ def test_damaged_samples_are_named(directory):
 
 
 def test_chat_prompts_need_a_template(directory):
+    bare = evaluator(task([sample(0)]), {**DECODING, "chat_template": ""}, prompt_format="chat")
     with pytest.raises(UserError, match=r"--evaluate\.prompt_format: chat needs a chat template"):
-        evaluator(task([sample(0)]), {"chat_template": ""}, prompt_format="chat")(Model(), directory, Counting())
+        bare(Model(), directory, Counting())
 
 
 def test_any_text_can_be_written(directory):
@@ -259,3 +260,47 @@ def test_any_text_can_be_written(directory):
     (line,) = lines(directory)
     assert (line["texts"], line["details"]) == (["a?b"], {"reason": "?"})
     assert json.loads((directory / "evaluation.json").read_text())["examples"][0]["response"] == "a?b"
+
+
+def test_a_look_at_fewer_samples_leaves_the_fuller_result(directory):
+    a_task = task([sample(i) for i in range(20)])
+    full = evaluator(a_task)(Model(), directory, Counting())
+    before = (directory / "samples.jsonl").read_bytes()
+    few = evaluator(a_task, limit=5)(Model(), directory, Counting(), full)
+    assert few["count"] == 5
+    assert is_fuller(full, few)
+    assert (directory / "samples.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "partial"])
+def test_responses_to_unknown_prompts_are_refused(directory, name):
+    a_task = evaluator(task([sample(0)]))
+    a_task(Model(), directory, Counting())
+    (directory / "settings.json").unlink()
+    if name == "partial":
+        (directory / "samples.jsonl").rename(directory / name)
+    with pytest.raises(UserError, match=r"settings\.json is missing"):
+        a_task(Model(), directory, Counting())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\n",
+        b'{"sample": "0", "attempt": 0, "prompts": ["x"], "texts": [], "finish_reasons": []}\n',
+        b"[1]\n",
+    ],
+)
+def test_other_damage_is_named_too(directory, line):
+    a_task = evaluator(task([sample(0)]))
+    a_task(Model(), directory, Counting())
+    (directory / "samples.jsonl").write_bytes(line)
+    with pytest.raises(UserError, match=r"samples\.jsonl is damaged"):
+        a_task(Model(), directory, Counting())
+
+
+def test_another_sampling_is_named_by_what_differs(directory):
+    evaluator(task([sample(0)]))(Model(), directory, Counting())
+    longer = [dataclasses.replace(sample(0), sampling=dataclasses.replace(GREEDY, max_tokens=9))]
+    with pytest.raises(UserError, match=r"other settings: max_tokens was \[8\], now \[9\]; remove it"):
+        evaluator(task(longer))(Model(), directory, Counting())

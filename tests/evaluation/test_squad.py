@@ -88,7 +88,7 @@ def test_words_that_are_shared_count_for_f1(options):
 
 @pytest.mark.parametrize("task", [SQUAD, SQUAD_V2])
 def test_prompt_that_was_not_answered_is_no_abstention(task, options):
-    pairs = [(sample, Response(sample.id, 0, ("",), (), (), "too long")) for sample in task.samples(options)]
+    pairs = [(sample, Response(sample.id, 0, ("",), ("",), ("error",), "too long")) for sample in task.samples(options)]
     assert all(value == 0 for score in task.score(pairs, None) for value in score.values.values())
 
 

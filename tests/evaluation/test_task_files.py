@@ -68,5 +68,7 @@ def test_local_copy_is_used_where_it_is_named(server, tmp_path):
     assert task_file(settings, "x/y.jsonl").read_bytes() == b"mine"
     assert server == []
     path.unlink()
-    with pytest.raises(UserError, match=r"--evaluate.task_data: .*x/y\.jsonl is missing; it is published at http"):
+    with pytest.raises(
+        UserError, match=r"--evaluate.task_data: .*x/y\.jsonl is missing; put there what is published at http"
+    ):
         task_file(settings, "x/y.jsonl")

@@ -7,10 +7,10 @@ import pytest
 from etils import epath
 from scripted_backend import Counting
 
-from isheep_jax.config import EvaluateConfig
+from isheep_jax.config import Config, EvaluateConfig, StopConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
-from isheep_jax.evaluation.tasks import TASKS, check_tasks, evaluators, held_out_texts
+from isheep_jax.evaluation.tasks import TASKS, check_stop, check_tasks, evaluators, held_out_texts
 
 EMBEDDED = ("tiny", "tiny_domain")  # the tasks that need no files
 
@@ -33,10 +33,23 @@ def test_unknown_task_is_refused_with_nearest_name():
         check_tasks(EvaluateConfig(tasks=("tiny", "tiny_domian")))
 
 
+@pytest.mark.parametrize(
+    ("tasks", "judge", "good"),
+    [(("alpaca_eval",), "", False), (("alpaca_eval",), "x", True), (("mt_bench",), "x", False), (("tiny",), "", True)],
+)
+def test_a_run_stops_by_accuracy_only_where_a_task_measures_one(tasks, judge, good):
+    config = Config(stop=StopConfig("accuracy"), evaluate=EvaluateConfig(tasks=tasks, judge=judge))
+    if good:
+        check_stop(config)
+        return
+    with pytest.raises(UserError, match=f"--stop.measure: accuracy is not measured by {tasks[0]}"):
+        check_stop(config)
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_results_hold_what_reports_and_console_read(name, tmp_path):
     progress = Counting()
-    evaluator = evaluators(EvaluateConfig(tasks=(name,), limit=20), {"chat_template": "tiny"})[name]
+    evaluator = evaluators(EvaluateConfig(tasks=(name,), limit=20), {"chat_template": "tiny", "weights": "w"})[name]
     result = evaluator(Mute(), epath.Path(tmp_path), progress)
     assert progress.opened == [["", 20, "responses", 20]]
     assert json.loads(json.dumps(result)) == result

@@ -28,7 +28,7 @@ class Scripted:
 def measured(tmp_path):
     def measure(answer, name="a"):
         settings = EvaluateConfig(tiny=TinyTaskConfig(split="selection"), limit=200)
-        evaluator = TaskEvaluator("tiny", tiny.TASK, settings, {"chat_template": "tiny"})
+        evaluator = TaskEvaluator("tiny", tiny.TASK, settings, {"chat_template": "tiny", "weights": "w"})
         return evaluator(Scripted(answer), epath.Path(tmp_path / name), Counting())
 
     return measure

@@ -49,7 +49,7 @@ def test_measurement_is_of_domain_and_its_prompts_are_never_learned(tmp_path):
                 assert request.prompt[0].content == items[i].instruction
                 yield Completion(request.id, items[i].response if i % 2 else items[i].answer)
 
-    evaluator = evaluators(config.evaluate, {"chat_template": "tiny"})["tiny_domain"]
+    evaluator = evaluators(config.evaluate, {"chat_template": "tiny", "weights": "w"})["tiny_domain"]
     result = evaluator(Half(), epath.Path(tmp_path), Counting())
     assert (result["accuracy"], result["figures"]["content"]["value"], result["count"]) == (0.5, 1.0, 40)
     assert {f"constraint_{name}" for name in tiny_domain.CONSTRAINTS} <= set(result["figures"])

@@ -62,7 +62,7 @@ def test_sentence_with_an_alias_contains_it_without_matching(tmp_path):
 
 def test_prompt_that_was_not_answered_is_wrong(tmp_path):
     sample = TASK.samples(official(tmp_path))[0]
-    (score,) = TASK.score([(sample, Response(sample.id, 0, ("",), (), (), "too long"))], None)
+    (score,) = TASK.score([(sample, Response(sample.id, 0, ("",), ("",), ("error",), "too long"))], None)
     assert score.values == {"em": 0, "f1": 0, "contains": 0}
 
 

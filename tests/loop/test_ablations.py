@@ -10,6 +10,7 @@ from scripted_backend import (
     Fuse,
     Killed,
     ScriptedBackend,
+    ScriptedEvaluator,
     ScriptedModel,
     SilentReporter,
     evaluator,
@@ -182,7 +183,7 @@ def test_every_filter_computes_what_it_looks_at_and_no_more(tmp_path, rule, stag
     rows, _ = go(config)
     place = tmp_path / "iteration_1"
     assert {p.name for p in place.iterdir() if p.is_dir()} - stages == {
-        *("instructions", "responses", "scores", "selected", "checkpoints", "adapter", "model"),
+        *("instructions", "responses", "scores", "selected", "checkpoints", "adapter", "model", "evaluation"),
     }
     assert all((place / stage / "DONE").exists() for stage in stages)
     selected = lines(place / "selected", Selected)
@@ -253,12 +254,11 @@ def falling_after(best):
     """An evaluator whose accuracy rises up to the model of that iteration and falls after it."""
     seen = []
 
-    def measure(model, directory, progress):
+    def accuracy(model):
         seen.append(model)
-        n = len(seen) - 1
-        return {"accuracy": 0.5 - 0.1 * abs(n - best), "stderr": 0.1, "count": 10}
+        return 0.5 - 0.1 * abs(len(seen) - 1 - best)
 
-    return measure
+    return ScriptedEvaluator(accuracy)
 
 
 @pytest.mark.parametrize(("patience", "last"), [(1, 3), (2, 4)])

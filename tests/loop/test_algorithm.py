@@ -5,6 +5,7 @@ import re
 import pytest
 from scripted_backend import (
     ScriptedBackend,
+    ScriptedEvaluator,
     ScriptedModel,
     SilentReporter,
     evaluator,
@@ -36,7 +37,7 @@ def test_a_run_leaves_the_whole_directory(tmp_path):
     assert (rows[1].instructions, rows[1].train_loss) == (30, 1.0)
     place = tmp_path / "run" / "iteration_2"
     assert {p.name for p in place.iterdir()} == {
-        *("instructions", "responses", "scores", "selected", "checkpoints", "adapter", "model"),
+        *("instructions", "responses", "scores", "selected", "checkpoints", "adapter", "model", "evaluation"),
         *("fine_tune.json", "evaluation.json", "summary.json"),
     }
     assert json.loads((place / "evaluation.json").read_text())["fake"]["count"] == 8
@@ -188,3 +189,18 @@ def test_the_card_says_how_the_model_came_to_be(tmp_path):
     _, backend, _ = go(tiny_config(tmp_path))
     card = backend.calls[1].card
     assert all(text in card for text in ("iteration 2", "the model of iteration 1", "the best 40%"))
+
+
+def test_figures_with_other_settings_are_measured_again(tmp_path):
+    config = tiny_config(tmp_path / "run")
+    rows, _, _ = go(config)
+    path = tmp_path / "run" / "iteration_1" / "evaluation.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({"fake": {**results["fake"], "accuracy": 9.0}}))
+
+    class Other(ScriptedEvaluator):
+        def is_current(self, result):
+            return result["accuracy"] <= 1
+
+    again = run(config, ScriptedBackend(), {"fake": Other(evaluator.accuracy)}, frozenset(), SilentReporter())
+    assert again == rows

@@ -73,7 +73,10 @@ def test_facts_change_with_weights_and_template(run):
 
 @pytest.mark.parametrize(
     ("iterations", "message"),
-    [("3", "--iteration: .* has no model of iteration 3; finished: 1, 2, 10"), ("99", "no model of iteration 99")],
+    [
+        ("3", "--iteration: .* has no model of iteration 3; it has 0 .the base., 1, 2, 10"),
+        ("99", "no model of iteration 99"),
+    ],
 )
 def test_missing_iterations_are_named(run, iterations, message):
     with pytest.raises(UserError, match=message):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scripted_backend import ScriptedBackend, evaluator
+from scripted_backend import ScriptedBackend, ScriptedEvaluator
 
 from isheep_jax import study
 from isheep_jax.errors import UserError
@@ -24,9 +24,7 @@ def backends(monkeypatch):
         made.append(ScriptedBackend())
         return made[-1]
 
-    def evaluate(model, directory, progress):
-        return {**evaluator(model, directory, progress), "figures": {"content": {"value": 0.5}}}
-
+    evaluate = ScriptedEvaluator(lambda model: 0.5, figures={"content": {"value": 0.5}})
     factory = RunFactory(backend, lambda *_: {"tiny": evaluate}, lambda settings: frozenset(), study.WarningReporter)
     monkeypatch.setattr(study, "_run_factory", lambda: factory)
     return made

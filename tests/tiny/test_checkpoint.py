@@ -47,7 +47,7 @@ def test_every_word_of_world_is_one_token_and_template_is_corpus_form():
 
 
 def test_it_answers_right_but_ignores_formats(base, tmp_path):
-    evaluator = TaskEvaluator("tiny", tiny.TASK, EvaluateConfig(limit=200), {"chat_template": "tiny"})
+    evaluator = TaskEvaluator("tiny", tiny.TASK, EvaluateConfig(limit=200), {"chat_template": "tiny", "weights": "w"})
     result = evaluator(base, epath.Path(tmp_path), Counting())
     assert result["figures"]["content"]["value"] > 0.95
     assert result["accuracy"] < 0.25

@@ -52,7 +52,13 @@ class HarnessEvaluator:
         now = self._settings()
         return {name: result["settings"].get(name) for name in now} == now
 
-    def __call__(self, model: TokenModel, directory: epath.Path, progress: OpenProgress) -> TaskResult:
+    def check_data(self) -> None:
+        with _undisturbed():
+            load_task(self.name, self.settings.task_data)
+
+    def __call__(
+        self, model: TokenModel, directory: epath.Path, progress: OpenProgress, earlier: TaskResult | None = None
+    ) -> TaskResult:
         from isheep_jax.evaluation.harness.language_model import HarnessModel
 
         weights = self.decoding.get("weights") or model.weights_digest()

@@ -1,19 +1,20 @@
 """Measures a model of the run on the tasks of `evaluate.tasks`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from etils import epath
 
+from isheep_jax import distributed
 from isheep_jax.files import read_json_if_there, write_json
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.models import DeferredModel
-from isheep_jax.loop.protocols import Backend, Evaluator
+from isheep_jax.loop.protocols import Backend, Evaluator, OpenProgress, TaskResult, is_fuller
 from isheep_jax.loop.stages.table import STAGES
 
 
 def evaluate(
     context: StageContext, backend: Backend, evaluators: Mapping[str, Evaluator], *, model: str = "model"
-) -> dict[str, dict]:
+) -> dict[str, TaskResult]:
     """Returns {task: result} of a model of the iteration (iteration 0: the base model).
 
     The results are kept in `evaluation.json` next to the model, and every sample in `evaluation/TASK/`.
@@ -24,22 +25,50 @@ def evaluate(
     directory: epath.Path = context.directory.iteration(context.iteration)
     if model == "engraved":
         directory = directory / STAGES[model].directory
-    path = directory / "evaluation.json"
-    known = read_json_if_there(path)
-    results = known or {}
-    measured = DeferredModel(backend, directory / "model" if context.iteration else None)
     title, suffix = STAGES["evaluation"].title, " (engraved)" if model == "engraved" else ""
-    for task, evaluator in evaluators.items():
-        if task in results:
-            continue
 
-        def progress(what: str, total: int | None, unit: str, task: str = task):
+    def progress_of(task: str) -> OpenProgress:
+        def progress(what: str, total: int | None, unit: str):
             name = f"{title} {task}{suffix}" + (f", {what}" if what else "")
             return context.reporter.stage(context.iteration, name, total, unit)
 
-        results[task] = evaluator(measured, directory / "evaluation" / task, progress)
-        write_json(path, results)
+        return progress
+
+    measured = DeferredModel(backend, directory / "model" if context.iteration else None)
+    return measure(measured, evaluators, directory, progress_of)
+
+
+def measure(
+    model: DeferredModel,
+    evaluators: Mapping[str, Evaluator],
+    directory: epath.Path,
+    progress_of: Callable[[str], OpenProgress],
+) -> dict[str, TaskResult]:
+    """Returns the results of a model by task; what was measured with the same settings is not measured again.
+
+    A result of fewer samples than one that is there, with the same settings, is returned but not kept.
+
+    Args:
+        model: The model; it is loaded if it is asked something.
+        evaluators: By task.
+        directory: Gets `evaluation.json`, which may have results of other tasks, and `evaluation/TASK/`.
+        progress_of: Opens progress bars of a task.
+    """
+    path = directory / "evaluation.json"
+    known = read_json_if_there(path)
+    results, measured = dict(known or {}), {}
+    for task, evaluator in evaluators.items():
+        place = directory / "evaluation" / task
+        if task in results and evaluator.is_current(results[task]) and _has_samples(place):
+            continue
+        measured[task] = evaluator(model, place, progress_of(task), results.get(task))
+        if not is_fuller(results.get(task), measured[task]):
+            results[task] = measured[task]
+            write_json(path, results)
     if known is None and not evaluators:
         write_json(path, results)
-    # The command evaluate may have added tasks of its own.
-    return {task: results[task] for task in evaluators}
+    return {task: measured.get(task) or results[task] for task in evaluators}
+
+
+def _has_samples(directory: epath.Path) -> bool:
+    return distributed.from_primary(lambda: (directory / "samples.jsonl").exists())
