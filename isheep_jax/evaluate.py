@@ -167,8 +167,6 @@ def _run(options: EvaluateOptions) -> None:
         options.chat_template, options.compute_dtype, options.seed, options.decode_tensor, options.decode
     )
     chosen = subjects(options.model, iterations, options.output, decoding)
-    for subject in chosen:
-        distributed.from_primary(partial(_check_output, subject.output))
     models = OneModel(chosen[0].decoding)
     judge_directory = locate_evaluation_judge(settings, "--judge")
     judge = None
@@ -180,6 +178,8 @@ def _run(options: EvaluateOptions) -> None:
         # Hours may pass before a later task would miss its data.
         for evaluator in evaluators_of[0].values():
             evaluator.check_data()
+        for subject in chosen:
+            distributed.from_primary(partial(_check_output, subject.output))
         for subject, measures in zip(chosen, evaluators_of):
             model = DeferredModel(models, subject.directory)
             results = measure(model, measures, subject.output, partial(_progress_of, console, subject.label))

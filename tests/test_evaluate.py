@@ -110,10 +110,12 @@ def test_logs_without_the_package_are_refused_before_anything_is_measured(output
         (["--model", "tiny", "--tasks", "squad", "--task_data", "/nowhere"], r"/nowhere/squad/.* is missing"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(arguments, message):
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as error:
         evaluate.main(arguments)
     assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fewer_samples_are_shown_and_the_fuller_result_stays(output, capsys):

@@ -1,6 +1,6 @@
 """The console shows how two models differ, how surely, and on which samples."""
 
-from evaluations import write_evaluation
+from evaluation_files import write_evaluation
 
 from isheep_jax.cli.comparison_lines import comparison_lines
 from isheep_jax.evaluation.comparison import compare

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from evaluations import write_evaluation
+from evaluation_files import write_evaluation
 
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.comparison import Change, compare, compare_task, paired_difference, sign_test

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from evaluations import write_evaluation
+from evaluation_files import write_evaluation
 
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.inspect_log import write_inspect_logs

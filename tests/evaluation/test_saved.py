@@ -1,7 +1,7 @@
 """What an evaluation left is found by the names a user has, and damage is told in one line."""
 
 import pytest
-from evaluations import write_evaluation
+from evaluation_files import write_evaluation
 
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.saved import find_evaluation
