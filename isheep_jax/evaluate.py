@@ -171,7 +171,8 @@ def _run(options: EvaluateOptions) -> None:
     judge_directory = locate_evaluation_judge(settings, "--judge")
     judge = None
     if judge_directory:
-        judge = JudgeModel(lambda: models.load(judge_directory, "auto"), weights_digest(judge_directory))
+        digest = distributed.from_primary(lambda: weights_digest(judge_directory))
+        judge = JudgeModel(lambda: models.load(judge_directory, "auto"), digest)
     measured = []
     with Console(None) as console:
         evaluators_of = [evaluators(settings, subject.facts(), judge) for subject in chosen]

@@ -65,23 +65,29 @@ def _score(response: Response) -> Score:
     )
 
 
-def _samples(options: TaskOptions) -> list[Sample]:
-    split = options.settings.tiny.split
-    return samples_of(split_items(split), split, options)
+def task_of(title: str, section: str, split_items: Callable[[str], Sequence[Item]]) -> Task:
+    """Returns the task on items of the tiny world.
+
+    Args:
+        title: Of the task.
+        section: Name of its settings in `EvaluateConfig`, which say the split.
+        split_items: Returns the fixed items of a split, in a random order.
+    """
+
+    def samples(options: TaskOptions) -> list[Sample]:
+        split = getattr(options.settings, section).split
+        return samples_of(split_items(split), split, options)
+
+    return Task(
+        title=title,
+        version=2,
+        samples=samples,
+        score=score,
+        main="accuracy",
+        shown=("content",),
+        held_out_texts=lambda: every_wording(split_items),
+        random_order=True,
+    )
 
 
-def held_out_texts() -> frozenset[str]:
-    """Returns the texts that the loop keeps out of its training data."""
-    return every_wording(split_items)
-
-
-TASK = Task(
-    title="tiny world",
-    version=2,
-    samples=_samples,
-    score=score,
-    main="accuracy",
-    shown=("content",),
-    held_out_texts=held_out_texts,
-    random_order=True,
-)
+TASK = task_of("tiny world", "tiny", split_items)

@@ -9,8 +9,7 @@ import functools
 import json
 import random
 
-from isheep_jax.evaluation.task import Sample, Task, TaskOptions
-from isheep_jax.evaluation.tiny import PROMPTS, every_wording, samples_of, score
+from isheep_jax.evaluation.tiny import PROMPTS, task_of
 from isheep_jax.tiny import world
 from isheep_jax.tiny.world import Item
 
@@ -53,26 +52,7 @@ def split_items(split: str) -> tuple[Item, ...]:
     return tuple(draw_items(random.Random(f"tiny domain {split}"), split, PROMPTS))
 
 
-def _samples(options: TaskOptions) -> list[Sample]:
-    split = options.settings.tiny_domain.split
-    return samples_of(split_items(split), split, options)
-
-
-def held_out_texts() -> frozenset[str]:
-    """Returns the texts that the loop keeps out of its training data."""
-    return every_wording(split_items)
-
-
-TASK = Task(
-    title="a domain of the tiny world",
-    version=2,
-    samples=_samples,
-    score=score,
-    main="accuracy",
-    shown=("content",),
-    held_out_texts=held_out_texts,
-    random_order=True,
-)
+TASK = task_of("a domain of the tiny world", "tiny_domain", split_items)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class JaxBackend:
             if directory not in (None, self._base)
         }
         self._engine: tuple[epath.Path, Engine] | None = None
+        self._digests: dict[epath.Path, str] = {}
         if distributed.is_distributed():
             judges = {f"the files of {directory}": judge.digest() for directory, judge in self._judges.items()}
             distributed.check_agreement({"the files of --model.path": model.digest(), **judges})
@@ -100,7 +101,10 @@ class JaxBackend:
         return self._engine[1]
 
     def weights_digest(self, directory: epath.Path | None) -> str:
-        return distributed.from_primary(lambda: weights_digest(directory or self._base))
+        directory = directory or self._base
+        if directory not in self._digests:  # a pass over all weights, which each task of an evaluation asks for
+            self._digests[directory] = distributed.from_primary(lambda: weights_digest(directory))
+        return self._digests[directory]
 
     def index(self, vectors: np.ndarray) -> Index:
         return Index(vectors, self._decode_mesh)

@@ -63,7 +63,7 @@ def test_examples_are_same_prompts_for_every_model(measured):
 
 
 def test_held_out_texts_hold_every_wording():
-    held_out = tiny.held_out_texts()
+    held_out = tiny.TASK.held_out_texts()
     for item in tiny.split_items("test")[:50]:
         assert item.instruction in held_out
         assert set(item.wordings()) <= held_out

@@ -32,7 +32,7 @@ def test_splits_are_held_out_and_share_nothing():
     assert {item.split for item in development} == {"development"}
     assert not {i.instruction for i in development} & {i.instruction for i in test}
     assert len({(i.task, i.arguments, i.constraints) for i in development}) == 300
-    held_out = tiny_domain.held_out_texts()
+    held_out = tiny_domain.TASK.held_out_texts()
     assert {i.instruction for i in development + test} <= held_out
     assert not {s["question"] for s in tiny_domain.samples()} & held_out
 
@@ -53,5 +53,5 @@ def test_measurement_is_of_domain_and_its_prompts_are_never_learned(tmp_path):
     result = evaluator(Half(), epath.Path(tmp_path), Counting())
     assert (result["accuracy"], result["figures"]["content"]["value"], result["count"]) == (0.5, 1.0, 40)
     assert {f"constraint_{name}" for name in tiny_domain.CONSTRAINTS} <= set(result["figures"])
-    assert held_out_texts(config.evaluate) == tiny_domain.held_out_texts()
+    assert held_out_texts(config.evaluate) == tiny_domain.TASK.held_out_texts()
     assert EvaluateConfig().tasks == ()

@@ -75,7 +75,7 @@ def test_splits_are_disjoint_by_meaning_and_stable():
 
 
 def test_corpus_never_shows_held_out_instruction():
-    held_out = tiny.held_out_texts()
+    held_out = tiny.TASK.held_out_texts()
     stream = corpus.documents(3)
     for _ in range(3000):
         for line in next(stream).splitlines():
