@@ -120,17 +120,36 @@ class RetrievalConfig:
     """'nearest': by similarity. 'random': regardless of it, as a baseline."""
 
 
+# How a pair is read; `isheep_jax.loop.judging.readings.READINGS` holds what each one does.
+ReadingName = Literal[
+    "rubric",
+    "lift",
+    "backward_lift",
+    "likelihood",
+    "self_consistency",
+    "pairwise",
+]
 # Which prompt the judge gets; `criteria_of` in `isheep_jax.loop.judging.scores` names its templates.
 JudgePrompt = Literal["standard", "simple", "joint", "few_shot"]
 
 
 @dataclass(frozen=True)
 class AssessConfig:
-    """The model's own scores of each pair, from 1 to 10, for quality and for following the instruction."""
+    """What the judge thinks of each pair."""
 
-    level: Literal["none", "quality", "following", "both"] = "both"
-    """Which scores are computed and used. 'none': no scores, so that the rules 'threshold' and 'top_fraction' keep
-    everything that passed the text rules."""
+    readings: tuple[ReadingName, ...] = ("rubric",)
+    """How the judge's opinion of a pair is read. 'rubric': scores from 1 to 10 (the paper's). 'lift': how much likelier
+    the instruction makes the response than an empty turn does, over what is not copied from the instruction.
+    'backward_lift': how much likelier the response makes the instruction. 'likelihood': of the response.
+    'self_consistency': agreement with the other responses to the instruction. 'pairwise': how often it is preferred to
+    them, in both orders. Empty: none, so that 'threshold' and 'top_fraction' keep everything that passed the text
+    rules. docs/judging.md says when which one works."""
+    level: Literal["quality", "following", "both"] = "both"
+    """Which scores of the rubric are computed and used."""
+    framing: Literal["auto", "text", "chat"] = "auto"
+    """How the judge is asked. 'text': the prompt is text to be continued. 'chat': it is a user's turn, and the
+    assistant's first words are given. 'auto': text for a base model that answers bare instructions
+    (respond.base_prompt), otherwise chat."""
     prompt: JudgePrompt = "standard"
     """Prompt of the judge. 'standard': each criterion spelled out in several aspects (the paper's combined prompt).
     'simple': one aspect each. 'joint': both criteria in one prompt, with one score. 'few_shot': no criteria but three
@@ -191,9 +210,21 @@ class SelectConfig:
     respond.rules dropped, except unfinished and empty responses."""
     fraction: float = 0.3
     """Share of the instructions that 'top_fraction' and 'random' keep (0 to 1)."""
-    ranking: Literal["sum", "probability"] = "sum"
-    """Order of the pairs: by the sum of the scores, or by the probability that all sampled scores would be above the
-    threshold (needs assess.read=expected)."""
+    ranking: Literal["sum", "probability", "lexicographic"] = "sum"
+    """Order of the pairs. 'sum': by the value of the reading (the rubric's is the sum of its scores); of several
+    readings, by the weighted sum of the pair's standing in each (0 to 1). 'lexicographic': by the first reading, in
+    tenths; in the same tenth by the next, and so on. 'probability': by the probability that all sampled scores of the
+    rubric would be above the threshold (needs assess.read=expected)."""
+    weights: tuple[float, ...] = ()
+    """Weight of each of assess.readings in 'sum' (at least 0). Empty: all the same."""
+    per: Literal["token", "total"] = "token"
+    """Whether a log-likelihood counts per token or in total."""
+    length_control: Literal["none", "regression", "buckets"] = "none"
+    """How the length of a response is taken out of a reading. 'regression': less what a straight line through the
+    logarithm of the length predicts. 'buckets': the standing among pairs of about the same length."""
+    consistency: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest mean agreement between the responses to an instruction (0 to 1; needs the reading
+    'self_consistency'). Tasks near the middle are neither trivial nor hopeless."""
     perplexity: float = 50.0
     """Highest perplexity per token of a response given its instruction that the rule 'perplexity' keeps."""
     clusters: int = 3000
@@ -225,6 +256,15 @@ class GuardConfig:
 
     action: Literal["warn", "stop", "off"] = "warn"
     """'stop': the run ends; the same command with a lower limit resumes it."""
+    judge: Literal["stop", "warn", "off"] = "stop"
+    """What happens where the judge cannot tell good pairs from damaged ones, which is checked before each iteration
+    that a new judge reads. 'off': it is not checked."""
+    min_auc: float = 0.7
+    """Lowest chance (0 to 1) that the judge puts a good pair above a damaged one, as the mean over the kinds of damage;
+    0.5 is a coin."""
+    pairs: str = ""
+    """JSON Lines file of the check's pairs, with the fields instruction, input (optional), better and worse. Empty: the
+    seeds' outputs and damaged ones."""
     min_novelty: float = 0.05
     """Lowest share of the well-formed instructions that are new (0 to 1)."""
     min_score_mass: float = 0.5

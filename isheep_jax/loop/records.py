@@ -10,7 +10,7 @@ import json
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -99,13 +99,31 @@ class Score:
 
 
 @dataclass(frozen=True)
+class ReadingValue:
+    """What a reading says of a pair; higher is better.
+
+    value: in total; None where there is none. tokens: number of tokens that it is a sum over (nats); 0 for a value that
+    is none. error: why there is no value.
+    """
+
+    value: float | None
+    tokens: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Scores:
-    """The scores of the pair with the same id; None for one that was not asked for."""
+    """What the judge says of the pair with the same id.
+
+    quality, following: scores of the rubric; None for one that was not asked for. readings: the other readings, by
+    name. verdict: dropped where a reading gave nothing, or does not see what a text rule finds.
+    """
 
     id: str
     quality: Score | None
     following: Score | None
     verdict: Verdict
+    readings: Mapping[str, ReadingValue] | None = field(default=None, metadata=_RARE)
 
 
 @dataclass(frozen=True)
