@@ -63,9 +63,19 @@ class SynthesizeConfig:
     topic_share: float = 0.27
     """Share of the instructions that the method 'topics' writes by topic (0 to 1); the rest is 'few_shot'."""
     shots: int = 5
-    """Seed tasks in each prompt (count), sampled without replacement."""
+    """Seed tasks in each prompt (count), all different."""
+    choose: Literal["random", "nearest", "diverse"] = "random"
+    """Which seed tasks a prompt shows. 'nearest': a random one and those most similar to it, by the mean last hidden
+    states in the model that writes. 'diverse': ones that are little similar to each other."""
     temperature: float = 1.0
     """Sampling temperature."""
+    other_shots: tuple[int, ...] = ()
+    """Values besides `shots` to try: the first prompts try all combinations with the temperatures equally, the later
+    ones use the one that gave the most kept instructions per token so far."""
+    other_temperatures: tuple[float, ...] = ()
+    """Values besides `temperature` to try in the same way."""
+    trial_prompts: int = 16
+    """Prompts by which each combination of the shots and temperatures is tried (count)."""
     top_p: float = 0.95
     """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
     max_tokens: int = 1000

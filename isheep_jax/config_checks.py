@@ -2,7 +2,7 @@
 
 import math
 
-from isheep_jax.config import Config, flatten, is_server
+from isheep_jax.config import Config, SynthesizeConfig, flatten, is_server
 from isheep_jax.errors import UserError
 
 # What a number may be, as an interval: a square bracket includes the end, a round one does not.
@@ -13,6 +13,9 @@ RANGES = {
     "synthesize.topic_share": "(0, 1]",
     "synthesize.shots": "[1, inf)",
     "synthesize.temperature": "[0, inf)",
+    "synthesize.other_shots": "[1, inf)",
+    "synthesize.other_temperatures": "[0, inf)",
+    "synthesize.trial_prompts": "[1, inf)",
     "synthesize.top_p": "(0, 1]",
     "synthesize.max_tokens": "[1, inf)",
     "synthesize.novelty": "[0, 1]",
@@ -100,6 +103,7 @@ def check_together(config: Config) -> None:
         raise UserError("--select.bucket_share: there are no buckets to share; set --select.buckets, too")
     if assess.agreement and assess.level == "none":
         raise UserError("--assess.agreement: there are no scores to compare with --assess.level=none")
+    _check_ways(config.synthesize)
     if config.synthesize.turns == 2 and config.respond.method != "zero_shot":
         raise UserError("--synthesize.turns: 2 needs --respond.method=zero_shot; other prompts are for single turns")
     if config.synthesize.turns == 2 and config.clone.enabled:
@@ -108,6 +112,25 @@ def check_together(config: Config) -> None:
         raise UserError("--stop.measure: accuracy needs a task in --evaluate.tasks")
     if stop.measure == "validation_loss" and not config.sft.validation_fraction:
         raise UserError("--stop.measure: validation_loss needs --sft.validation_fraction above 0")
+
+
+def _check_ways(synthesize: SynthesizeConfig) -> None:
+    for name, others, value in (
+        ("shots", "other_shots", synthesize.shots),
+        ("temperature", "other_temperatures", synthesize.temperature),
+    ):
+        values = (value, *getattr(synthesize, others))
+        if len(set(values)) < len(values):
+            raise UserError(
+                f"--synthesize.{others}: {', '.join(map(str, values[1:]))} and --synthesize.{name}={value} must all be "
+                "different"
+            )
+    if synthesize.method == "retrieved":
+        for name, given in (("other_shots", synthesize.other_shots), ("choose", synthesize.choose != "random")):
+            if given:
+                raise UserError(
+                    f"--synthesize.{name}: --synthesize.method=retrieved shows the pairs of --retrieval.*, not seeds"
+                )
 
 
 def check_range(name: str, number: float, interval: str) -> None:

@@ -40,6 +40,11 @@ SERVER = ("--assess.judge=https://x/v1", "--assess.judge_model=m", "--assess.rea
         (["--stop.measure=accuracy", "--evaluate.tasks="], ["--stop.measure", "--evaluate.tasks"]),
         (["--stop.measure=validation_loss"], ["--stop.measure", "--sft.validation_fraction"]),
         (["--select.threshold=-1.1"], ["--select.threshold", "at least -1"]),
+        (["--synthesize.shots=5", "--synthesize.other_shots=3,5"], ["--synthesize.other_shots", "synthesize.shots=5"]),
+        (["--synthesize.other_temperatures=0.7,0.7"], ["--synthesize.other_temperatures", "different"]),
+        (["--synthesize.other_shots=0"], ["--synthesize.other_shots", "at least 1"]),
+        (["--synthesize.method=retrieved", "--synthesize.choose=nearest"], ["--synthesize.choose", "--retrieval."]),
+        (["--synthesize.method=retrieved", "--synthesize.other_shots=2"], ["--synthesize.other_shots", "retrieved"]),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line_that_names_them(arguments, words):

@@ -20,6 +20,7 @@ from isheep_jax.loop.judging.scores import median_mass
 from isheep_jax.loop.models import DeferredModel, judge_of, writer_of
 from isheep_jax.loop.prompting import similar
 from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
+from isheep_jax.loop.prompting.ways import Yield
 from isheep_jax.loop.prompting.zero_shot import is_bare, prompt_for
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter
 from isheep_jax.loop.records import Instruction, Scores, Selected, kept
@@ -122,6 +123,7 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
         train_loss=training.get("train_loss"),
         validation_loss=training.get("validation_loss"),
         novelty=guards.novelty(instructions),
+        per_thousand_tokens=Yield.of(instructions).per_thousand_tokens,
         score_mass=median_mass(first.scores),
         evaluation=headline(evaluation),
         agreement=agreement,

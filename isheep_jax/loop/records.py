@@ -57,7 +57,7 @@ class Instruction:
     """A task that the model wrote.
 
     prompt: index of the prompt within the iteration. seeds: ids of the tasks shown. hint: "(type; topic)" that it was
-    asked for by, if it was.
+    asked for by, if it was. tokens: new tokens of the completion, with the first instruction of each.
     """
 
     id: str
@@ -67,6 +67,7 @@ class Instruction:
     seeds: tuple[str, ...]
     verdict: Verdict
     hint: str | None = field(default=None, metadata=_RARE)
+    tokens: int | None = field(default=None, metadata=_RARE)
 
 
 @dataclass(frozen=True)

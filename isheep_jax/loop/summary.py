@@ -23,6 +23,7 @@ class IterationSummary:
     kept_characters: mean length of the selected responses.
     train_loss, validation_loss: of the fine-tuning (nats per loss token).
     novelty: share of the well-formed instructions that were new (0 to 1).
+    per_thousand_tokens: instructions that were kept per thousand new tokens of their prompts.
     score_mass: median probability that the judge gave to the ten scores together.
     evaluation: {task: {"accuracy", "stderr", "count"}} of the iteration's model.
     agreement: how far a second judge agrees, with `assess.agreement`.
@@ -42,6 +43,7 @@ class IterationSummary:
     train_loss: float | None = None
     validation_loss: float | None = None
     novelty: float | None = None
+    per_thousand_tokens: float | None = None
     score_mass: float | None = None
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     agreement: Mapping[str, Any] | None = None

@@ -8,7 +8,8 @@ from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.text_rules import NO_INPUT
 from isheep_jax.loop.filters.verdicts import UNFINISHED
 from isheep_jax.loop.prompting.protocols import ParsedInstruction
-from isheep_jax.loop.prompting.seeds import Seed
+from isheep_jax.loop.prompting.shown import SeedPool, choose_seeds
+from isheep_jax.loop.prompting.ways import Way
 
 # The number of a task, which may precede its labels. It is not checked: models miscount.
 _NUMBER = r"(?:\d+\s*[.:)]\s*)"
@@ -22,35 +23,33 @@ _ONLY_NUMBER = re.compile(rf"\s*{_NUMBER}?")
 
 
 class FewShot:
-    """Prompts that show `synthesize.shots` seed tasks each."""
+    """Prompts that show some seed tasks each."""
 
     limit = None
 
-    def __init__(self, context: StageContext):
+    def __init__(self, context: StageContext, pool: SeedPool):
         self.stop = context.templates.synthesize_stop
         self.target = context.config.synthesize.instructions
-        self._context = context
+        self._context, self._pool = context, pool
+        self._shown: dict[int, tuple[str, ...]] = {}
 
-    def requests(self, numbers: Sequence[int]) -> list[Request]:
-        return [self._request(number) for number in numbers]
+    def requests(self, numbers: Sequence[int], ways: Sequence[Way]) -> list[Request]:
+        self._shown = {}
+        return [self._request(number, way.shots) for number, way in zip(numbers, ways, strict=True)]
 
     def parse(self, number: int, completion: Completion) -> list[ParsedInstruction]:
         return parse(completion.text, completion.finish_reason == "stop")
 
     def shown(self, number: int) -> tuple[str, ...]:
-        return tuple(seed.id for seed in shown_seeds(self._context, number))
+        return self._shown[number]
 
-    def _request(self, number: int) -> Request:
+    def _request(self, number: int, shots: int) -> Request:
         templates = self._context.templates
-        seeds = shown_seeds(self._context, number)
+        seeds = choose_seeds(self._context, self._pool, number, shots)
+        self._shown[number] = tuple(seed.id for seed in seeds)
         examples = [{"instruction": s.instruction, "input": s.input, "output": s.output} for s in seeds]
         id = self._context.request_id("synthesize", number)
         return Request(id, templates.render("synthesize", examples=examples), templates.prefix("synthesize"))
-
-
-def shown_seeds(context: StageContext, number: int) -> list[Seed]:
-    """Returns the seeds that a prompt shows, drawn without replacement."""
-    return context.random("synthesize", number).sample(list(context.seeds), context.config.synthesize.shots)
 
 
 def parse(text: str, finished: bool) -> list[ParsedInstruction]:

@@ -8,6 +8,7 @@ from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.prompting.few_shot import FewShot
 from isheep_jax.loop.prompting.principles import Principles
 from isheep_jax.loop.prompting.protocols import PromptSource, ResponsePrompts
+from isheep_jax.loop.prompting.shown import seed_pool
 from isheep_jax.loop.prompting.similar import (
     Neighbors,
     SimilarPairs,
@@ -17,6 +18,7 @@ from isheep_jax.loop.prompting.similar import (
 )
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.prompting.topics import Topics, Type, brainstorm, hints, read_types
+from isheep_jax.loop.prompting.ways import ways_of
 from isheep_jax.loop.prompting.zero_shot import ZeroShot
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Instruction
@@ -41,7 +43,7 @@ class SynthesizeMethod:
     sources: Callable[[StageContext, Model, Neighbors | None], list[PromptSource]]
     describe: Callable[[Config], str]
     check: Callable[[Templates], object] = _no_check
-    shots: Callable[[Config], int] = lambda config: config.synthesize.shots
+    shots: Callable[[Config], int] = lambda config: max(way.shots for way in ways_of(config.synthesize))
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class RespondMethod:
 
 
 def _few_shot(context: StageContext, writer: Model, neighbors: Neighbors | None) -> list[PromptSource]:
-    return [FewShot(context)]
+    return [FewShot(context, seed_pool(context, writer))]
 
 
 def _types(templates: Templates) -> list[Type]:
@@ -69,7 +71,8 @@ def _types(templates: Templates) -> list[Type]:
 
 def _topics(context: StageContext, writer: Model, neighbors: Neighbors | None) -> list[PromptSource]:
     types = _types(context.templates)
-    return [Topics(context, types, hints(types, brainstorm(context, writer, types))), FewShot(context)]
+    topics = Topics(context, types, hints(types, brainstorm(context, writer, types)))
+    return [topics, FewShot(context, seed_pool(context, writer))]
 
 
 def _similar(context: StageContext, writer: Model, neighbors: Neighbors) -> list[PromptSource]:

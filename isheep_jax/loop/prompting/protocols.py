@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from isheep_jax.decode.requests import Completion, Request
+from isheep_jax.loop.prompting.ways import Way
 from isheep_jax.loop.records import Instruction
 
 
@@ -33,8 +34,11 @@ class PromptSource(Protocol):
     target: int
     limit: int | None
 
-    def requests(self, numbers: Sequence[int]) -> list[Request]:
-        """Returns the requests for the prompts with these numbers; a number is the prompt's index in its iteration."""
+    def requests(self, numbers: Sequence[int], ways: Sequence[Way]) -> list[Request]:
+        """Returns the requests for prompts.
+
+        numbers: index of each prompt in its iteration. ways: the way of each, of which a source uses what it can.
+        """
 
     def parse(self, number: int, completion: Completion) -> list[ParsedInstruction]:
         """Returns the instructions in the completion of a prompt."""

@@ -19,6 +19,7 @@ from isheep_jax.loop.filters.verdicts import UNFINISHED
 from isheep_jax.loop.prompting.protocols import ParsedInstruction, ParsedResponse
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.templates import MARK, Templates
+from isheep_jax.loop.prompting.ways import Way
 from isheep_jax.loop.protocols import Backend, Model
 from isheep_jax.loop.records import Instruction, Selected, ShownExamples, Vector, kept, user_text
 from isheep_jax.loop.stages import measure
@@ -145,7 +146,7 @@ class SimilarPairs:
         self._context, self._neighbors = context, neighbors
         self._shown: dict[int, tuple[str, ...]] = {}
 
-    def requests(self, numbers: Sequence[int]) -> list[Request]:
+    def requests(self, numbers: Sequence[int], ways: Sequence[Way]) -> list[Request]:
         self._shown = dict(zip(numbers, self._neighbors.of_prompts(numbers)))
         return [
             Request(self._context.request_id("synthesize", number), _render(self._context.templates, pairs))

@@ -17,6 +17,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.verdicts import UNFINISHED, not_decoded
 from isheep_jax.loop.prompting.protocols import ParsedInstruction
+from isheep_jax.loop.prompting.ways import Way
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Topic, Verdict, dropped, kept
 
@@ -221,7 +222,7 @@ class Topics:
         self._groups = [hints[i : i + HINTS] for i in range(0, len(hints), HINTS)]
         self.target, self.limit = instructions_from_topics(context.config), len(self._groups)
 
-    def requests(self, numbers: Sequence[int]) -> list[Request]:
+    def requests(self, numbers: Sequence[int], ways: Sequence[Way]) -> list[Request]:
         return [self._request(number) for number in numbers]
 
     def shown(self, number: int) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ Prompts go out in waves. A wave's size follows from what the waves before it gav
 so that a run that resumes sends exactly the prompts that it would have sent.
 """
 
+import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +17,10 @@ from isheep_jax.loop.context import OpenStage, StageContext
 from isheep_jax.loop.filters.held_out import is_held_out
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.filters.text_rules import instruction_reason
-from isheep_jax.loop.filters.verdicts import IN_EVALUATION_SET, NOT_NEW, not_decoded
+from isheep_jax.loop.filters.verdicts import EMPTY, IN_EVALUATION_SET, NOT_NEW, not_decoded
 from isheep_jax.loop.prompting.protocols import ParsedInstruction, PromptSource
 from isheep_jax.loop.prompting.topics import instructions_from_topics
+from isheep_jax.loop.prompting.ways import Trial, Way, Yield, ways_of
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Instruction, Verdict, dropped, kept
 
@@ -57,16 +60,30 @@ def _write(context: StageContext, writer: Model, state: "_State", stage: OpenSta
         stage.advance(len(kept(part)))
     while state.needed:
         state.check_progress()
-        requests = state.requests()
+        requests, ways = state.requests()
         completions = {}
-        for completion in writer.generate(requests, state.sampling):
-            completions[completion.id] = completion
-            stage.advance(0, prompts=f"{state.prompts + len(completions)}")
+        for batch, sampling in state.batches(requests, ways):
+            for completion in writer.generate(batch, sampling):
+                completions[completion.id] = completion
+                stage.advance(0, prompts=f"{state.prompts + len(completions)}")
         part = state.records([completions[r.id] for r in requests])
         stage.write_part(part)
         state.count(part)
-        stage.advance(len(kept(part)), dropped=len(state.all) - state.accepted)
-    stage.summary["prompts"] = state.prompts
+        per_thousand = Yield.of(state.all).per_thousand_tokens
+        stage.advance(len(kept(part)), dropped=len(state.all) - state.accepted, per_1k_tokens=per_thousand or "-")
+    total = Yield.of(state.all)
+    stage.summary |= {
+        "prompts": state.prompts,
+        "tokens": total.tokens,
+        "per_thousand_tokens": total.per_thousand_tokens,
+    }
+    if len(state.trial.yields) > 1:
+        stage.summary["ways"] = {str(way): gave.as_dict() for way, gave in state.trial.yields.items()}
+        best = state.trial.best
+        context.reporter.note(
+            f"iteration {context.iteration}: {best} write the most instructions per token "
+            f"({state.trial.yields[best].per_thousand_tokens or 0:g} per thousand)"
+        )
     if instructions_from_topics(context.config):
         stage.summary["from topics"] = _count_from_topics(state.all)
 
@@ -92,6 +109,7 @@ class _State:
         self.all: list[Instruction] = []
         self.accepted = self.prompts = self.waves = 0
         self._context, self._pool, self._sources = context, pool, sources
+        self.trial = Trial(self.settings)
         self._recent: list[tuple[int, int]] = []
         # Prompts and kept instructions of the present source, from which the yield is estimated.
         self._tried = self._gained = 0
@@ -117,13 +135,16 @@ class _State:
         else:
             wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, math.ceil(self.needed * self._tried / self._gained)))
         limit = self.source.limit
-        return wave if limit is None else min(wave, limit - self.prompts)
+        if limit is not None:
+            return min(wave, limit - self.prompts)
+        return min(wave, self.trial.prompts or wave)
 
     @property
-    def sampling(self) -> SamplingParams:
-        """Sampling parameters of the next wave."""
-        settings = self.settings
-        return SamplingParams(settings.temperature, settings.top_p, settings.max_tokens, self.source.stop)
+    def ways(self) -> list[Way]:
+        """The ways of the prompts of the next wave. They are tried where the prompts do not run out: with seeds."""
+        if self.source.limit is None:
+            return self.trial.choose(self.wave)
+        return ways_of(self.settings)[:1] * self.wave
 
     def replay(self, part: Sequence[Instruction]) -> None:
         for record in kept(part):
@@ -131,7 +152,10 @@ class _State:
         self.count(part)
 
     def count(self, part: Sequence[Instruction]) -> None:
-        new, wave, source = len(kept(part)), self.wave, self.source
+        new, wave, source, ways = len(kept(part)), self.wave, self.source, self.ways
+        if source.limit is None:
+            for way in dict.fromkeys(ways):
+                self.trial.add(way, [r for r in part if ways[r.prompt - self.prompts] == way])
         self._recent = [*self._recent[-PATIENCE + 1 :], (wave, new)]
         self.prompts += wave
         self._tried += wave
@@ -147,7 +171,7 @@ class _State:
         prompts, new = (sum(column) for column in zip(*self._recent)) if self._recent else (0, 0)
         if len(self._recent) == PATIENCE and new * 100 < prompts:
             reasons = Counter(r.verdict.reason for r in self.all if not r.verdict.kept)
-            most = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(3)) or "completions held no task"
+            most = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(3))
             raise NothingLeftError(
                 f"synthesize: the last {prompts} prompts gave {new} new instructions, {self.accepted} of "
                 f"{self.settings.instructions} are there (dropped so far: {most}); in a new run lower "
@@ -155,9 +179,20 @@ class _State:
                 + (" or method=few_shot" if len(self._sources) > 1 else "")
             )
 
-    def requests(self) -> list[Request]:
-        """Returns the prompts of the next wave."""
-        return self.source.requests(range(self.prompts, self.prompts + self.wave))
+    def requests(self) -> tuple[list[Request], list[Way]]:
+        """Returns the prompts of the next wave, and the way of each."""
+        return self.source.requests(range(self.prompts, self.prompts + self.wave), self.ways), self.ways
+
+    def batches(self, requests: Sequence[Request], ways: Sequence[Way]) -> list[tuple[list[Request], SamplingParams]]:
+        """Returns the prompts with their sampling parameters, those of the same temperature together."""
+        settings = self.settings
+        return [
+            (
+                [request for request, way in zip(requests, ways, strict=True) if way.temperature == temperature],
+                SamplingParams(temperature, settings.top_p, settings.max_tokens, self.source.stop),
+            )
+            for temperature in dict.fromkeys(way.temperature for way in ways)
+        ]
 
     def records(self, completions: Sequence[Completion]) -> list[Instruction]:
         """Returns all tasks of a wave, in order, with their verdicts."""
@@ -166,17 +201,21 @@ class _State:
             if verdict := not_decoded(completion):
                 tasks.append((number, ParsedInstruction("", ""), verdict))
                 continue
-            for task in self.source.parse(number, completion):
+            for task in self.source.parse(number, completion) or [ParsedInstruction("", "", EMPTY)]:
                 reason = task.reason or instruction_reason(self.settings.rules, task.instruction, task.input)
                 if not reason and is_held_out(task.instruction, task.input, self._context.held_out):
                     reason = IN_EVALUATION_SET
                 tasks.append((number, task, dropped(reason) if reason else None))
         ids = [f"{self._context.iteration}-{len(self.all) + i:06d}" for i in range(len(tasks))]
         verdicts = self._novel(ids, tasks)
-        return [
+        records = [
             Instruction(id, t.instruction, t.input, number, self.source.shown(number), verdict, t.hint)
             for id, (number, t, _), verdict in zip(ids, tasks, verdicts)
         ]
+        firsts = [next(of_prompt) for _, of_prompt in itertools.groupby(range(len(tasks)), lambda i: tasks[i][0])]
+        for i, completion in zip(firsts, completions, strict=True):
+            records[i] = dataclasses.replace(records[i], tokens=len(completion.tokens))
+        return records
 
     def _novel(self, ids: list[str], tasks: list[tuple[int, ParsedInstruction, Verdict | None]]) -> list[Verdict]:
         """Returns the verdicts of a wave; once enough are kept, the pool does not change any more."""

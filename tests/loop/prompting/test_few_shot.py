@@ -1,12 +1,7 @@
 import pytest
-from scripted_backend import context_of, tiny_config
 
-from isheep_jax.config import SynthesizeConfig
-from isheep_jax.loop.prompting.few_shot import parse, shown_seeds
+from isheep_jax.loop.prompting.few_shot import parse
 from isheep_jax.loop.prompting.protocols import ParsedInstruction as Parsed
-from isheep_jax.loop.prompting.seeds import Seed
-
-SEEDS = [Seed(f"seed-{i:03d}", f"Do the thing number {i} quickly.", "", "") for i in range(8)]
 
 
 @pytest.mark.parametrize(
@@ -40,15 +35,3 @@ def test_the_last_task_of_an_unfinished_completion_does_not_count():
         Parsed("5. Instruction: So", "", "unfinished"),
     ]
     assert parse(" Add.\n###\n", finished=False) == [Parsed("Add.", "")]
-
-
-def shown(seed, iteration, prompt):
-    config = tiny_config("", seed=seed, synthesize=SynthesizeConfig(shots=3))
-    return shown_seeds(context_of(config, seeds=SEEDS, iteration=iteration), prompt)
-
-
-def test_a_prompts_seeds_follow_from_the_seed_the_iteration_and_its_index():
-    assert len({s.id for s in shown(0, 1, 7)}) == 3
-    assert shown(0, 1, 7) == shown(0, 1, 7)
-    others = [shown(*key) for key in ((1, 1, 7), (0, 2, 7), (0, 1, 8))]
-    assert all(shown(0, 1, 7) != other for other in others)

@@ -13,6 +13,7 @@ from isheep_jax.loop.filters.novelty import Pool
 from isheep_jax.loop.prompting import topics
 from isheep_jax.loop.prompting.few_shot import FewShot
 from isheep_jax.loop.prompting.seeds import Seed
+from isheep_jax.loop.prompting.shown import SeedPool
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.prompting.topics import (
     Hint,
@@ -208,7 +209,7 @@ def test_a_line_counts_when_it_repeats_a_hint_that_is_open(tmp_path, text, found
 def written(tmp_path, model, count, **changes):
     context = place(tmp_path, **changes)
     source = Topics(context, TYPES, [Hint("Law", f"Rent {n}") for n in range(count)])
-    return synthesize(context, model, Pool(1.0), [source, FewShot(context)])
+    return synthesize(context, model, Pool(1.0), [source, FewShot(context, SeedPool(context.seeds))])
 
 
 def test_topics_give_their_share_and_seeds_the_rest(tmp_path):

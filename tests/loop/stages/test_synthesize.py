@@ -1,12 +1,13 @@
 import pytest
-from scripted_backend import Fuse, ScriptedModel, context_of, tiny_config
+from scripted_backend import Fuse, Killed, ScriptedModel, context_of, snapshot, tiny_config
 
 from isheep_jax.config import SynthesizeConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.novelty import Pool
-from isheep_jax.loop.prompting.few_shot import FewShot, shown_seeds
+from isheep_jax.loop.prompting.few_shot import FewShot
 from isheep_jax.loop.prompting.seeds import Seed
+from isheep_jax.loop.prompting.shown import SeedPool, choose_seeds
 from isheep_jax.loop.stages.synthesize import synthesize
 
 SEEDS = [Seed(f"seed-{i:03d}", f"Do the thing number {i} quickly.", "", "") for i in range(8)]
@@ -30,7 +31,7 @@ def write(tmp_path, model, held_out=frozenset(), pool=None, **settings):
     config = tiny_config(tmp_path, synthesize=SynthesizeConfig(**{"instructions": 10, "shots": 3, **settings}))
     pool = Pool(config.synthesize.novelty) if pool is None else pool
     context = context_of(config, seeds=SEEDS, held_out=held_out)
-    return synthesize(context, model, pool, [FewShot(context)])
+    return synthesize(context, model, pool, [FewShot(context, SeedPool(SEEDS))])
 
 
 def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
@@ -43,9 +44,7 @@ def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
     assert len(pool) == 10
     assert [r.id for r in records[:2]] == ["1-000000", "1-000001"]
     assert [r.prompt for r in records[:4]] == [0, 0, 1, 1]
-    assert list(records[0].seeds) == [
-        s.id for s in shown_seeds(context_of(tiny_config("", synthesize=SynthesizeConfig(shots=3)), seeds=SEEDS), 0)
-    ]
+    assert list(records[0].seeds) == [s.id for s in choose_seeds(context_of(tiny_config("")), SeedPool(SEEDS), 0, 3)]
 
 
 def test_every_dropped_task_says_why(tmp_path):
@@ -72,3 +71,81 @@ def test_a_prompt_that_does_not_fit_is_recorded(tmp_path):
     with pytest.raises(UserError, match="not decoded"):
         write(tmp_path, Fixed("", finish_reason="error"))
     assert context_of(tiny_config(tmp_path)).files("instructions").records()[0].verdict.detail == "too long"
+
+
+class Ways(ScriptedModel):
+    """Writes a new task per shot at temperature 0.5, and one for all others; every completion has ten tokens."""
+
+    def __init__(self, fuse=None):
+        super().__init__("ways", fuse or Fuse())
+        self.sampled = {}
+
+    def generate(self, requests, sampling):
+        for completion in super().generate(requests, sampling):
+            self.sampled[int(completion.id.rsplit("/", 1)[1])] = sampling.temperature
+            yield completion
+
+    def complete(self, request):
+        number = int(request.id.rsplit("/", 1)[1])
+        shots = request.prompt.count("Do the thing number")
+        tasks = [f" Count up to {number} in steps of {k}." for k in range(shots if number % 2 else 1)]
+        return Completion(request.id, "\n###\nInstruction:".join(tasks), tuple(range(10)))
+
+
+EXPLORED = {"shots": 2, "other_shots": (4,), "other_temperatures": (0.5,), "trial_prompts": 6, "instructions": 120}
+
+
+def explore(tmp_path, fuse=None, **settings):
+    model = Ways(fuse)
+    return model, write(tmp_path, model, novelty=1.0, **{**EXPLORED, **settings})
+
+
+def manifest(tmp_path):
+    return (
+        context_of(tiny_config(tmp_path, synthesize=SynthesizeConfig(**{**EXPLORED, "novelty": 1.0})))
+        .files("instructions")
+        .done()["counts"]
+    )
+
+
+def test_every_way_is_tried_equally_and_then_the_best_is_used(tmp_path):
+    model, records = explore(tmp_path)
+    by_prompt = {r.prompt: (len(r.seeds), model.sampled[r.prompt]) for r in records}
+    trial = [by_prompt[n] for n in range(24)]
+    assert trial[:4] == [(2, 1.0), (2, 0.5), (4, 1.0), (4, 0.5)]
+    assert {way: trial.count(way) for way in trial} == dict.fromkeys(trial[:4], 6)
+    # Odd prompts write a task per shot: of the ways, those at temperature 0.5.
+    assert {by_prompt[n] for n in by_prompt if n >= 24} == {(4, 0.5)}
+    assert len(by_prompt) > 24
+    ways = manifest(tmp_path)["ways"]
+    assert ways["2 shots at temperature 0.5"] == {
+        "prompts": 6, "tokens": 60, "kept": 12, "per_thousand_tokens": 200.0
+    }  # fmt: skip
+    assert list(ways) == [f"{s} shots at temperature {t}" for s in (2, 4) for t in ("1", "0.5")]
+
+
+def test_a_trial_that_is_killed_ends_with_the_same_records(tmp_path):
+    explore(tmp_path / "whole")
+    whole = snapshot(tmp_path / "whole")
+    for at in (3, 20, 25, 40):
+        with pytest.raises(Killed):
+            explore(tmp_path / str(at), Fuse(at))
+        explore(tmp_path / str(at))
+        assert snapshot(tmp_path / str(at)) == whole
+
+
+def test_tokens_are_recorded_once_per_prompt_also_where_it_gave_no_task(tmp_path):
+    class Sparse(Ways):
+        def complete(self, request):
+            completion = super().complete(request)
+            return completion if "/3" in request.id else Completion(request.id, "", tuple(range(7)))
+
+    records = write(tmp_path, Sparse(), novelty=1.0, instructions=1)
+    assert [r.prompt for r in records if r.tokens is not None] == list(range(8))
+    assert [r.verdict.reason for r in records if r.prompt == 1] == ["empty"]
+    counts = (
+        context_of(tiny_config(tmp_path, synthesize=SynthesizeConfig(instructions=1, shots=3, novelty=1.0)))
+        .files("instructions")
+        .done()["counts"]
+    )
+    assert (counts["tokens"], counts["per_thousand_tokens"]) == (59, 16.949)
