@@ -17,7 +17,8 @@ class ModelConfig:
     """The base model."""
 
     path: str = "tiny"
-    """Directory in Hugging Face format (config.json, *.safetensors, tokenizer files). 'tiny': the embedded model."""
+    """Directory in Hugging Face format (config.json, *.safetensors, tokenizer files), hub id, or GGUF file (with the
+    extra 'gguf'). 'tiny': the embedded model."""
     chat_template: ChatTemplate = "auto"
     """Chat template for answers, training and evaluation. 'auto': the tokenizer's own; base models without one need a
     name, such as 'plain', which suits every vocabulary."""

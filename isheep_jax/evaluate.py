@@ -150,11 +150,11 @@ def _run(options: EvaluateOptions) -> None:
     from isheep_jax.evaluation.reference import base_of
     from isheep_jax.evaluation.task import JudgeModel
     from isheep_jax.evaluation.tasks import check_tasks, evaluators
-    from isheep_jax.files import read_json
     from isheep_jax.loop.models import DeferredModel
     from isheep_jax.loop.stages.evaluate import measure
     from isheep_jax.runtime.locate import locate_evaluation_judge
     from isheep_jax.runtime.subjects import Decoding, OneModel, subjects
+    from isheep_jax.text.json_files import read_json_object
 
     settings = options.evaluate
     check_tasks(settings)
@@ -185,7 +185,7 @@ def _run(options: EvaluateOptions) -> None:
             model = DeferredModel(models, subject.directory)
             results = measure(model, measures, subject.output, partial(_progress_of, console, subject.label))
             measured.append((subject.label, results))
-        base = base_of(read_json(chosen[0].directory / "config.json"))
+        base = base_of(read_json_object(chosen[0].directory / "config.json"))
         for line in evaluation_lines(measured, base):
             console.note(line)
         console.note(f"results: {', '.join(str(subject.output) for subject in chosen)}")

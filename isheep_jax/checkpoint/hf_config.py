@@ -1,4 +1,4 @@
-"""Reads config.json of a Hugging Face model directory into an `Architecture`, and writes it from one."""
+"""Reads config.json of a model into an `Architecture`, and writes it from one."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from etils import epath
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import FAMILIES, Architecture, Family, RopeScaling
 from isheep_jax.text.eos import configured_eos_ids
-from isheep_jax.text.json_files import read_json_object
+from isheep_jax.text.json_files import has_file, read_json_object
 
 # Fields that change the mathematics, each with the one value that is implemented.
 _ONLY = {
@@ -22,7 +22,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def read_architecture(directory: epath.PathLike) -> Architecture:
-    """Reads config.json (and the eos ids of generation_config.json) of a Hugging Face model directory.
+    """Reads config.json (and the eos ids of generation_config.json) of a Hugging Face directory, or of a GGUF file.
 
     Raises `UserError` naming the file and field when it is not a model directory, when the architecture is unknown, or
     when a field changes the mathematics in a way that is not implemented.
@@ -123,9 +123,9 @@ class _Fields:
 
 
 def _read_fields(path: epath.Path) -> _Fields:
-    if not path.parent.is_dir():
+    if not path.parent.exists():
         raise UserError(f"model directory {path.parent} does not exist; give a directory in Hugging Face format")
-    if not path.exists():
+    if not has_file(path):
         raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
     return _Fields(path, read_json_object(path))
 

@@ -20,6 +20,8 @@ from isheep_jax.checkpoint.hf_config import config_json
 from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, write_file
 from isheep_jax.errors import UserError
 from isheep_jax.files import whole_directory
+from isheep_jax.gguf_model.files import is_gguf
+from isheep_jax.gguf_model.tensors import GGUFTensor, stored_tensors
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 from isheep_jax.model.quantization import StorageDtype, quantize
 from isheep_jax.sharding import AXES, ShardingRules, partition
@@ -33,16 +35,14 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _READER_THREADS = 8  # one thread cannot saturate a disk or a bucket
 
 
-def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, StoredTensor]:
-    """Finds every tensor of the architecture in a Hugging Face directory, reading only the file headers.
+def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, StoredTensor | GGUFTensor]:
+    """Finds every tensor of the architecture in a Hugging Face directory or GGUF file, reading only the file headers.
 
     Raises `UserError`, naming tensor and file, when a tensor is missing, has another shape or dtype or belongs to no
     parameter, or when a file is missing, truncated or damaged.
     """
     directory = epath.Path(directory)
-    stored = _stored_tensors(directory)
-    source = directory / _index_name("model")
-    source = source if source.exists() else directory / _single_name("model")
+    source, stored = _stored_tensors(directory)
     expected = set()
     for _, spec in leaves(parameter_table(architecture)):
         for name in _names(spec):
@@ -67,10 +67,13 @@ def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[
     return {name: stored[name] for name in expected}
 
 
-def _stored_tensors(directory: epath.Path) -> dict[str, StoredTensor]:
+def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, StoredTensor | GGUFTensor]]:
+    """Returns the tensors by name, after the file that says which there are."""
     single, index = directory / _single_name("model"), directory / _index_name("model")
+    if is_gguf(directory):
+        return directory, stored_tensors(directory)
     if single.exists():
-        return read_header(single)
+        return single, read_header(single)
     if not index.exists():
         pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
         hint = (
@@ -87,7 +90,7 @@ def _stored_tensors(directory: epath.Path) -> dict[str, StoredTensor]:
     for name, file in files.items():
         if name not in tensors[file]:
             raise UserError(f"{directory / file}: tensor {name} is missing, but {index.name} says that it is there")
-    return {name: tensors[file][name] for name, file in files.items()}
+    return index, {name: tensors[file][name] for name, file in files.items()}
 
 
 def load_parameters(
@@ -99,14 +102,14 @@ def load_parameters(
     dtype: jnp.dtype,
     weights_dtype: StorageDtype = "model",
 ) -> dict[str, Any]:
-    """Loads the parameters of a Hugging Face directory.
+    """Loads the parameters of a Hugging Face directory or a GGUF file.
 
     Works leaf by leaf. Each host reads its devices' equal shares of the rows of a leaf's tensors, in the layout of the
     files, and the devices then exchange them into the final layout. Every byte is read once and in long ranges,
     whatever the rules split, and neither host nor device holds more than two copies of a leaf.
 
     Args:
-        directory: what holds config.json and the weight files.
+        directory: what holds config.json and the weight files, or the GGUF file.
         architecture: what config.json describes.
         mesh, rules: devices, and how the leaves' axes are split over them.
         dtype: dtype of the loaded weights.
@@ -134,7 +137,7 @@ def load_parameters(
 
 
 def _read_stored(
-    tensors: list[StoredTensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
+    tensors: list[StoredTensor | GGUFTensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
 ) -> jax.Array:
     """Reads a leaf in its stored layout, [L, *hf_shape] or hf_shape if not stacked, with its rows split over the mesh.
 

@@ -1,4 +1,4 @@
-"""Opens a Hugging Face model directory and checks everything that can be checked without reading the weights."""
+"""Opens a Hugging Face directory or a GGUF file and checks what can be checked without reading the weights."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import find_tensors, load_parameters
 from isheep_jax.errors import UserError
+from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.sharding import ShardingRules
 from isheep_jax.text.template_check import check_template
 from isheep_jax.text.tokenizer import Tokenizer
 
+_WEIGHTS = (".safetensors", ".gguf")
 # Suffixes of the files, besides the weights, that define a model.
 _SUFFIXES = (".json", ".jinja", ".model", ".txt")
 # Bytes that are hashed at a time.
@@ -24,7 +26,7 @@ _BLOCK = 16 * 2**20
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model directory, opened by `open_model`."""
+    """A model, opened by `open_model`. directory: a Hugging Face directory, or a GGUF file."""
 
     directory: epath.Path
     architecture: Architecture
@@ -35,10 +37,10 @@ class Pretrained:
         check_template(self.tokenizer)
 
     def digest(self) -> str:
-        """Returns the sha256 of the directory's files; weights count by file name and size only."""
+        """Returns the sha256 of the model's files; weights count by file name and size only."""
         digest = hashlib.sha256()
-        for path in sorted(self.directory.iterdir(), key=lambda path: path.name):
-            if path.suffix == ".safetensors":
+        for path in _files(self.directory):
+            if path.suffix in _WEIGHTS:
                 digest.update(f"{path.name} {path.stat().length}\n".encode())
             elif path.suffix in _SUFFIXES:
                 data = path.read_bytes()
@@ -53,8 +55,8 @@ class Pretrained:
 def weights_digest(directory: epath.Path) -> str:
     """Returns the sha256 of the weights with all files that say how they are used: config, tokenizer, template."""
     digest = hashlib.sha256()
-    for path in sorted(directory.iterdir(), key=lambda path: path.name):
-        if path.suffix not in (".safetensors", *_SUFFIXES):
+    for path in _files(directory):
+        if path.suffix not in (*_WEIGHTS, *_SUFFIXES):
             continue
         digest.update(f"{path.name} {path.stat().length}\n".encode())
         with path.open("rb") as file:
@@ -63,8 +65,12 @@ def weights_digest(directory: epath.Path) -> str:
     return digest.hexdigest()
 
 
+def _files(directory: epath.Path) -> list[epath.Path]:
+    return [directory] if is_gguf(directory) else sorted(directory.iterdir(), key=lambda path: path.name)
+
+
 def open_model(directory: epath.PathLike, chat_template: str = "auto") -> Pretrained:
-    """Reads a model directory except for the weights, of which it reads the file headers.
+    """Reads a model directory or GGUF file except for the weights, of which it reads the file headers.
 
     Raises `UserError`, one line that names the file, for anything inconsistent: an unknown architecture, missing or
     misshapen tensors, truncated files, a tokenizer with more tokens than the model, no eos token.

@@ -18,14 +18,14 @@ def known_models() -> list[str]:
 
 
 def planned_architecture(path: str, work: Path) -> Architecture:
-    """Returns the architecture of `model.path`: a directory's own, or the known one of a hub id.
+    """Returns the architecture of `model.path`: a directory's or GGUF file's own, or the known one of a hub id.
 
     work: an empty directory for temporary files.
-    Raises `UserError` when `path` is neither a directory nor a known hub id.
+    Raises `UserError` when `path` is neither a directory or GGUF file nor a known hub id.
     """
     if path in EMBEDDED:
         return read_architecture(EMBEDDED[path])
-    if Path(path).expanduser().is_dir():
+    if Path(path).expanduser().exists():
         return read_architecture(Path(path).expanduser())
     known = _CONFIGS / f"{re.sub('@.*', '', path).replace('/', '--')}.json"
     if not known.is_file():

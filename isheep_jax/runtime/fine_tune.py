@@ -108,7 +108,7 @@ def train_and_save(
 
 def adapter_base(path: str, directory: epath.Path) -> str:
     """Returns the name by which other tools find the base model `path` in `directory`: its full path, or its hub id."""
-    is_local = path in EMBEDDED or epath.Path(path).expanduser().is_dir()
+    is_local = path in EMBEDDED or epath.Path(path).expanduser().exists()
     return full_path(directory) if is_local else path
 
 

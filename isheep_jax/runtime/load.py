@@ -29,8 +29,8 @@ def load(
     """Loads a model onto all devices.
 
     Args:
-        model: A directory in Hugging Face format (local or gs://), a run's directory (its newest model), a hub id
-            (org/name or org/name@revision), or "tiny" (the embedded model).
+        model: A directory in Hugging Face format (local or gs://), a GGUF file, a run's directory (its newest model), a
+            hub id (org/name or org/name@revision), or "tiny" (the embedded model).
         chat_template: "auto" (the tokenizer's own) or a name, as `model.chat_template`.
         decode: Slots are rounded up to a multiple of the replicas of the weights; max_length is at most the model's.
         decode_tensor: Shards of heads and feed-forward units; the other devices hold replicas of the weights.

@@ -1,4 +1,4 @@
-"""Resolves a model argument (tiny, run directory, HF directory, gs://, hub id) to a checkpoint directory."""
+"""Resolves a model argument (tiny, run, HF directory, GGUF file, gs://, hub id) to a checkpoint directory or file."""
 
 import difflib
 import re
@@ -8,6 +8,7 @@ from etils import epath
 
 from isheep_jax.config import OWN_JUDGES, Config, EvaluateConfig, is_server
 from isheep_jax.errors import UserError
+from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.tiny import EMBEDDED
 
 # Files that are downloaded from the hub; weights in other formats and training state are left out.
@@ -16,11 +17,11 @@ _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-
 
 
 def locate_model(path: str, setting: str = "--model") -> epath.Path:
-    """Returns the checkpoint directory in Hugging Face format that `path` names.
+    """Returns the checkpoint directory in Hugging Face format, or the GGUF file, that `path` names.
 
     path: 'tiny' (the embedded base model), 'tiny_pages' (the one that reads examples), a run directory (its newest
-    finished model), a checkpoint directory, one in a bucket (gs://...), or a hub id (org/name or org/name@revision,
-    which is downloaded).
+    finished model), a checkpoint directory or a GGUF file, also in a bucket (gs://...), or a hub id (org/name or
+    org/name@revision, which is downloaded).
     setting: name of the setting in error messages.
     Raises `UserError` when it is none of them, or cannot be reached.
     """
@@ -28,14 +29,18 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         return epath.Path(EMBEDDED[path])
     directory = epath.Path(path).expanduser()
     try:
+        if is_gguf(directory):
+            return directory
         if not directory.is_dir():
+            if directory.suffix == ".gguf":
+                raise UserError(f"{setting}: there is no file {path}")
             # A hub id, unless its first part is a local directory: then the user misspelled a name in it.
             match = _HUB_ID.fullmatch(path)
             if match and not Path(path).parent.is_dir():
                 return epath.Path(_download(path, match["repository"], match["revision"], setting))
             raise UserError(
-                f"{setting}: {path} is no directory; give a model directory in Hugging Face format, a run's directory, "
-                f"a hub id (org/name) or {' or '.join(EMBEDDED)}"
+                f"{setting}: {path} is no directory; give a model directory in Hugging Face format, a GGUF file, a run's "
+                f"directory, a hub id (org/name) or {' or '.join(EMBEDDED)}"
             )
         if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
             return _newest_model(directory, setting)

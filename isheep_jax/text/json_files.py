@@ -1,4 +1,4 @@
-"""Reads the text and JSON files of a model directory; errors name the file."""
+"""Reads the text and JSON files of a model, a directory or a GGUF file that stands for one; errors name the file."""
 
 import json
 from typing import Any
@@ -6,12 +6,23 @@ from typing import Any
 from etils import epath
 
 from isheep_jax.errors import UserError
+from isheep_jax.gguf_model.files import is_gguf, model_file
+
+
+def has_file(path: epath.Path) -> bool:
+    """Returns whether a model has a file. path: the model's, "/" and the file's name."""
+    return model_file(path.parent, path.name) is not None if is_gguf(path.parent) else path.exists()
+
+
+def read_file(path: epath.Path) -> bytes:
+    """Reads a file that a model has."""
+    return model_file(path.parent, path.name) if is_gguf(path.parent) else path.read_bytes()
 
 
 def read_text_file(path: epath.Path) -> str:
     """Reads a file. Raises `UserError` when it is not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_file(path).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text") from None
 

@@ -18,7 +18,7 @@ from isheep_jax.text.chat_template import (
 )
 from isheep_jax.text.conversation import Conversation, Message, Prompt
 from isheep_jax.text.eos import configured_eos_ids
-from isheep_jax.text.json_files import read_json_object, read_text_file
+from isheep_jax.text.json_files import has_file, read_file, read_json_object, read_text_file
 from isheep_jax.text.tokenizer_backends import Backend, FastBackend, SentencePieceBackend
 
 # Names of end-of-turn tokens in common vocabularies. They end a completion even where no file says so.
@@ -62,7 +62,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: os.PathLike | str, chat_template: str = "auto") -> "Tokenizer":
-        """Reads tokenizer.json, or tokenizer.model if there is no tokenizer.json.
+        """Reads tokenizer.json, or tokenizer.model if there is no tokenizer.json, of a directory or a GGUF file.
 
         tokenizer.json says which tokens precede a text; with tokenizer.model it is the beginning-of-text token unless
         add_bos_token in tokenizer_config.json is false. As in transformers 5, add_bos_token has no effect on
@@ -72,14 +72,14 @@ class Tokenizer:
         Raises `UserError`, naming the file, when the directory holds no tokenizer or a damaged one.
         """
         directory = epath.Path(directory)
-        if (directory / "tokenizer.json").exists():
+        if has_file(directory / "tokenizer.json"):
             backend: Backend = FastBackend(directory / "tokenizer.json")
-        elif (directory / "tokenizer.model").exists():
+        elif has_file(directory / "tokenizer.model"):
             backend = SentencePieceBackend(directory / "tokenizer.model")
         else:
             raise UserError(f"{directory} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
         path = directory / "tokenizer_config.json"
-        tokenizer = cls(directory, backend, read_json_object(path) if path.exists() else {})
+        tokenizer = cls(directory, backend, read_json_object(path) if has_file(path) else {})
         return tokenizer if chat_template == "auto" else tokenizer.with_template(chat_template)
 
     def with_template(self, name: str) -> "Tokenizer":
@@ -200,8 +200,8 @@ class Tokenizer:
         """Writes the tokenizer files and the chat template in use, for this library and for transformers."""
         directory = epath.Path(directory)
         for name in _FILES:
-            if (self.directory / name).exists():
-                (directory / name).write_bytes((self.directory / name).read_bytes())
+            if has_file(self.directory / name):
+                (directory / name).write_bytes(read_file(self.directory / name))
         path = directory / "tokenizer_config.json"
         config = read_json_object(path) if path.exists() else {}
         config.pop("chat_template", None)
@@ -243,7 +243,7 @@ def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, A
     """
     path = directory / "tokenizer_config.json"
     old = directory / "special_tokens_map.json"
-    sources = [(path, config), *([(old, read_json_object(old))] if old.exists() else [])]
+    sources = [(path, config), *([(old, read_json_object(old))] if has_file(old) else [])]
     tokens: dict[str, str | None] = {}
     for name in ("bos_token", "eos_token"):
         for source, values in sources:
@@ -259,7 +259,7 @@ def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, A
             i = getattr(backend.model, name[:3] + "_id")() if isinstance(backend, SentencePieceBackend) else -1
             tokens[name] = backend.model.id_to_piece(i) if i >= 0 else None
     _check_added(path, backend, _added_tokens(path, config))
-    if (added := directory / "added_tokens.json").exists():
+    if has_file(added := directory / "added_tokens.json"):
         _check_added(added, backend, read_json_object(added))
     return tokens
 
@@ -285,7 +285,7 @@ def _check_added(path: epath.Path, backend: Backend, added: dict[str, Any]) -> N
 
 def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
-    if path.exists():
+    if has_file(path):
         template, source = read_text_file(path), f"{path}"
     else:
         template, source = config.get("chat_template"), f"{directory / 'tokenizer_config.json'}: chat_template"
