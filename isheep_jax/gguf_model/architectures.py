@@ -24,9 +24,10 @@ _LAYER = {
 class Stored:
     """How a kind of model is stored: a row of `ARCHITECTURES`.
 
-    class_name: the Hugging Face class. layer: Hugging Face names of a layer's tensors by their name in the file, without
-        ".weight" and ".bias". permuted: the rows of queries and keys are in the order of the original Llama, which turns
-        neighboring coordinates of a head together; Hugging Face turns those that lie half a head apart.
+    class_name: the Hugging Face class.
+    layer: Hugging Face names of a layer's tensors by their names in the file, without ".weight" and ".bias".
+    permuted: the rows of queries and keys are in the order of the original Llama, whose RoPE turns neighboring
+        coordinates of a head together; in Hugging Face's order they lie half a head apart.
     norm_offset: what the file adds to the norm weights that Hugging Face stores.
     """
 

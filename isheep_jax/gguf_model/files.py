@@ -7,7 +7,7 @@ from etils import epath
 
 from isheep_jax.gguf_model.config_json import config_json
 from isheep_jax.gguf_model.header import Header, read_header
-from isheep_jax.gguf_model.tokenizer_files import tokenizer_files
+from isheep_jax.gguf_model.tokenizer_files import TOKENIZER_FILES, tokenizer_files
 
 
 def is_gguf(path: epath.Path) -> bool:
@@ -20,8 +20,10 @@ def model_file(path: epath.Path, name: str) -> bytes | None:
 
     Raises `UserError`, one line that names the GGUF file, when that is damaged or of an unknown kind.
     """
+    make = _config if name == "config.json" else _tokenizer if name in TOKENIZER_FILES else None
+    if make is None:
+        return None
     stat = path.stat()
-    make = _config if name == "config.json" else _tokenizer
     return make(path, stat.length, stat.mtime).get(name)
 
 

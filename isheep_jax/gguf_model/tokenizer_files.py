@@ -9,6 +9,7 @@ from typing import Any
 from isheep_jax.errors import UserError, one_line
 from isheep_jax.gguf_model.header import Header
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 # Kinds of tokenizer.ggml.pre whose texts are split by the expressions of Llama 3: a piece that is a token stays whole,
 # and texts begin with the beginning-of-text token, unless the file says otherwise.
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
@@ -19,7 +20,7 @@ _TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_
 
 
 def tokenizer_files(header: Header) -> dict[str, bytes]:
-    """Returns tokenizer.json, tokenizer_config.json and, if the file has a template, chat_template.jinja.
+    """Returns those of `TOKENIZER_FILES` that the metadata tells of; a chat template may be missing.
 
     transformers builds the tokenizer, so that its ids are those of transformers' own reader.
     Raises `UserError`, naming the file, for a kind of tokenizer that is not known.
@@ -45,13 +46,9 @@ def tokenizer_files(header: Header) -> dict[str, bytes]:
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in _LLAMA3)
     if adds_bos and "bos_token" in ids:
         tokenizer["post_processor"] = _after_bos(tokens[ids["bos_token"]], ids["bos_token"])
-    files = {
-        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False),
-        "tokenizer_config.json": json.dumps({name: tokens[i] for name, i in ids.items()}, ensure_ascii=False),
-    }
-    if "tokenizer.chat_template" in metadata:
-        files["chat_template.jinja"] = metadata["tokenizer.chat_template"]
-    return {name: text.encode() for name, text in files.items()}
+    config = {name: tokens[i] for name, i in ids.items()}
+    texts = [json.dumps(tokenizer), json.dumps(config), metadata.get("tokenizer.chat_template")]
+    return {name: text.encode() for name, text in zip(TOKENIZER_FILES, texts) if text is not None}
 
 
 def _tokenizer_json(header: Header) -> dict[str, Any]:
@@ -70,7 +67,10 @@ def _tokenizer_json(header: Header) -> dict[str, Any]:
     except Exception as error:  # whatever a damaged vocabulary leads to
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{header.path}: its tokenizer cannot be read: {reason}") from None
-    return json.loads(tokenizer.to_str())
+    stored = json.loads(tokenizer.to_str())
+    # transformers adds names that its classes begin with, such as GPT-2's end of text, to vocabularies without them.
+    count = len(header.need("tokenizer.ggml.tokens"))
+    return stored | {"added_tokens": [token for token in stored["added_tokens"] if token["id"] < count]}
 
 
 def _after_bos(token: str, i: int) -> dict[str, Any]:

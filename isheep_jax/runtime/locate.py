@@ -39,8 +39,8 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
             if match and not Path(path).parent.is_dir():
                 return epath.Path(_download(path, match["repository"], match["revision"], setting))
             raise UserError(
-                f"{setting}: {path} is no directory; give a model directory in Hugging Face format, a GGUF file, a run's "
-                f"directory, a hub id (org/name) or {' or '.join(EMBEDDED)}"
+                f"{setting}: {path} is no directory; give a model directory in Hugging Face format, a GGUF file, a "
+                f"run's directory, a hub id (org/name) or {' or '.join(EMBEDDED)}"
             )
         if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
             return _newest_model(directory, setting)
