@@ -23,7 +23,7 @@ from isheep_jax.text.tokenizer import Tokenizer
 gguf = pytest.importorskip("gguf", reason="reads GGUF files; pip install gguf")
 pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping", reason="pip install 'transformers>=5.24'")
 
-from gguf_files import byte_level_metadata, write_gguf  # noqa: E300 (needs gguf)
+from gguf_files import byte_level_metadata, write_gguf  # noqa: E402 (needs gguf)
 
 FIXTURES = ["llama", "llama_linear_rope", "llama_scaled_rope", "qwen2", "qwen3", "gemma3"]
 SPECIAL = ["<s>", "<|end|>", "<|user|>"]
