@@ -81,9 +81,10 @@ class SynthesizeConfig:
     """Sampling keeps the most probable tokens up to this share of the probability (0 to 1)."""
     max_tokens: int = 1000
     """New tokens per completion (count). A completion holds several instructions."""
-    rules: Literal["paper", "basic"] = "paper"
+    rules: Literal["paper", "strict", "basic"] = "paper"
     """Text rules for instructions. 'paper': limits on length, no tasks beyond text, English only, no remains of the
-    prompt's format. 'basic': well-formed and not empty."""
+    prompt's format. 'strict': also nothing that weak models write in the place of a task, such as loops, statements and
+    inputs that repeat the instruction (docs/instructions.md). 'basic': well-formed and not empty."""
     novelty: float = 0.7
     """Highest ROUGE-L F1 (0 to 1) to any earlier instruction, seeds included; an instruction above it is dropped."""
     novelty_scope: Literal["run", "iteration", "hundred"] = "run"

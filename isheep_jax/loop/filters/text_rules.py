@@ -32,7 +32,7 @@ _ANSWER_LABEL = re.compile(r"\s*(答案|回答|答)\s*[:：]\s*")
 
 
 def instruction_reason(rules: str, instruction: str, input: str) -> str | None:
-    """Returns why an instruction is dropped, or None. rules: 'paper' or 'basic'."""
+    """Returns why an instruction is dropped, or None. rules: 'paper', 'strict' (no difference here) or 'basic'."""
     if not re.search(r"\w", instruction):
         return EMPTY
     if _LABEL.search(instruction) or _LABEL.search(input):

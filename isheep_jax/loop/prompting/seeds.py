@@ -38,8 +38,8 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
     Args:
         path: The file.
         shots: Number of seeds that a prompt shows; there must be at least as many.
-        rules: `synthesize.rules`. 'paper' is for English only and skips tasks whose `language` is another one; the
-            other tasks keep their ids.
+        rules: `synthesize.rules`. 'paper' and 'strict' are for English only and skip tasks whose `language` is another
+            one; the other tasks keep their ids.
 
     Raises:
         UserError: A task is malformed, with the file and line (or, in an array, the task), or there are too few.
@@ -53,7 +53,7 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
     number = 0
     for number, (where, task) in enumerate(_tasks(path, text), start=1):
         instruction, input, output, language = _fields(where, task)
-        if rules != "paper" or language in ("", "en"):
+        if rules == "basic" or language in ("", "en"):
             seeds.append(Seed(f"seed-{number:03d}", instruction, input, output))
     if not number:
         raise UserError(f"synthesize.seeds: {path} is empty; it needs one task per line")

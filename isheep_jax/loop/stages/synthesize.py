@@ -15,6 +15,7 @@ from isheep_jax.errors import NothingLeftError
 from isheep_jax.loop import guards
 from isheep_jax.loop.context import OpenStage, StageContext
 from isheep_jax.loop.filters.held_out import is_held_out
+from isheep_jax.loop.filters.junk import junk_reason
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.filters.text_rules import instruction_reason
 from isheep_jax.loop.filters.verdicts import EMPTY, IN_EVALUATION_SET, NOT_NEW, not_decoded
@@ -202,9 +203,7 @@ class _State:
                 tasks.append((number, ParsedInstruction("", ""), verdict))
                 continue
             for task in self.source.parse(number, completion) or [ParsedInstruction("", "", EMPTY)]:
-                reason = task.reason or instruction_reason(self.settings.rules, task.instruction, task.input)
-                if not reason and is_held_out(task.instruction, task.input, self._context.held_out):
-                    reason = IN_EVALUATION_SET
+                reason = task.reason or self._reason(task)
                 tasks.append((number, task, dropped(reason) if reason else None))
         ids = [f"{self._context.iteration}-{len(self.all) + i:06d}" for i in range(len(tasks))]
         verdicts = self._novel(ids, tasks)
@@ -216,6 +215,14 @@ class _State:
         for i, completion in zip(firsts, completions, strict=True):
             records[i] = dataclasses.replace(records[i], tokens=len(completion.tokens))
         return records
+
+    def _reason(self, task: ParsedInstruction) -> str | None:
+        """Returns why an instruction is dropped for what it is by itself, or None."""
+        if reason := instruction_reason(self.settings.rules, task.instruction, task.input):
+            return reason
+        if self.settings.rules == "strict" and (reason := junk_reason(task.instruction, task.input)):
+            return reason
+        return IN_EVALUATION_SET if is_held_out(task.instruction, task.input, self._context.held_out) else None
 
     def _novel(self, ids: list[str], tasks: list[tuple[int, ParsedInstruction, Verdict | None]]) -> list[Verdict]:
         """Returns the verdicts of a wave; once enough are kept, the pool does not change any more."""

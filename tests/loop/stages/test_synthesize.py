@@ -149,3 +149,10 @@ def test_tokens_are_recorded_once_per_prompt_also_where_it_gave_no_task(tmp_path
         .done()["counts"]
     )
     assert (counts["tokens"], counts["per_thousand_tokens"]) == (59, 16.949)
+
+
+def test_only_strict_rules_drop_junk(tmp_path):
+    model = Fixed(" The tree number {0} is not high.", " Name {0} trees that grow in the north.")
+    for rules, reasons in (("paper", {""}), ("strict", {"", "asks for nothing"})):
+        records = write(tmp_path / rules, model, rules=rules, novelty=1.0, instructions=4)
+        assert {r.verdict.reason for r in records[:4]} == reasons
