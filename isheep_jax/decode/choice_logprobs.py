@@ -6,6 +6,7 @@ Choices of more tokens take a second pass over these tokens, which attend to the
 
 import functools
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -120,8 +121,8 @@ def choice_logprobs(
 ) -> Iterator[ChoiceLogprobs]:
     """Yields the log-probabilities of the choices after each prompt: errors first, then the longest prompts.
 
-    A choice's log-probability is the sum over its tokens. A prompt that does not fit with its longest choice, or whose
-    tokens a choice changes, is an error of that request.
+    A choice's log-probability is the sum over its tokens, less what belongs to longer choices that begin with them. A
+    prompt that does not fit with its longest choice, or whose tokens a choice changes, is an error of that request.
     """
     groups: dict[tuple[int, ...], list[_Prompt]] = defaultdict(list)
     for request in requests:
@@ -221,7 +222,33 @@ def _results(batch: PackedBatch, call: _Call) -> Iterator[ChoiceLogprobs]:
             for begin, choice in row_choices[r]:
                 sums[choice.segment - 1][choice.choice] += float(values[r, begin : begin + choice.scored].sum())
         for (prompt, _), logprobs in zip(row, sums):
-            yield ChoiceLogprobs(prompt.id, tuple(logprobs))
+            yield ChoiceLogprobs(prompt.id, tuple(_without_longer(prompt.choices, logprobs)))
+
+
+def _without_longer(choices: Sequence[Sequence[int]], logprobs: Sequence[float]) -> list[float]:
+    """Returns the log-probability of each choice without that of the choices that begin with its tokens."""
+    return [
+        logprob + _log_rest([logprobs[j] - logprob for j in _next_longer(choices, i)])
+        for i, logprob in enumerate(logprobs)
+    ]
+
+
+def _next_longer(choices: Sequence[Sequence[int]], index: int) -> list[int]:
+    """Returns the longer choices that begin with a choice, without those that begin with another one of them."""
+
+    def begins(short: Sequence[int], long: Sequence[int]) -> bool:
+        return len(short) < len(long) and list(long[: len(short)]) == list(short)
+
+    longer = [j for j, choice in enumerate(choices) if begins(choices[index], choice)]
+    # Of equal choices the first one stands for all.
+    distinct = [j for j in longer if not any(choices[k] == choices[j] for k in longer if k < j)]
+    return [j for j in distinct if not any(begins(choices[k], choices[j]) for k in distinct)]
+
+
+def _log_rest(logprobs: Sequence[float]) -> float:
+    """Returns the natural logarithm of what several probabilities leave of 1."""
+    rest = 1.0 - sum(math.exp(min(logprob, 0.0)) for logprob in logprobs)
+    return math.log(rest) if rest > 0 else -math.inf
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"))

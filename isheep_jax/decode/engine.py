@@ -109,9 +109,9 @@ class Engine:
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
         """Yields one log-probability for each choice after each prompt, by prefill alone; longest prompts first.
 
-        A choice is tokenized together with its prompt, and its log-probability is the sum over its tokens. A prompt
-        that does not fit with its longest choice is a result with an error. Raises ValueError for an id that occurs
-        twice, for no choice and for more than `MAX_CHOICES`.
+        A choice is tokenized together with its prompt. Its log-probability is the sum over its tokens, less what
+        belongs to longer choices that begin with them. A prompt that does not fit with its longest choice is a result
+        with an error. Raises ValueError for an id that occurs twice, for no choice and for more than `MAX_CHOICES`.
         """
         _check_ids(requests)
         if not 0 < len(choices) <= choice_logprobs.MAX_CHOICES:

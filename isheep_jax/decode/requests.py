@@ -89,7 +89,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class ChoiceLogprobs:
-    """Natural-log probability of each choice as the continuation of a request's prompt, in the order of the choices."""
+    """Natural-log probability of each choice as the continuation of a request's prompt, in the order of the choices.
+
+    Where the tokens of a choice begin another one (" 1" and " 10" where digits are split), it is the probability that
+    the other one does not follow: no text counts for both.
+    """
 
     id: str
     logprobs: tuple[float, ...] = ()
@@ -103,6 +107,9 @@ class TextLogprob:
     logprob: sum over the text's tokens.
     tokens: how many tokens the text has; an end-of-turn token is not counted.
     greedy: whether each of them is the most probable one, so that a completion at temperature 0 would begin with them.
+    logprobs: of each token.
+    spans: the characters of the text, from and to, that each token stands for: parts of a character share it. Empty for
+    a text that was given as token ids.
     """
 
     id: str
@@ -110,6 +117,8 @@ class TextLogprob:
     tokens: int = 0
     error: str = ""
     greedy: bool = False
+    logprobs: tuple[float, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class _Text:
     tokens: [T] int32, the prompt's other tokens and the text's, without the text's last one.
     prompt_end: index of the prompt's last token.
     targets: the text's tokens.
+    spans: the characters of the text that each of them stands for; empty for token ids.
     """
 
     id: str
@@ -37,6 +38,7 @@ class _Text:
     tokens: np.ndarray
     prompt_end: int
     targets: list[int]
+    spans: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,18 +75,14 @@ def text_logprobs(
 
 def _tokenize(model: LoadedModel, request: Request, text: str | TokenIds) -> _Text:
     if isinstance(text, TokenIds):
-        targets = known_tokens(model.tokenizer, text)
+        targets, spans = known_tokens(model.tokenizer, text), []
     elif isinstance(request.prompt, TokenIds):
         raise PromptError("what follows token ids must be token ids")
-    elif isinstance(request.prompt, str):
-        targets = model.tokenizer.encode_choices(request.prompt, (text,))[0]
     else:
-        # The response may begin with a space that the template writes; the end of the turn is left out.
-        ids, mask = model.tokenizer.encode_example(request.prompt, text)
-        targets = [token for token, in_response in zip(ids, mask) if in_response][:-1]
+        targets, spans = model.tokenizer.align_continuation(request.prompt, text)
     prompt = model.tokenize(request, spare=len(targets), continuation="its text")
     tokens = np.concatenate([prompt.suffix, np.asarray(targets[:-1], np.int32)])
-    return _Text(request.id, prompt.prefix, tokens, len(prompt.suffix) - 1, targets)
+    return _Text(request.id, prompt.prefix, tokens, len(prompt.suffix) - 1, targets, spans)
 
 
 def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> tuple[jax.Array, jax.Array]:
@@ -140,8 +138,15 @@ def _results(batch: PackedBatch, logprobs: np.ndarray, greedy: np.ndarray) -> It
         begin = 0
         for item, _ in row:
             end = begin + len(item.targets)
-            all_most_probable = bool(is_most_probable[begin:end].all())
-            yield TextLogprob(item.id, float(values[begin:end].sum()), len(item.targets), greedy=all_most_probable)
+            own = values[begin:end]
+            yield TextLogprob(
+                item.id,
+                float(own.sum()),
+                len(item.targets),
+                greedy=bool(is_most_probable[begin:end].all()),
+                logprobs=tuple(own.tolist()),
+                spans=tuple(item.spans),
+            )
             begin = end
 
 

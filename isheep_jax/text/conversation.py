@@ -14,6 +14,12 @@ class Message:
 
 Conversation = tuple[Message, ...]
 
-# Plain text to continue, or a conversation, which the model's chat template renders up to the header of the
-# assistant's turn.
+
+def opened(conversation: Conversation) -> bool:
+    """Returns whether the last message is an assistant's, which is then to be continued."""
+    return bool(conversation) and conversation[-1].role == "assistant"
+
+
+# Plain text to continue, or a conversation. The model's chat template renders a conversation up to the header of the
+# assistant's turn or, where the last message is the assistant's, up to the end of what that message says so far.
 Prompt = str | Conversation

@@ -16,13 +16,16 @@ from isheep_jax.text.chat_template import (
     render_template,
     without_thinking,
 )
-from isheep_jax.text.conversation import Conversation, Message, Prompt
+from isheep_jax.text.conversation import Conversation, Message, Prompt, opened
 from isheep_jax.text.eos import configured_eos_ids
 from isheep_jax.text.json_files import has_file, read_file, read_json_object, read_text_file
-from isheep_jax.text.tokenizer_backends import Backend, FastBackend, SentencePieceBackend
+from isheep_jax.text.tokenizer_backends import Backend, FastBackend, SentencePieceBackend, Span
 
 # Names of end-of-turn tokens in common vocabularies. They end a completion even where no file says so.
 _END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
+# Marks the end of an opened message: a private-use character that occurs in no conversation, and a space, which tells
+# whether a template cuts white space there.
+_OPEN_END = "\ue001 "
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -132,7 +135,7 @@ class Tokenizer:
         return token if special else None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Returns the ids of plain text, or of a conversation up to the header of the assistant's turn."""
+        """Returns the ids of plain text, or of a conversation up to where the assistant goes on, as `render`."""
         if isinstance(prompt, str):
             return self.encode(prompt)
         return self._backend.encode(self.render(prompt))
@@ -142,23 +145,46 @@ class Tokenizer:
 
         Raises `UserError` when a choice changes how the prompt's end is tokenized.
         """
-        text = prompt if isinstance(prompt, str) else self.render(prompt)
-        encode = self.encode if isinstance(prompt, str) else self._backend.encode
-        start, continuations = encode(text), []
-        for choice in choices:
-            whole = encode(text + choice)
-            if whole[: len(start)] != start:
+        return [ids for ids, _ in self._align_after(prompt, choices)]
+
+    def align_continuation(self, prompt: Prompt, text: str) -> tuple[list[int], list[Span]]:
+        """Returns the ids of a text that follows a prompt, and the characters of it that each of them stands for.
+
+        After a conversation the text is the response as the template writes it; the end of the turn is left out. White
+        space that the template writes stands for no character. Raises `UserError` where `encode_choices` or
+        `encode_example` does.
+        """
+        if isinstance(prompt, str):
+            ((ids, spans),) = self._align_after(prompt, (text,))
+            return ids, spans
+        _, ids, spans = self._align_response(prompt, text)
+        return ids[:-1], spans[: len(ids) - 1]
+
+    def _align_after(self, prompt: Prompt, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+        before = prompt if isinstance(prompt, str) else self.render(prompt)
+        start, aligned = self._backend.encode(before), []
+        for text in texts:
+            ids, spans = self._backend.align(before + text)
+            if ids[: len(start)] != start:
                 raise UserError(
-                    f"the choice {choice!r} changes the tokens of the prompt that ends in {text[-20:]!r}: "
+                    f"the choice {text!r} changes the tokens of the prompt that ends in {before[-20:]!r}: "
                     "end the prompt where a token ends, such as before a space"
                 )
-            continuations.append(whole[len(start) :])
-        return continuations
+            aligned.append((ids[len(start) :], _within(spans[len(start) :], len(before), text)))
+        return aligned
 
     def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:
         """Returns the ids of a conversation with its response and end of turn, and the loss mask: 1 on those two.
 
         Raises `UserError` when the template changes the conversation's text once the response is appended.
+        """
+        start, ids, _ = self._align_response(conversation, response)
+        return [*start, *ids], [0] * len(start) + [1] * len(ids)
+
+    def _align_response(self, conversation: Conversation, response: str) -> tuple[list[int], list[int], list[Span]]:
+        """Returns the ids of a conversation, those of the response with its end of turn, and the response's characters.
+
+        The end of turn may have no characters in that last list.
         """
         prompt, whole = self.render(conversation), self.render(conversation, response)
         if not whole.startswith(prompt):
@@ -166,32 +192,52 @@ class Tokenizer:
                 "the chat template is not stable when the answer is appended, so a model trained with it would not see "
                 f"the prompt that it answers; it renders {prompt!r} and then {whole!r}"
             )
-        start, ids = self._backend.encode(prompt), self._backend.encode(whole)
-        if ids[: len(start)] != start:
+        start, (ids, spans) = self._backend.encode(prompt), self._backend.align(whole)
+        if ids[: len(start)] == start:
+            ids, spans = ids[len(start) :], spans[len(start) :]
+        else:
             # The first letters of the response merge with the last ones of the prompt, but decoding keeps the prompt.
-            ids = start + self._encode_inner(whole[len(prompt) :])
+            ids, spans = self._align_inner(whole[len(prompt) :])
+            spans = [(begin + len(prompt), end + len(prompt)) for begin, end in spans]
         # A completion ends at the first eos token, whatever a template writes after it.
-        end = next((i for i in range(len(start), len(ids)) if ids[i] in self.eos_ids), None)
+        end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
         ids = ids[: end + 1] if end is not None else [*ids, *self.eos_ids[:1]]
-        return ids, [0] * len(start) + [1] * (len(ids) - len(start))
+        begin = max(whole.find(response.strip(), len(prompt)), len(prompt))
+        return start, ids, _within(spans, begin - (len(response) - len(response.lstrip())), response)
 
-    def _encode_inner(self, text: str) -> list[int]:
-        """Returns the ids of a text that follows another one, so that no space is inserted before it."""
-        line, whole = self._backend.encode("\n"), self._backend.encode("\n" + text)
-        return whole[len(line) :] if whole[: len(line)] == line else self._backend.encode(text)
+    def _align_inner(self, text: str) -> tuple[list[int], list[Span]]:
+        """Aligns a text that follows another one, so that no space is inserted before it."""
+        line, (ids, spans) = self._backend.encode("\n"), self._backend.align("\n" + text)
+        if ids[: len(line)] != line:
+            return self._backend.align(text)
+        return ids[len(line) :], [(begin - 1, end - 1) for begin, end in spans[len(line) :]]
 
     def render(self, conversation: Conversation, response: str | None = None) -> str:
-        """Renders a conversation: up to the assistant's header, or with a response and the end of its turn."""
+        """Renders a conversation up to where the assistant goes on, or with a response and the end of its turn.
+
+        The assistant goes on after the header of its turn or, in a conversation that ends with an assistant's message,
+        after what that message says so far; a response then continues that message.
+        """
         if self._template is None:
             raise UserError(
                 f"{self.directory} has no chat template; set model.chat_template to one of: "
                 + ", ".join(sorted(CHAT_TEMPLATES))
             )
-        turns = conversation if response is None else (*conversation, Message("assistant", response))
+        *turns, begun = conversation if opened(conversation) else (*conversation, Message("assistant", ""))
+        if response is not None:
+            return self._render([*turns, Message("assistant", begun.content + response)])
+        if not opened(conversation):
+            return self._render(turns, add_generation_prompt=True)
+        text, _, after = self._render([*turns, Message("assistant", begun.content + _OPEN_END)]).rpartition(
+            _OPEN_END[0]
+        )
+        return text if after.startswith(_OPEN_END[1:]) else text.rstrip()
+
+    def _render(self, turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
         return render_template(
             self._template,
             messages=[{"role": turn.role, "content": turn.content} for turn in turns],
-            add_generation_prompt=response is None,
+            add_generation_prompt=add_generation_prompt,
             bos_token=self._special["bos_token"] or "",
             eos_token=self._special["eos_token"] or "",
         )
@@ -233,6 +279,11 @@ class Tokenizer:
     def _converted(self) -> str | None:
         """Returns tokenizer.model in the format of tokenizer.json, or None if that cannot express it."""
         return self._backend.tokenizer_json(self.bos_id) if isinstance(self._backend, SentencePieceBackend) else None
+
+
+def _within(spans: Sequence[Span], begin: int, text: str) -> list[Span]:
+    """Returns spans of a longer text as spans of the one that begins there; what is outside of it is cut off."""
+    return [tuple(min(max(end - begin, 0), len(text)) for end in span) for span in spans]
 
 
 def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, Any]) -> dict[str, str | None]:

@@ -1,27 +1,33 @@
 """The two tokenizer formats, tokenizer.json and tokenizer.model, read by the libraries that define them."""
 
 import re
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import sentencepiece
 from etils import epath
+from sentencepiece.sentencepiece_pb2 import SentencePieceText
 
 from isheep_jax.errors import UserError, one_line
 from isheep_jax.text.json_files import read_text_file
 from isheep_jax.text.sentencepiece_json import is_marker, tokenizer_json
 
+# Characters of a text, from and to.
+Span = tuple[int, int]
+
 
 class Backend(Protocol):
     """Encodes and decodes.
 
-    `encode` reads names of special tokens in the text as those tokens, and adds none. `decode` writes these names only
-    if `special` is set.
+    `encode` reads names of special tokens in the text as those tokens, and adds none. `align` gives the same ids and
+    the characters of the text that each of them stands for. `decode` writes the names only if `special` is set.
     """
 
     size: int
     prefix: list[int]  # ids that precede every text
 
     def encode(self, text: str) -> list[int]: ...
+    def align(self, text: str) -> tuple[list[int], list[Span]]: ...
     def decode(self, ids: list[int], special: bool = False) -> str: ...
     def token_id(self, token: str) -> int | None: ...
 
@@ -53,6 +59,10 @@ class FastBackend:
     def encode(self, text: str) -> list[int]:
         return self._fast.encode(text, add_special_tokens=False).ids
 
+    def align(self, text: str) -> tuple[list[int], list[Span]]:
+        encoding = self._fast.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: list[int], special: bool = False) -> str:
         return self._fast.decode(ids, skip_special_tokens=not special)
 
@@ -83,12 +93,28 @@ class SentencePieceBackend:
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for part in self._split.split(text) if self._split else [text]:
+        for part in self._parts(text):
+            ids.extend([self._control[part]] if part in self._control else self.model.encode(part))
+        return ids
+
+    def align(self, text: str) -> tuple[list[int], list[Span]]:
+        ids: list[int] = []
+        spans: list[Span] = []
+        begin = 0
+        for part in self._parts(text):
             if part in self._control:
                 ids.append(self._control[part])
-            elif part:
-                ids.extend(self.model.encode(part))
-        return ids
+                spans.append((begin, begin + len(part)))
+            else:
+                pieces = SentencePieceText.FromString(self.model.encode(part, out_type="serialized_proto")).pieces
+                ids.extend(piece.id for piece in pieces)
+                spans.extend((begin + first, begin + last) for first, last in _characters(part, pieces))
+            begin += len(part)
+        return ids, spans
+
+    def _parts(self, text: str) -> list[str]:
+        """Returns the names of control symbols in a text, and the texts between them."""
+        return [part for part in (self._split.split(text) if self._split else [text]) if part]
 
     def decode(self, ids: list[int], special: bool = False) -> str:
         if not special:
@@ -110,6 +136,20 @@ class SentencePieceBackend:
     def tokenizer_json(self, bos_id: int | None) -> str | None:
         """Returns a tokenizer.json that gives the same ids, or None if it cannot. bos_id: see `tokenizer_json`."""
         return tokenizer_json(self.model, bos_id)
+
+
+def _characters(text: str, pieces: Sequence[Any]) -> list[Span]:
+    """Returns the characters of a text that each piece stands for, by the bytes that SentencePiece names.
+
+    A piece without any, such as the first byte of a character, gets those of the piece after it.
+    """
+    character = [i for i, letter in enumerate(text) for _ in letter.encode()] + [len(text)]
+    spans, after = [], (len(text), len(text))
+    for piece in reversed(pieces):
+        if piece.begin < piece.end:
+            after = character[piece.begin], character[piece.end]
+        spans.append(after)
+    return spans[::-1]
 
 
 def _find(whole: list[int], part: list[int]) -> int:

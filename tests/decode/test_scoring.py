@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from isheep_jax.model.transformer import ForwardSetup, forward
 CHOICES = {
     "single": ["a", "0", "."],
     "several": ["a", "1||", "10||", "10..", "hijklmn"],  # of one to seven tokens, some with a common beginning
-    "empty": ["", "a", "10"],
+    "empty": ["", "."],
+    "digits split": ["1", "12", "123", "1234", "2", "12"],  # each but the last two begins others
 }
 
 
@@ -25,6 +28,15 @@ def expected_logprob(params, request: Request, choice: str) -> float:
     return sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(continuation))
 
 
+def expected_probability(params, request: Request, choice: str, choices: list[str]) -> float:
+    """The probability of a choice without that of longer choices that begin with its tokens."""
+    tokens = dict(zip(choices, TableTokenizer().encode_choices(request.prompt, choices)))
+    longer = {c for c in choices if c != choice and tokens[c][: len(tokens[choice])] == tokens[choice]}
+    longer -= {c for c in longer for d in longer - {c} if tokens[c][: len(tokens[d])] == tokens[d]}
+    one, *others = (np.exp(expected_logprob(params, request, c)) for c in (choice, *longer))
+    return one - sum(others)
+
+
 @pytest.mark.parametrize("kind", CHOICES)
 def test_choice_logprobs_are_log_softmax_of_full_forward(params, kind):
     # A digit at the end of the prompts keeps every choice from merging with them.
@@ -32,8 +44,8 @@ def test_choice_logprobs_are_log_softmax_of_full_forward(params, kind):
     results = {result.id: result for result in make_engine(params).choice_logprobs(requests, CHOICES[kind])}
     for request in requests:
         assert not results[request.id].error
-        expected = [expected_logprob(params, request, choice) for choice in CHOICES[kind]]
-        np.testing.assert_allclose(results[request.id].logprobs, expected, atol=1e-4)
+        expected = [expected_probability(params, request, choice, CHOICES[kind]) for choice in CHOICES[kind]]
+        np.testing.assert_allclose(np.exp(results[request.id].logprobs), expected, atol=1e-5)
 
 
 def test_choice_logprobs_do_not_depend_on_batch_or_neighbors(params):
@@ -76,6 +88,28 @@ def test_no_program_holds_logits_of_all_positions(params):
             assert f"tensor<1x{positions}x64xf32>" not in program
 
 
+def test_numbers_count_once_where_digits_are_split_and_add_up_to_what_follows(params):
+    request, numbers = Request("a", "the score 7"), ["1", "13", "2"]
+    (result,) = make_engine(params).choice_logprobs([request], numbers)
+    (alone,) = make_engine(params).choice_logprobs([request], ["1"])
+    one, thirteen, _ = np.exp(result.logprobs)
+    assert one + thirteen == pytest.approx(np.exp(alone.logprobs[0]), abs=1e-6)
+    assert 0 < thirteen < np.exp(alone.logprobs[0])
+
+
+def test_tokens_of_a_text_have_their_logprobs_and_characters(params):
+    texts = ["a", "10..", "hijklmn op"]
+    requests = [Request(f"{i}", "7") for i in range(len(texts))]
+    results = {result.id: result for result in make_engine(params).text_logprobs(requests, texts)}
+    for request, text in zip(requests, texts):
+        result = results[request.id]
+        assert len(result.logprobs) == len(result.spans) == result.tokens
+        assert sum(result.logprobs) == pytest.approx(result.logprob, abs=1e-9)
+        assert "".join(text[begin:end] for begin, end in result.spans) == text
+        begun = [expected_logprob(params, request, text[:end]) for _, end in result.spans]
+        np.testing.assert_allclose(np.cumsum(result.logprobs), begun, atol=1e-4)
+
+
 PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
 
 
@@ -112,7 +146,8 @@ def test_token_ids_are_scored_as_text_that_they_encode(params, shared):
     following = [TokenIds(tuple(tokenizer.encode_choices(r.prompt, [t])[0])) for r, t in zip(requests, texts)]
     assert len({engine.model.tokenize(r).prefix for r in as_tokens}) == 1
     expected = list(engine.text_logprobs(requests, texts))
-    assert list(engine.text_logprobs(as_tokens, following)) == expected
+    found = list(engine.text_logprobs(as_tokens, following))
+    assert found == [dataclasses.replace(result, spans=()) for result in expected]
     sampling = SamplingParams(max_tokens=4)
     assert {c.id: c for c in engine.generate(as_tokens, sampling)} == {
         c.id: c for c in engine.generate(requests, sampling)

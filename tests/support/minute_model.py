@@ -1,5 +1,6 @@
 """A minute random model and a tokenizer made of a table, shared by the decode tests."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -53,6 +54,11 @@ class TableTokenizer:
 
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.encode(prompt)
+
+    def align_continuation(self, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        (ids,) = self.encode_choices(prompt, [text])
+        ends = list(itertools.accumulate(len(self.pieces[i]) for i in ids))
+        return ids, list(zip([0, *ends], ends))
 
     def encode_choices(self, prompt: str, choices: Sequence[str]) -> list[list[int]]:
         alone, tokenized = self.encode(prompt), []

@@ -117,6 +117,56 @@ def test_choice_is_tokens_that_follow_prompt(tokenizer):
         tokenizer.encode_choices("a r", ["eddish"])
 
 
+def spelled(text, spans):
+    """What the spans cover: each character once, with the number of spans that share it."""
+    assert all(0 <= begin <= end <= len(text) for begin, end in spans)
+    return "".join(text[begin:end] for begin, end in dict.fromkeys(spans))
+
+
+@pytest.mark.parametrize("text", [" red cat", " héé 🙂 red", " 10\n<|end|> 日本語", ""])
+def test_ids_of_a_continuation_know_their_characters(tokenizer, text):
+    ids, spans = tokenizer.align_continuation("Quality:", text)
+    assert ids == tokenizer.encode_choices("Quality:", (text,))[0]
+    assert len(ids) == len(spans)
+    assert spelled(text, spans) == text
+    assert spans == sorted(spans)
+    exported = Tokenizer.load(tokenizer.directory)
+    assert exported.align_continuation("Quality:", text) == (ids, spans)
+
+
+@pytest.mark.parametrize("text", ["red cat", "10 héé\n🙂"])
+def test_ids_of_a_response_know_its_characters_without_the_space_of_the_template(tokenizer, export, text):
+    ids, mask = tokenizer.encode_example(QUESTION, text)
+    found, spans = tokenizer.align_continuation(QUESTION, text)
+    assert found == [i for i, own in zip(ids, mask) if own][:-1]
+    assert spelled(text, spans) == text
+    # Both formats of the same tokenizer agree.
+    assert Tokenizer.load(export).align_continuation(QUESTION, text) == (found, spans)
+
+
+def test_begun_message_of_the_assistant_is_continued(tokenizer):
+    begun = (*QUESTION, Message("assistant", "Rating:"))
+    assert tokenizer.render(begun) == "<s><|user|> Copy red cat.<|assistant|> Rating:"
+    assert tokenizer.render(begun, " 10") == "<s><|user|> Copy red cat.<|assistant|> Rating: 10<|end|>"
+    assert tokenizer.encode_prompt(begun) == tokenizer.encode(tokenizer.render(begun).removeprefix("<s>"))
+    assert tokenizer.encode_choices(begun, [" 10"]) == [tokenizer.encode(" 10", bos=False)]
+    assert tokenizer.align_continuation(begun, " 10") == (tokenizer.encode(" 10", bos=False), [(0, 3)])
+
+
+@pytest.mark.parametrize("content", ["Rating:", "Rating: ", "Two\nlines"])
+@pytest.mark.parametrize("trim", ["", " | trim"])
+def test_begun_message_is_rendered_as_transformers_continues_it(export, tmp_path, content, trim):
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(export, tmp_path / "copy")
+    template = TEMPLATE.replace("message['content'] }}<|end|>", f"message['content']{trim} }}}}<|end|>")
+    (tmp_path / "copy" / "chat_template.jinja").write_text(template)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    begun = (*QUESTION, Message("assistant", content))
+    messages = [vars(message) for message in begun]
+    rendered = theirs.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert Tokenizer.load(tmp_path / "copy").render(begun) == rendered
+
+
 def test_mask_is_one_on_response_and_its_end_of_turn(tokenizer):
     ids, mask = tokenizer.encode_example(QUESTION, "red cat")
     prompt = tokenizer.encode_prompt(QUESTION)
