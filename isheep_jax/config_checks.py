@@ -97,12 +97,12 @@ def check_together(config: Config) -> None:
             raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
     if assess.samples > 1 and assess.read != "sampled":
         raise UserError("--assess.samples: several judgments per score need --assess.read=sampled")
-    if select.ranking == "probability" and (assess.read != "expected" or assess.level == "none"):
+    if select.ranking == "probability" and (assess.read != "expected" or "rubric" not in assess.readings):
         raise UserError("--select.ranking: probability needs scores with --assess.read=expected")
     if select.bucket_share < 1 and select.buckets == "none":
         raise UserError("--select.bucket_share: there are no buckets to share; set --select.buckets, too")
-    if assess.agreement and assess.level == "none":
-        raise UserError("--assess.agreement: there are no scores to compare with --assess.level=none")
+    if assess.agreement and not assess.readings:
+        raise UserError("--assess.agreement: there is nothing to compare without --assess.readings")
     _check_ways(config.synthesize)
     if config.synthesize.turns == 2 and config.respond.method != "zero_shot":
         raise UserError("--synthesize.turns: 2 needs --respond.method=zero_shot; other prompts are for single turns")

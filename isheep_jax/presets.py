@@ -66,7 +66,9 @@ def i_sheep(config: Config) -> Config:
             "respond.max_tokens": 1000,
             "respond.base_prompt": "bare",
             "respond.rules": "paper",
+            "assess.readings": ("rubric",),
             "assess.level": "both",
+            "assess.framing": "text",
             "assess.prompt": "standard",
             # The published models were made with the base as the judge in every iteration; the text says 'current'.
             "assess.judge": "base",
@@ -109,7 +111,7 @@ def self_align(config: Config) -> Config:
     aligned = dataclasses.replace(
         config,
         iterations=1,
-        assess=AssessConfig(level="none"),
+        assess=AssessConfig(readings=()),
         # Whatever passes the filters is learned.
         select=SelectConfig(rule="none", max_pairs=10**9, min_pairs=config.select.min_pairs),
     )
@@ -152,7 +154,7 @@ def isara(config: Config) -> Config:
     """
     domain = dataclasses.replace(
         config,
-        assess=AssessConfig(level="none"),
+        assess=AssessConfig(readings=()),
         select=SelectConfig(rule="none", max_pairs=10**9, min_pairs=config.select.min_pairs),
     )
     return replace_settings(

@@ -34,9 +34,9 @@ SERVER = ("--assess.judge=https://x/v1", "--assess.judge_model=m", "--assess.rea
         ((*SERVER, "--select.buckets=clusters"), ["--select.buckets", "clusters", "a server"]),
         (["--assess.samples=2"], ["--assess.samples", "--assess.read=sampled"]),
         (["--select.ranking=probability", "--assess.read=sampled"], ["--select.ranking", "--assess.read=expected"]),
-        (["--select.ranking=probability", "--assess.level=none"], ["--select.ranking", "needs scores"]),
+        (["--select.ranking=probability", "--assess.readings="], ["--select.ranking", "needs scores"]),
         (["--select.bucket_share=0.5", "--select.buckets=none"], ["--select.bucket_share", "--select.buckets"]),
-        (["--assess.agreement=9", "--assess.level=none"], ["--assess.agreement", "--assess.level=none"]),
+        (["--assess.agreement=9", "--assess.readings="], ["--assess.agreement", "--assess.readings"]),
         (["--stop.measure=accuracy", "--evaluate.tasks="], ["--stop.measure", "--evaluate.tasks"]),
         (["--stop.measure=validation_loss"], ["--stop.measure", "--sft.validation_fraction"]),
         (["--select.threshold=-1.1"], ["--select.threshold", "at least -1"]),
@@ -117,7 +117,7 @@ def test_card_knows_every_choice_of_every_setting(name):
         choice: model_card(replace_settings(Config(), {name: choice}), 2, 100, 30)
         for choice in get_args(settings_of(Config)[name].hint)
     }
-    if name in ("synthesize.method", "respond.method", "select.rule", "assess.level", "sft.method"):
+    if name in ("synthesize.method", "respond.method", "select.rule", "assess.readings", "sft.method"):
         assert len(set(cards.values())) == len(cards)
 
 

@@ -14,8 +14,9 @@ from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.inputs import environment, read_inputs
-from isheep_jax.loop.judging.agreement import measure_agreement, sample_pairs
+from isheep_jax.loop.judging.agreement import measure_agreement, sample_candidates
 from isheep_jax.loop.judging.judges import own_model, second_judge
+from isheep_jax.loop.judging.reader import Candidate
 from isheep_jax.loop.judging.scores import median_mass
 from isheep_jax.loop.models import DeferredModel, judge_of, writer_of
 from isheep_jax.loop.prompting import similar
@@ -25,15 +26,16 @@ from isheep_jax.loop.prompting.zero_shot import is_bare, prompt_for
 from isheep_jax.loop.protocols import Backend, Evaluator, Model, Reporter
 from isheep_jax.loop.records import Instruction, Scores, Selected, kept
 from isheep_jax.loop.run_directory import RunDirectory
-from isheep_jax.loop.stages.assess import assess
+from isheep_jax.loop.stages.assess import Asked, assess, candidates
 from isheep_jax.loop.stages.clone import answer_thoroughly
 from isheep_jax.loop.stages.evaluate import evaluate
 from isheep_jax.loop.stages.fine_tune import fine_tune
-from isheep_jax.loop.stages.follow_up import as_assessed, first_turn, write_follow_ups
+from isheep_jax.loop.stages.follow_up import first_turn, write_follow_ups
 from isheep_jax.loop.stages.respond import respond
 from isheep_jax.loop.stages.select import select_pairs
 from isheep_jax.loop.stages.synthesize import synthesize
 from isheep_jax.loop.summary import IterationSummary, best_iteration, has_stopped_improving, headline, mean
+from isheep_jax.text.conversation import Conversation
 
 
 def run(
@@ -135,8 +137,9 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
 
 @dataclass(frozen=True)
 class Answered:
-    """The result of one turn. scores: of the pairs that the text rules kept. selected: all pairs with last verdicts."""
+    """The result of one turn. candidates, scores: pairs that the text rules kept. selected: all, with last verdicts."""
 
+    candidates: list[Candidate]
     scores: list[Scores]
     selected: list[Selected]
 
@@ -156,14 +159,21 @@ def answer(
     neighbors: the pairs that prompts show by similarity, if they do.
     """
     by_id = {pair.id: pair for pair in after}
-    before = {x.id: by_id[x.seeds[0]] for x in instructions} if after else {}
-    history = {id: first_turn(pair) for id, pair in before.items()}
-    bare = is_bare(context)
-    prompts = {x.id: prompt_for(x.instruction, x.input, bare=bare, history=history.get(x.id, ())) for x in instructions}
+    history = {x.id: first_turn(by_id[x.seeds[0]]) for x in instructions} if after else {}
+    asked = {x.id: _asked(x, history.get(x.id, ()), bare=is_bare(context)) for x in instructions}
+    prompts = {id: each.prompt for id, each in asked.items()}
     method = RESPOND_METHODS[context.config.respond.method]
     pairs = respond(context, writer, instructions, method.prompts(context, writer, instructions, prompts, neighbors))
-    scores = assess(context, judge, as_assessed(kept(pairs), before) if before else kept(pairs))
-    return Answered(scores, select_pairs(context, judge, pairs, scores, prompts))
+    read = candidates(pairs, asked)
+    scores = assess(context, judge, context.config.assess.judge, read)
+    return Answered(read, scores, select_pairs(context, judge, pairs, scores, prompts))
+
+
+def _asked(instruction: Instruction, history: Conversation, *, bare: bool) -> Asked:
+    texts = {"prompt": (instruction.instruction, instruction.input), "empty": ("", "")}
+    return Asked(
+        **{name: prompt_for(*text, bare=bare, history=history) for name, text in texts.items()}, history=history
+    )
 
 
 def compare_judges(context: StageContext, backend: Backend, first: Answered) -> dict | None:
@@ -173,9 +183,8 @@ def compare_judges(context: StageContext, backend: Backend, first: Answered) -> 
     own = [own_model(context.directory, name, context.iteration) for name in names if name in OWN_JUDGES]
     if len(own) == 2 and own[0] == own[1]:
         return None
-    scored = {s.id for s in first.scores}
-    pairs = sample_pairs(config, context.iteration, [p for p in first.selected if p.id in scored])
-    second = assess(context, judge_of(context, backend, names[1]), pairs, stage="agreement")
+    sample = sample_candidates(config, context.iteration, first.candidates)
+    second = assess(context, judge_of(context, backend, names[1]), names[1], sample, stage="agreement")
     return measure_agreement(first.scores, second, config.select.threshold)
 
 

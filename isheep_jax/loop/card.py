@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isheep_jax.config import OWN_JUDGES, Config, is_server
+from isheep_jax.config import OWN_JUDGES, AssessConfig, Config, is_server
 from isheep_jax.loop.judging.judges import judging_iteration
+from isheep_jax.loop.judging.readings import READINGS
 from isheep_jax.loop.judging.scores import SINGLE
 from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
 from isheep_jax.loop.selection.select import describe
@@ -60,7 +61,7 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int, th
         kept = f"{pairs} pairs{data}: thorough answers by a model that was fine-tuned on the responses ({selected})"
     turns = "; a second turn to those that are kept" if config.synthesize.turns == 2 else ""
     method = f"LoRA of rank {sft.lora_rank}, merged" if sft.method == "lora" else "all weights"
-    external = _external(assess.judge, assess.judge_model, assess.level)
+    external = _external(assess.judge, assess.judge_model, assess.readings)
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -68,7 +69,7 @@ pipeline_tag: text-generation
 
 # {config.name}, iteration {iteration}
 
-{_origin(external, assess.level)}
+{_origin(external, assess.readings)}
 
 | | |
 | --- | --- |
@@ -80,41 +81,43 @@ pipeline_tag: text-generation
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
 
-{_limits(external, assess.level)}
+{_limits(external, assess.readings)}
 """
 
 
 def _scores(config: Config, iteration: int) -> str:
     assess = config.assess
-    if assess.level == "none":
+    if not assess.readings:
         return "none"
-    external = _external(assess.judge, assess.judge_model, assess.level)
     number = judging_iteration(assess.judge, iteration) if assess.judge in OWN_JUDGES else 0
-    judge = external or (f"the model of iteration {number}" if number else "the base model")
-    if assess.prompt in SINGLE:
-        what = "one for all"
-    else:
-        what = {"both": "quality and following the instruction", "following": "following the instruction"}.get(
-            assess.level, assess.level
-        )
-    return f"{what}, 1 to 10, by {judge} ({assess.read})"
+    judge = _external(assess.judge, assess.judge_model, assess.readings) or (
+        f"the model of iteration {number}" if number else "the base model"
+    )
+    what = "; ".join(_rubric(assess) if name == "rubric" else READINGS[name].describe for name in assess.readings)
+    return f"{what}, by {judge}" + (f" ({assess.read})" if "rubric" in assess.readings else "")
 
 
-def _external(judge: str, judge_model: str, level: str) -> str:
+def _rubric(assess: AssessConfig) -> str:
+    criteria = {"both": "quality and following the instruction", "following": "following the instruction"}
+    what = "one for all" if assess.prompt in SINGLE else criteria.get(assess.level, assess.level)
+    return f"{what}, 1 to 10"
+
+
+def _external(judge: str, judge_model: str, readings: Sequence[str]) -> str:
     """Returns the name of a judge that is not one of the run's own models; "" if there is none."""
-    if judge in OWN_JUDGES or level == "none":
+    if judge in OWN_JUDGES or not readings:
         return ""
     return judge_model if is_server(judge) else judge
 
 
-def _origin(external: str, level: str) -> str:
-    if level == "none":
+def _origin(external: str, readings: Sequence[str]) -> str:
+    if not readings:
         return _ORIGIN_UNSCORED
     return _ORIGIN_JUDGED.format(judge=external) if external else _ORIGIN
 
 
-def _limits(external: str, level: str) -> str:
-    if level == "none":
+def _limits(external: str, readings: Sequence[str]) -> str:
+    if not readings:
         return _LIMITS_UNSCORED
     return _LIMITS_JUDGED if external else _LIMITS
 
@@ -167,8 +170,8 @@ def lineage_card(
     if settings.get("clone", {}).get("enabled"):
         trained += " The kept pairs are thorough answers, written by a model that had been fine-tuned on the responses."
     assess = settings.get("assess", {})
-    level = assess.get("level", "both")
-    external = _external(assess.get("judge", "current"), assess.get("judge_model", ""), level)
+    readings = assess.get("readings", ("rubric",))
+    external = _external(assess.get("judge", "current"), assess.get("judge_model", ""), readings)
     rows = [f"| {s.iteration} | {s.instructions} | {s.responses} | {s.pairs} |" for s in steps[1:]]
     return f"""---
 {_front_matter(base, adapter, chained)}
@@ -176,7 +179,7 @@ def lineage_card(
 
 # {name}{", adapter" if adapter else ""}
 
-{_origin(external, level)}
+{_origin(external, readings)}
 
 | | |
 | --- | --- |
@@ -200,7 +203,7 @@ Counts are of what passed the rules; the kept pairs were trained on.
 
 {_evaluation(steps[0], last)}
 
-{_limits(external, level)}
+{_limits(external, readings)}
 """
 
 

@@ -226,6 +226,9 @@ def _build(kind: Any, value: Any) -> Any:
         return kind(**{name: _build(hint, value[name]) for name, hint in present.items()})
     if typing.get_origin(kind) is tuple:
         return tuple(value)
+    if typing.get_origin(kind) is Mapping:
+        of = typing.get_args(kind)[1]
+        return {name: _build(of, each) for name, each in value.items()}
     if isinstance(kind, types.UnionType) and value is not None:
         one = next(k for k in typing.get_args(kind) if k is not types.NoneType)
         return float(value) if one is float else _build(one, value)

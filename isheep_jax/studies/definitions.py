@@ -199,7 +199,7 @@ STUDIES: dict[str, Study] = {
             Row(
                 "none",
                 "none: all pairs",
-                {"assess.level": "none", "respond.samples": 1},
+                {"assess.readings": (), "respond.samples": 1},
                 {1: 35.67, 2: 36.97, 3: 37.52},
             ),
         ),

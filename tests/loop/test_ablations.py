@@ -72,7 +72,7 @@ def test_iterative_settings_are_the_start_times_the_data(tmp_path, start, data):
         ("following", "standard", {"following"}),
         ("both", "joint", {"quality"}),
         ("both", "few_shot", {"quality"}),
-        ("none", "standard", set()),
+        ("both", "simple", {"quality", "following"}),
     ],
 )
 def test_only_what_the_level_and_the_prompt_ask_for_is_computed(tmp_path, level, prompt, criteria):
@@ -82,7 +82,15 @@ def test_only_what_the_level_and_the_prompt_ask_for_is_computed(tmp_path, level,
     assert (rows[1].mean_following is not None) is ("following" in criteria)
     selected = lines(tmp_path / "iteration_1" / "selected", Selected)
     passed = {s.instruction_id for s in selected if s.verdict.kept or s.verdict.reason != "unfinished"}
-    assert len(kept(selected)) == (len(passed) if level == "none" else round(0.4 * len(passed)))
+    assert len(kept(selected)) == round(0.4 * len(passed))
+
+
+def test_without_readings_nothing_is_asked_and_all_that_passed_the_rules_is_kept(tmp_path):
+    rows, backend = go(tiny_config(tmp_path, iterations=1, assess=AssessConfig(readings=())))
+    assert asked(backend, "/assess/") == {}
+    selected = lines(tmp_path / "iteration_1" / "selected", Selected)
+    assert len(kept(selected)) == len({s.instruction_id for s in selected if s.verdict.reason != "unfinished"})
+    assert rows[1].mean_quality is rows[1].mean_following is None
 
 
 def test_several_judgments_are_asked_for_and_their_mean_counts(tmp_path):

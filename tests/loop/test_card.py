@@ -51,7 +51,7 @@ def test_it_names_who_wrote_who_judged_and_where_training_began(iteration, start
         (AssessConfig(prompt="joint", judge="base"), "one for all, 1 to 10, by the base model (expected)"),
         (AssessConfig(judge="org/big"), "following the instruction, 1 to 10, by org/big"),
         (AssessConfig(judge="https://x/v1", judge_model="big"), "following the instruction, 1 to 10, by big"),
-        (AssessConfig(level="none"), "none |"),
+        (AssessConfig(readings=()), "none |"),
     ],
 )
 def test_it_says_what_was_scored_and_by_whom(assess, scores):

@@ -75,7 +75,7 @@ def test_only_judgments_that_are_asked_for_are_planned(settings, share):
     assert planned == pytest.approx(share * whole)
 
 
-@pytest.mark.parametrize("settings", [{"assess.level": "none"}, {"assess.judge": "http://localhost:1/v1"}])
+@pytest.mark.parametrize("settings", [{"assess.readings": ()}, {"assess.judge": "http://localhost:1/v1"}])
 def test_what_models_own_devices_do_not_judge_takes_none_of_their_time(settings):
     assert "assess" not in stages(replace_settings(CONFIG, settings))
 

@@ -16,6 +16,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request
 from isheep_jax.evaluation import tiny
 from isheep_jax.evaluation.runner import TaskEvaluator
+from isheep_jax.loop.judging.scores import NUMBERS
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.sharding import DECODE_RULES
 from isheep_jax.text.conversation import Message
@@ -66,7 +67,7 @@ def test_it_grades_imperfectly_but_far_better_than_chance(base):
             Request(str(i), templates.render(criterion, instruction=item.instruction, input="", response=response))
             for i, (item, response, _, _) in enumerate(graded)
         ]
-        scores = {s.id: s.logprobs for s in base.choice_logprobs(requests, templates.choices)}
+        scores = {s.id: s.logprobs for s in base.choice_logprobs(requests, NUMBERS)}
         expected = [sum(n * math.exp(p) for n, p in enumerate(scores[str(i)], 1)) for i in range(len(graded))]
         assert min(sum(map(math.exp, scores[str(i)])) for i in range(len(graded))) > 0.9
         pairs = [(a, b) for a, g in zip(expected, good) if g for b, h in zip(expected, good) if not h]

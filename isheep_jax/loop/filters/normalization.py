@@ -18,24 +18,25 @@ def tokenize(text: str) -> list[str]:
     text = text.lower()
     if text.isascii():
         return _ASCII_WORD.findall(text)
-    tokens: list[str] = []
+    text = unicodedata.normalize("NFC", text)
+    return [text[begin:end] for begin, end in word_spans(text)]
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Returns the characters, from and to, of each word of a text."""
+    spans: list[tuple[int, int]] = []
     within_word = False
-    for char in unicodedata.normalize("NFC", text):
+    for i, char in enumerate(text):
         category = unicodedata.category(char)[0]
-        if category == "M" and tokens:
-            tokens[-1] += char
-        elif _UNSPACED.match(char) and category in "LN":
-            tokens.append(char)
-            within_word = False
+        follows = bool(spans) and spans[-1][1] == i
+        unspaced = _UNSPACED.match(char) is not None
+        if follows and (category == "M" or (within_word and category in "LN" and not unspaced)):
+            spans[-1] = spans[-1][0], i + 1
         elif category in "LN":
-            if within_word:
-                tokens[-1] += char
-            else:
-                tokens.append(char)
-            within_word = True
-        else:
-            within_word = False
-    return tokens
+            spans.append((i, i + 1))
+        if category != "M":
+            within_word = category in "LN" and not unspaced
+    return spans
 
 
 def normalize(text: str) -> str:

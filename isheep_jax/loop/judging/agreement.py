@@ -5,13 +5,15 @@ import random
 from collections.abc import Sequence
 
 from isheep_jax.config import Config
-from isheep_jax.loop.records import Pair, Score, Scores, kept
+from isheep_jax.loop.judging.reader import Candidate
+from isheep_jax.loop.records import Score, Scores, kept
 
 
-def sample_pairs(config: Config, iteration: int, pairs: Sequence[Pair]) -> list[Pair]:
-    """Returns the pairs that two judges score: `assess.agreement` of them at random, in the order of generation."""
+def sample_candidates(config: Config, iteration: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Returns the pairs that two judges read: `assess.agreement` of them at random, in the order of generation."""
     rng = random.Random(f"{config.seed}/{iteration}/agreement")
-    return [pairs[i] for i in sorted(rng.sample(range(len(pairs)), min(config.assess.agreement, len(pairs))))]
+    count = min(config.assess.agreement, len(candidates))
+    return [candidates[i] for i in sorted(rng.sample(range(len(candidates)), count))]
 
 
 def measure_agreement(first: Sequence[Scores], second: Sequence[Scores], threshold: float) -> dict:

@@ -1,8 +1,9 @@
-"""Who scores: one of the run's own models, another model or a server."""
+"""Who scores, and how it is asked: one of the run's own models, another model or a server."""
 
 from etils import epath
 
-from isheep_jax.config import Config
+from isheep_jax.config import OWN_JUDGES, Config, is_server
+from isheep_jax.loop.judging.reader import Framing
 from isheep_jax.loop.run_directory import RunDirectory
 
 
@@ -28,3 +29,14 @@ def own_model(directory: RunDirectory, judge: str, iteration: int) -> epath.Path
 def second_judge(config: Config) -> str:
     """Returns the judge that the first one is compared with."""
     return "current" if config.assess.judge == "base" else "base"
+
+
+def framing_of(config: Config, judge: str, iteration: int) -> Framing:
+    """Returns how a judge is asked in an iteration.
+
+    judge: a value of `assess.judge`. A server is told to go on with a text.
+    """
+    if config.assess.framing != "auto":
+        return config.assess.framing
+    is_base = judge in OWN_JUDGES and judging_iteration(judge, iteration) == 0
+    return "text" if is_server(judge) or (is_base and config.respond.base_prompt == "bare") else "chat"

@@ -4,69 +4,30 @@ A reading gives one number per pair, and higher is better. It knows no run direc
 judge and measurements on published pairs all call `read`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
 
-from isheep_jax.config import AssessConfig
-from isheep_jax.loop.prompting.templates import Templates
-from isheep_jax.loop.protocols import Model
-from isheep_jax.loop.records import ReadingValue, Scores
-from isheep_jax.text.conversation import Conversation, Prompt
+from isheep_jax.loop.filters.blind_spots import ECHO, HALF_ECHO, LOOP, POLITE, blind_spot
+from isheep_jax.loop.judging.likelihoods import read_lift, read_likelihood
+from isheep_jax.loop.judging.reader import Candidate, Opinion, Reader, Reading
+from isheep_jax.loop.judging.rubric import read_rubric
+from isheep_jax.loop.records import KEPT, ReadingValue, Scores, Verdict, dropped
 
-Framing = Literal["text", "chat"]
+# The reason of a pair for which a reading has no value.
+UNSCORED = "unscored"
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A pair to be read.
-
-    prompt: what was answered. empty: the same without the instruction. history: earlier turns of the conversation.
-    others: the other responses to the same instruction.
-    """
-
-    id: str
-    instruction: str
-    input: str
-    response: str
-    prompt: Prompt
-    empty: Prompt
-    history: Conversation = ()
-    others: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Who reads, and how.
-
-    settings: the readings and how they are made. templates: of the run. judge: the model. framing: of its prompts.
-    purpose: beginning of the ids of its requests, such as "1/assess".
-    """
-
-    settings: AssessConfig
-    templates: Templates
-    judge: Model
-    framing: Framing
-    purpose: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One way to read an opinion."""
-
-    describe: str
-    """What a higher value means, as the object of "reads"."""
-    read: Callable[[Reader, Sequence[Candidate]], Iterator[tuple[int, ReadingValue]]]
-    """Yields the value of each pair with the pair's index, in any order."""
-    blind_to: frozenset[str] = frozenset()
-    """What it does not see: reasons of `filters.blind_spots`, whose rules drop such pairs where it is in use."""
-    needs_weights: bool = True
-    """Whether the judge must be a model here, not a server."""
-    needs_others: bool = False
-    """Whether it compares the responses to the same instruction, so that there must be at least two."""
-
-
-READINGS: dict[str, Reading] = {}
+READINGS: dict[str, Reading] = {
+    "rubric": Reading("scores from 1 to 10", read_rubric, needs_weights=False),
+    "lift": Reading(
+        "how much likelier the instruction makes the response, without what is copied from it",
+        read_lift,
+        blind_to=frozenset({ECHO, HALF_ECHO, LOOP}),
+    ),
+    "likelihood": Reading(
+        "how likely the response is",
+        read_likelihood,
+        blind_to=frozenset({ECHO, HALF_ECHO, LOOP, POLITE}),
+    ),
+}
 
 
 def read(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Scores]]:
@@ -74,4 +35,34 @@ def read(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int,
 
     A pair for which a reading has no value is "unscored"; one in a reading's blind spot is dropped with the reason.
     """
-    raise NotImplementedError
+    names = reader.settings.readings
+    opinions: list[dict[str, Opinion]] = [{} for _ in candidates]
+    for name in names:
+        for i, opinion in READINGS[name].read(reader, candidates):
+            opinions[i][name] = opinion
+            if len(opinions[i]) == len(names):
+                yield i, _scores(candidates[i], opinions[i])
+
+
+def _scores(candidate: Candidate, opinions: Mapping[str, Opinion]) -> Scores:
+    rubric = opinions.get("rubric", {})
+    readings = {name: opinion for name, opinion in opinions.items() if isinstance(opinion, ReadingValue)}
+    return Scores(
+        candidate.id,
+        rubric.get("quality"),
+        rubric.get("following"),
+        _verdict(candidate, opinions),
+        readings or None,
+    )
+
+
+def _verdict(candidate: Candidate, opinions: Mapping[str, Opinion]) -> Verdict:
+    values = {}
+    for name, opinion in opinions.items():
+        values |= {name: opinion} if isinstance(opinion, ReadingValue) else opinion
+    missing = [name for name, opinion in values.items() if opinion.value is None]
+    if missing:
+        return dropped(UNSCORED, ", ".join(missing))
+    unseen = frozenset().union(*(READINGS[name].blind_to for name in opinions))
+    reason = blind_spot(unseen, candidate.instruction, candidate.input, candidate.response)
+    return dropped(reason) if reason else KEPT

@@ -16,6 +16,8 @@ from isheep_jax.decode.requests import ChoiceLogprobs, Completion
 from isheep_jax.loop.records import Score, Scores
 
 CRITERIA = ("quality", "following")
+# What follows a prompt for a score.
+NUMBERS = tuple(f" {n}" for n in range(1, 11))
 
 _LEADING_NUMBER = re.compile(
     # Before it: white space, marks of bold text, opening quotes and brackets, a colon after the prompt.
@@ -35,7 +37,7 @@ SINGLE = ("joint", "few_shot")
 
 def criteria_of(settings: AssessConfig) -> dict[str, str]:
     """Returns the scores to ask for, as fields of `Scores`, each with the name of its template."""
-    if settings.level == "none":
+    if "rubric" not in settings.readings:
         return {}
     if settings.prompt in SINGLE:
         return {"quality": settings.prompt}

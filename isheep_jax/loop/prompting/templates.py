@@ -23,11 +23,10 @@ and, for the settings that need them,
 
 and next to them
 
-    format.json        optional: score_delimiter, the text after a score; synthesize_stop, strings that end a completion
+    format.json        optional: synthesize_stop, strings that end a completion
 
 Prompts are plain text to be continued; line breaks at their end are cut, so that the model's first token is its own.
-A number and the delimiter after it are scored together: where a tokenizer splits digits, "1" alone would also collect
-the probability of "10".
+For a judge that is asked in a user's turn (`assess.framing`) the last line is what the assistant begins with.
 """
 
 import hashlib
@@ -90,7 +89,7 @@ class Templates:
             except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
                 line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
                 raise UserError(f"prompts: {directory / name}.jinja{line}: {error}") from error
-        self.score_delimiter, self.synthesize_stop = _read_format(directory / "format.json")
+        self.synthesize_stop = _read_format(directory / "format.json")
 
     def seeds_file(self, setting: str) -> Path:
         """Returns the file that a value of `synthesize.seeds` names."""
@@ -130,11 +129,6 @@ class Templates:
         names = jinja2.meta.find_undeclared_variables(tree) - self._environment.globals.keys()
         return names.union(*map(self._variables, included))
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The ten continuations of a scoring prompt, for 1 to 10."""
-        return tuple(f" {n}{self.score_delimiter}" for n in range(1, 11))
-
     def digests(self) -> dict[str, str]:
         """Returns the sha256 of each file that the prompts depend on."""
         names = [n for n in (*self._files, "format.json") if (self.directory / n).is_file()]
@@ -151,20 +145,14 @@ def load(name: str, names: Sequence[str] = STANDARD) -> Templates:
     return Templates(directory, names)
 
 
-def _read_format(path: Path) -> tuple[str, tuple[str, ...]]:
+def _read_format(path: Path) -> tuple[str, ...]:
     if not path.exists():
-        return "", ()
-    expected = '{"score_delimiter": "||", "synthesize_stop": ["..."]}'
+        return ()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        delimiter, stop = values.pop("score_delimiter", ""), values.pop("synthesize_stop", [])
+        stop = values.pop("synthesize_stop", [])
+        if values or not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
+            raise ValueError("other values")
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"prompts: {path} should be like {expected} ({error})") from error
-    if (
-        values
-        or not isinstance(delimiter, str)
-        or not isinstance(stop, list)
-        or not all(isinstance(s, str) for s in stop)
-    ):
-        raise UserError(f"prompts: {path} should be like {expected}")
-    return delimiter, tuple(stop)
+        raise UserError(f'prompts: {path} should be like {{"synthesize_stop": ["..."]}} ({error})') from error
+    return tuple(stop)

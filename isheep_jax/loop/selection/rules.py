@@ -270,8 +270,8 @@ RULES: dict[str, Rule] = {
 
 
 def effective_rule(config: Config) -> str:
-    """Returns the name of the rule in force: 'none' where `select.rule` needs scores and `assess.level` has none."""
-    unscored = config.assess.level == "none" and "scores" in RULES[config.select.rule].needs
+    """Returns the name of the rule in force: 'none' where `select.rule` needs scores and nothing is read."""
+    unscored = not config.assess.readings and "scores" in RULES[config.select.rule].needs
     return "none" if unscored else config.select.rule
 
 

@@ -3,8 +3,7 @@
 The paper trains on single turns only and sees the second turns of MT-Bench fall with the iterations (section 5.1).
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from isheep_jax.decode.requests import Request, SamplingParams
 from isheep_jax.loop.context import StageContext, by_request
@@ -13,7 +12,7 @@ from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.text_rules import instruction_reason
 from isheep_jax.loop.filters.verdicts import IN_EVALUATION_SET, verdict_of
 from isheep_jax.loop.protocols import Model
-from isheep_jax.loop.records import Instruction, Pair, Selected, user_text
+from isheep_jax.loop.records import Instruction, Selected, user_text
 from isheep_jax.text.conversation import Conversation, Message
 
 # Strings that end a user message: the end of the paragraph, the label of the next message, another task.
@@ -55,17 +54,3 @@ def first_turn(pair: Selected) -> Conversation:
     """Returns the first turn as a conversation."""
     user = Message("user", user_text(pair.instruction, pair.input))
     return (user, Message("assistant", pair.response))
-
-
-def as_assessed(pairs: Sequence[Pair], firsts: Mapping[str, Selected]) -> list[Pair]:
-    """Returns pairs of second turns with the first turn before their instruction, for prompts that show one pair.
-
-    firsts: the first turns, by the id of the instruction that follows them.
-    """
-
-    def whole(pair: Pair) -> str:
-        first = firsts[pair.instruction_id]
-        said = user_text(first.instruction, first.input)
-        return f"{said}\n\nResponse: {first.response}\n\nInstruction: {pair.instruction}"
-
-    return [dataclasses.replace(pair, instruction=whole(pair)) for pair in pairs]

@@ -4,7 +4,7 @@ import pytest
 
 from isheep_jax.config import AssessConfig, Config
 from isheep_jax.errors import UserError
-from isheep_jax.loop.judging.agreement import measure_agreement, sample_pairs
+from isheep_jax.loop.judging.agreement import measure_agreement, sample_candidates
 from isheep_jax.loop.judging.judges import identity, own_model
 from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped
 from isheep_jax.loop.run_directory import RunDirectory
@@ -76,7 +76,7 @@ def test_the_sample_is_the_runs_own_and_no_larger_than_what_there_is():
     pairs = [Pair(f"{n}", f"{n}", "", "", "", KEPT) for n in range(50)]
 
     def ids(seed=0, number=1, count=10):
-        return [p.id for p in sample_pairs(Config(seed=seed, assess=AssessConfig(agreement=count)), number, pairs)]
+        return [p.id for p in sample_candidates(Config(seed=seed, assess=AssessConfig(agreement=count)), number, pairs)]
 
     assert len(set(ids())) == 10
     assert ids() == ids() == sorted(ids(), key=int)

@@ -65,7 +65,7 @@ def config(path, **changes):
         ),
         "respond": RespondConfig(method="retrieved", rules="basic"),
         "retrieval": RetrievalConfig(examples=3, pool="seeds_and_kept"),
-        "assess": AssessConfig(level="none"),
+        "assess": AssessConfig(readings=()),
         "select": SelectConfig(rule="none"),
     }
     return tiny_config(path, **{**settings, **changes})

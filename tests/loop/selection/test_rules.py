@@ -28,7 +28,7 @@ def test_descriptions_differ_and_name_the_scores_that_are_asked_for():
 
 @pytest.mark.parametrize("name", RULES)
 def test_without_scores_only_rules_that_need_none_are_in_force(name):
-    config = Config(select=SelectConfig(rule=name), assess=AssessConfig(level="none"))
+    config = Config(select=SelectConfig(rule=name), assess=AssessConfig(readings=()))
     by_scores = name in ("threshold", "top_fraction", "random_threshold")
     assert effective_rule(config) == ("none" if by_scores else name)
     assert effective_rule(Config(select=SelectConfig(rule=name))) == name

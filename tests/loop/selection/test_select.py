@@ -183,8 +183,8 @@ def test_no_pair_at_all_is_too_few_whatever_the_setting():
         chosen(SelectConfig(min_pairs=0), [(4, 6)])
 
 
-def decided(settings, pairs, scores, level="both", prompt="standard", **measures):
-    config = Config(select=settings, assess=AssessConfig(level=level, prompt=prompt))
+def decided(settings, pairs, scores, level="both", prompt="standard", readings=("rubric",), **measures):
+    config = Config(select=settings, assess=AssessConfig(readings=readings, level=level, prompt=prompt))
     records = select(config, 1, pairs, scores, Measures(**measures))
     return [r.id for r in kept(records)], {r.id: r.verdict.reason for r in records}
 
@@ -207,14 +207,14 @@ def test_with_one_score_that_one_alone_decides(level):
 def test_without_scores_rules_that_need_them_keep_all_that_passed_the_text_rules(rule):
     pairs, _ = make([(1, 1)] * 3)
     pairs[1] = dataclasses.replace(pairs[1], verdict=dropped("asks back"))
-    ids, reasons = decided(SelectConfig(rule=rule), pairs, [], level="none")
+    ids, reasons = decided(SelectConfig(rule=rule), pairs, [], readings=())
     assert ids == ["1-000000-0", "1-000002-0"]
     assert reasons["1-000001-0"] == "asks back"
 
 
 def test_without_scores_random_still_keeps_its_fraction():
     pairs, _ = make([(1, 1)] * 10)
-    assert len(decided(SelectConfig(rule="random", fraction=0.3), pairs, [], level="none")[0]) == 3
+    assert len(decided(SelectConfig(rule="random", fraction=0.3), pairs, [], readings=())[0]) == 3
 
 
 @pytest.mark.parametrize(

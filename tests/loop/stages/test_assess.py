@@ -48,11 +48,11 @@ def test_several_judgments_are_their_mean_over_those_with_a_number():
         ("following", "simple", {"following": "following_simple"}),
         ("both", "joint", {"quality": "joint"}),
         ("both", "few_shot", {"quality": "few_shot"}),
-        ("none", "few_shot", {}),
     ],
 )
 def test_only_the_scores_of_the_level_are_asked_for(level, prompt, templates):
     assert criteria_of(AssessConfig(level=level, prompt=prompt)) == templates
+    assert criteria_of(AssessConfig(readings=("lift",), level=level, prompt=prompt)) == {}
 
 
 def test_the_median_mass_is_over_the_scores_that_have_one():

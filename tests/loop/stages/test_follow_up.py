@@ -7,8 +7,8 @@ from isheep_jax.config import RespondConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.decode.requests import Completion
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.prompting.templates import load
-from isheep_jax.loop.records import KEPT, Instruction, Pair, Selected, from_line, kept
-from isheep_jax.loop.stages.follow_up import as_assessed, write_follow_ups
+from isheep_jax.loop.records import KEPT, Instruction, Selected, from_line, kept
+from isheep_jax.loop.stages.follow_up import write_follow_ups
 from isheep_jax.text.conversation import Message
 
 
@@ -75,13 +75,6 @@ def test_the_model_is_shown_the_pair_and_stops_where_the_other_speaks(tmp_path):
     assert "\nAssistant:" in model.sampling.stop
 
 
-def test_the_judge_sees_the_first_turn_before_the_second():
-    second = Pair("0.2-0", "0.2", "And with 4?", "", "It is 7.", KEPT)
-    ((whole),) = as_assessed([second], {"0.2": pair(0)})
-    assert whole.instruction == "Add the numbers up.\n1 2\n\nResponse: It is 3.\n\nInstruction: And with 4?"
-    assert (whole.id, whole.response) == (second.id, second.response)
-
-
 def lines(path, cls):
     return [from_line(cls, line) for part in sorted(path.glob("part-*")) for line in part.read_text().splitlines()]
 
@@ -124,6 +117,20 @@ def test_the_second_turn_is_answered_after_the_first_as_text_or_as_a_conversatio
         else:
             assert [m.role for m in prompt] == ["user", "assistant", "user"]
     assert {id[0] for id in prompts} == {"1", "2"}
+
+
+def test_the_judge_sees_the_first_turn_before_the_second(tmp_path):
+    _, backend = go(tmp_path)
+    prompts = {id: p for model in backend.models for id, p in model.prompts.items() if "1/assess/quality" in id}
+    place = tmp_path / "iteration_1"
+    firsts = {f"{s.id}.2": s for s in kept(lines(place / "selected", Selected))}
+    seconds = [s for s in lines(place / "second_turn" / "selected", Selected) if f"1/assess/quality/{s.id}" in prompts]
+    assert seconds
+    for second in seconds:
+        first = firsts[second.instruction_id]
+        said = f"{first.instruction}\n{first.input}" if first.input else first.instruction
+        whole = f"Instruction: {said}\n\nResponse: {first.response}\n\nInstruction: {second.instruction}"
+        assert whole in prompts[f"1/assess/quality/{second.id}"]
 
 
 def test_a_second_turn_without_an_instruction_leaves_the_first(tmp_path, monkeypatch):
