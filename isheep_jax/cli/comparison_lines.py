@@ -68,7 +68,7 @@ def _cells(difference: Difference) -> list[str]:
 
 
 def _change_lines(comparison: TaskComparison) -> list[str]:
-    worse = [change for change in comparison.changed if change.score_b < change.score_a]
+    worse = [change for change in comparison.changed if change.gain < 0]
     better = comparison.changed[len(worse) :]
     if not comparison.changed:
         return [f"no sample changed in {comparison.main}"]

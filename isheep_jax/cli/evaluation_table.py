@@ -145,7 +145,8 @@ def warning_lines(models: Sequence[tuple[str, Results]]) -> list[str]:
         if cut:
             lines.append(f"{task}: many responses were cut off by the limit of new tokens ({', '.join(cut)})")
         if missing:
-            lines.append(f"{task}: responses that do not fit into the context count as wrong ({', '.join(missing)})")
+            counts = "are left out" if any("loss" in result for _, result in rows) else "count as wrong"
+            lines.append(f"{task}: responses that do not fit into the context {counts} ({', '.join(missing)})")
     return lines
 
 

@@ -30,10 +30,10 @@ def row_cells(summary: IterationSummary) -> dict[str, str]:
         "loss": number(summary.train_loss, ".3f"),
     }
     for task, result in summary.evaluation.items():
-        if "accuracy" in result:
-            cells[f"{task} accuracy ± 95 %"] = (
-                f"{result['accuracy']:.3f} ± {NINETY_FIVE_PERCENT * result.get('stderr', 0.0):.3f}"
-            )
+        for measure in ("accuracy", "loss"):
+            if measure in result:
+                half = NINETY_FIVE_PERCENT * result.get("stderr", 0.0)
+                cells[f"{task} {measure} ± 95 %"] = f"{result[measure]:.3f} ± {half:.3f}"
     return cells
 
 

@@ -33,7 +33,7 @@ class Difference:
     a, b: mean of each model over these samples. difference: b - a.
     low, high: 95 % interval of the difference (percentile bootstrap, clustered by sample).
     p: of the two-sided sign test on the samples that changed; for scores of 0 and 1 that is McNemar's exact test.
-    better, worse: samples whose mean score is higher or lower in b.
+    better, worse: samples whose mean score is better or worse in b; of a loss, lower is better.
     samples: how many were compared.
     """
 
@@ -52,14 +52,15 @@ class Difference:
 class Change:
     """A sample whose main score differs.
 
-    score_a, score_b: means of the attempts. The rest is of the first attempt: response_a, response_b: all turns;
-    details_a, details_b: what the scorer says.
+    score_a, score_b: means of the attempts. gain: how much better b is; negative where it is worse. The rest is of the
+    first attempt: response_a, response_b: all turns; details_a, details_b: what the scorer says.
     """
 
     sample: str
     prompt: str
     score_a: float
     score_b: float
+    gain: float
     response_a: str
     response_b: str
     details_a: Mapping[str, Any]
@@ -134,7 +135,10 @@ def compare_task(a: Evaluation, b: Evaluation, task: str) -> TaskComparison:
     if len(compared) < len(common):
         notes.append(f"left out because their prompts differ: {len(common) - len(compared)} of {len(common)} samples")
     units_a, units_b = _units(answers_a), _units(answers_b)
-    paired = {name: paired_difference(units_a[name], units_b[name], compared) for name in units_a if name in units_b}
+    sign = -1 if "loss" in a.results[task] else 1
+    paired = {
+        name: paired_difference(units_a[name], units_b[name], compared, sign) for name in units_a if name in units_b
+    }
     differences = {name: difference for name, difference in paired.items() if difference}
     if not differences:
         raise UserError(f"{a.name} and {b.name} have no sample with the same prompt and a score in common")
@@ -148,7 +152,7 @@ def compare_task(a: Evaluation, b: Evaluation, task: str) -> TaskComparison:
         only_b=len(ids_b) - len(common),
         notes=tuple(notes),
         differences=differences,
-        changed=_changes(units_a[main], units_b[main], compared, answers_a, answers_b),
+        changed=_changes(units_a[main], units_b[main], compared, answers_a, answers_b, sign),
     )
 
 
@@ -223,10 +227,15 @@ def paired_difference(
     a: Mapping[str, Sequence[float]],
     b: Mapping[str, Sequence[float]],
     samples: Iterable[str],
+    sign: int = 1,
 ) -> Difference | None:
     """Returns the difference of two models' means over the samples for which both have values; None without any.
 
-    a, b: values of each sample.
+    Args:
+        a: Values of each sample.
+        b: Those of the other model.
+        samples: The samples to compare.
+        sign: 1 where a higher value is better, -1 where a lower one is.
     """
     samples = [sample for sample in samples if a.get(sample) and b.get(sample)]
     if not samples:
@@ -235,7 +244,7 @@ def paired_difference(
     table_a, table_b = (np.array([[sum(model[s]), len(model[s])] for s in samples], np.float64) for model in (a, b))
     mean_a, mean_b = float(_mean(table_a.sum(0))), float(_mean(table_b.sum(0)))
     low, high = np.quantile(_resampled_differences(table_a, table_b), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    gains = _mean(table_b) - _mean(table_a)
+    gains = sign * (_mean(table_b) - _mean(table_a))
     better, worse = int((gains > 0).sum()), int((gains < 0).sum())
     return Difference(
         mean_a,
@@ -284,7 +293,9 @@ def _changes(
     samples: Iterable[str],
     answers_a: Mapping[Attempt, Answer],
     answers_b: Mapping[Attempt, Answer],
+    sign: int,
 ) -> tuple[Change, ...]:
+    """Returns the samples whose main score changed, those that got worse first; sign: as for `paired_difference`."""
     changes = []
     for sample in samples:
         if not (a.get(sample) and b.get(sample)):
@@ -294,8 +305,9 @@ def _changes(
             first = answers_a[sample, 0], answers_b[sample, 0]
             prompt = "\n\n".join(first[1].response.prompts)
             texts, details = (_text(answer.response) for answer in first), (answer.score.details for answer in first)
-            changes.append(Change(sample, prompt, score_a, score_b, *texts, *details))
-    return tuple(sorted(changes, key=lambda change: change.score_b > change.score_a))
+            gain = sign * (score_b - score_a)
+            changes.append(Change(sample, prompt, score_a, score_b, gain, *texts, *details))
+    return tuple(sorted(changes, key=lambda change: change.gain > 0))
 
 
 def _text(response: Response) -> str:

@@ -207,7 +207,7 @@ TASK = Task(
     score=score,
     main="rating",
     shown=("turn_1", "turn_2", "unparsed"),
-    is_accuracy=False,
+    measures="",
     scoring_settings=("judge", "judge_model"),
     check=check,
 )

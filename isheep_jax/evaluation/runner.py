@@ -23,6 +23,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure, figures_of
 from isheep_jax.evaluation.task import JudgeModel, Response, Sample, Score, Scoring, Task, TaskOptions
 from isheep_jax.files import read_json_if_there, utf8, write_atomically, write_json
+from isheep_jax.loop.context import by_request
 from isheep_jax.loop.protocols import ExampleAnswer, Model, OpenProgress, TaskResult, TokenModel, is_fuller
 from isheep_jax.loop.records import from_line
 from isheep_jax.loop.stage_files import StageFiles
@@ -31,6 +32,7 @@ from isheep_jax.text.conversation import Message, Prompt
 # Responses per part: what a kill can cost.
 _PART = 32
 _EXAMPLES = 3  # of a task without groups
+_LOGPROB_PLACES = 4  # above the noise of another device count
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class TaskEvaluator:
         The limit is not among them: a response depends on its own sample alone, so that those to fewer samples are kept
         when the limit rises.
         """
-        sampling = {json.dumps(dataclasses.asdict(s.sampling), sort_keys=True) for s in every}
+        sampling = {json.dumps(dataclasses.asdict(s.sampling), sort_keys=True) for s in every if s.given is None}
         return {
             "task": self.name,
             "version": self.task.version,
@@ -110,7 +112,7 @@ class TaskEvaluator:
             "attempts": max((s.attempts for s in every), default=0),
             "sampling": [json.loads(s) for s in sorted(sampling)],
             "prompts": _digest([[s.id, _as_json(s.prompt), s.later_turns] for s in every]),
-            "references": _digest([[s.id, s.reference] for s in every]),
+            "references": _digest([[s.id, s.reference, *([] if s.given is None else [s.given])] for s in every]),
             **self.decoding,
         }
 
@@ -177,7 +179,12 @@ class TaskEvaluator:
         """Yields a response to each attempt as it is finished, turn after turn."""
         by_sampling = defaultdict(list)
         for sample, attempt in todo:
-            by_sampling[sample.sampling].append((sample, attempt))
+            if sample.given is None:
+                by_sampling[sample.sampling].append((sample, attempt))
+        if given := [(sample, attempt) for sample, attempt in todo if sample.given is not None]:
+            for response in self._read(model, given):
+                advance(1)
+                yield response
         for sampling, group in by_sampling.items():
             talks = {f"evaluate/{self.name}/{s.id}/{a}": _Talk(s, a) for s, a in group}
             for turn in range(1 + max(len(sample.later_turns) for sample, _ in group)):
@@ -187,6 +194,21 @@ class TaskEvaluator:
                     advance(talk.take(completion))
                     if talk.ended:
                         yield talk.response()
+
+    def _read(self, model: Model, given: Sequence[tuple[Sample, int]]) -> Iterator[Response]:
+        """Yields the given response to each attempt, with the probabilities that the model gives to its tokens."""
+        requests = [Request(f"evaluate/{self.name}/{s.id}/{a}", s.prompt) for s, a in given]
+        for index, read in by_request(requests, model.text_logprobs(requests, [s.given for s, _ in given])):
+            sample, attempt = given[index]
+            yield Response(
+                sample=sample.id,
+                attempt=attempt,
+                prompts=(_last_message(sample.prompt),),
+                texts=("" if read.error else sample.given,),
+                finish_reasons=("error" if read.error else "given",),
+                error=read.error,
+                logprobs=tuple(round(x, _LOGPROB_PLACES) for x in read.logprobs),
+            )
 
     def _result(
         self, pairs: Sequence[tuple[Sample, Response]], scores: Sequence[Score], settings: Mapping[str, Any], of: int
@@ -198,7 +220,7 @@ class TaskEvaluator:
             figures |= task.figures(triples)
         main = figures.get(task.main)
         finishes = [reason for _, response in pairs for reason in response.finish_reasons]
-        headline = {"accuracy": main.value, "stderr": main.stderr} if task.is_accuracy and main else {}
+        headline = {task.measures: main.value, "stderr": main.stderr} if task.measures and main else {}
         return {
             **headline,
             "count": len({sample.id for sample, _ in pairs}),
@@ -256,7 +278,7 @@ class _Talk:
         return Response(
             sample=sample.id,
             attempt=self.attempt,
-            prompts=(sample.prompt if is_text else sample.prompt[-1].content, *sample.later_turns),
+            prompts=(_last_message(sample.prompt), *sample.later_turns),
             texts=(*texts, *[""] * missing),
             finish_reasons=(*(c.finish_reason for c in self.completions), *["error"] * missing),
             error=next((c.error for c in self.completions if c.error), ""),
@@ -281,8 +303,9 @@ def _groups(
 def _examples(triples: Sequence[tuple[Sample, Response, Score]], main: str) -> list[ExampleAnswer]:
     """Returns a few answers: to the first sample of each group, or to samples that are spread over all of them.
 
-    They are the same samples for every model.
+    They are the same samples for every model; those with a given response show nothing of it.
     """
+    triples = [triple for triple in triples if triple[0].given is None]
     first: dict[str, tuple[Sample, Response, Score]] = {}
     for triple in triples:
         first.setdefault(next(iter(triple[0].groups.values()), ""), triple)
@@ -340,6 +363,11 @@ def _kept_responses(path: epath.Path) -> list[Response]:
         return [from_line(Response, line) for line in text.split("\n") if line]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it to make it anew") from error
+
+
+def _last_message(prompt: Prompt) -> str:
+    """Returns the prompt as the user wrote it: the text, or the user's last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1].content
 
 
 def _as_json(prompt: Prompt) -> Any:

@@ -1,12 +1,13 @@
 """The parts of an evaluation task: samples in, responses of a model, scores of the responses, figures out.
 
 A task is data and pure functions: `runner.py` asks the model, keeps every response and resumes; `figures.py` turns
-scores into means with standard errors.
+scores into means with standard errors. A task may give the responses itself, to measure how probable they are to the
+model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -16,6 +17,8 @@ from isheep_jax.evaluation.figures import Figure
 from isheep_jax.loop.protocols import Model, OpenProgress
 from isheep_jax.text.conversation import Prompt
 
+_GREEDY = SamplingParams(temperature=0.0)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -24,6 +27,7 @@ class Sample:
     id: unique within the task; with the attempt and the run's seed it decides the random numbers of a response.
     prompt: conversation, or text to continue, of the first turn.
     sampling: how it is answered.
+    given: a response that the model does not write: it tells the log-probabilities of its tokens. None: it writes one.
     reference: what the scorer needs, as JSON values: right answers, tests, constraints.
     later_turns: what the user says after each response; only after conversations.
     attempts: independent responses.
@@ -34,7 +38,8 @@ class Sample:
 
     id: str
     prompt: Prompt
-    sampling: SamplingParams
+    sampling: SamplingParams = _GREEDY
+    given: str | None = None
     reference: Mapping[str, Any] = field(default_factory=dict)
     later_turns: tuple[str, ...] = ()
     attempts: int = 1
@@ -50,6 +55,7 @@ class Response:
     prompts: prompt of each turn as the user wrote it: the text, or the user's last message.
     texts, finish_reasons: of each turn, as `Completion` has them.
     error: why the prompt could not be answered ("": it could); then the texts are empty.
+    logprobs: natural-log probability of each token of a response that was given; empty for one that the model wrote.
     """
 
     sample: str
@@ -58,6 +64,7 @@ class Response:
     texts: tuple[str, ...]
     finish_reasons: tuple[str, ...]
     error: str = ""
+    logprobs: tuple[float, ...] = ()
 
     def __post_init__(self):
         if not len(self.prompts) == len(self.texts) == len(self.finish_reasons) > 0:
@@ -128,6 +135,8 @@ class TaskOptions:
     chat: bool = True
 
 
+Measures = Literal["accuracy", "loss", ""]
+
 # Scores the responses of a task, in their order: pairs of a sample and one response to it.
 Scorer = Callable[[Sequence[tuple[Sample, Response]], Scoring], Sequence[Score]]
 
@@ -142,8 +151,8 @@ class Task:
     score: scores the responses.
     main: name of the figure that stands for the task.
     shown: further figures for tables.
-    is_accuracy: whether the main figure is a share (0 to 1) of what was right, so that it may choose the best
-        iteration.
+    measures: what the main figure is. "accuracy": a share (0 to 1) of what was right, which may choose the best
+        iteration. "loss": lower is better. "": anything else.
     figures: further figures that are not means of scores, from (sample, response, score) of every response, such as
         pass@k.
     held_out_texts: returns the texts that no run evaluated on the task may train on; None: `held_out` of the samples.
@@ -160,7 +169,7 @@ class Task:
     score: Scorer
     main: str
     shown: tuple[str, ...] = ()
-    is_accuracy: bool = True
+    measures: Measures = "accuracy"
     figures: Callable[[Sequence[tuple[Sample, Response, Score]]], dict[str, Figure]] | None = None
     held_out_texts: Callable[[], frozenset[str]] | None = None
     random_order: bool = False

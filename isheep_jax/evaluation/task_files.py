@@ -52,6 +52,10 @@ DATA_FILES = {
         f"{_GOOGLE}/instruction_following_eval/data/input_data.jsonl",
         "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
     ),
+    "self_instruct/seed_tasks.jsonl": DataFile(
+        "https://raw.githubusercontent.com/yizhongw/self-instruct/main/data/seed_tasks.jsonl",
+        "7779004fa198fdf27cf70a159363879d8a26c53329e11b436af17b3941875f48",
+    ),
     "squad/dev-v1.1.json": DataFile(
         f"{_SQUAD}/dev-v1.1.json",
         "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",

@@ -11,6 +11,7 @@ from isheep_jax.evaluation import (
     ifeval,
     mbpp,
     mt_bench,
+    self_instruct,
     squad,
     tiny,
     tiny_domain,
@@ -35,6 +36,7 @@ TASKS: dict[str, Task] = {
     "xstest": xstest.TASK,
     "alpaca_eval": alpaca_eval.TASK,
     "mt_bench": mt_bench.TASK,
+    "self_instruct": self_instruct.TASK,
     "tiny": tiny.TASK,
     "tiny_domain": tiny_domain.TASK,
 }
@@ -64,7 +66,7 @@ def _gives_accuracy(name: str, settings: EvaluateConfig) -> bool:
     if name.startswith(PREFIX):
         return True
     task = TASKS[name]
-    return task.is_accuracy and bool(settings.judge or "judge" not in task.scoring_settings)
+    return task.measures == "accuracy" and bool(settings.judge or "judge" not in task.scoring_settings)
 
 
 def evaluators(

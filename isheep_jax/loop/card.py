@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +134,7 @@ class Step:
     pairs: int = 0
     """Pairs that it was trained on (count)."""
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Measured {task: {"accuracy", "stderr", "count"}}; empty if nothing was measured."""
+    """Measured {task: {"accuracy" or "loss", "stderr", "count"}}; empty if nothing was measured."""
 
 
 def lineage_card(
@@ -219,7 +219,7 @@ def _front_matter(base: str, adapter: bool, chained: bool) -> str:
 
 def _evaluation(base: Step, last: Step) -> str:
     measures = {**base.evaluation, **last.evaluation}
-    names = [name for name, result in measures.items() if "accuracy" in result]
+    names = [name for name, result in measures.items() if _measure(result)]
     if not names:
         return "The run measured neither the base model nor this one."
 
@@ -227,15 +227,22 @@ def _evaluation(base: Step, last: Step) -> str:
         result = step.evaluation.get(name)
         if not result:
             return "not measured"
-        return f"{result['accuracy']:.3f} ± {result['stderr']:.3f} of {result['count']} prompts"
+        return f"{result[_measure(result)]:.3f} ± {result['stderr']:.3f} of {result['count']} prompts"
 
-    rows = [f"| {name} | {measured(base, name)} | {measured(last, name)} |" for name in names]
+    rows = [
+        f"| {name} ({_measure(measures[name])}) | {measured(base, name)} | {measured(last, name)} |" for name in names
+    ]
     return "\n".join(
         [
-            "Accuracy with its standard error.",
+            "Accuracies, or losses in nats per token, with their standard errors.",
             "",
             f"| task | base model | iteration {last.iteration} |",
             "| --- | --- | --- |",
             *rows,
         ]
     )
+
+
+def _measure(result: Mapping[str, Any]) -> str:
+    """Returns which of its figures stands for a task's result; "" where none does."""
+    return next((name for name in ("accuracy", "loss") if name in result), "")

@@ -202,7 +202,8 @@ class TaskResult(TypedDict):
     """A model's result on an evaluation task, as JSON values: its entry in `evaluation.json`.
 
     accuracy, stderr: share of the samples that are answered correctly (0 to 1), with its standard error; not there for
-        a task that measures something else. count: samples that were used. of: samples that the task has.
+        a task that measures something else. loss, stderr: of a task that measures a loss, where lower is better.
+    count: samples that were used. of: samples that the task has.
     title, version: of the task. main: name of the figure that stands for the task. figures: by name.
     groups: the main figure by group of samples: {"category": {"writing": ...}}.
     unfinished: share of the responses that were cut off. unanswered: responses that could not be made.
@@ -211,6 +212,7 @@ class TaskResult(TypedDict):
     """
 
     accuracy: NotRequired[float]
+    loss: NotRequired[float]
     stderr: NotRequired[float]
     count: int
     of: int

@@ -8,7 +8,7 @@ from typing import Any
 from isheep_jax.config import StopConfig
 
 # Figures of a task's result that belong in the summary; the rest stays in evaluation.json.
-_HEADLINE = ("accuracy", "stderr", "count")
+_HEADLINE = ("accuracy", "loss", "stderr", "count")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class IterationSummary:
     novelty: share of the well-formed instructions that were new (0 to 1).
     per_thousand_tokens: instructions that were kept per thousand new tokens of their prompts.
     score_mass: median probability that the judge gave to the ten scores together.
-    evaluation: {task: {"accuracy", "stderr", "count"}} of the iteration's model.
+    evaluation: {task: {"accuracy" or "loss", "stderr", "count"}} of the iteration's model.
     agreement: how far a second judge agrees, with `assess.agreement`.
     second_turn: {"instructions", "kept"}, with `synthesize.turns=2`.
     engraved: evaluation of the model that wrote the thorough answers, with `clone.enabled`.

@@ -48,6 +48,15 @@ def test_differences_are_those_of_the_figures(tmp_path):
     assert (difference.better, difference.worse) == (1, 1)
 
 
+def test_of_a_loss_lower_is_better(tmp_path):
+    a, b = ({str(n): [{"loss": [value, 1.0]}] for n, value in enumerate(values)} for values in ((2, 2, 2), (1, 1, 3)))
+    result = compared(tmp_path, a, b, *[{"main": "loss", "loss": 1.5}] * 2)
+    difference = result.differences["loss"]
+    assert difference.difference == pytest.approx(-1 / 6)
+    assert (difference.better, difference.worse) == (2, 1)
+    assert [(change.sample, change.gain) for change in result.changed] == [("2", -0.5), ("0", 0.5), ("1", 0.5)]
+
+
 def test_sign_of_the_difference_is_that_of_the_second_model(tmp_path):
     result = compared(tmp_path, strict(*[0] * 40), strict(*[1] * 10, *[0] * 30))
     difference = result.differences["prompt_strict"]
@@ -115,7 +124,7 @@ def test_changed_samples_come_with_both_answers_the_worse_ones_first(tmp_path):
         b={"responses": {"1": "bad"}},
     )
     assert [(c.sample, c.score_a, c.score_b) for c in result.changed] == [("1", 1.0, 0.0), ("0", 0.0, 1.0)]
-    assert result.changed[0] == Change("1", "Question 1?", 1.0, 0.0, "good", "bad", {"n": 0}, {"n": 0})
+    assert result.changed[0] == Change("1", "Question 1?", 1.0, 0.0, -1.0, "good", "bad", {"n": 0}, {"n": 0})
     assert json.loads(json.dumps(result.as_dict()))["changed"][0]["prompt"] == "Question 1?"
 
 

@@ -8,7 +8,7 @@ from etils import epath
 from scripted_backend import Counting
 
 from isheep_jax.config import EvaluateConfig
-from isheep_jax.decode.requests import Completion, SamplingParams
+from isheep_jax.decode.requests import Completion, SamplingParams, TextLogprob
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure
 from isheep_jax.evaluation.runner import TaskEvaluator
@@ -46,6 +46,13 @@ class Model:
         self.sampling: list[SamplingParams] = []
         self._kill, self._broken = kill, broken
 
+    def text_logprobs(self, requests, texts):
+        for request, _ in reversed(list(zip(requests, texts, strict=True))):
+            if len(self.asked) == self._kill:
+                raise Killed
+            self.asked.append(request.id)
+            yield TextLogprob(request.id, -1.5, 2, logprobs=(-1.0, -0.5))
+
     def generate(self, requests, sampling):
         self.sampling.append(sampling)
         for request in reversed(requests):
@@ -75,7 +82,8 @@ def test_samples_have_prompt_response_and_scores_in_order(directory):
     result = evaluator(task([sample(i) for i in range(3)]))(Model(), directory, Counting())
     assert lines(directory)[1] == {
         "sample": "1", "attempt": 0, "prompts": ["prompt 1"], "texts": ["evaluate/task/1/0/0 1"],
-        "finish_reasons": ["stop"], "error": "", "values": {"accuracy": False}, "details": {"length": 21},
+        "finish_reasons": ["stop"], "error": "", "logprobs": [],
+        "values": {"accuracy": False}, "details": {"length": 21},
     }  # fmt: skip
     assert [line["sample"] for line in lines(directory)] == ["0", "1", "2"]
     assert result["accuracy"] == pytest.approx(2 / 3)
@@ -94,6 +102,27 @@ def test_killed_evaluation_goes_on_and_ends_the_same(directory, tmp_path, kill):
     assert len(rest.asked) == 100 - kill // 32 * 32
     assert progress.opened == [["", 100, "responses", 100]]
     assert (directory / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("kill", [5, 40])
+def test_killed_reading_of_given_responses_goes_on_and_ends_the_same(directory, tmp_path, kill):
+    a_task = task([sample(i, given=f"answer {i}") for i in range(50)])
+    whole = evaluator(a_task)(Model(), epath.Path(tmp_path / "whole"), Counting())
+    with pytest.raises(Killed):
+        evaluator(a_task)(Model(kill), directory, Counting())
+    rest = Model()
+    assert evaluator(a_task)(rest, directory, Counting()) == whole
+    assert len(rest.asked) == 50 - kill // 32 * 32
+    assert (directory / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    assert lines(directory)[7]["texts"] == ["answer 7"]
+    assert lines(directory)[7]["logprobs"] == [-1.0, -0.5]
+    assert whole["examples"] == []
+
+
+def test_changed_given_response_is_refused(directory):
+    evaluator(task([sample(0, given="an answer")]))(Model(), directory, Counting())
+    with pytest.raises(UserError, match="references was"):
+        evaluator(task([sample(0, given="another")]))(Model(), directory, Counting())
 
 
 def test_finished_evaluation_asks_nothing(directory):
@@ -182,7 +211,8 @@ def test_prompt_that_cannot_be_answered_ends_its_talk_and_is_counted(directory):
     result = evaluator(task(samples))(Model(broken=["evaluate/task/0/0/0"]), directory, progress)
     assert lines(directory)[0] | {"values": None, "details": None} == {
         "sample": "0", "attempt": 0, "prompts": ["prompt 0", "and then?"], "texts": ["", ""],
-        "finish_reasons": ["error", "error"], "error": "the prompt is too long", "values": None, "details": None,
+        "finish_reasons": ["error", "error"], "error": "the prompt is too long", "logprobs": [],
+        "values": None, "details": None,
     }  # fmt: skip
     assert (result["unanswered"], result["accuracy"]) == (1, 0.0)
     assert progress.opened == [["", 3, "responses", 3]]
