@@ -131,6 +131,16 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
     return changes
 
 
+def _ranked_by(reading: str) -> dict[str, object]:
+    """Returns changes: the best pairs by one reading, also where the check of the judge finds that it is a coin."""
+    return {
+        "assess.readings": (reading,),
+        "select.rule": "top_fraction",
+        "select.ranking": "sum",
+        "guard.judge": "warn",
+    }
+
+
 def _judge(name: str) -> dict[str, object]:
     """Returns changes: a judge, and a second one to measure the agreement with."""
     return {"assess.judge": name, "assess.agreement": 256}
@@ -145,6 +155,8 @@ _PAPER_RULE = {
     "select.following_ceiling": 10.0,
 }
 _NO_FILTER = {"select.rule": "none", "respond.samples": 1}
+# Pairs are drawn or all kept: nothing is read, so that no judge needs to be checked.
+_UNREAD = {"assess.readings": (), "guard.judge": "off"}
 _COMBINED = {1: 35.67, 2: 37.34, 3: 41.22, 4: 42.14, 5: 44.55, 6: 42.33}
 _THREE = {n: _COMBINED[n] for n in (1, 2, 3)}
 
@@ -275,6 +287,27 @@ STUDIES: dict[str, Study] = {
             Row("sampled_16", "mean of 16 samples", _equal_counts(read="sampled", samples=16)),
         ),
         also_shown={"probability of the ten scores": "score_mass"},
+    ),
+    "real_model": Study(
+        "What a reading selects on a real model",
+        (
+            Row("lift", "best by lift, and its rules", _ranked_by("lift")),
+            Row("rubric", "best by the rubric", _ranked_by("rubric")),
+            Row("random", "random, as many pairs", {"select.rule": "random", **_UNREAD}),
+            Row("none", "no filter, all pairs", {"select.rule": "none", **_UNREAD}),
+            Row(
+                "ssd",
+                "no filter, all of truncated samples (simple self-distillation)",
+                {"select.rule": "none", "respond.temperature": (0.7,), "respond.top_p": 0.8, **_UNREAD},
+            ),
+            Row(
+                "once",
+                "best by lift, one iteration with 3 x the instructions",
+                lambda config: {**_ranked_by("lift"), **_times(3, iterations=1)(config)},
+                column=3,
+            ),
+        ),
+        "In the paper Qwen1.5-1.8B has 15.53 % of IFEval's prompts at first, then 16.27 % and 13.68 %.",
     ),
     "dromedary_vs_isheep": Study(
         "One iteration (what the paper calls Dromedary) and more",

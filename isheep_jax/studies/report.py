@@ -115,7 +115,7 @@ def markdown(study: Study, rows: Sequence[Row], results: Results, config: Config
 
 
 def _heading(study: Study, base: str, by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:
-    what = study.measure or " and ".join(f"{task} accuracy" for task in config.evaluate.tasks)
+    what = study.measure or " and ".join(f"{task} {_measures(task)}" for task in config.evaluate.tasks)
     own = getattr(config.evaluate, config.evaluate.tasks[0], None)  # settings that only this task has
     split = f" ({', '.join(map(str, dataclasses.astuple(own)))})" if own is not None else ""
     seeds = sorted({seed for runs in by_row.values() for seed in runs})
@@ -135,9 +135,14 @@ def _count(by_row: Mapping[str, Mapping[int, Result]], config: Config) -> str:
 def _also_shown(config: Config, measure: str) -> list[str]:
     """Returns the paths of the figures shown next to the measure, for the base model and the last iteration."""
     tasks = config.evaluate.tasks
-    paths = [f"{task}.accuracy" for task in tasks] if len(tasks) > 1 or measure else []
+    paths = [f"{task}.{_measures(task)}" for task in tasks] if len(tasks) > 1 or measure else []
     paths += [f"{task}.{figure}" for task in tasks for figure in TASKS[task].shown]
     return [path for path in paths if path != measure]
+
+
+def _measures(task: str) -> str:
+    """Returns the name of the figure that stands for a task."""
+    return TASKS[task].measures or TASKS[task].main
 
 
 def _table(study: Study, rows: Sequence[Row], by_row: Mapping[str, Mapping[int, Result]], config: Config) -> list[str]:

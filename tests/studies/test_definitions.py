@@ -73,6 +73,20 @@ def test_the_threshold_is_that_of_the_papers_rule_wherever_it_is_studied():
     assert changed("threshold", "above_minus_1", PAPER)["select.threshold"] == -1
 
 
+def test_rows_on_a_real_model_share_instructions_and_responses_unless_they_are_about_them():
+    written = ("synthesize.", "respond.")
+    for row in ("lift", "rubric", "random", "none"):
+        assert not [name for name in changed("real_model", row, PAPER) if name.startswith(written)]
+    assert {name for name in changed("real_model", "ssd", PAPER) if name.startswith(written)} == {
+        "respond.temperature", "respond.top_p",
+    }  # fmt: skip
+    # As many pairs by chance as by a reading.
+    fractions = {
+        chosen_rows(STUDIES["real_model"], [row])[0].settings(PAPER).select.fraction for row in ("lift", "random")
+    }
+    assert len(fractions) == 1
+
+
 def test_the_papers_headline_gain_is_that_of_its_numbers():
     # Section 4.4: +8.88 on IFEval's strict accuracy of prompts, from iteration 1 to iteration 5.
     one, *_ = chosen_rows(STUDIES["dromedary_vs_isheep"], ["one"])

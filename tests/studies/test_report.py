@@ -1,5 +1,6 @@
 """The tables and the picture hold what was measured, with the right intervals."""
 
+import dataclasses
 import json
 
 import pytest
@@ -81,6 +82,18 @@ def test_another_measure_is_read_by_its_path():
     study = Study("Content", STUDY.rows, measure="tiny.content")
     text = report.markdown(study, [LOOP], RESULTS, named_config("tiny"))
     assert "| the loop | 2 | 0.990 | 0.940 ± 0.127 |" in text
+
+
+def test_a_loss_is_shown_beside_the_accuracy_which_is_compared():
+    config = replace_settings(named_config("tiny"), {"evaluate.tasks": ("tiny", "self_instruct")})
+    losses = [{"self_instruct": {"loss": 2.5 - n / 10, "count": 175}} for n in range(3)]
+    run = result(0.1, 0.5, 0.6)
+    run = dataclasses.replace(run, evaluations=[{**e, **loss} for e, loss in zip(run.evaluations, losses, strict=True)])
+    text = report.markdown(STUDY, [LOOP], {"b": {"loop": {1: run}}}, config)
+    assert "tiny accuracy and self_instruct loss on 512 and 175 held-out prompts" in text
+    assert "self_instruct.loss, base to last" in text
+    assert "2.500 → 2.300" in text
+    assert "| the loop | 1 | 0.100 | 0.500 | 0.600 |" in text
 
 
 def test_the_json_has_every_figure():

@@ -1,0 +1,120 @@
+"""Whether a model's readings find the known order of public responses: win rates and AUCs with intervals, per set.
+
+python tests/benchmarks/judging.py --model MODEL --data DIRECTORY [--limit 60] [--sets alpaca_eval ...]
+    [--readings rubric lift ...] [--framing auto] [--chat_template auto] [--output FILE]
+
+DIRECTORY has the published files as TASK/FILE, like `evaluate.task_data`; `public_pairs.py` says which and how they are
+used. Programs run in the sandbox of the evaluation. Prints a table in Markdown, and writes every reading of every
+response to FILE as JSON Lines.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from public_pairs import SETS, Item
+
+from isheep_jax.config import AssessConfig, SelectConfig
+from isheep_jax.loop.judging.check import WORSE, KnownPair, ReadingCheck, check, measure
+from isheep_jax.loop.judging.readings import READINGS, Reader
+from isheep_jax.loop.prompting.templates import load as load_templates
+from isheep_jax.loop.records import Checked, to_line
+from isheep_jax.runtime.load import load
+
+# Ways to make an order of a log-likelihood.
+ORDERS = {
+    "per token": SelectConfig(per="token"),
+    "in total": SelectConfig(per="total"),
+    "per token, length taken out": SelectConfig(per="token", length_control="regression"),
+    "in total, length taken out": SelectConfig(per="total", length_control="regression"),
+}
+
+
+def main() -> None:
+    options = _options()
+    model = load(options.model, chat_template=options.chat_template)
+    is_chat = options.framing == "chat" or (options.framing == "auto" and options.chat_template == "auto")
+    reader = Reader(
+        AssessConfig(readings=tuple(options.readings)),
+        load_templates("standard"),
+        model,
+        "chat" if is_chat else "text",
+        "judging",
+    )
+    columns: dict[str, dict[str, str]] = {}
+    lines: list[str] = []
+    for name in options.sets:
+        begun = time.monotonic()
+        items = SETS[name].read(options.data, options.limit)
+        records = [record for _, record in sorted(check(reader, _known(items), bare=False), key=lambda pair: pair[0])]
+        columns[name] = dict(_rows(options.readings, records))
+        lines += [to_line(record) for record in records]
+        print(f"{name}: {len(items)} responses in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"\n{options.model}, prompts as {reader.framing}, {_hardware()}\n")
+    print("\n".join(_table(columns)))
+    if options.output:
+        options.output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=60, help="most pairs of a set")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    usual = [name for name in READINGS if name != "self_consistency"]  # the same for both of a pair
+    parser.add_argument("--readings", nargs="+", choices=READINGS, default=usual)
+    parser.add_argument("--framing", choices=("auto", "text", "chat"), default="auto")
+    parser.add_argument("--chat_template", default="auto", help="'plain' for a base model")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def _known(items: Sequence[Item]) -> list[KnownPair]:
+    """Returns the items as the check of a judge has them; one without a pair is a task of its own."""
+    return [
+        KnownPair(item.pair or f"{i:04d}", "" if item.is_better else WORSE, item.instruction, "", item.response)
+        for i, item in enumerate(items)
+    ]
+
+
+def _rows(readings: Sequence[str], records: Sequence[Checked]) -> Iterator[tuple[str, str]]:
+    """Yields the rows of the table: the name of a way to order, and its figures."""
+    for reading in readings:
+        is_sum = any(_tokens(record, reading) for record in records)
+        for order, settings in ORDERS.items() if is_sum else {"": SelectConfig()}.items():
+            yield f"{reading} {order}".strip(), _cell(measure(settings, [reading], records))
+
+
+def _tokens(record: Checked, reading: str) -> int:
+    value = (record.scores.readings or {}).get(reading)
+    return value.tokens if value else 0
+
+
+def _cell(found: ReadingCheck) -> str:
+    auc = f"{found.auc.value:.2f} ({found.auc.low:.2f} to {found.auc.high:.2f})"
+    if found.wins is None:
+        return auc
+    return f"{found.wins.value:.2f} ({found.wins.low:.2f} to {found.wins.high:.2f}); {found.auc.value:.2f}"
+
+
+def _table(columns: dict[str, dict[str, str]]) -> Iterator[str]:
+    rows = list(dict.fromkeys(row for column in columns.values() for row in column))
+    yield f"| reading | {' | '.join(columns)} |"
+    yield "|---" * (1 + len(columns)) + "|"
+    for row in rows:
+        yield f"| {row} | {' | '.join(column.get(row, '') for column in columns.values())} |"
+
+
+def _hardware() -> str:
+    """Returns the number of cores and their vector instructions."""
+    cpu = Path("/proc/cpuinfo")
+    text = cpu.read_text() if cpu.exists() else ""
+    flags = text.partition("flags")[2].partition("\n")[0].split()
+    vectors = [name for name in ("avx2", "avx512f", "amx_bf16") if name in flags]
+    return f"{text.count('processor')} cores with {', '.join(vectors) or 'unknown instructions'}"
+
+
+if __name__ == "__main__":
+    main()
