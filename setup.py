@@ -57,7 +57,7 @@ EXTRAS_REQUIRE = {
     # Writes logs for its viewer (--inspect_log). 0.3 is still its only series, and each of its releases may add fields
     # to the classes of a log; this one wrote and read those of the tests.
     "inspect": ["inspect_ai>=0.3.285,<0.4"],
-    # Models in GGUF files: gguf dequantises them, and transformers makes a tokenizer of their metadata, without torch
+    # Models in GGUF files: gguf dequantizes them, and transformers makes a tokenizer of their metadata, without torch
     # since 5.24.
     "gguf": ["gguf>=0.19,<1", "transformers>=5.24,<6"],
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file under their Hugging Face names, dequantised and reordered as they are read."""
+"""The tensors of a GGUF file under their Hugging Face names, dequantized and reordered as they are read."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NOT_PARAMETERS = ("rope_freqs.weight",)  # `config_json` reads it
-# Numbers that are dequantised at a time: several copies of them are in memory.
+# Numbers that are dequantized at a time: several copies of them are in memory.
 _NUMBERS = 4 * 2**20
 
 
@@ -142,7 +142,7 @@ def _layout(header: Header, block: StoredBlock) -> tuple[str, int]:
         name = kind.name if kind else f"number {block.ggml_type}"
         raise UserError(
             f"{header.path}: tensor {block.name} is stored as ggml type {name}, which the installed gguf package "
-            "cannot dequantise; take a file of another quantization, such as Q8_0 or Q4_K_M"
+            "cannot dequantize; take a file of another quantization, such as Q8_0 or Q4_K_M"
         )
     numbers, size = gguf.GGML_QUANT_SIZES[kind]
     columns = math.prod(block.shape[1:])
@@ -153,7 +153,7 @@ def _layout(header: Header, block: StoredBlock) -> tuple[str, int]:
 
 @functools.cache
 def _is_readable(kind: "GGMLQuantizationType") -> bool:
-    """Returns whether the package dequantises a type; it says so only when asked to."""
+    """Returns whether the package dequantizes a type; it says so only when asked to."""
     gguf = gguf_package()
     try:
         gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)

@@ -97,7 +97,7 @@ def test_damaged_count_in_header_is_refused_without_taking_memory(count, make):
 
 
 @pytest.mark.parametrize(("number", "name"), [(9, "Q8_1"), (250, "number 250")])
-def test_quantization_that_gguf_cannot_dequantise_is_refused_by_name(number, name, make):
+def test_quantization_that_gguf_cannot_dequantize_is_refused_by_name(number, name, make):
     path = make()
     data = path.read_bytes()
     tensor = b"blk.0.ffn_up.weight"

@@ -98,7 +98,7 @@ def test_rope_scaling_of_llama_3_follows_from_frequencies(directory, tmp_path):
 
 
 @pytest.mark.parametrize("quantization", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
-def test_quantized_rows_are_those_that_gguf_dequantises(quantization, tmp_path, small_checkpoint):
+def test_quantized_rows_are_those_that_gguf_dequantizes(quantization, tmp_path, small_checkpoint):
     path = write_gguf(small_checkpoint, tmp_path / "model.gguf", quantization=quantization)
     kind = gguf.GGMLQuantizationType[quantization]
     architecture, exact = parity.load(small_checkpoint)

@@ -46,6 +46,8 @@ def write_gguf(
     name = _NAMES[config["architectures"][0]]
     metadata = {f"{name}.{key}": config[field] for field, key in _INTEGERS.items() if config.get(field)}
     metadata |= {f"{name}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"])} | _rope(name, config)
+    if name == "llama":
+        metadata["llama.rope.dimension_count"] = config["head_dim"]
     metadata |= {f"tokenizer.{key}": value for key, value in (tokenizer or {}).items()}
     metadata = {key: value for key, value in (metadata | (changed or {})).items() if value is not None}
     writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", name))
