@@ -26,7 +26,7 @@ def config() -> Config:
         model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="llama3"),
         mesh=MeshConfig(fsdp=16, tensor=2, decode_tensor=8, topology="v5p-64"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
-        assess=AssessConfig(judge="base", read="sampled", parser="paper"),
+        assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
         sft=SFTConfig(batch_size=16, packing=False),
         decode=DecodeConfig(slots=3072, max_length=2048),

@@ -18,7 +18,7 @@ def config() -> Config:
         iterations=3,
         model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="llama3"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
-        assess=AssessConfig(judge="base", read="sampled", parser="paper"),
+        assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
         sft=SFTConfig(batch_size=16, packing=False),
         decode=DecodeConfig(slots=128, max_length=2048),

@@ -26,7 +26,7 @@ def config() -> Config:
         model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="llama3"),
         mesh=MeshConfig(fsdp=16, decode_tensor=8, topology="v5e-16"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
-        assess=AssessConfig(judge="base", read="sampled", parser="paper"),
+        assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
         sft=SFTConfig(batch_size=16, packing=False),
         decode=DecodeConfig(slots=768, max_length=2048),

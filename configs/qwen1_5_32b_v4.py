@@ -26,7 +26,7 @@ def config() -> Config:
         model=ModelConfig(path="Qwen/Qwen1.5-32B", chat_template="chatml"),
         mesh=MeshConfig(fsdp=16, tensor=2, decode_tensor=8, topology="v4-64"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
-        assess=AssessConfig(judge="base", read="sampled", parser="paper"),
+        assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
         sft=SFTConfig(batch_size=16, packing=False),
         decode=DecodeConfig(slots=1280, max_length=2048),

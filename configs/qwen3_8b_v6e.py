@@ -26,7 +26,7 @@ def config() -> Config:
         model=ModelConfig(path="Qwen/Qwen3-8B-Base", chat_template="chatml"),
         mesh=MeshConfig(fsdp=8, decode_tensor=4, topology="v6e-8"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
-        assess=AssessConfig(judge="base", read="sampled", parser="paper"),
+        assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
         sft=SFTConfig(batch_size=16, packing=False),
         decode=DecodeConfig(slots=704, max_length=2048),

@@ -33,7 +33,7 @@ def config() -> Config:
             samples=4, temperature=(0.6,), top_p=1.0, max_tokens=40, base_prompt="chat", rules="basic"
         ),
         retrieval=RetrievalConfig(examples=3),
-        assess=AssessConfig(judge="current", read="expected"),
+        assess=AssessConfig(framing="text", judge="current", read="expected"),
         select=SelectConfig(rule="top_fraction", fraction=0.3, buckets="opening", following_ceiling=7.5),
         sft=SFTConfig(
             method="full",

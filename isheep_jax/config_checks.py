@@ -32,6 +32,8 @@ RANGES = {
     "assess.agreement": "[0, inf)",
     "select.threshold": "[-1, 10]",
     "select.fraction": "(0, 1]",
+    "select.weights": "[0, inf)",
+    "select.consistency": "[0, 1]",
     "select.perplexity": "(1, inf)",
     "select.clusters": "[1, inf)",
     "select.bucket_share": "(0, 1]",
@@ -39,6 +41,7 @@ RANGES = {
     "select.following_ceiling": "[1, 10]",
     "select.min_pairs": "[0, inf)",
     "select.max_pairs": "[1, inf)",
+    "guard.min_auc": "[0, 1]",
     "guard.min_novelty": "[0, 1]",
     "guard.min_score_mass": "[0, 1]",
     "guard.min_yield": "[0, 1]",
@@ -93,12 +96,15 @@ def check_together(config: Config) -> None:
     if is_server(assess.judge):
         if assess.read != "sampled":
             raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")
+        if assess.framing == "chat":
+            raise UserError("--assess.framing: a server as the judge is told to go on with a text; it must be text")
         if not assess.judge_model:
             raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
     if assess.samples > 1 and assess.read != "sampled":
         raise UserError("--assess.samples: several judgments per score need --assess.read=sampled")
-    if select.ranking == "probability" and (assess.read != "expected" or "rubric" not in assess.readings):
-        raise UserError("--select.ranking: probability needs scores with --assess.read=expected")
+    if select.ranking == "probability" and (assess.readings != ("rubric",) or assess.read != "expected"):
+        raise UserError("--select.ranking: probability needs --assess.readings=rubric alone and --assess.read=expected")
+    _check_ranking(config)
     if select.bucket_share < 1 and select.buckets == "none":
         raise UserError("--select.bucket_share: there are no buckets to share; set --select.buckets, too")
     if assess.agreement and not assess.readings:
@@ -131,6 +137,24 @@ def _check_ways(synthesize: SynthesizeConfig) -> None:
                 raise UserError(
                     f"--synthesize.{name}: --synthesize.method=retrieved shows the pairs of --retrieval.*, not seeds"
                 )
+
+
+def _check_ranking(config: Config) -> None:
+    readings, select = config.assess.readings, config.select
+    if select.weights:
+        if len(select.weights) != len(readings):
+            raise UserError(
+                f"--select.weights: {len(select.weights)} weights for {len(readings)} in --assess.readings; "
+                "each reading needs one"
+            )
+        if select.ranking != "sum":
+            raise UserError("--select.weights: only --select.ranking=sum has weights")
+        if not any(select.weights):
+            raise UserError("--select.weights: one of them must be above 0")
+    if len(select.consistency) != 2 or select.consistency[0] > select.consistency[1]:
+        raise UserError("--select.consistency: it must be the lowest and the highest agreement, such as 0.1,0.9")
+    if select.consistency != (0.0, 1.0) and "self_consistency" not in readings:
+        raise UserError("--select.consistency: it needs self_consistency in --assess.readings")
 
 
 def check_range(name: str, number: float, interval: str) -> None:

@@ -12,7 +12,7 @@ from isheep_jax.cli.settings import Setting
 from isheep_jax.config import Config
 from isheep_jax.config_checks import check_range, check_values
 from isheep_jax.errors import UserError
-from isheep_jax.loop.selection.rules import check_judge
+from isheep_jax.loop.selection.rules import check_readings
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
 
@@ -66,7 +66,7 @@ class Command(CommandDescription):
             from isheep_jax.evaluation.tasks import check_stop, check_tasks
 
             check_values(options.settings)
-            check_judge(options.settings)
+            check_readings(options.settings)
             check_tasks(options.settings.evaluate)
             check_stop(options.settings)
 

@@ -166,7 +166,7 @@ def answer(
     pairs = respond(context, writer, instructions, method.prompts(context, writer, instructions, prompts, neighbors))
     read = candidates(pairs, asked)
     scores = assess(context, judge, context.config.assess.judge, read)
-    return Answered(read, scores, select_pairs(context, judge, pairs, scores, prompts))
+    return Answered(read, scores, select_pairs(context, judge, pairs, scores))
 
 
 def _asked(instruction: Instruction, history: Conversation, *, bare: bool) -> Asked:
@@ -185,7 +185,7 @@ def compare_judges(context: StageContext, backend: Backend, first: Answered) -> 
         return None
     sample = sample_candidates(config, context.iteration, first.candidates)
     second = assess(context, judge_of(context, backend, names[1]), names[1], sample, stage="agreement")
-    return measure_agreement(first.scores, second, config.select.threshold)
+    return measure_agreement(config, sample, first.scores, second)
 
 
 def novelty_pool(context: StageContext) -> Pool | RestartingPool:

@@ -132,7 +132,9 @@ class Selected:
     """A pair at the end of its way: its scores, their sum (following capped), its bucket and the last verdict.
 
     above: probability that all scores, sampled, would exceed select.threshold; None where it is not known.
-    perplexity: of the response given the instruction, per token, where a rule looks at it. cluster: the instruction's.
+    perplexity: of the response given the instruction, per token, with the reading 'likelihood'. cluster: the
+    instruction's. readings: final value of each reading, and ranked_by: what `select.ranking` makes of them; not there
+    where the sum of the scores says both.
     """
 
     id: str
@@ -148,19 +150,13 @@ class Selected:
     verdict: Verdict
     perplexity: float | None = field(default=None, metadata=_RARE)
     cluster: int | None = field(default=None, metadata=_RARE)
+    readings: Mapping[str, float] | None = field(default=None, metadata=_RARE)
+    ranked_by: float | None = field(default=None, metadata=_RARE)
 
-
-@dataclass(frozen=True)
-class Likelihood:
-    """The natural-log probability of the pair with the same id: of its response, after the prompt that was answered.
-
-    logprob: sum over the tokens. tokens: how many there are. error: why there is no probability.
-    """
-
-    id: str
-    logprob: float
-    tokens: int
-    error: str = ""
+    @property
+    def rank(self) -> float | None:
+        """What it is ranked by, and higher is better; None where the judge gave nothing or did not take it."""
+        return self.sum if self.readings is None else self.ranked_by
 
 
 @dataclass(frozen=True)

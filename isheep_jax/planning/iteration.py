@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from isheep_jax.config import Config, is_server
 from isheep_jax.loop.judging.judges import second_judge
 from isheep_jax.loop.judging.scores import criteria_of
-from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities, share_of
+from isheep_jax.loop.selection.rules import needs_clusters, share_of
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -35,6 +37,8 @@ class Lengths:
     """A response."""
     judgment_prompt: int = 250
     """The judge's prompt without the pair."""
+    backward_prompt: int = 50
+    """The prompt for an instruction by its response, without the pair."""
     follow_up_prompt: int = 80
     """The prompt for a second turn without the pair."""
     thoughts: int = 50
@@ -125,7 +129,6 @@ def _turn(
         before: tokens of the conversation before each instruction.
     """
     pairs = instructions * config.respond.samples
-    pair = lengths.instruction + counter.response
     thoughts = lengths.thoughts if config.respond.method == "principles" else 0
     stages = {
         "responses": counter.generate(
@@ -133,8 +136,6 @@ def _turn(
         ),
         "scores": counter.judge(config.assess.judge, pairs, before),
     }
-    if needs_perplexities(config):
-        stages["likelihoods"] = counter.prefill(programs.SCORE, pairs, before + pair + lengths.template)
     if needs_clusters(config):
         stages["vectors"] = counter.prefill(programs.SCORE, instructions, lengths.instruction)
     return {(name, turn): steps for name, steps in stages.items()}
@@ -162,14 +163,40 @@ class _StepCounter:
 
     def judge(self, judge: str, pairs: float, before: int) -> Steps:
         """Counts the steps for judging pairs that follow `before` tokens of conversation; none for a server."""
+        steps: Counter[str] = Counter()
+        for name in () if is_server(judge) else self._config.assess.readings:
+            steps.update(_READINGS[name](self, pairs, before))
+        return dict(steps)
+
+    def rubric(self, pairs: float, before: int) -> Steps:
+        """Counts the steps for the scores of pairs."""
         assess, lengths = self._config.assess, self._lengths
         tokens = lengths.judgment_prompt + before + lengths.instruction + self.response
         judgments = len(criteria_of(assess)) * pairs
-        if is_server(judge) or not judgments:
-            return {}
         if assess.read == "expected":
             return self.prefill(programs.SCORE, judgments, tokens)
         return self.generate(judgments * assess.samples, tokens, assess.max_tokens)
+
+    def likelihood(self, pairs: float, before: int) -> Steps:
+        """Counts the steps for the log-probability of each response after its prompt."""
+        return self.prefill(programs.SCORE, pairs, before + self._pair)
+
+    def lift(self, pairs: float, before: int) -> Steps:
+        """Counts the steps for the log-probability of each response after two prompts."""
+        return self.prefill(programs.SCORE, 2 * pairs, before + self._pair)
+
+    def backward_lift(self, pairs: float, before: int) -> Steps:
+        """Counts the steps for the log-probability of each instruction after two prompts."""
+        return self.prefill(programs.SCORE, 2 * pairs, self._lengths.backward_prompt + self._pair)
+
+    def pairwise(self, pairs: float, before: int) -> Steps:
+        """Counts the steps for comparing each response with all others to its instruction, in both orders."""
+        tokens = self._lengths.judgment_prompt + self._lengths.instruction + 2 * self.response
+        return self.prefill(programs.SCORE, pairs * (self._config.respond.samples - 1), tokens)
+
+    @property
+    def _pair(self) -> int:
+        return self._lengths.instruction + self.response + self._lengths.template
 
     def train(self, examples: list[tuple[float, int]]) -> Steps:
         """Counts the updates for examples, given as (count, tokens of each)."""
@@ -177,6 +204,17 @@ class _StepCounter:
         tokens = sum(count * (min(length, row) if sft.packing else row) for count, length in examples)
         trained = tokens * (1 - sft.validation_fraction)
         return {programs.TRAIN: float(sft.epochs * math.ceil(trained / self._tokens[programs.TRAIN]))}
+
+
+# What each reading takes, for a number of pairs after so many tokens of conversation.
+_READINGS: dict[str, Callable[[_StepCounter, float, int], Steps]] = {
+    "rubric": _StepCounter.rubric,
+    "likelihood": _StepCounter.likelihood,
+    "lift": _StepCounter.lift,
+    "backward_lift": _StepCounter.backward_lift,
+    "self_consistency": lambda counter, pairs, before: {},
+    "pairwise": _StepCounter.pairwise,
+}
 
 
 def _packed(length: int) -> int:

@@ -10,7 +10,7 @@ from isheep_jax.evaluation.task import JudgeModel
 from isheep_jax.evaluation.tasks import check_stop, evaluators, held_out_texts
 from isheep_jax.loop import algorithm
 from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
-from isheep_jax.loop.selection.rules import check_judge
+from isheep_jax.loop.selection.rules import check_readings
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.runtime.backend import JaxBackend
 
@@ -28,7 +28,7 @@ def run(config: Config, reporter: Reporter | None = None, backend: Backend | Non
     Returns the summaries of the base model (iteration 0) and of each iteration. Raises `UserError` for bad input.
     """
     check_values(config)
-    check_judge(config)
+    check_readings(config)
     backend = backend or JaxBackend(config)
     check_stop(config)
     measures = evaluators_of(config.evaluate, backend)

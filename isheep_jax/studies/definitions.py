@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from isheep_jax.config import Config, flatten
 from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError, did_you_mean
-from isheep_jax.loop.selection.rules import check_judge, share_of
+from isheep_jax.loop.selection.rules import check_readings, share_of
 from isheep_jax.presets import apply_preset, replace_settings
 
 # Settings by their command-line names, or a function that computes them from the config.
@@ -40,7 +40,7 @@ class Row:
         changes = self.changes(config) if callable(self.changes) else self.changes
         changed = replace_settings(config, changes)
         check_values(changed)
-        check_judge(changed)
+        check_readings(changed)
         return changed
 
     def changed(self, config: Config) -> dict[str, object]:
@@ -82,6 +82,10 @@ def known_count(config: Config) -> int | None:
     return min(int(share * config.synthesize.instructions + 0.5), config.select.max_pairs)
 
 
+# What a filter by perplexity looks at, instead of the judge's scores.
+_LIKELIHOOD = {"assess.readings": ("likelihood",), "select.ranking": "sum"}
+
+
 def _random(config: Config) -> dict[str, object]:
     """Returns the settings of random selection of as many pairs as the config's rule keeps."""
     share = share_of(config)
@@ -95,15 +99,15 @@ def _random(config: Config) -> dict[str, object]:
 def _perplexity(config: Config) -> dict[str, object]:
     """Returns the settings of the perplexity filter, with as many pairs as the config's rule keeps at most."""
     kept = known_count(config)
-    return {"select.rule": "perplexity"} | ({} if kept is None else {"select.max_pairs": max(1, kept)})
+    return {"select.rule": "perplexity", **_LIKELIHOOD} | ({} if kept is None else {"select.max_pairs": max(1, kept)})
 
 
-def _density(rule: str) -> Callable[[Config], dict[str, object]]:
+def _density(rule: str, **more: object) -> Callable[[Config], dict[str, object]]:
     """Returns changes: a density rule, with as many clusters as the config's rule keeps pairs."""
 
     def changes(config: Config) -> dict[str, object]:
         kept = known_count(config)
-        return {"select.rule": rule} | ({} if kept is None else {"select.clusters": max(1, kept)})
+        return {"select.rule": rule, **more} | ({} if kept is None else {"select.clusters": max(1, kept)})
 
     return changes
 
@@ -125,7 +129,7 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
     """Returns changes: a way to read scores, with a rule that keeps equally many pairs for all ways."""
 
     def changes(config: Config) -> dict[str, object]:
-        reading = {f"assess.{name}": value for name, value in {"samples": 1, **assess}.items()}
+        reading = {f"assess.{name}": value for name, value in {"readings": ("rubric",), "samples": 1, **assess}.items()}
         return {"select.rule": "top_fraction", "select.ranking": "sum", **reading}
 
     return changes
@@ -149,8 +153,10 @@ def _judge(name: str) -> dict[str, object]:
 # The paper's rule, independent of the config: one response, sampled scores, each above the threshold.
 _PAPER_RULE = {
     "respond.samples": 1,
+    "assess.readings": ("rubric",),
     "assess.read": "sampled",
     "select.rule": "threshold",
+    "select.ranking": "sum",
     "select.buckets": "none",
     "select.following_ceiling": 10.0,
 }
@@ -243,7 +249,7 @@ STUDIES: dict[str, Study] = {
             Row(
                 "density_perplexity",
                 "density and perplexity",
-                _density("density_perplexity"),
+                _density("density_perplexity", **_LIKELIHOOD),
                 {1: 37.52, 2: 40.48, 3: 38.82},
             ),
         ),

@@ -17,7 +17,7 @@ from isheep_jax.config import OWN_JUDGES, AssessConfig, Config
 from isheep_jax.files import read_json, write_json
 from isheep_jax.loop.judging.judges import judging_iteration, second_judge
 from isheep_jax.loop.run_directory import digest, inputs_of, settings_of
-from isheep_jax.loop.selection.rules import needs_clusters, needs_perplexities
+from isheep_jax.loop.selection.rules import needs_clusters
 from isheep_jax.loop.stages.table import LEVELS, STAGES
 
 Keys = dict[tuple[int, str], str]
@@ -104,7 +104,7 @@ def share(run: Run, config: Config, others: Iterable[Run]) -> list[str]:
 
 def _share_iteration(run: Run, other: Run, number: int, same: set[str], config: Config) -> Iterator[str]:
     target_directory, source = run.iteration(number), other.iteration(number)
-    unused = {"likelihoods": not needs_perplexities(config), "vectors": not needs_clusters(config)}
+    unused = {"vectors": not needs_clusters(config)}
     for manifest in sorted((*source.glob("*/DONE"), *source.glob("second_turn/*/DONE"))):
         level, stage = other.level(manifest), manifest.parent
         target = target_directory / stage.relative_to(source)

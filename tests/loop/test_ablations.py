@@ -180,14 +180,16 @@ def test_how_far_base_and_current_judge_agree_is_in_the_summary(tmp_path, judge)
     [
         ("threshold", set()),
         ("random_threshold", set()),
-        ("perplexity", {"likelihoods"}),
+        ("perplexity", set()),
         ("density", {"vectors"}),
-        ("density_perplexity", {"likelihoods", "vectors"}),
+        ("density_perplexity", {"vectors"}),
         ("none", set()),
     ],
 )
 def test_every_filter_computes_what_it_looks_at_and_no_more(tmp_path, rule, stages):
-    config = tiny_config(tmp_path, iterations=1, select=SelectConfig(rule=rule, threshold=6, clusters=8))
+    readings = ("likelihood",) if "perplexity" in rule else ("rubric",)
+    select = SelectConfig(rule=rule, threshold=6, clusters=8)
+    config = tiny_config(tmp_path, iterations=1, select=select, assess=AssessConfig(readings=readings))
     rows, _ = go(config)
     place = tmp_path / "iteration_1"
     assert {p.name for p in place.iterdir() if p.is_dir()} - stages == {
@@ -200,13 +202,16 @@ def test_every_filter_computes_what_it_looks_at_and_no_more(tmp_path, rule, stag
         assert len(lines(place / "vectors", Vector)) == len(
             {s.instruction_id for s in selected if s.cluster is not None}
         )
-    if "likelihoods" in stages:
+    if "perplexity" in rule:
         assert all(s.perplexity >= 1 for s in kept(selected))
 
 
 def test_perplexity_is_of_the_response_after_what_was_answered(tmp_path):
     config = tiny_config(
-        tmp_path, select=SelectConfig(rule="perplexity"), respond=RespondConfig(base_prompt="bare", samples=2)
+        tmp_path,
+        select=SelectConfig(rule="perplexity"),
+        respond=RespondConfig(base_prompt="bare", samples=2),
+        assess=AssessConfig(readings=("likelihood",)),
     )
     _, backend = go(config)
     prompts = {id: p for model in backend.models for id, p in model.prompts.items()}

@@ -5,8 +5,8 @@ import pytest
 from isheep_jax.loop.records import (
     KEPT,
     Instruction,
-    Likelihood,
     Pair,
+    ReadingValue,
     Score,
     Scores,
     Selected,
@@ -20,8 +20,10 @@ RECORDS = [
     Pair("1-000000-1", "1-000000", "a", "b", "c", dropped("unfinished")),
     Scores("1-000000-1", Score(7.25, 7, 0.9, (0.1,) * 10), Score(None, text="bad"), dropped("unscored", "following")),
     Scores("1-000000-1", None, Score(3.0, 3), KEPT),
+    Scores("1-0-1", None, None, KEPT, {"lift": ReadingValue(-3.5, 4), "pairwise": ReadingValue(None, error="alone")}),
     Selected("1-000000-1", "1-000000", "a", "b", "c", 7.0, 8.0, 15.0, None, "1", KEPT),
     Selected("1-000000-1", "1-000000", "a", "b", "c", None, None, None, None, "1", KEPT, perplexity=3.0, cluster=0),
+    Selected("1-0-1", "1-0", "a", "b", "c", None, None, None, None, "", KEPT, readings={"lift": 0.5}, ranked_by=0.5),
 ]
 
 
@@ -33,15 +35,11 @@ def test_a_record_is_one_line_and_comes_back_equal(record):
 
 
 def test_what_most_runs_have_no_use_for_is_not_in_the_line():
-    plain, measured = (json.loads(to_line(r)) for r in RECORDS if isinstance(r, Selected))
+    plain, measured, read = (json.loads(to_line(r)) for r in RECORDS if isinstance(r, Selected))
     assert measured.keys() - plain.keys() == {"perplexity", "cluster"}
+    assert read.keys() - plain.keys() == {"readings", "ranked_by"}
+    assert "readings" not in json.loads(to_line(Scores("a", Score(3.0), None, KEPT)))
     assert plain["above"] is None
-
-
-def test_line_of_a_likelihood_is_that_of_earlier_runs():
-    line = '{"id": "1-000000-1", "logprob": -3.5, "tokens": 4, "error": ""}'
-    assert to_line(Likelihood("1-000000-1", -3.5, 4)) == line
-    assert from_line(Likelihood, line) == Likelihood("1-000000-1", -3.5, 4)
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", '{"id": "1"}', "3"])

@@ -33,10 +33,13 @@ from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.stages.table import STAGES
 
-# Conversations of two turns, a second judge, perplexities, clusters, and training on all pairs so far.
+# Conversations of two turns, a second judge, perplexities, clusters, and training on all pairs so far; all readings.
 TWO_TURNS = {
     "synthesize": SynthesizeConfig(instructions=30, shots=3, novelty=0.9, turns=2),
-    "assess": AssessConfig(judge="current", read="sampled", samples=2, agreement=9),
+    "assess": AssessConfig(
+        readings=("rubric", "lift", "backward_lift", "likelihood", "self_consistency", "pairwise"),
+        **{"judge": "current", "read": "sampled", "samples": 2, "agreement": 9},
+    ),
     "select": SelectConfig(
         rule="density_perplexity", clusters=9, buckets="clusters", bucket_share=0.5, perplexity=20.0, max_pairs=8
     ),

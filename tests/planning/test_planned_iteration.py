@@ -83,9 +83,7 @@ def test_what_models_own_devices_do_not_judge_takes_none_of_their_time(settings)
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"select.rule": "perplexity"}, {"likelihood"}),
         ({"select.rule": "density"}, {"embed"}),
-        ({"select.rule": "density_perplexity"}, {"likelihood", "embed"}),
         ({"assess.agreement": 100}, {"second judge"}),
         ({"synthesize.turns": 2}, {"follow up", "respond (second turn)", "assess (second turn)"}),
     ],
@@ -94,6 +92,29 @@ def test_what_settings_add_is_planned(settings, names):
     planned = stages(replace_settings(CONFIG, settings))
     assert set(planned) - set(stages(CONFIG)) == names
     assert all(planned[name].seconds > 0 for name in names)
+
+
+PREFILLS = {"likelihood": 1, "lift": 2, "backward_lift": 2, "pairwise": 3}
+
+
+@pytest.mark.parametrize("name", PREFILLS)
+def test_reading_is_prefilled_so_often_per_response(name):
+    one = replace_settings(CONFIG, {"assess.readings": ("likelihood",), "respond.samples": 4})
+    other = replace_settings(CONFIG, {"assess.readings": (name,), "respond.samples": 4})
+    longest = dataclasses.replace(Lengths(), instruction=0, template=128, judgment_prompt=0, backward_prompt=0)
+    steps = [{s.name: s for s in plan_iteration(c, MADE, BOUNDS, longest)}["assess"].steps for c in (one, other)]
+    assert [set(s) for s in steps] == [{programs.SCORE}] * 2
+    tokens = 2 * 250 if name == "pairwise" else 250 + 128  # rounded up to 128 in the row
+    assert steps[1][programs.SCORE] == pytest.approx(PREFILLS[name] * -(-tokens // 128) / 3 * steps[0][programs.SCORE])
+
+
+def test_readings_add_up_and_one_without_a_model_takes_nothing():
+    def seconds(*readings):
+        planned = stages(replace_settings(CONFIG, {"assess.readings": readings, "respond.samples": 2}))
+        return planned["assess"].seconds if "assess" in planned else 0
+
+    assert seconds("self_consistency") == 0
+    assert seconds("rubric", "lift") == pytest.approx(seconds("rubric") + seconds("lift"))
 
 
 def test_second_turn_is_answered_judged_and_learned_for_each_kept_pair():

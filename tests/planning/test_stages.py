@@ -9,7 +9,7 @@ from isheep_jax.presets import replace_settings
 EVERY_STAGE = {
     "synthesize.turns": 2,
     "assess.agreement": 100,
-    "select.rule": "density_perplexity",
+    "select.rule": "density",
     "clone.enabled": True,
 }
 

@@ -44,17 +44,18 @@ def test_each_control_changes_only_what_it_is_about():
 
 
 def test_filters_keep_as_many_pairs_as_self_assessment():
-    assert changed("filters", "perplexity") == {"select.rule": "perplexity", "select.max_pairs": 154}
+    likelihood = {"select.rule": "perplexity", "assess.readings": ["likelihood"]}
+    assert changed("filters", "perplexity") == {**likelihood, "select.max_pairs": 154}
     assert changed("filters", "density") == {"select.rule": "density", "select.clusters": 154}
     # The paper's rule keeps what passes, and its other filters have limits of their own.
     assert changed("filters", "random", PAPER) == {"select.rule": "random_threshold"}
-    assert changed("filters", "perplexity", PAPER) == {"select.rule": "perplexity"}
+    assert changed("filters", "perplexity", PAPER) == likelihood
     assert changed("filters", "density", PAPER) == {"select.rule": "density"}
     # A rule whose count follows from its settings gets a control of that count.
     density = replace_settings(PAPER, {"select.rule": "density", "select.clusters": 2500})
     random = {"select.rule": "random", "select.fraction": 0.25}
     assert changed("filters", "random", density) == random
-    assert changed("filters", "perplexity", density) == {"select.rule": "perplexity", "select.max_pairs": 2500}
+    assert changed("filters", "perplexity", density) == {**likelihood, "select.max_pairs": 2500}
 
 
 def test_scores_are_read_in_several_ways_at_equal_counts():

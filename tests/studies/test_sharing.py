@@ -11,6 +11,7 @@ from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.presets import replace_settings
 from isheep_jax.studies import runs, sharing
 
+LIKELIHOOD = {"assess.readings": ("likelihood",)}
 RETRIEVED = {"respond.method": "retrieved"}
 # Settings of a first and a second row, and the number of fine-tunings that the second still needs.
 PAIRS = {
@@ -25,12 +26,13 @@ PAIRS = {
     "judge before": ({"assess.judge": "base"}, {"assess.judge": "previous"}, 0),
     "second temperature": ({}, {"respond.temperature": (1.0, 0.3)}, 1),
     "one iteration": ({}, {"iterations": 1}, 0),
-    "clusters": ({"select.rule": "perplexity"}, {"select.rule": "density", "select.clusters": 8}, 2),
+    "clusters": ({}, {"select.rule": "density", "select.clusters": 8}, 2),
     "clusters and perplexity": (
-        {"select.rule": "density", "select.clusters": 8},
-        {"select.rule": "density_perplexity", "select.clusters": 8},
+        {"select.rule": "perplexity", **LIKELIHOOD},
+        {"select.rule": "density_perplexity", "select.clusters": 8, **LIKELIHOOD},
         2,
     ),
+    "readings": ({}, {"assess.readings": ("lift", "self_consistency")}, 2),
     "second turn": ({"synthesize.turns": 2}, {"synthesize.turns": 2, "sft.epochs": 3}, 2),
     "cloning": ({"clone.enabled": True}, {"clone.enabled": True, "sft.epochs": 3}, 4),
     "cloning, start": ({"clone.enabled": True}, {"clone.enabled": True, "sft.start": "previous"}, 2),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from isheep_jax.config import Config
 from isheep_jax.loop.judging.reader import Candidate
 from isheep_jax.loop.records import Score, Scores, kept
+from isheep_jax.loop.selection.ranking import places, rank
 
 
 def sample_candidates(config: Config, iteration: int, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -16,23 +17,30 @@ def sample_candidates(config: Config, iteration: int, candidates: Sequence[Candi
     return [candidates[i] for i in sorted(rng.sample(range(len(candidates)), count))]
 
 
-def measure_agreement(first: Sequence[Scores], second: Sequence[Scores], threshold: float) -> dict:
-    """Returns how far two judges agree on the pairs that both of them scored.
+def measure_agreement(
+    config: Config, candidates: Sequence[Candidate], first: Sequence[Scores], second: Sequence[Scores]
+) -> dict:
+    """Returns how far two judges agree on the pairs that both of them read.
 
-    The result has `pairs` (their number), `correlation` (Spearman's, of the mean scores; None if one judge gives equal
-    scores only), `difference` (mean of the second judge's mean score minus the first's) and `same_verdict` (share of
-    the pairs, 0 to 1, for which both judges have all scores above the threshold, or both do not).
+    The result has `pairs` (their number) and `correlation` (Spearman's, of what the pairs are ranked by; None if one
+    judge says the same of all). With the rubric it also has `difference` (mean of the second judge's mean score minus
+    the first's) and `same_verdict` (share of the pairs, 0 to 1, for which both judges have all scores above the
+    threshold, or both do not).
     """
     others = {s.id: s for s in kept(second)}
     both = [(a, others[a.id]) for a in kept(first) if a.id in others]
     if not both:
         return {"pairs": 0}
-    means = [(_mean(a), _mean(b)) for a, b in both]
-    correlation = _correlation(_ranks([a for a, _ in means]), _ranks([b for _, b in means]))
-    return {
-        "pairs": len(both),
-        "correlation": None if correlation is None else round(correlation, 4),
-        "difference": round(sum(b - a for a, b in means) / len(both), 4),
+    pairs = [candidate for candidate in candidates if candidate.id in others]
+    readings = config.assess.readings
+    one, other = (rank(config.select, readings, pairs, records).numbers for records in zip(*both))
+    correlation = _correlation(*(places([numbers[a.id] for a, _ in both]) for numbers in (one, other)))
+    result = {"pairs": len(both), "correlation": None if correlation is None else round(correlation, 4)}
+    if "rubric" not in readings:
+        return result
+    threshold = config.select.threshold
+    return result | {
+        "difference": round(sum(_mean(b) - _mean(a) for a, b in both) / len(both), 4),
         "same_verdict": round(sum(_passes(a, threshold) == _passes(b, threshold) for a, b in both) / len(both), 4),
     }
 
@@ -48,21 +56,6 @@ def _mean(scores: Scores) -> float:
 
 def _passes(scores: Scores, threshold: float) -> bool:
     return all(s.value > threshold for s in _given(scores))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Returns ranks from 1; equal values share the mean of their ranks."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for i in order[start:end]:
-            ranks[i] = (start + end + 1) / 2
-        start = end
-    return ranks
 
 
 def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from isheep_jax.config import AssessConfig
 from isheep_jax.loop.prompting.templates import Templates
-from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import ReadingValue, Score
 from isheep_jax.text.conversation import Conversation, Prompt
+
+if TYPE_CHECKING:
+    # Only here, because it loads what training needs, and commands check settings before they load anything.
+    from isheep_jax.loop.protocols import Model
 
 Framing = Literal["text", "chat"]
 
@@ -41,7 +44,7 @@ class Reader:
 
     settings: AssessConfig
     templates: Templates
-    judge: Model
+    judge: "Model"
     framing: Framing
     purpose: str
 

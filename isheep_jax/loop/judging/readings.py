@@ -7,7 +7,8 @@ judge and measurements on published pairs all call `read`.
 from collections.abc import Iterator, Mapping, Sequence
 
 from isheep_jax.loop.filters.blind_spots import ECHO, HALF_ECHO, LOOP, POLITE, blind_spot
-from isheep_jax.loop.judging.likelihoods import read_lift, read_likelihood
+from isheep_jax.loop.judging.comparisons import read_pairwise, read_self_consistency
+from isheep_jax.loop.judging.likelihoods import read_backward_lift, read_lift, read_likelihood
 from isheep_jax.loop.judging.reader import Candidate, Opinion, Reader, Reading
 from isheep_jax.loop.judging.rubric import read_rubric
 from isheep_jax.loop.records import KEPT, ReadingValue, Scores, Verdict, dropped
@@ -15,17 +16,31 @@ from isheep_jax.loop.records import KEPT, ReadingValue, Scores, Verdict, dropped
 # The reason of a pair for which a reading has no value.
 UNSCORED = "unscored"
 
+# Text that was copied, or that goes round and round, is likely whatever it says.
+_COPIES = frozenset({ECHO, HALF_ECHO, LOOP})
+
 READINGS: dict[str, Reading] = {
     "rubric": Reading("scores from 1 to 10", read_rubric, needs_weights=False),
-    "lift": Reading(
-        "how much likelier the instruction makes the response, without what is copied from it",
-        read_lift,
-        blind_to=frozenset({ECHO, HALF_ECHO, LOOP}),
+    "lift": Reading("how much likelier the instruction makes the response", read_lift, blind_to=_COPIES),
+    "backward_lift": Reading(
+        "how much likelier the response makes the instruction",
+        read_backward_lift,
+        blind_to=_COPIES,
+        templates=("backward",),
     ),
-    "likelihood": Reading(
-        "how likely the response is",
-        read_likelihood,
-        blind_to=frozenset({ECHO, HALF_ECHO, LOOP, POLITE}),
+    "likelihood": Reading("how likely the response is", read_likelihood, blind_to=_COPIES | {POLITE}),
+    "self_consistency": Reading(
+        "how far the other responses to the instruction agree",
+        read_self_consistency,
+        blind_to=_COPIES | {POLITE},
+        needs_weights=False,
+        needs_others=True,
+    ),
+    "pairwise": Reading(
+        "how often the response is preferred to the others",
+        read_pairwise,
+        needs_others=True,
+        templates=("pairwise",),
     ),
 }
 

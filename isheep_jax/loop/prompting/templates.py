@@ -19,6 +19,9 @@ and, for the settings that need them,
     principles.json    how these conversations are marked (both for `respond.method=principles`)
     retrieved.jinja    shows `examples` (question, answer) and asks for one more question or, where there is a
                        `question`, for its answer (`synthesize.method` and `respond.method` retrieved)
+    backward.jinja     shows a `response` ("" for none) and asks for its instruction (the reading backward_lift)
+    pairwise.jinja     shows `instruction`, `input`, the responses `first` and `second` and asks which is better, A or B
+                       (the reading pairwise)
     thorough.jinja     shows `instruction`, `input` and asks for an extensive answer (`clone.enabled`); a user's message
 
 and next to them

@@ -6,6 +6,7 @@ rule; the check of the settings, the planner, the console and the model card ask
 here and its name in `config.RuleName`.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from typing import Any, Literal
 from isheep_jax.config import Config, SelectConfig, is_server
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.verdicts import EMPTY, NO_ANSWER, NO_THOUGHTS, NOT_DECODED, UNFINISHED
+from isheep_jax.loop.judging.scores import criteria_of
 from isheep_jax.loop.records import Selected, Verdict, dropped
 
-Need = Literal["scores", "perplexities", "clusters"]
+# What a rule looks at: any readings, one of them by name, or clusters.
+Need = Literal["readings", "rubric", "likelihood", "clusters"]
 
 # Reasons after which a pair has nothing to learn from, whatever a rule says.
 _UNUSABLE = (NOT_DECODED, UNFINISHED, EMPTY, NO_THOUGHTS, NO_ANSWER)
@@ -40,8 +43,8 @@ class Candidates:
 class Rule:
     """One rule of selection."""
 
-    describe: Callable[[SelectConfig, str], str]
-    """Which pairs are kept, as the object of "keeps"; the second argument is "both scores" or "the score"."""
+    describe: Callable[[Config], str]
+    """Which pairs are kept, as the object of "keeps"."""
     hint: Callable[[SelectConfig], str]
     """Which setting of the selection keeps more pairs; "" if none does."""
     drop: Callable[[Candidates], dict[str, Verdict]]
@@ -49,7 +52,7 @@ class Rule:
     share: Callable[[Config], float] | None
     """Share of the instructions that it keeps (0 to 1) where the settings tell; None where only the run can."""
     needs: frozenset[Need] = frozenset()
-    """What it looks at. Perplexities and clusters are computed with the judge's weights."""
+    """What it looks at. Clusters are computed with the judge's weights."""
     representative: Literal["best", "random", "first"] = "best"
     """Which of an instruction's responses is its candidate. Only rules that take the best one rank pairs."""
     order: Callable[[SelectConfig, Selected], Any] | None = None
@@ -74,7 +77,7 @@ class Rule:
 
 def _by_scores(settings: SelectConfig, record: Selected) -> tuple[float, ...]:
     """Sort key of `select.ranking`."""
-    total = -(record.sum or 0.0)
+    total = math.inf if record.rank is None else -record.rank
     return (-(record.above or 0.0), total) if settings.ranking == "probability" else (total,)
 
 
@@ -190,17 +193,31 @@ def _clusters_per_instruction(config: Config) -> float:
     return min(1.0, config.select.clusters / config.synthesize.instructions)
 
 
-def _describe_top_fraction(settings: SelectConfig, scores: str) -> str:
-    by_sum = settings.ranking == "sum"
-    ranking = "the sum of the scores" if by_sum else f"the probability of {scores} above {settings.threshold:g}"
-    return f"the best {settings.fraction:.0%} by {ranking}"
+def _describe_top_fraction(config: Config) -> str:
+    return f"the best {config.select.fraction:.0%} by {_RANKED_BY[config.select.ranking](config)}"
+
+
+def _scores(config: Config) -> str:
+    return "both scores" if len(criteria_of(config.assess)) == 2 else "the score"
+
+
+def _names(config: Config) -> list[str]:
+    return ["the sum of the scores" if name == "rubric" else name for name in config.assess.readings]
+
+
+# What each way to rank goes by.
+_RANKED_BY: dict[str, Callable[[Config], str]] = {
+    "sum": lambda config: " and ".join(_names(config)),
+    "lexicographic": lambda config: ", then ".join(_names(config)),
+    "probability": lambda config: f"the probability of {_scores(config)} above {config.select.threshold:g}",
+}
 
 
 RULES: dict[str, Rule] = {
     "threshold": Rule(
-        describe=lambda settings, scores: f"those with {scores} above {settings.threshold:g}",
+        describe=lambda config: f"those with {_scores(config)} above {config.select.threshold:g}",
         hint=lambda settings: f"lower select.threshold (now {settings.threshold:g}) or use select.rule=top_fraction",
-        needs=frozenset({"scores"}),
+        needs=frozenset({"readings", "rubric"}),
         order=_by_scores,
         drop=_drop_below_threshold,
         share=None,
@@ -211,7 +228,7 @@ RULES: dict[str, Rule] = {
     "top_fraction": Rule(
         describe=_describe_top_fraction,
         hint=_raise_fraction,
-        needs=frozenset({"scores"}),
+        needs=frozenset({"readings"}),
         order=_by_scores,
         drop=_drop_outside_top_fraction,
         share=_fraction,
@@ -219,32 +236,32 @@ RULES: dict[str, Rule] = {
         requires_score=lambda settings: True,
     ),
     "random": Rule(
-        describe=lambda settings, scores: f"{settings.fraction:.0%} drawn at random",
+        describe=lambda config: f"{config.select.fraction:.0%} drawn at random",
         hint=_raise_fraction,
         representative="random",
         drop=_drop_at_random,
         share=_fraction,
     ),
     "random_threshold": Rule(
-        describe=lambda settings, scores: f"as many as have {scores} above {settings.threshold:g}, drawn at random",
+        describe=lambda config: f"as many as have {_scores(config)} above {config.select.threshold:g}, drawn at random",
         hint=lambda settings: f"lower select.threshold (now {settings.threshold:g})",
-        needs=frozenset({"scores"}),
+        needs=frozenset({"readings", "rubric"}),
         representative="random",
         drop=_drop_down_to_count,
         share=None,
         as_many_as="threshold",
     ),
     "perplexity": Rule(
-        describe=lambda settings, scores: f"those with a perplexity of at most {settings.perplexity:g}",
+        describe=lambda config: f"those with a perplexity of at most {config.select.perplexity:g}",
         hint=lambda settings: f"raise select.perplexity (now {settings.perplexity:g})",
-        needs=frozenset({"perplexities"}),
+        needs=frozenset({"likelihood"}),
         order=_by_perplexity,
         drop=_drop_surprising,
         share=None,
         tops_up=True,
     ),
     "density": Rule(
-        describe=lambda settings, scores: "one of each cluster of instructions, drawn at random",
+        describe=lambda config: "one of each cluster of instructions, drawn at random",
         hint=_raise_clusters,
         needs=frozenset({"clusters"}),
         representative="random",
@@ -252,15 +269,15 @@ RULES: dict[str, Rule] = {
         share=_clusters_per_instruction,
     ),
     "density_perplexity": Rule(
-        describe=lambda settings, scores: "the one with the lowest perplexity of each cluster of instructions",
+        describe=lambda config: "the one with the lowest perplexity of each cluster of instructions",
         hint=_raise_clusters,
-        needs=frozenset({"clusters", "perplexities"}),
+        needs=frozenset({"clusters", "likelihood"}),
         order=_by_perplexity,
         drop=_likeliest_per_cluster,
         share=_clusters_per_instruction,
     ),
     "none": Rule(
-        describe=lambda settings, scores: "all that pass the text rules",
+        describe=lambda config: "all that pass the text rules",
         hint=lambda settings: "",
         representative="first",
         drop=_drop_none,
@@ -270,9 +287,9 @@ RULES: dict[str, Rule] = {
 
 
 def effective_rule(config: Config) -> str:
-    """Returns the name of the rule in force: 'none' where `select.rule` needs scores and nothing is read."""
-    unscored = not config.assess.readings and "scores" in RULES[config.select.rule].needs
-    return "none" if unscored else config.select.rule
+    """Returns the name of the rule in force: 'none' where `select.rule` needs readings and there are none."""
+    unread = not config.assess.readings and "readings" in RULES[config.select.rule].needs
+    return "none" if unread else config.select.rule
 
 
 def share_of(config: Config) -> float | None:
@@ -286,20 +303,31 @@ def hint(config: Config) -> str:
     return RULES[effective_rule(config)].hint(config.select)
 
 
-def needs_perplexities(config: Config) -> bool:
-    """Returns whether selection looks at the perplexity of each response."""
-    return "perplexities" in RULES[effective_rule(config)].needs
-
-
 def needs_clusters(config: Config) -> bool:
     """Returns whether selection looks at clusters of the instructions."""
     return "clusters" in RULES[effective_rule(config)].needs or config.select.buckets == "clusters"
 
 
-def check_judge(config: Config) -> None:
-    """Raises UserError when selection needs the judge's weights but the judge is a server."""
-    if is_server(config.assess.judge) and (needs_perplexities(config) or needs_clusters(config)):
-        name = "buckets" if config.select.buckets == "clusters" else "rule"
+def check_readings(config: Config) -> None:
+    """Raises UserError where readings, rule and judge do not go together."""
+    from isheep_jax.loop.judging.readings import READINGS  # here, so that --help does not wait for it
+
+    settings, select, server = config.assess, config.select, is_server(config.assess.judge)
+    for name in settings.readings:
+        reading = READINGS[name]
+        if settings.readings.count(name) > 1:
+            raise UserError(f"--assess.readings: {name} is there twice")
+        if reading.needs_weights and server:
+            raise UserError(f"--assess.readings: {name} needs the judge's weights, but --assess.judge is a server")
+        if reading.needs_others and config.respond.samples < 2:
+            raise UserError(
+                f"--assess.readings: {name} compares the responses to an instruction, "
+                f"but --respond.samples is {config.respond.samples}; it must be at least 2"
+            )
+    for name in RULES[effective_rule(config)].needs & READINGS.keys() - set(settings.readings):
+        raise UserError(f"--select.rule: {select.rule} needs {name} in --assess.readings")
+    if needs_clusters(config) and server:
+        name = "buckets" if select.buckets == "clusters" else "rule"
         raise UserError(
-            f"--select.{name}: {getattr(config.select, name)} needs the judge's weights, but --assess.judge is a server"
+            f"--select.{name}: {getattr(select, name)} needs the judge's weights, but --assess.judge is a server"
         )

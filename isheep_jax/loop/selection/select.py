@@ -10,26 +10,19 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from isheep_jax.config import Config, SelectConfig
 from isheep_jax.errors import NothingLeftError
-from isheep_jax.loop.judging.scores import criteria_of, probability_above
+from isheep_jax.loop.judging.scores import probability_above
 from isheep_jax.loop.records import KEPT, Pair, Scores, Selected, Verdict, dropped, kept
+from isheep_jax.loop.selection.ranking import Ranking, perplexity, rank, rubric_sum
 from isheep_jax.loop.selection.rules import RULES, Candidates, Rule, effective_rule
 
+# Cluster of each instruction by its id; None if the model could not give it.
+Clusters = Mapping[str, int | None]
+
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n")
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Measures that rules need besides scores. A value is None if the model could not give it.
-
-    perplexities: per token of a response given its instruction, by the pair's id. clusters: by the instruction's id.
-    """
-
-    perplexities: Mapping[str, float | None] = field(default_factory=dict)
-    clusters: Mapping[str, int | None] = field(default_factory=dict)
 
 
 def select(
@@ -37,7 +30,7 @@ def select(
     iteration: int,
     pairs: Sequence[Pair],
     scores: Sequence[Scores],
-    measures: Measures | None = None,
+    clusters: Clusters | None = None,
     turn: int = 1,
 ) -> list[Selected]:
     """The last verdict on every pair, in the order of generation; at most one pair per instruction is kept.
@@ -47,16 +40,17 @@ def select(
         iteration: Its number, from 1.
         pairs: All pairs of the iteration, those that the text rules dropped as well.
         scores: The scores of the kept ones; empty without assessment.
-        measures: What the rule needs besides scores.
+        clusters: Cluster of each instruction by its id (None if the model could not give it), where a rule needs it.
         turn: Turn of the conversation. In the second, nothing may be good enough.
 
     Raises:
         NothingLeftError: The first turn keeps fewer than `select.min_pairs` pairs. The message says how the pairs were
             scored and which setting to change.
     """
-    settings = dataclasses.replace(config.select, rule=effective_rule(config))
+    settings, readings = dataclasses.replace(config.select, rule=effective_rule(config)), config.assess.readings
     names = f"{config.seed}/{iteration}", "" if turn == 1 else f"/{turn}"
-    selected = _decide(settings, pairs, scores, measures or Measures(), *names)
+    known = _Known(pairs, {s.id: s for s in scores}, clusters or {}, rank(settings, readings, pairs, scores))
+    selected = _decide(settings, known, *names)
     # Even with min_pairs=0 there must be a pair to learn from.
     if turn == 1 and len(kept(selected)) < max(1, settings.min_pairs):
         raise NothingLeftError(_too_few(settings, iteration, selected))
@@ -65,8 +59,7 @@ def select(
 
 def describe(config: Config) -> str:
     """Returns which pairs the rule in force keeps, as the object of "keeps"."""
-    scores = "both scores" if len(criteria_of(config.assess)) == 2 else "the score"
-    return RULES[effective_rule(config)].describe(config.select, scores)
+    return RULES[effective_rule(config)].describe(config)
 
 
 def sentences(text: str) -> int:
@@ -74,21 +67,25 @@ def sentences(text: str) -> int:
     return max(1, sum(bool(re.search(r"\w", piece)) for piece in _SENTENCE_END.split(text)))
 
 
-def _decide(
-    settings: SelectConfig,
-    pairs: Sequence[Pair],
-    scores: Sequence[Scores],
-    measures: Measures,
-    seed_prefix: str,
-    seed_suffix: str,
-) -> list[Selected]:
+@dataclass(frozen=True)
+class _Known:
+    """All pairs of a turn, what the judge says of each by its id, clusters of the instructions, and the ranking."""
+
+    pairs: Sequence[Pair]
+    scores: Mapping[str, Scores]
+    clusters: Clusters
+    ranking: Ranking
+
+
+def _decide(settings: SelectConfig, known: _Known, seed_prefix: str, seed_suffix: str) -> list[Selected]:
     """Every pair with its last verdict. Random numbers are seeded by names with this beginning and end."""
     rule = RULES[settings.rule]
     count = None
     if rule.as_many_as:
         other = dataclasses.replace(settings, rule=rule.as_many_as)
-        count = len(kept(_decide(other, pairs, scores, measures, seed_prefix, seed_suffix)))
-    records = _gather(rule, settings, pairs, scores, measures)
+        count = len(kept(_decide(other, known, seed_prefix, seed_suffix)))
+    agreements = _agreements(known.pairs, known.scores)
+    records = [_gather(rule, settings, known, pair, agreements) for pair in known.pairs]
     verdicts = {r.id: r.verdict for r in records}
 
     rng = random.Random(f"{seed_prefix}/sample{seed_suffix}")
@@ -101,7 +98,7 @@ def _decide(
     candidates = [r for r in records if r.id in representatives]
     # A rule that draws never looks at scores, not even to choose which of too many pairs stay.
     best_first = rule.best_first(settings, candidates) if ranks else candidates
-    scored = {r.instruction_id for r in records if r.sum is not None or not scores}
+    scored = {r.instruction_id for r in records if r.rank is not None or not known.scores}
     rng = random.Random(f"{seed_prefix}/select{seed_suffix}")
     verdicts |= rule.drop(Candidates(settings, candidates, scored, count, rng))
 
@@ -116,58 +113,67 @@ def _decide(
     return [dataclasses.replace(r, verdict=verdicts[r.id]) for r in records]
 
 
-def _gather(
-    rule: Rule, settings: SelectConfig, pairs: Sequence[Pair], scores: Sequence[Scores], measures: Measures
-) -> list[Selected]:
-    """Every pair with its scores and measures, and with the verdict that it has before the rule decides."""
-    by_id = {s.id: s for s in scores}
-    return [_gather_pair(rule, settings, pair, by_id.get(pair.id), measures) for pair in pairs]
-
-
-def _gather_pair(rule: Rule, settings: SelectConfig, pair: Pair, scores: Scores | None, measures: Measures) -> Selected:
-    asked_for = [s for s in (scores.quality, scores.following) if s is not None] if scores else []
-    values = [s.value for s in asked_for]
-    chances = [probability_above(s, settings.threshold) for s in asked_for]
-    quality = scores.quality.value if scores and scores.quality else None
-    following = scores.following.value if scores and scores.following else None
-    total = (quality or 0.0) + min(following or 0.0, settings.following_ceiling)
-    return Selected(
+def _gather(rule: Rule, settings: SelectConfig, known: _Known, pair: Pair, agreements: Mapping[str, float]) -> Selected:
+    """The pair with what is known of it, and with the verdict that it has before the rule decides."""
+    scores, ranking = known.scores.get(pair.id), known.ranking
+    rubric = [s for s in (scores.quality, scores.following) if s is not None] if scores else []
+    chances = [probability_above(s, settings.threshold) for s in rubric]
+    # Where the sum of the scores is the only reading, as it is, it says everything.
+    more = settings.length_control != "none" or set(ranking.values) - {"rubric"}
+    values = {name: round(values[pair.id], 4) for name, values in ranking.values.items() if pair.id in values}
+    number = ranking.numbers.get(pair.id)
+    record = Selected(
         id=pair.id,
         instruction_id=pair.instruction_id,
         instruction=pair.instruction,
         input=pair.input,
         response=pair.response,
-        quality=quality,
-        following=following,
-        sum=round(total, 4) if values and None not in values else None,
+        quality=scores.quality.value if scores and scores.quality else None,
+        following=scores.following.value if scores and scores.following else None,
+        sum=rubric_sum(settings, scores) if scores else None,
         above=round(math.prod(chances), 4) if chances and None not in chances else None,
-        bucket=_bucket(settings, pair, measures),
-        verdict=_verdict_before(rule, settings, pair, scores, measures),
-        perplexity=measures.perplexities.get(pair.id),
-        cluster=measures.clusters.get(pair.instruction_id),
+        bucket=_bucket(settings, pair, known.clusters),
+        verdict=KEPT,
+        perplexity=perplexity((scores.readings or {}).get("likelihood")) if scores else None,
+        cluster=known.clusters.get(pair.instruction_id),
+        readings=values if more else None,
+        ranked_by=round(number, 6) if more and number is not None else None,
     )
+    verdict = _verdict_before(rule, settings, pair, record, scores)
+    agreement = agreements.get(pair.instruction_id)
+    low, high = settings.consistency
+    if verdict.kept and rule.requires_score(settings) and agreement is not None and not low <= agreement <= high:
+        verdict = dropped("agreement outside select.consistency", f"{agreement:.2f}")
+    return dataclasses.replace(record, verdict=verdict)
 
 
-def _verdict_before(
-    rule: Rule, settings: SelectConfig, pair: Pair, scores: Scores | None, measures: Measures
-) -> Verdict:
+def _verdict_before(rule: Rule, settings: SelectConfig, pair: Pair, record: Selected, scores: Scores | None) -> Verdict:
     """The verdict before the rule decides: of the text rules, and of whether the rule has what it needs."""
     if not pair.verdict.kept:
         return KEPT if rule.restores_pair(settings, pair.verdict.reason) else pair.verdict
-    if "perplexities" in rule.needs and measures.perplexities.get(pair.id) is None:
+    if "likelihood" in rule.needs and record.perplexity is None:
         return dropped("no perplexity")
-    by_cluster = "clusters" in rule.needs or settings.buckets == "clusters"
-    if by_cluster and measures.clusters.get(pair.instruction_id) is None:
+    if ("clusters" in rule.needs or settings.buckets == "clusters") and record.cluster is None:
         return dropped("no embedding")
     return scores.verdict if scores and rule.requires_score(settings) else KEPT
 
 
-def _bucket(settings: SelectConfig, pair: Pair, measures: Measures) -> str:
+def _agreements(pairs: Sequence[Pair], scores: Mapping[str, Scores]) -> dict[str, float]:
+    """Returns the mean agreement between the responses to an instruction, by its id, where it was read."""
+    values: dict[str, list[float]] = {}
+    for pair in pairs:
+        reading = (scores[pair.id].readings or {}).get("self_consistency") if pair.id in scores else None
+        if reading is not None and reading.value is not None:
+            values.setdefault(pair.instruction_id, []).append(reading.value)
+    return {id: math.fsum(each) / len(each) for id, each in values.items()}
+
+
+def _bucket(settings: SelectConfig, pair: Pair, clusters: Clusters) -> str:
     """The name of an instruction's bucket."""
     if settings.buckets == "none":
         return ""
     if settings.buckets == "clusters":
-        cluster = measures.clusters.get(pair.instruction_id)
+        cluster = clusters.get(pair.instruction_id)
         return "" if cluster is None else str(cluster)
     length = str(min(4, sentences(pair.instruction)))
     if settings.buckets == "sentences":
@@ -209,15 +215,19 @@ def _too_few(settings: SelectConfig, iteration: int, records: Sequence[Selected]
     rule = RULES[settings.rule]
     what = f"select: {len(kept(records))} pairs are kept, select.min_pairs asks for {settings.min_pairs}"
     spreads = []
-    for name in ("quality", "following", "perplexity"):
-        values = [value for r in records if (value := getattr(r, name)) is not None]
+    shown = [
+        {"quality": r.quality, "following": r.following, "perplexity": r.perplexity, **(r.readings or {})}
+        for r in records
+    ]
+    for name in dict.fromkeys(name for each in shown for name in each if name != "rubric"):
+        values = [value for each in shown if (value := each.get(name)) is not None]
         if values:
             end = f"lowest {min(values):.2f}" if name == "perplexity" else f"highest {max(values):.2f}"
             spreads.append(f"{name}: mean {sum(values) / len(values):.2f}, {end}")
     if spreads:
-        scored = sum(r.sum is not None or r.perplexity is not None for r in records)
+        scored = sum(r.rank is not None or r.perplexity is not None for r in records)
         return f"{what}; of {scored} scored pairs {', '.join(spreads)}; {_remedy(rule, settings, iteration)}"
-    if "scores" in rule.needs:
+    if "readings" in rule.needs:
         return f"{what}; none of {len(records)} pairs has scores, so look at the reasons in responses/ and scores/"
     return f"{what} of {len(records)}; {_remedy(rule, settings, iteration)}"
 

@@ -1,6 +1,6 @@
 """Selects the pairs that the model learns from, and writes them as a dataset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.dataset import write_dataset
@@ -9,7 +9,6 @@ from isheep_jax.loop.records import Pair, Scores, Selected, kept
 from isheep_jax.loop.selection.rules import hint
 from isheep_jax.loop.selection.select import select
 from isheep_jax.loop.stages.measure import measure
-from isheep_jax.text.conversation import Prompt
 
 
 def select_pairs(
@@ -17,23 +16,21 @@ def select_pairs(
     judge: Model,
     pairs: Sequence[Pair],
     scores: Sequence[Scores],
-    prompts: Mapping[str, Prompt],
 ) -> list[Selected]:
     """Returns the last verdict on every pair; kept ones are also in the stage's `dataset/`.
 
-    judge: the model that measures what the rule needs besides scores.
+    judge: the model that measures what the rule needs besides readings.
     pairs: all pairs, in the order of generation, dropped ones included.
     scores: of the kept pairs.
-    prompts: what was answered, by the pair's instruction_id.
     Raises NothingLeftError when too few pairs are kept; nothing is written then, so that the run resumes here with
     other settings of selection.
     """
     if context.is_done("selected"):
         return context.files("selected").records()
     config = context.config
-    measures = measure(context, judge, kept(pairs), prompts)
+    clusters = measure(context, judge, kept(pairs))
     with context.open("selected", len(pairs)) as stage:
-        selected = select(config, context.iteration, pairs, scores, measures, context.turn)
+        selected = select(config, context.iteration, pairs, scores, clusters, context.turn)
         if context.turn == 1:
             share = len(kept(selected)) / config.synthesize.instructions
             reasons = "the reasons for the others are in responses/"

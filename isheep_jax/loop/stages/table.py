@@ -10,8 +10,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import get_args
 
 from isheep_jax.config import AssessConfig, Config, JudgePrompt
+from isheep_jax.loop.judging.readings import READINGS
 from isheep_jax.loop.judging.scores import criteria_of
-from isheep_jax.loop.records import Instruction, Likelihood, Pair, Scores, Selected, ShownExamples, Topic, Vector
+from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, ShownExamples, Topic, Vector
 
 # The levels of an iteration in their order, each with the sections of the config that it is the first to read. A result
 # depends on the settings of its own level and of all levels before it.
@@ -71,8 +72,14 @@ def _by_judge(name: str) -> Callable[[Config], bool]:
     return lambda config: name in criteria_of(config.assess).values()
 
 
+def _by_reading(name: str) -> Callable[[Config], bool]:
+    """Returns the condition that the judge's opinion is read in this way."""
+    return lambda config: name in config.assess.readings
+
+
 _BOTH = (1, 2)
-_OF_JUDGE = [name for prompt in get_args(JudgePrompt) for name in criteria_of(AssessConfig(prompt=prompt)).values()]
+_OF_RUBRIC = [name for prompt in get_args(JudgePrompt) for name in criteria_of(AssessConfig(prompt=prompt)).values()]
+_OF_READINGS = {template: _by_reading(name) for name, reading in READINGS.items() for template in reading.templates}
 _ROWS = (
     StageSpec(
         "topics",
@@ -122,17 +129,8 @@ _ROWS = (
         level="assess",
         reads=("responses",),
         turns=_BOTH,
-        templates={name: _by_judge(name) for name in _OF_JUDGE},
+        templates={name: _by_judge(name) for name in _OF_RUBRIC} | _OF_READINGS,
         inputs=("assess.judge",),
-    ),
-    StageSpec(
-        "likelihoods",
-        Likelihood,
-        title="likelihood",
-        unit="pairs",
-        level="assess",
-        reads=("responses",),
-        turns=_BOTH,
     ),
     StageSpec(
         "vectors",
@@ -149,7 +147,7 @@ _ROWS = (
         title="select",
         unit="pairs",
         level="select",
-        reads=("responses", "scores", "likelihoods", "vectors"),
+        reads=("responses", "scores", "vectors"),
         turns=_BOTH,
     ),
     StageSpec(

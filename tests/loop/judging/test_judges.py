@@ -2,11 +2,12 @@
 
 import pytest
 
-from isheep_jax.config import AssessConfig, Config
+from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.errors import UserError
 from isheep_jax.loop.judging.agreement import measure_agreement, sample_candidates
 from isheep_jax.loop.judging.judges import identity, own_model
-from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped
+from isheep_jax.loop.judging.reader import Candidate
+from isheep_jax.loop.records import KEPT, Pair, ReadingValue, Score, Scores, dropped
 from isheep_jax.loop.run_directory import RunDirectory
 from isheep_jax.runtime.locate import locate_judge
 
@@ -54,22 +55,36 @@ def scores(*values):
     return made
 
 
+def agreement(first, second, threshold, readings=("rubric",)):
+    config = Config(assess=AssessConfig(readings=readings), select=SelectConfig(threshold=threshold))
+    pairs = [Candidate(f"{n}", "Do it.", "", "Done.", "Do it.", "") for n in range(len(first))]
+    return measure_agreement(config, pairs, first, second)
+
+
+def test_judges_that_read_likelihoods_are_compared_by_what_ranks_the_pairs():
+    def read(*lifts):
+        return [Scores(f"{n}", None, None, KEPT, {"lift": ReadingValue(x, 2)}) for n, x in enumerate(lifts)]
+
+    found = agreement(read(1.0, 2.0, 3.0), read(-1.0, 5.0, 9.0), 8, ("lift",))
+    assert found == {"pairs": 3, "correlation": 1.0}
+
+
 def test_agreement_by_hand():
     first, second = scores((9, 9), (9, 7), (4, 4), None, (5, 5)), scores((9, 10), (8, 8), (5, 3), (1, 1), None)
     # Means 9, 8, 4 and 9.5, 8, 4: the same order. The first passes and the others do not, for both.
-    assert measure_agreement(first, second, 8) == {
+    assert agreement(first, second, 8) == {
         **{"pairs": 3, "correlation": 1.0, "difference": round(0.5 / 3, 4), "same_verdict": 1.0},
     }
     # Ranks 1, 2, 3 and 3, 1.5, 1.5, so that Spearman's correlation is -sqrt(3)/2.
-    found = measure_agreement(scores(1, 2, 3), scores(9, 4, 4), 3)
+    found = agreement(scores(1, 2, 3), scores(9, 4, 4), 3)
     assert found["correlation"] == pytest.approx(-0.866, abs=1e-3)
     # None of the first is above 3, all of the second are.
     assert found["same_verdict"] == 0.0
 
 
 def test_a_judge_that_says_always_the_same_has_no_correlation_and_no_pair_no_agreement():
-    assert measure_agreement(scores(5, 5), scores(1, 2), 8)["correlation"] is None
-    assert measure_agreement(scores(5), scores(None), 8) == {"pairs": 0}
+    assert agreement(scores(5, 5), scores(1, 2), 8)["correlation"] is None
+    assert agreement(scores(5), scores(None), 8) == {"pairs": 0}
 
 
 def test_the_sample_is_the_runs_own_and_no_larger_than_what_there_is():

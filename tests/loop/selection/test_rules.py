@@ -2,7 +2,7 @@ import pytest
 
 from isheep_jax.config import AssessConfig, Config, SelectConfig, SynthesizeConfig
 from isheep_jax.errors import UserError
-from isheep_jax.loop.selection.rules import RULES, check_judge, effective_rule, needs_clusters, needs_perplexities
+from isheep_jax.loop.selection.rules import RULES, check_readings, effective_rule, needs_clusters
 from isheep_jax.loop.selection.select import describe
 
 SERVER = AssessConfig(judge="https://x/v1", judge_model="m", read="sampled")
@@ -37,13 +37,17 @@ def test_without_scores_only_rules_that_need_none_are_in_force(name):
 @pytest.mark.parametrize("name", RULES)
 def test_a_server_as_judge_excludes_what_needs_its_weights(name):
     config = Config(select=SelectConfig(rule=name), assess=SERVER)
-    assert needs_perplexities(config) == (name in ("perplexity", "density_perplexity"))
     assert needs_clusters(config) == (name in ("density", "density_perplexity"))
-    if needs_perplexities(config) or needs_clusters(config):
-        with pytest.raises(UserError, match=f"--select.rule: {name} needs the judge's weights"):
-            check_judge(config)
+    message = {
+        "perplexity": "--select.rule: perplexity needs likelihood in --assess.readings",
+        "density": "--select.rule: density needs the judge's weights",
+        "density_perplexity": "--select.rule: density_perplexity needs likelihood in --assess.readings",
+    }.get(name)
+    if message:
+        with pytest.raises(UserError, match=message):
+            check_readings(config)
     else:
-        check_judge(config)
+        check_readings(config)
 
 
 def test_shares_of_the_density_rules_follow_the_clusters():

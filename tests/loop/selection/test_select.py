@@ -1,12 +1,14 @@
 import dataclasses
+import math
 import random
 
 import pytest
 
 from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.errors import UserError
-from isheep_jax.loop.records import KEPT, Pair, Score, Scores, dropped, kept
-from isheep_jax.loop.selection.select import Measures, select, sentences
+from isheep_jax.loop.records import KEPT, Pair, ReadingValue, Score, Scores, dropped, kept
+from isheep_jax.loop.selection.ranking import perplexity
+from isheep_jax.loop.selection.select import select, sentences
 
 
 def make(scores, samples=1, text=lambda i: "Do it."):
@@ -183,10 +185,27 @@ def test_no_pair_at_all_is_too_few_whatever_the_setting():
         chosen(SelectConfig(min_pairs=0), [(4, 6)])
 
 
-def decided(settings, pairs, scores, level="both", prompt="standard", readings=("rubric",), **measures):
+def decided(settings, pairs, scores, level="both", prompt="standard", readings=("rubric",), clusters=None):
     config = Config(select=settings, assess=AssessConfig(readings=readings, level=level, prompt=prompt))
-    records = select(config, 1, pairs, scores, Measures(**measures))
+    records = select(config, 1, pairs, scores, clusters)
     return [r.id for r in kept(records)], {r.id: r.verdict.reason for r in records}
+
+
+def read(**values):
+    """Pairs with readings, each a list over the pairs of values per token (of ten) or None."""
+    count = len(next(iter(values.values())))
+    pairs, _ = make([(1, 1)] * count)
+    scores = []
+    for n, pair in enumerate(pairs):
+        readings = {name: ReadingValue(each[n] and 10 * each[n], 10) for name, each in values.items()}
+        missing = [name for name, reading in readings.items() if reading.value is None]
+        scores.append(Scores(pair.id, None, None, dropped("unscored") if missing else KEPT, readings))
+    return pairs, scores
+
+
+def likely_by(perplexities):
+    """Pairs of these perplexities; None where there is none."""
+    return read(likelihood=[x and -math.log(x) for x in perplexities])
 
 
 def one_score(values, field="quality"):
@@ -261,19 +280,26 @@ def test_random_threshold_keeps_as_many_as_the_threshold_but_others():
     assert "not drawn" in reasons.values()
 
 
-def test_perplexity_keeps_up_to_its_limit_whatever_the_scores_say():
-    pairs, scores = make([(1, 1), (10, 10), None, (9, 9)])
-    perplexities = {p.id: x for p, x in zip(pairs, (50.0, 50.01, 2.0, None), strict=True)}
-    ids, reasons = decided(SelectConfig(rule="perplexity"), pairs, scores, perplexities=perplexities)
+LIKELIHOOD = {"readings": ("likelihood",)}
+
+
+def test_perplexity_keeps_up_to_its_limit():
+    pairs, scores = likely_by([50.0, 50.01, 2.0, None])
+    ids, reasons = decided(SelectConfig(rule="perplexity"), pairs, scores, **LIKELIHOOD)
     assert ids == ["1-000000-0", "1-000002-0"]
     assert (reasons["1-000001-0"], reasons["1-000003-0"]) == ("perplexity too high", "no perplexity")
 
 
 def test_of_several_samples_the_least_surprising_stands_for_its_instruction():
-    pairs, scores = make([(10, 10), (1, 1)], samples=2)
-    settings = SelectConfig(rule="perplexity")
-    perplexities = {pairs[0].id: 9.0, pairs[1].id: 3.0}
-    assert decided(settings, pairs, scores, perplexities=perplexities)[0] == ["1-000000-1"]
+    pairs, scores = likely_by([9.0, 3.0])
+    pairs = [dataclasses.replace(pair, instruction_id="1-000000") for pair in pairs]
+    assert decided(SelectConfig(rule="perplexity"), pairs, scores, **LIKELIHOOD)[0] == ["1-000001-0"]
+
+
+def test_a_perplexity_is_of_the_reading_per_token_and_has_a_highest():
+    assert perplexity(ReadingValue(-10 * math.log(3), 10)) == 3.0
+    assert perplexity(ReadingValue(-1e9, 2)) == 1e9
+    assert perplexity(ReadingValue(None, error="too long")) is perplexity(None) is perplexity(ReadingValue(0.0)) is None
 
 
 def test_density_draws_one_of_each_cluster():
@@ -288,11 +314,10 @@ def test_density_draws_one_of_each_cluster():
 
 
 def test_density_with_perplexity_keeps_the_lowest_of_each_cluster():
-    pairs, scores = make([(1, 1)] * 6)
+    pairs, scores = likely_by([5.0, 1.5, 4.0, 1.5, 60.0, 2.0])
     clusters = {p.instruction_id: i % 2 for i, p in enumerate(pairs)}
-    perplexities = dict(zip([p.id for p in pairs], (5.0, 1.5, 4.0, 1.5, 60.0, 2.0), strict=True))
     settings = SelectConfig(rule="density_perplexity")
-    ids, reasons = decided(settings, pairs, scores, clusters=clusters, perplexities=perplexities)
+    ids, reasons = decided(settings, pairs, scores, clusters=clusters, **LIKELIHOOD)
     assert ids == ["1-000001-0", "1-000002-0"]
     assert reasons["1-000003-0"] == "another of its cluster has a lower perplexity"
 
@@ -330,6 +355,55 @@ def test_a_second_turn_may_keep_nothing():
 
 
 def test_too_few_by_perplexity_say_the_lowest():
-    pairs, scores = make([(1, 1)])
-    with pytest.raises(UserError, match=r"perplexity: mean 70.00, lowest 70.00; raise select.perplexity \(now 50\)"):
-        decided(SelectConfig(rule="perplexity"), pairs, scores, perplexities={pairs[0].id: 70.0})
+    with pytest.raises(UserError, match=r"perplexity: mean 70.00, lowest 70.00.*; raise select.perplexity \(now 50\)"):
+        decided(SelectConfig(rule="perplexity"), *likely_by([70.0]), **LIKELIHOOD)
+
+
+TOP = {"rule": "top_fraction", "fraction": 0.5}
+
+
+def test_a_reading_ranks_pairs_and_what_it_has_no_value_for_is_dropped():
+    pairs, scores = read(lift=[0.1, None, -0.5, 2.0])
+    ids, reasons = decided(SelectConfig(**TOP), pairs, scores, readings=("lift",))
+    # Half of the three that have a value, rounded.
+    assert ids == ["1-000000-0", "1-000003-0"]
+    assert (reasons["1-000001-0"], reasons["1-000002-0"]) == ("unscored", "not in the top fraction")
+
+
+def test_of_several_samples_the_best_by_a_reading_stands_for_its_instruction_even_below_zero():
+    pairs, scores = read(lift=[-0.5, -0.2, None])
+    pairs = [dataclasses.replace(pair, instruction_id="1-000000") for pair in pairs]
+    assert decided(SelectConfig(**TOP), pairs, scores, readings=("lift",))[0] == ["1-000001-0"]
+
+
+def test_a_pair_in_a_blind_spot_counts_as_one_without_a_value():
+    pairs, scores = read(lift=[9.0, 1.0, 2.0, 3.0])
+    scores[0] = dataclasses.replace(scores[0], verdict=dropped("repeats itself"))
+    ids, reasons = decided(SelectConfig(rule="top_fraction", fraction=0.34), pairs, scores, readings=("lift",))
+    assert (ids, reasons["1-000000-0"]) == (["1-000003-0"], "repeats itself")
+    # A rule that looks at no reading keeps it.
+    assert pairs[0].id in decided(SelectConfig(rule="none"), pairs, scores, readings=("lift",))[0]
+
+
+def test_the_record_says_what_the_readings_came_to_and_a_rubric_alone_leaves_that_out():
+    pairs, scores = read(lift=[1.0, 2.0], likelihood=[-3.0, -1.0])
+    config = Config(select=SelectConfig(**TOP), assess=AssessConfig(readings=("lift", "likelihood")))
+    one, two = select(config, 1, pairs, scores)
+    assert one.readings == {"lift": 1.0, "likelihood": -3.0}
+    assert (one.ranked_by, two.ranked_by) == (0.0, 1.0)
+    assert two.perplexity == round(math.e, 4)
+    (alone,) = select(Config(), 1, *make([(9, 9)]))
+    assert (alone.readings, alone.ranked_by, alone.rank, alone.sum) == (None, None, 18.0, 18.0)
+
+
+def test_tasks_whose_responses_agree_too_much_or_too_little_are_dropped():
+    pairs, scores = read(self_consistency=[0.0, 0.1, 0.4, 0.5, 1.0, 0.9])
+    scores = [
+        dataclasses.replace(s, readings={"self_consistency": ReadingValue(s.readings["self_consistency"].value / 10)})
+        for s in scores
+    ]
+    pairs = [dataclasses.replace(p, instruction_id=f"1-00000{n // 2}") for n, p in enumerate(pairs)]
+    settings = SelectConfig(rule="top_fraction", fraction=1.0, consistency=(0.2, 0.9))
+    ids, reasons = decided(settings, pairs, scores, readings=("self_consistency",))
+    assert ids == ["1-000003-0"]
+    assert [reasons[p.id] for p in (pairs[0], pairs[5])] == ["agreement outside select.consistency"] * 2

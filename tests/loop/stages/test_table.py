@@ -40,6 +40,8 @@ def test_every_template_is_first_read_by_one_stage():
         ({"respond.method": "retrieved"}, {"retrieved"}),
         ({"respond.method": "principles"}, {"principles"}),
         ({"assess.level": "both", "assess.prompt": "joint"}, {"joint"}),
+        ({"assess.readings": ("rubric", "backward_lift")}, {"backward"}),
+        ({"assess.readings": ("pairwise", "rubric")}, {"pairwise"}),
         ({"synthesize.turns": 2}, {"follow_up"}),
         ({"clone.enabled": True}, {"thorough"}),
     ],
