@@ -132,7 +132,7 @@ class ScriptedModel:
         return Completion(request.id, "an answer")
 
     def choice_logprobs(self, requests, choices):
-        assert len(choices) == 10
+        assert len(choices) in (2, 10)
         for request in reversed(requests):
             self.fuse.tick()
             self.prompts[request.id] = request.prompt
@@ -144,8 +144,10 @@ class ScriptedModel:
         for request, text in reversed(list(zip(requests, texts, strict=True))):
             self.fuse.tick()
             self.prompts[request.id] = request.prompt
-            tokens = len(text.split())
-            yield TextLogprob(request.id, -tokens * 5 * number(self.name, request.id, text).random(), tokens)
+            rng = number(self.name, request.id, text)
+            spans = tuple(match.span() for match in re.finditer(r"\S+", text))
+            logprobs = tuple(-5 * rng.random() for _ in spans)
+            yield TextLogprob(request.id, sum(logprobs), len(spans), logprobs=logprobs, spans=spans)
 
     def embed(self, requests):
         for request in reversed(requests):
