@@ -1,14 +1,15 @@
 """Whether a model's readings find the known order of public responses: win rates and AUCs with intervals, per set.
 
 python tests/benchmarks/judging.py --model MODEL --data DIRECTORY [--limit 60] [--sets alpaca_eval ...]
-    [--readings rubric lift ...] [--framing auto] [--chat_template auto] [--output FILE]
+    [--readings rubric lift ...] [--framing auto] [--chat_template auto] [--output readings.jsonl]
 
 DIRECTORY has the published files as TASK/FILE, like `evaluate.task_data`; `public_pairs.py` says which and how they are
-used. Programs run in the sandbox of the evaluation. Prints a table in Markdown, and writes every reading of every
-response to FILE as JSON Lines.
+used. Programs run in the sandbox of the evaluation. Prints a table in Markdown. The output keeps every reading of every
+response; what it has of a set and a reading is not read again, so that the same command goes on and prints the table.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from isheep_jax.config import AssessConfig, SelectConfig
 from isheep_jax.loop.judging.check import WORSE, KnownPair, ReadingCheck, check, measure
 from isheep_jax.loop.judging.readings import READINGS, Reader
 from isheep_jax.loop.prompting.templates import load as load_templates
-from isheep_jax.loop.records import Checked, to_line
+from isheep_jax.loop.records import Checked, from_line, to_line
 from isheep_jax.runtime.load import load
 
 # Ways to make an order of a log-likelihood.
@@ -33,28 +34,42 @@ ORDERS = {
 
 def main() -> None:
     options = _options()
+    known = _known_readings(options.output)
     model = load(options.model, chat_template=options.chat_template)
     is_chat = options.framing == "chat" or (options.framing == "auto" and options.chat_template == "auto")
-    reader = Reader(
-        AssessConfig(readings=tuple(options.readings)),
-        load_templates("standard"),
-        model,
-        "chat" if is_chat else "text",
-        "judging",
-    )
+    framing = "chat" if is_chat else "text"
     columns: dict[str, dict[str, str]] = {}
-    lines: list[str] = []
     for name in options.sets:
-        begun = time.monotonic()
-        items = SETS[name].read(options.data, options.limit)
-        records = [record for _, record in sorted(check(reader, _known(items), bare=False), key=lambda pair: pair[0])]
-        columns[name] = dict(_rows(options.readings, records))
-        lines += [to_line(record) for record in records]
-        print(f"{name}: {len(items)} responses in {time.monotonic() - begun:.0f} s", flush=True)
-    print(f"\n{options.model}, prompts as {reader.framing}, {_hardware()}\n")
+        pairs = _known(SETS[name].read(options.data, options.limit))
+        for reading in options.readings:
+            begun = time.monotonic()
+            if (name, reading) not in known:
+                reader = Reader(
+                    AssessConfig(readings=(reading,)), load_templates("standard"), model, framing, "judging"
+                )
+                found = sorted(check(reader, pairs, bare=False), key=lambda indexed: indexed[0])
+                known[name, reading] = [record for _, record in found]
+                _keep(options.output, name, reading, known[name, reading])
+                print(f"{name}, {reading}: {len(pairs)} responses in {time.monotonic() - begun:.0f} s", flush=True)
+            columns.setdefault(name, {}).update(_rows(reading, known[name, reading]))
+    print(f"\n{options.model}, asked in {framing}, {_hardware()}\n")
     print("\n".join(_table(columns)))
-    if options.output:
-        options.output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _known_readings(path: Path) -> dict[tuple[str, str], list[Checked]]:
+    """Returns what an earlier run has read, by set and reading."""
+    known: dict[tuple[str, str], list[Checked]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        values = json.loads(line)
+        record = from_line(Checked, json.dumps(values["record"]))
+        known.setdefault((values["set"], values["reading"]), []).append(record)
+    return known
+
+
+def _keep(path: Path, name: str, reading: str, records: Sequence[Checked]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        for record in records:
+            file.write(f'{{"set": "{name}", "reading": "{reading}", "record": {to_line(record)}}}\n')
 
 
 def _options() -> argparse.Namespace:
@@ -67,7 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--readings", nargs="+", choices=READINGS, default=usual)
     parser.add_argument("--framing", choices=("auto", "text", "chat"), default="auto")
     parser.add_argument("--chat_template", default="auto", help="'plain' for a base model")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("readings.jsonl"))
     return parser.parse_args()
 
 
@@ -79,12 +94,11 @@ def _known(items: Sequence[Item]) -> list[KnownPair]:
     ]
 
 
-def _rows(readings: Sequence[str], records: Sequence[Checked]) -> Iterator[tuple[str, str]]:
+def _rows(reading: str, records: Sequence[Checked]) -> Iterator[tuple[str, str]]:
     """Yields the rows of the table: the name of a way to order, and its figures."""
-    for reading in readings:
-        is_sum = any(_tokens(record, reading) for record in records)
-        for order, settings in ORDERS.items() if is_sum else {"": SelectConfig()}.items():
-            yield f"{reading} {order}".strip(), _cell(measure(settings, [reading], records))
+    is_sum = any(_tokens(record, reading) for record in records)
+    for order, settings in ORDERS.items() if is_sum else {"": SelectConfig()}.items():
+        yield f"{reading} {order}".strip(), _cell(measure(settings, [reading], records))
 
 
 def _tokens(record: Checked, reading: str) -> int:
