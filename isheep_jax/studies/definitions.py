@@ -136,11 +136,16 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
 
 
 def _ranked_by(reading: str) -> dict[str, object]:
-    """Returns changes: the best pairs by one reading, also where the check of the judge finds that it is a coin."""
+    """Returns changes: the best pairs by one reading, also where the check of the judge finds that it is a coin.
+
+    Responses are compared with others of their length, so that what is selected is not short or long answers.
+    """
     return {
         "assess.readings": (reading,),
         "select.rule": "top_fraction",
         "select.ranking": "sum",
+        "select.per": "token",
+        "select.length_control": "buckets",
         "guard.judge": "warn",
     }
 
