@@ -132,7 +132,7 @@ def test_replaced_settings_are_named_as_on_command_line():
     assert {n: v for n, v in flatten(config).items() if v != flatten(Config())[n]} == {"iterations": 9, "sft.epochs": 1}
 
 
-@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith("tiny")])
+@pytest.mark.parametrize("name", [n for n in config_names() if re.match("llama|qwen3|qwen1_5", n)])
 def test_named_configs_of_papers_models_are_faithful(name):
     config = named_config(name)
     published = flatten(apply_preset("i_sheep", config))

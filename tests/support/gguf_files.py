@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+from sentencepiece import SentencePieceProcessor
 
 from isheep_jax.gguf_model.architectures import ARCHITECTURES
 
@@ -90,6 +91,23 @@ def byte_level_metadata(directory: Path, pre: str = "gpt-2", **more: Any) -> dic
         if token := config.get(f"{key}_token"):
             values[f"ggml.{key}_token_id"] = ids[token]
     return values | more
+
+
+def sentencepiece_metadata(directory: Path) -> dict[str, Any]:
+    """Returns the metadata of a tokenizer.model, without "tokenizer." before the keys."""
+    model = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    ids = range(len(model))
+    kinds = [6 if model.is_byte(i) else 3 if model.is_control(i) else 2 if model.is_unknown(i) else 1 for i in ids]
+    return {
+        "ggml.model": "llama",
+        "ggml.pre": "default",
+        "ggml.tokens": [model.id_to_piece(i) for i in ids],
+        "ggml.scores": [float(model.get_score(i)) for i in ids],
+        "ggml.token_type": kinds,
+        "ggml.bos_token_id": model.bos_id(),
+        "ggml.eos_token_id": model.eos_id(),
+        "ggml.unknown_token_id": model.unk_id(),
+    }
 
 
 def _rope(name: str, config: dict[str, Any]) -> dict[str, Any]:
