@@ -16,9 +16,10 @@ from small_tokenizers import random_texts, write_byte_level, write_sentencepiece
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import save_checkpoint
 from isheep_jax.checkpoint.pretrained import open_model, weights_digest
+from isheep_jax.config import SFTConfig
 from isheep_jax.model.architecture import RopeScaling
 from isheep_jax.planning.models import planned_architecture
-from isheep_jax.runtime.fine_tune import adapter_base
+from isheep_jax.runtime.fine_tune import adapter_base, fine_tune
 from isheep_jax.runtime.locate import locate_model
 from isheep_jax.text.tokenizer import Tokenizer
 
@@ -191,3 +192,15 @@ def test_file_is_found_named_planned_and_digested(with_tokenizer, tmp_path):
     path.write_bytes(data)
     assert weights_digest(found) != before
     assert len(open_model(found).digest()) == 64
+
+
+def test_fine_tuned_file_is_directory_with_its_tokenizer_and_adapter_names_file(with_tokenizer, tmp_path):
+    _, path = with_tokenizer()
+    sft = SFTConfig(sequence_length=64, batch_size=8, epochs=1, warmup_steps=0, validation_fraction=0.0)
+    out = tmp_path / "tuned"
+    fine_tune(str(path), [("the red cat", "answer")] * 8, out, sft=sft, chat_template="plain")
+    base, tuned = open_model(path), open_model(out / "model")
+    assert tuned.tokenizer.encode("the red cat (1-10)") == base.tokenizer.encode("the red cat (1-10)")
+    assert tuned.architecture.eos_token_ids == base.tokenizer.eos_ids
+    adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(path.resolve())
