@@ -16,7 +16,7 @@ def copied_tokens(
 ) -> list[bool]:
     """Returns for each token of a text whether it is copied from one of the sources.
 
-    A token is copied where all its letters and marks are among `words` words in a row, or what is between them, that a
+    A token is copied where all of it but white space is among `words` words in a row, or what is between them, that a
     source has as well. Case and punctuation make no difference; in scripts without spaces a character is a word.
 
     spans: the characters of the text, from and to, that each token stands for.
@@ -28,8 +28,9 @@ def copied_tokens(
             copied[begin:end] = [True] * (end - begin)
 
     def is_copied(begin: int, end: int) -> bool:
-        letters = [copied[i] for i in range(begin, end) if not text[i].isspace()]
-        return bool(letters) and all(letters)
+        # White space belongs to what it is next to.
+        marks = [i for i in range(begin, end) if not text[i].isspace()] or range(begin, end)
+        return begin < end and all(copied[i] for i in marks)
 
     return [is_copied(*span) for span in spans]
 
