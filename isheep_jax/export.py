@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         steps = [_step(run, n) for n in range(number + 1)]
         environment = run / "environment.json"
         versions = _read(environment) if environment.exists() else {}
-        card = lineage_card(settings, digest, versions, steps, options.adapter)
+        card = lineage_card(settings, digest, versions, steps, options.adapter, _judge_check(run, number))
         if not options.adapter and (note := Tokenizer.load(source).export_note) is not None:
             card = f"{card}\n{note}\n"
         files = _copy(source, output, card)
@@ -130,6 +130,13 @@ def _step(run: epath.Path, number: int) -> Step:
         _read(iteration / stage / "DONE")["counts"]["kept"] for stage in ("instructions", "responses", trained_on)
     )
     return Step(number, *counts, results)
+
+
+def _judge_check(run: epath.Path, number: int) -> dict[str, Any] | None:
+    """Returns the last check of the judge up to an iteration; None without one."""
+    summaries = [run / f"iteration_{n}" / "summary.json" for n in range(number, 0, -1)]
+    checks = (_read(path).get("judge_check") for path in summaries if path.exists())
+    return next((check for check in checks if check), None)
 
 
 def _read(path: epath.Path) -> dict[str, Any]:

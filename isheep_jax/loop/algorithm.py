@@ -31,6 +31,7 @@ from isheep_jax.loop.stages.clone import answer_thoroughly
 from isheep_jax.loop.stages.evaluate import evaluate
 from isheep_jax.loop.stages.fine_tune import fine_tune
 from isheep_jax.loop.stages.follow_up import first_turn, write_follow_ups
+from isheep_jax.loop.stages.judge_check import judge_check
 from isheep_jax.loop.stages.respond import respond
 from isheep_jax.loop.stages.select import select_pairs
 from isheep_jax.loop.stages.synthesize import synthesize
@@ -90,6 +91,7 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
     config = context.config
     writer, judge = writer_of(context, backend), judge_of(context, backend, config.assess.judge)
 
+    checked = judge_check(context, judge)
     neighbors = similar.embed_pool(context, writer, backend) if _needs_neighbors(context) else None
     sources = SYNTHESIZE_METHODS[config.synthesize.method].sources(context, writer, neighbors)
     instructions = synthesize(context, writer, novelty_pool(context), sources)
@@ -127,6 +129,7 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
         novelty=guards.novelty(instructions),
         per_thousand_tokens=Yield.of(instructions).per_thousand_tokens,
         score_mass=median_mass(first.scores),
+        judge_check=checked and checked.as_dict(),
         evaluation=headline(evaluation),
         agreement=agreement,
         second_turn=second_turn,

@@ -37,8 +37,15 @@ _LIMITS_JUDGED = """\
 The pairs can carry on the errors and biases of the base model and of the judge. Nothing was filtered for safety."""
 
 
-def model_card(config: Config, iteration: int, instructions: int, pairs: int, thorough: bool = False) -> str:
-    """Returns the README.md of an iteration's model. It depends on the config and the counts alone.
+def model_card(
+    config: Config,
+    iteration: int,
+    instructions: int,
+    pairs: int,
+    thorough: bool = False,
+    check: Mapping[str, Any] | None = None,
+) -> str:
+    """Returns the README.md of an iteration's model. It depends on the arguments alone.
 
     Args:
         config: The run's settings.
@@ -46,6 +53,7 @@ def model_card(config: Config, iteration: int, instructions: int, pairs: int, th
         instructions: Number of instructions that passed the rules.
         pairs: Number of pairs that the model was trained on.
         thorough: Whether these are the thorough answers of the engraved model.
+        check: Of the judge, as JSON values (`JudgeCheck.as_dict`).
     """
     respond, assess, sft = config.respond, config.assess, config.sft
     writer = "the base model" if iteration == 1 else f"the model of iteration {iteration - 1}"
@@ -80,8 +88,31 @@ pipeline_tag: text-generation
 | kept | {kept} |
 | fine-tuning | from {start}: {method}, {sft.epochs} epochs, learning rate {sft.learning_rate:g} |
 | seed | {config.seed} |
-
+{_judge_check(check)}
 {_limits(external, assess.readings)}
+"""
+
+
+def _judge_check(check: Mapping[str, Any] | None) -> str:
+    """Returns the section on the judge's check with an empty line before and after it; "" without a check."""
+    if check is None:
+        return ""
+    order = check["readings"][check["chosen"]]
+    rows = {"mean": order["auc"], **order["kinds"]}
+    found = {kind: ", by text rules" for kind in order["by_rule"]}
+    lines = [
+        f"| {name} | {e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f}){found.get(name, '')} |"
+        for name, e in rows.items()
+    ]
+    return f"""
+## Check of the judge
+
+The chance that the judge puts a good response above a damaged one, by {check["chosen"]}, with its interval of 95 %;
+0.5 is a coin. The mean is of what no text rule finds. {check["tasks"]} tasks, {check["pairs"]} responses.
+
+| damage | AUC |
+| --- | --- |
+{chr(10).join(lines)}
 """
 
 
@@ -138,7 +169,12 @@ class Step:
 
 
 def lineage_card(
-    settings: dict[str, Any], digest: str, environment: dict[str, Any], steps: Sequence[Step], adapter: bool
+    settings: dict[str, Any],
+    digest: str,
+    environment: dict[str, Any],
+    steps: Sequence[Step],
+    adapter: bool,
+    check: Mapping[str, Any] | None = None,
 ) -> str:
     """Returns the README.md of an exported model, or of its adapter.
 
@@ -148,6 +184,7 @@ def lineage_card(
         environment: The run's environment.json.
         steps: The base model (iteration 0) and all iterations up to the exported one.
         adapter: Whether the adapter is exported.
+        check: The last one of the judge, as JSON values (`JudgeCheck.as_dict`).
     """
     base, last = settings["model"]["path"], steps[-1]
     sft, name = settings["sft"], f"{settings['name']}, iteration {last.iteration}"
@@ -202,7 +239,7 @@ Counts are of what passed the rules; the kept pairs were trained on.
 ## Evaluation
 
 {_evaluation(steps[0], last)}
-
+{_judge_check(check)}
 {_limits(external, readings)}
 """
 

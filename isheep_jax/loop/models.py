@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from etils import epath
 
-from isheep_jax.config import OWN_JUDGES, is_server
+from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.decode.requests import (
     ChoiceLogprobs,
     Completion,
@@ -60,16 +60,17 @@ def writer_of(context: StageContext, backend: Backend) -> Model:
     return DeferredModel(backend, context.directory.model(context.iteration - 1))
 
 
+def server_of(config: Config, url: str) -> Model:
+    """Returns the judge on a server."""
+    settings = config.assess
+    return Endpoint(
+        url, settings.judge_model, settings.judge_key, concurrency=settings.judge_requests, seed=config.seed
+    )
+
+
 def judge_of(context: StageContext, backend: Backend, name: str) -> Model:
     """Returns the judge that a value of `assess.judge` names, in an iteration."""
-    settings = context.config.assess
     if is_server(name):
-        return Endpoint(
-            name,
-            settings.judge_model,
-            settings.judge_key,
-            concurrency=settings.judge_requests,
-            seed=context.config.seed,
-        )
+        return server_of(context.config, name)
     own = name in OWN_JUDGES
     return DeferredModel(backend, own_model(context.directory, name, context.iteration) if own else backend.judge)

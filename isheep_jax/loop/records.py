@@ -128,6 +128,22 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """A pair of known standing, with what the judge says of it.
+
+    task: id of what was asked. kind: of damage; "" for the good response.
+    """
+
+    id: str
+    task: str
+    kind: str
+    instruction: str
+    input: str
+    response: str
+    scores: Scores
+
+
+@dataclass(frozen=True)
 class Selected:
     """A pair at the end of its way: its scores, their sum (following capped), its bucket and the last verdict.
 

@@ -25,6 +25,7 @@ class IterationSummary:
     novelty: share of the well-formed instructions that were new (0 to 1).
     per_thousand_tokens: instructions that were kept per thousand new tokens of their prompts.
     score_mass: median probability that the judge gave to the ten scores together.
+    judge_check: how well the judge tells good responses from damaged ones, where this iteration checked it.
     evaluation: {task: {"accuracy" or "loss", "stderr", "count"}} of the iteration's model.
     agreement: how far a second judge agrees, with `assess.agreement`.
     second_turn: {"instructions", "kept"}, with `synthesize.turns=2`.
@@ -45,6 +46,7 @@ class IterationSummary:
     novelty: float | None = None
     per_thousand_tokens: float | None = None
     score_mass: float | None = None
+    judge_check: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     agreement: Mapping[str, Any] | None = None
     second_turn: Mapping[str, int] | None = None

@@ -16,7 +16,7 @@ from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.programs import Program
 
 # Stages of the loop that a plan leaves out: they take little time or none on the devices.
-NOT_PLANNED = ("topics", "pool", "examples", "selected", "evaluation")
+NOT_PLANNED = ("judge_check", "topics", "pool", "examples", "selected", "evaluation")
 # Prompts begin at multiples of this many tokens in packed rows.
 _ALIGNMENT = 128
 

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from isheep_jax import benchmark, evaluate, export, generate, plan, study, train
+from isheep_jax import benchmark, evaluate, export, generate, judge, plan, study, train
 from isheep_jax.cli.settings import settings_of
 from isheep_jax.config import EVERYDAY, Config
 from isheep_jax.presets import PRESETS
 
-COMMANDS = {command.COMMAND.module: command for command in (benchmark, evaluate, export, generate, plan, study, train)}
+MODULES = (benchmark, evaluate, export, generate, judge, plan, study, train)
+COMMANDS = {command.COMMAND.module: command for command in MODULES}
 
 
 def help_of(command, *arguments, capsys) -> str:

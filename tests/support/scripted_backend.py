@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from etils import epath
 
-from isheep_jax.config import Config, RespondConfig, SelectConfig, SynthesizeConfig
+from isheep_jax.config import Config, GuardConfig, RespondConfig, SelectConfig, SynthesizeConfig
 from isheep_jax.decode.requests import ChoiceLogprobs, Completion, Embedding, TextLogprob
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.prompting.templates import load
@@ -59,6 +59,8 @@ def tiny_config(workdir: Path, **changes) -> Config:
         "synthesize": SynthesizeConfig(instructions=30, shots=3, novelty=0.9),
         "respond": RespondConfig(samples=2),
         "select": SelectConfig(rule="top_fraction", fraction=0.4, buckets="sentences"),
+        # The scripted model judges by chance.
+        "guard": GuardConfig(judge="off"),
     }
     return Config(**{**settings, **changes})
 

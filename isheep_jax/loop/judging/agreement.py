@@ -34,7 +34,7 @@ def measure_agreement(
     pairs = [candidate for candidate in candidates if candidate.id in others]
     readings = config.assess.readings
     one, other = (rank(config.select, readings, pairs, records).numbers for records in zip(*both))
-    correlation = _correlation(*(places([numbers[a.id] for a, _ in both]) for numbers in (one, other)))
+    correlation = spearman(*([numbers[a.id] for a, _ in both] for numbers in (one, other)))
     result = {"pairs": len(both), "correlation": None if correlation is None else round(correlation, 4)}
     if "rubric" not in readings:
         return result
@@ -43,6 +43,11 @@ def measure_agreement(
         "difference": round(sum(_mean(b) - _mean(a) for a, b in both) / len(both), 4),
         "same_verdict": round(sum(_passes(a, threshold) == _passes(b, threshold) for a, b in both) / len(both), 4),
     }
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Returns the rank correlation of two lists of the same length; None where one of them is constant or empty."""
+    return _correlation(places(x), places(y)) if x else None
 
 
 def _given(scores: Scores) -> list[Score]:

@@ -26,6 +26,7 @@ and, for the settings that need them,
 
 and next to them
 
+    damages.json       optional: texts of bad answers for the check of the judge (`loop/judging/damages.py`)
     format.json        optional: synthesize_stop, strings that end a completion
 
 Prompts are plain text to be continued; line breaks at their end are cut, so that the model's first token is its own.

@@ -10,6 +10,7 @@ from isheep_jax.loop.prompting.zero_shot import prompt_for
 from isheep_jax.loop.protocols import Backend, FineTuneJob
 from isheep_jax.loop.records import kept
 from isheep_jax.loop.stages.follow_up import first_turn
+from isheep_jax.loop.stages.judge_check import last_check
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.sft.examples import Example
 
@@ -55,12 +56,13 @@ def fine_tune(context: StageContext, backend: Backend, instructions: int, *, sta
         return finished["metrics"]
     begun = time.monotonic()
     examples = training_examples(context, thorough=thorough)
+    check = last_check(context)
     job = FineTuneJob(
         iteration=number,
         start=context.directory.model(number - 1) if context.config.sft.start == "previous" else None,
         examples=examples,
         directory=directory,
-        card=model_card(context.config, number, instructions, len(examples), thorough),
+        card=model_card(context.config, number, instructions, len(examples), thorough, check and check.as_dict()),
     )
     # An earlier attempt may have left a model and ended before its manifest.
     distributed.from_primary(lambda: job.model.rmtree(missing_ok=True))

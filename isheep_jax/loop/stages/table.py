@@ -12,7 +12,7 @@ from typing import get_args
 from isheep_jax.config import AssessConfig, Config, JudgePrompt
 from isheep_jax.loop.judging.readings import READINGS
 from isheep_jax.loop.judging.scores import criteria_of
-from isheep_jax.loop.records import Instruction, Pair, Scores, Selected, ShownExamples, Topic, Vector
+from isheep_jax.loop.records import Checked, Instruction, Pair, Scores, Selected, ShownExamples, Topic, Vector
 
 # The levels of an iteration in their order, each with the sections of the config that it is the first to read. A result
 # depends on the settings of its own level and of all levels before it.
@@ -81,6 +81,8 @@ _BOTH = (1, 2)
 _OF_RUBRIC = [name for prompt in get_args(JudgePrompt) for name in criteria_of(AssessConfig(prompt=prompt)).values()]
 _OF_READINGS = {template: _by_reading(name) for name, reading in READINGS.items() for template in reading.templates}
 _ROWS = (
+    # It stands before all others, and no result depends on it: the settings of the judge may still change after it.
+    StageSpec("judge_check", Checked, title="check the judge", unit="pairs", level="synthesize"),
     StageSpec(
         "topics",
         Topic,
