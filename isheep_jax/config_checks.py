@@ -18,6 +18,7 @@ RANGES = {
     "synthesize.trial_prompts": "[1, inf)",
     "synthesize.top_p": "(0, 1]",
     "synthesize.max_tokens": "[1, inf)",
+    "synthesize.drop_lowest": "[0, 1)",
     "synthesize.novelty": "[0, 1]",
     "respond.samples": "[1, inf)",
     "respond.temperature": "[0, inf)",

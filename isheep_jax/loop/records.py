@@ -58,6 +58,7 @@ class Instruction:
 
     prompt: index of the prompt within the iteration. seeds: ids of the tasks shown. hint: "(type; topic)" that it was
     asked for by, if it was. tokens: new tokens of the completion, with the first instruction of each.
+    lift: how much likelier it is as a task than as any text, where `synthesize.drop_lowest` looks at it.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Instruction:
     verdict: Verdict
     hint: str | None = field(default=None, metadata=_RARE)
     tokens: int | None = field(default=None, metadata=_RARE)
+    lift: float | None = field(default=None, metadata=_RARE)
 
 
 @dataclass(frozen=True)

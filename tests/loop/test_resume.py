@@ -33,9 +33,20 @@ from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.stages.table import STAGES
 
-# Conversations of two turns, a second judge, perplexities, clusters, and training on all pairs so far; all readings.
+# The best of several ways of prompting, conversations of two turns, a second judge, perplexities, clusters, training on
+# all pairs so far; all readings.
 TWO_TURNS = {
-    "synthesize": SynthesizeConfig(instructions=30, shots=3, novelty=0.9, turns=2),
+    "synthesize": SynthesizeConfig(
+        instructions=30,
+        shots=3,
+        other_shots=(2,),
+        other_temperatures=(0.5,),
+        trial_prompts=3,
+        choose="diverse",
+        drop_lowest=0.2,
+        novelty=0.9,
+        turns=2,
+    ),
     "assess": AssessConfig(
         readings=("rubric", "lift", "backward_lift", "likelihood", "self_consistency", "pairwise"),
         **{"judge": "current", "read": "sampled", "samples": 2, "agreement": 9},

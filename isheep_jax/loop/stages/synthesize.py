@@ -4,11 +4,10 @@ Prompts go out in waves. A wave's size follows from what the waves before it gav
 so that a run that resumes sends exactly the prompts that it would have sent.
 """
 
-import dataclasses
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.errors import NothingLeftError
@@ -19,6 +18,7 @@ from isheep_jax.loop.filters.junk import junk_reason
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.filters.text_rules import instruction_reason
 from isheep_jax.loop.filters.verdicts import EMPTY, IN_EVALUATION_SET, NOT_NEW, not_decoded
+from isheep_jax.loop.prompting.own_lift import lowest, own_lifts
 from isheep_jax.loop.prompting.protocols import ParsedInstruction, PromptSource
 from isheep_jax.loop.prompting.topics import instructions_from_topics
 from isheep_jax.loop.prompting.ways import Trial, Way, Yield, ways_of
@@ -31,6 +31,7 @@ LARGEST_WAVE = 256
 SMALLEST_WAVE = 8
 # The stage gives up when this many waves in a row gave less than one new instruction per hundred prompts.
 PATIENCE = 6
+LOW_LIFT = "among the lowest lifts"
 
 
 def synthesize(
@@ -67,7 +68,7 @@ def _write(context: StageContext, writer: Model, state: "_State", stage: OpenSta
             for completion in writer.generate(batch, sampling):
                 completions[completion.id] = completion
                 stage.advance(0, prompts=f"{state.prompts + len(completions)}")
-        part = state.records([completions[r.id] for r in requests])
+        part = state.records([completions[r.id] for r in requests], writer)
         stage.write_part(part)
         state.count(part)
         per_thousand = Yield.of(state.all).per_thousand_tokens
@@ -100,6 +101,18 @@ def _warn_of_missing_topics(context: StageContext, records: Sequence[Instruction
 
 def _count_from_topics(records: Sequence[Instruction]) -> int:
     return sum(record.hint is not None for record in kept(records))
+
+
+class _Task(NamedTuple):
+    """A task of a completion.
+
+    prompt: number of the prompt. verdict: None while it is undecided. tokens: of the completion, with its first task.
+    """
+
+    prompt: int
+    parsed: ParsedInstruction
+    verdict: Verdict | None
+    tokens: int | None
 
 
 class _State:
@@ -195,26 +208,47 @@ class _State:
             for temperature in dict.fromkeys(way.temperature for way in ways)
         ]
 
-    def records(self, completions: Sequence[Completion]) -> list[Instruction]:
+    def records(self, completions: Sequence[Completion], writer: Model) -> list[Instruction]:
         """Returns all tasks of a wave, in order, with their verdicts."""
-        tasks: list[tuple[int, ParsedInstruction, Verdict | None]] = []
-        for number, completion in enumerate(completions, start=self.prompts):
-            if verdict := not_decoded(completion):
-                tasks.append((number, ParsedInstruction("", ""), verdict))
-                continue
-            for task in self.source.parse(number, completion) or [ParsedInstruction("", "", EMPTY)]:
-                reason = task.reason or self._reason(task)
-                tasks.append((number, task, dropped(reason) if reason else None))
+        tasks = [t for n, completion in enumerate(completions, self.prompts) for t in self._tasks(n, completion)]
+        lifts = self._lifts(tasks, writer)
+        for i in lowest(lifts, self.settings.drop_lowest):
+            tasks[i] = tasks[i]._replace(verdict=dropped(LOW_LIFT))
         ids = [f"{self._context.iteration}-{len(self.all) + i:06d}" for i in range(len(tasks))]
         verdicts = self._novel(ids, tasks)
-        records = [
-            Instruction(id, t.instruction, t.input, number, self.source.shown(number), verdict, t.hint)
-            for id, (number, t, _), verdict in zip(ids, tasks, verdicts)
+        return [
+            Instruction(
+                id,
+                task.parsed.instruction,
+                task.parsed.input,
+                task.prompt,
+                self.source.shown(task.prompt),
+                verdict,
+                task.parsed.hint,
+                task.tokens,
+                lift,
+            )
+            for id, task, verdict, lift in zip(ids, tasks, verdicts, lifts, strict=True)
         ]
-        firsts = [next(of_prompt) for _, of_prompt in itertools.groupby(range(len(tasks)), lambda i: tasks[i][0])]
-        for i, completion in zip(firsts, completions, strict=True):
-            records[i] = dataclasses.replace(records[i], tokens=len(completion.tokens))
-        return records
+
+    def _tasks(self, number: int, completion: Completion) -> list["_Task"]:
+        """Returns the tasks of a completion, at least one: a completion without any is an empty one."""
+        if verdict := not_decoded(completion):
+            return [_Task(number, ParsedInstruction("", ""), verdict, len(completion.tokens))]
+        parsed = self.source.parse(number, completion) or [ParsedInstruction("", "", EMPTY)]
+        reasons = [task.reason or self._reason(task) for task in parsed]
+        tokens = [len(completion.tokens), *[None] * (len(parsed) - 1)]
+        return [_Task(number, p, dropped(r) if r else None, n) for p, r, n in zip(parsed, reasons, tokens, strict=True)]
+
+    def _lifts(self, tasks: Sequence["_Task"], writer: Model) -> list[float | None]:
+        """Returns the lifts of the undecided tasks, where they decide."""
+        lifts: list[float | None] = [None] * len(tasks)
+        if self.settings.drop_lowest:
+            undecided = [i for i, task in enumerate(tasks) if task.verdict is None]
+            found = own_lifts(self._context, writer, f"own_lift/{self.prompts}", [tasks[i].parsed for i in undecided])
+            for i, lift in zip(undecided, found, strict=True):
+                lifts[i] = lift
+        return lifts
 
     def _reason(self, task: ParsedInstruction) -> str | None:
         """Returns why an instruction is dropped for what it is by itself, or None."""
@@ -224,9 +258,9 @@ class _State:
             return reason
         return IN_EVALUATION_SET if is_held_out(task.instruction, task.input, self._context.held_out) else None
 
-    def _novel(self, ids: list[str], tasks: list[tuple[int, ParsedInstruction, Verdict | None]]) -> list[Verdict]:
+    def _novel(self, ids: Sequence[str], tasks: Sequence["_Task"]) -> list[Verdict]:
         """Returns the verdicts of a wave; once enough are kept, the pool does not change any more."""
-        verdicts = [verdict for _, _, verdict in tasks]
+        verdicts = [task.verdict for task in tasks]
         undecided = [i for i, verdict in enumerate(verdicts) if verdict is None]
         while undecided:
             # At most as many as needed at a time: an instruction beyond the last must not join the pool.
@@ -235,7 +269,9 @@ class _State:
             if not block:
                 break
             repeated = self._pool.admit(
-                [ids[i] for i in block], [tasks[i][1].instruction for i in block], [tasks[i][1].input for i in block]
+                [ids[i] for i in block],
+                [tasks[i].parsed.instruction for i in block],
+                [tasks[i].parsed.input for i in block],
             )
             for i, near in zip(block, repeated):
                 verdicts[i] = dropped(NOT_NEW, f"{near.similarity:.3f} to {near.id}") if near else KEPT

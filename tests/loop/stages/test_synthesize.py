@@ -156,3 +156,14 @@ def test_only_strict_rules_drop_junk(tmp_path):
     for rules, reasons in (("paper", {""}), ("strict", {"", "asks for nothing"})):
         records = write(tmp_path / rules, model, rules=rules, novelty=1.0, instructions=4)
         assert {r.verdict.reason for r in records[:4]} == reasons
+
+
+def test_the_lowest_lifts_of_a_wave_are_dropped_before_they_count_as_earlier_instructions(tmp_path):
+    model = Fixed(" Count up to {0}.", " Draw a map of {0}.")
+    records = write(tmp_path, model, novelty=1.0, instructions=3, drop_lowest=0.5)
+    wave = [r for r in records if r.prompt < 8 and r.prompt % 2 == 0]
+    low = [r for r in wave if r.verdict.reason == "among the lowest lifts"]
+    assert len(wave) == 4
+    assert len(low) == 2
+    assert max(r.lift for r in low) < min(r.lift for r in wave if r not in low)
+    assert all(r.lift is None for r in records if r.verdict.reason == "needs more than text")
