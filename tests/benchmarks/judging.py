@@ -9,8 +9,11 @@ response; what it has of a set and a reading is not read again, so that the same
 """
 
 import argparse
+import functools
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from public_pairs import SETS, Item
 
 from isheep_jax.config import AssessConfig, SelectConfig
 from isheep_jax.loop.judging.check import WORSE, KnownPair, ReadingCheck, check, measure
-from isheep_jax.loop.judging.readings import READINGS, Reader
+from isheep_jax.loop.judging.reader import Reader
+from isheep_jax.loop.judging.readings import READINGS
 from isheep_jax.loop.prompting.templates import load as load_templates
 from isheep_jax.loop.records import Checked, from_line, to_line
 from isheep_jax.runtime.load import load
@@ -35,7 +39,8 @@ ORDERS = {
 def main() -> None:
     options = _options()
     known = _known_readings(options.output)
-    model = load(options.model, chat_template=options.chat_template)
+    # What is known already needs no model.
+    model = functools.cache(lambda: load(options.model, chat_template=options.chat_template))
     is_chat = options.framing == "chat" or (options.framing == "auto" and options.chat_template == "auto")
     framing = "chat" if is_chat else "text"
     columns: dict[str, dict[str, str]] = {}
@@ -43,10 +48,11 @@ def main() -> None:
         pairs = _known(SETS[name].read(options.data, options.limit))
         for reading in options.readings:
             begun = time.monotonic()
+            if reading == "pairwise" and pairs[0].task.startswith("single"):
+                continue
             if (name, reading) not in known:
-                reader = Reader(
-                    AssessConfig(readings=(reading,)), load_templates("standard"), model, framing, "judging"
-                )
+                settings, templates = AssessConfig(readings=(reading,)), load_templates("standard")
+                reader = Reader(settings, templates, model(), framing, "judging")
                 found = sorted(check(reader, pairs, bare=False), key=lambda indexed: indexed[0])
                 known[name, reading] = [record for _, record in found]
                 _keep(options.output, name, reading, known[name, reading])
@@ -87,18 +93,21 @@ def _options() -> argparse.Namespace:
 
 
 def _known(items: Sequence[Item]) -> list[KnownPair]:
-    """Returns the items as the check of a judge has them; one without a pair is a task of its own."""
-    return [
-        KnownPair(item.pair or f"{i:04d}", "" if item.is_better else WORSE, item.instruction, "", item.response)
-        for i, item in enumerate(items)
-    ]
+    """Returns the items as the check of a judge has them; single ones as pairs that share nothing but their place."""
+    places: Counter[bool] = Counter()
+    pairs = []
+    for item in items:
+        task = item.pair or f"single-{places[item.is_better]}"
+        places[item.is_better] += 1
+        pairs.append(KnownPair(task, "" if item.is_better else WORSE, item.instruction, "", item.response))
+    return pairs
 
 
 def _rows(reading: str, records: Sequence[Checked]) -> Iterator[tuple[str, str]]:
     """Yields the rows of the table: the name of a way to order, and its figures."""
     is_sum = any(_tokens(record, reading) for record in records)
     for order, settings in ORDERS.items() if is_sum else {"": SelectConfig()}.items():
-        yield f"{reading} {order}".strip(), _cell(measure(settings, [reading], records))
+        yield f"{reading} {order}".strip(), _cell(measure(settings, [reading], records), records)
 
 
 def _tokens(record: Checked, reading: str) -> int:
@@ -106,11 +115,20 @@ def _tokens(record: Checked, reading: str) -> int:
     return value.tokens if value else 0
 
 
-def _cell(found: ReadingCheck) -> str:
+def _cell(found: ReadingCheck, records: Sequence[Checked]) -> str:
+    """Returns the share of pairs in the right order with its interval, if there are pairs, and the AUC with its own."""
     auc = f"{found.auc.value:.2f} ({found.auc.low:.2f} to {found.auc.high:.2f})"
-    if found.wins is None:
-        return auc
-    return f"{found.wins.value:.2f} ({found.wins.low:.2f} to {found.wins.high:.2f}); {found.auc.value:.2f}"
+    if records[0].task.startswith("single"):
+        return f"AUC {auc}"
+    low, high = _wilson(found.wins, len({record.task for record in records}))
+    return f"{found.wins:.2f} ({low:.2f} to {high:.2f}); AUC {auc}"
+
+
+def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Returns the interval of 95 % of a share of independent pairs."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return middle - half, middle + half
 
 
 def _table(columns: dict[str, dict[str, str]]) -> Iterator[str]:
