@@ -223,7 +223,7 @@ def test_perplexity_is_of_the_response_after_what_was_answered(tmp_path):
 
 
 def test_a_guard_that_stops_leaves_a_run_that_goes_on(tmp_path):
-    config = tiny_config(tmp_path, guard=GuardConfig(action="stop", min_yield=0.9))
+    config = tiny_config(tmp_path, guard=GuardConfig(judge="off", action="stop", min_yield=0.9))
     with pytest.raises(UserError, match=r"1: only 0.\d+ of .*; raise select.fraction .* lower guard.min_yield"):
         go(config)
     assert (tmp_path / "iteration_1" / "scores" / "DONE").exists()
@@ -231,7 +231,7 @@ def test_a_guard_that_stops_leaves_a_run_that_goes_on(tmp_path):
     changed = dataclasses.replace(config, select=dataclasses.replace(config.select, fraction=0.5))
     with pytest.raises(UserError, match=r"lower guard\.min_yield"):
         go(changed)
-    rows, backend = go(dataclasses.replace(changed, guard=GuardConfig()))
+    rows, backend = go(dataclasses.replace(changed, guard=GuardConfig(judge="off")))
     assert len(rows) == 3
     assert not any(id.startswith("1/") for id in asked(backend, "/assess/"))
 
@@ -243,11 +243,11 @@ def test_a_judge_that_does_not_want_to_score_is_seen(tmp_path, monkeypatch, acti
 
     monkeypatch.setattr(ScriptedModel, "choice_logprobs", shy)
     reporter = SilentReporter()
-    config = tiny_config(tmp_path, iterations=1, guard=GuardConfig(action=action))
+    config = tiny_config(tmp_path, iterations=1, guard=GuardConfig(judge="off", action=action))
     if action == "stop":
         with pytest.raises(UserError, match=r"median probability of only 0\.000"):
             go(config, reporter=reporter)
-        config = dataclasses.replace(config, guard=GuardConfig(action="stop", min_score_mass=0.0))
+        config = dataclasses.replace(config, guard=GuardConfig(judge="off", action="stop", min_score_mass=0.0))
     rows, _ = go(config, reporter=reporter)
     assert rows[1].score_mass < 0.001
     assert any("median probability" in line for line in reporter.lines) is (action == "warn")
@@ -257,7 +257,9 @@ def test_an_iteration_that_repeats_itself_is_seen(tmp_path):
     # The scripted model writes much that is near to something else.
     synthesize = Synthesize(instructions=30, shots=3, novelty=0.6)
     reporter = SilentReporter()
-    config = tiny_config(tmp_path, iterations=1, synthesize=synthesize, guard=GuardConfig(min_novelty=0.99))
+    config = tiny_config(
+        tmp_path, iterations=1, synthesize=synthesize, guard=GuardConfig(judge="off", min_novelty=0.99)
+    )
     rows, _ = go(config, reporter=reporter)
     assert 0 < rows[1].novelty < 0.99
     assert any(f"only {rows[1].novelty:.3f} of the well-formed" in line for line in reporter.lines)

@@ -23,6 +23,7 @@ from isheep_jax.config import (
     AssessConfig,
     CloneConfig,
     Config,
+    GuardConfig,
     RespondConfig,
     RetrievalConfig,
     SelectConfig,
@@ -56,11 +57,13 @@ TWO_TURNS = {
     ),
     "sft": SFTConfig(start="previous", data="all"),
 }
-# Instructions about topics, responses after similar pairs, and thorough answers of an engraved model.
+# A judge that is checked, instructions about topics, responses after similar pairs, and thorough answers of an engraved
+# model.
 METHODS = {
     "respond": RespondConfig(method="retrieved", samples=2, rules="basic"),
     "retrieval": RetrievalConfig(examples=3, pool="seeds_and_kept"),
     "assess": AssessConfig(read="expected"),
+    "guard": GuardConfig(judge="warn"),
     "clone": CloneConfig(enabled=True),
 }
 

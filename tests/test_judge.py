@@ -1,0 +1,89 @@
+"""The command that checks a judge: its table, its errors, and the tiny model as a judge that passes."""
+
+import json
+
+import pytest
+
+from isheep_jax import judge
+from isheep_jax.cli.judge_table import judge_lines
+from isheep_jax.config import GuardConfig
+from isheep_jax.errors import UserError
+from isheep_jax.loop.judging.check import Estimate, JudgeCheck, ReadingCheck
+
+
+def reading_check(auc, low, **more):
+    kinds = {"shuffled": Estimate(auc, low, 1.0), "echo": Estimate(1.0, 1.0, 1.0)}
+    settings = {"by_rule": ("echo",), "wins": 0.75, "ties": 0.125, "length": None, **more}
+    return ReadingCheck(Estimate(auc, low, 1.0), kinds, **settings)
+
+
+CHECK = JudgeCheck(
+    24,
+    72,
+    {"rubric": reading_check(0.52, 0.4, by_rule=(), mass=0.25), "lift per token": reading_check(0.9, 0.8, length=-0.5)},
+    "rubric",
+    {"rubric and lift": 0.125, "rubric and likelihood": None},
+)
+
+
+def test_the_table_has_a_column_per_reading_and_a_row_per_damage():
+    lines = judge_lines(CHECK, GuardConfig())
+    cells = {line[:29].strip(): line[29:].split() for line in lines[1:-3]}
+    assert lines[0].startswith("24 tasks, 72 responses: ")
+    assert cells[""] == ["rubric", "lift", "per", "token"]
+    assert cells["shuffled"] == ["0.52", "(0.40", "to", "1.00)", "0.90", "(0.80", "to", "1.00)"]
+    assert cells["echo"] == ["1.00", "(1.00", "to", "1.00)", "1.00", "by", "text", "rules"]
+    assert cells["ties"] == ["0.12", "0.12"]
+    assert cells["correlation with length"] == ["-", "-0.50"]
+    assert cells["mass on the ten scores"] == ["0.25", "-"]
+    assert cells["verdict"] == ["fails", "passes"]
+    assert "rubric and lift 0.12, rubric and likelihood -" in lines[-3]
+    assert "shuffled: its words in random order; echo: the instruction itself" in lines[-2]
+    assert lines[-1] == "selection by rubric: AUC 0.52 (0.40 to 1.00), fails (guard.min_auc 0.7)"
+
+
+def test_the_tiny_model_is_a_judge_that_passes_and_the_table_is_also_json(tmp_path, capsys):
+    output = tmp_path / "check.json"
+    judge.main(["--config=tiny", "--limit=12", "--readings=rubric,likelihood", f"--output={output}"])
+    text = capsys.readouterr().out
+    assert "selection by together: AUC 0." in text or "selection by together: AUC 1." in text
+    result = json.loads(output.read_text())
+    assert result["tasks"] == 12
+    assert list(result["readings"]) == ["rubric", "likelihood per token", "likelihood in total", "together"]
+    rubric = result["readings"]["rubric"]
+    assert rubric["auc"]["value"] > 0.75
+    assert rubric["auc"]["low"] > 0.5
+    assert rubric["mass"] > 0.9
+
+
+def test_pairs_of_a_file_are_used_in_place_of_the_seeds(tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"instruction": f"Add one to {n}.", "better": f"{n + 1}", "worse": "red"} for n in range(1, 9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge.main(["--config=tiny", f"--pairs={path}"])
+    text = capsys.readouterr().out
+    assert "8 tasks, 16 responses" in text
+    assert "\n  worse " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=tiny", "--readings=lifts"], "--readings: 'lifts' cannot be checked with this judge; use some of"),
+        (["--config=tiny", "--readings=self_consistency"], "--readings: 'self_consistency' cannot be checked"),
+        (["--config=tiny", "--judge=http://localhost:1/v1", "--readings=lift"], "--readings: 'lift' cannot be checked"),
+        (["--config=tiny", "--assess.readings="], "--readings: the config has none"),
+        (["--config=tiny", "--judge=nowhere"], "--assess.judge: nowhere is no directory"),
+        (["--config=tiny", "--limit=-1"], "--limit"),
+        (["--config=tiny", "--limit=3"], "the check of the judge needs at least 5 tasks, not 3"),
+        (["--config=tiny", "--pairs=none.jsonl"], "guard.pairs: none.jsonl"),
+        (["--config=tiny", "--output=nowhere/check.json"], "--output: there is no directory nowhere"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        judge.main(arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
