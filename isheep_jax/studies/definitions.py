@@ -135,13 +135,13 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
     return changes
 
 
-def _ranked_by(reading: str) -> dict[str, object]:
-    """Returns changes: the best pairs by one reading, also where the check of the judge finds that it is a coin.
+def _ranked_by(*readings: str) -> dict[str, object]:
+    """Returns changes: the best pairs by some readings, also where the check of the judge finds that these are a coin.
 
     Responses are compared with others of their length, so that what is selected is not short or long answers.
     """
     return {
-        "assess.readings": (reading,),
+        "assess.readings": readings,
         "select.rule": "top_fraction",
         "select.ranking": "sum",
         "select.per": "token",
@@ -302,7 +302,7 @@ STUDIES: dict[str, Study] = {
     "real_model": Study(
         "What a reading selects on a real model",
         (
-            Row("lift", "best by lift, and its rules", _ranked_by("lift")),
+            Row("lift", "best by lift and likelihood, and their rules", _ranked_by("lift", "likelihood")),
             Row("rubric", "best by the rubric", _ranked_by("rubric")),
             Row("random", "random, as many pairs", {"select.rule": "random", **_UNREAD}),
             Row("none", "no filter, all pairs", {"select.rule": "none", **_UNREAD}),
@@ -313,8 +313,8 @@ STUDIES: dict[str, Study] = {
             ),
             Row(
                 "once",
-                "best by lift, one iteration with 3 x the instructions",
-                lambda config: {**_ranked_by("lift"), **_times(3, iterations=1)(config)},
+                "best by lift and likelihood, one iteration with 3 x the instructions",
+                lambda config: {**_ranked_by("lift", "likelihood"), **_times(3, iterations=1)(config)},
                 column=3,
             ),
         ),
