@@ -18,8 +18,8 @@ from isheep_jax.evaluation import humaneval, ifeval, mbpp, programs
 from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
 
 INSTRUCTION_WORDS = 60  # longer instructions are left out
-ANSWER_WORDS = 90  # about 120 tokens; AlpacaEval's answers are cut there
-IFEVAL_WORDS = 150  # longer responses are left out: cut ones would break what they were asked for
+ANSWER_WORDS = 60  # about 80 tokens; AlpacaEval's answers are cut there
+IFEVAL_WORDS = 100  # longer responses are left out: cut ones would break what they were asked for
 MUTANTS = 3  # most that are tried for each program
 
 
