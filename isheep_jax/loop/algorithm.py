@@ -123,6 +123,7 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
         mean_following=mean(s.following.value for s in first.scores if s.following),
         kept_quality=mean(s.quality for s in selected),
         kept_following=mean(s.following for s in selected),
+        readings=_means(first.selected),
         kept_characters=mean(float(len(s.response)) for s in selected),
         train_loss=training.get("train_loss"),
         validation_loss=training.get("validation_loss"),
@@ -136,6 +137,15 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
         engraved=engraved,
         thorough=thorough,
     )
+
+
+def _means(records: Sequence[Selected]) -> dict[str, dict[str, float]] | None:
+    """Returns the mean of each reading over all pairs and over the kept ones; None where the scores say it all."""
+    read = [record for record in records if record.readings]
+    return {
+        name: {"mean": mean(r.readings[name] for r in read), "kept": mean(r.readings[name] for r in kept(read))}
+        for name in (read[0].readings if read else ())
+    } or None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ class IterationSummary:
     kept: pairs that were selected.
     mean_quality, mean_following: mean scores (1 to 10) over all scored pairs.
     kept_quality, kept_following: mean scores over the selected pairs.
+    readings: {reading: {"mean", "kept"}}, mean final values over all pairs and over the selected ones; None where the
+        scores say it all.
     kept_characters: mean length of the selected responses.
     train_loss, validation_loss: of the fine-tuning (nats per loss token).
     novelty: share of the well-formed instructions that were new (0 to 1).
@@ -40,6 +42,7 @@ class IterationSummary:
     mean_following: float | None = None
     kept_quality: float | None = None
     kept_following: float | None = None
+    readings: Mapping[str, Mapping[str, float]] | None = None
     kept_characters: float | None = None
     train_loss: float | None = None
     validation_loss: float | None = None

@@ -126,11 +126,13 @@ def _times(rounds: int, fraction: float = 1.0, iterations: int | None = None) ->
 
 
 def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
-    """Returns changes: a way to read scores, with a rule that keeps equally many pairs for all ways."""
+    """Returns changes: a way to read the judge's opinion, with a rule that keeps equally many pairs for all ways."""
 
     def changes(config: Config) -> dict[str, object]:
         reading = {f"assess.{name}": value for name, value in {"readings": ("rubric",), "samples": 1, **assess}.items()}
-        return {"select.rule": "top_fraction", "select.ranking": "sum", **reading}
+        # A row shows what a reading is worth, also where the check of the judge finds that it is a coin.
+        check = {"guard.judge": "warn"} if "readings" in assess else {}
+        return {"select.rule": "top_fraction", "select.ranking": "sum", "select.weights": (), **reading, **check}
 
     return changes
 
@@ -290,12 +292,14 @@ STUDIES: dict[str, Study] = {
         },
     ),
     "score_reading": Study(
-        "How a score is read, at equal counts of kept pairs",
+        "How the judge's opinion is read, at equal counts of kept pairs",
         (
             Row("expected", "expected: mean under the judge's distribution", _equal_counts(read="expected")),
             Row("sampled", "sampled once (the paper's)", _equal_counts(read="sampled")),
             Row("sampled_4", "mean of 4 samples", _equal_counts(read="sampled", samples=4)),
             Row("sampled_16", "mean of 16 samples", _equal_counts(read="sampled", samples=16)),
+            Row("lift", "lift: likelier by the instruction", _equal_counts(readings=("lift",))),
+            Row("rubric_and_lift", "expected and lift, half each", _equal_counts(readings=("rubric", "lift"))),
         ),
         also_shown={"probability of the ten scores": "score_mass"},
     ),

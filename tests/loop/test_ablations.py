@@ -93,6 +93,42 @@ def test_without_readings_nothing_is_asked_and_all_that_passed_the_rules_is_kept
     assert rows[1].mean_quality is rows[1].mean_following is None
 
 
+@pytest.mark.parametrize(
+    ("assess", "respond", "conversations"),
+    [
+        ({}, {}, {"1": False, "2": True}),
+        ({"judge": "base"}, {}, {"1": False, "2": False}),
+        ({"judge": "base"}, {"base_prompt": "chat"}, {"1": True, "2": True}),
+        ({"framing": "text"}, {"base_prompt": "chat"}, {"1": False, "2": False}),
+        ({"framing": "chat"}, {}, {"1": True, "2": True}),
+    ],
+)
+def test_the_judge_is_asked_as_the_model_is_used_to(tmp_path, assess, respond, conversations):
+    _, backend = go(tiny_config(tmp_path, assess=AssessConfig(**assess), respond=RespondConfig(**respond)))
+    prompts = {id: p for model in backend.models for id, p in model.prompts.items() if "/assess/" in id}
+    assert {id[0]: isinstance(prompt, tuple) for id, prompt in prompts.items()} == conversations
+    for prompt in prompts.values():
+        if isinstance(prompt, tuple):
+            assert [message.role for message in prompt] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("readings", [("lift",), ("self_consistency", "rubric", "pairwise")])
+def test_any_readings_choose_the_pairs(tmp_path, readings):
+    config = tiny_config(tmp_path, assess=AssessConfig(readings=readings, agreement=7))
+    rows, backend = go(config)
+    scores = {s.id: s for s in lines(tmp_path / "iteration_1" / "scores", Scores)}
+    assert all(set(s.readings) == set(readings) - {"rubric"} for s in scores.values())
+    selected = lines(tmp_path / "iteration_1" / "selected", Selected)
+    left_out = {s.instruction_id for s in selected if s.rank is not None}
+    assert rows[1].kept == len(kept(selected)) == round(0.4 * len(left_out))
+    assert set(rows[1].readings) == set(readings)
+    assert all(means["kept"] > means["mean"] for means in list(rows[1].readings.values())[:1])
+    assert (rows[1].mean_quality is not None) is ("rubric" in readings)
+    assert rows[2].agreement["pairs"] == 7
+    assert ("difference" in rows[2].agreement) is ("rubric" in readings)
+    assert "likelier" in backend.calls[0].card or "rubric" in readings
+
+
 def test_several_judgments_are_asked_for_and_their_mean_counts(tmp_path):
     config = tiny_config(tmp_path, iterations=1, assess=AssessConfig(read="sampled", samples=3, level="quality"))
     _, backend = go(config)

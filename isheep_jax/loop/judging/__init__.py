@@ -1,7 +1,9 @@
-"""Judging: who scores pairs, how a score is read from an answer, and how far two judges agree.
+"""Judging: who judges pairs, how its opinion is read, whether it can judge, and how far two judges agree.
 
-Answers of a judge come in (logprobs of the ten scores, or sampled judgments), `Score` records go out (`scores`).
-`damages` makes bad responses out of good ones, by which `check` measures a judge. `judges` finds the judge that a
-setting names, `endpoint` talks to one on a server, `agreement` compares two. Imports the loop's records and run
-directory, `filters`, `prompting`, `selection.ranking`, `chat_server` and `decode.requests`.
+Pairs come in (`reader.Candidate`), `Scores` records go out of `readings.read`. `readings` is the table of the ways to
+read an opinion: `rubric` (scores out of answers: `scores`), `likelihoods` (without what is copied: `copying`) and
+`comparisons` of the responses to an instruction. `framing` puts a question into a text or a conversation. `damages`
+makes bad responses out of good ones, by which `check` measures a judge. `judges` finds the judge that a setting names,
+`endpoint` talks to one on a server, `agreement` compares two. Imports the loop's records and run directory, `filters`,
+`prompting`, `selection.ranking`, `chat_server` and `decode.requests`.
 """
