@@ -163,8 +163,8 @@ class AssessConfig:
     """Which scores of the rubric are computed and used."""
     framing: Literal["auto", "text", "chat"] = "auto"
     """How the judge is asked. 'text': the prompt is text to be continued. 'chat': it is a user's turn, and the
-    assistant's first words are given. 'auto': text for a base model that answers bare instructions
-    (respond.base_prompt), otherwise chat."""
+    assistant's first words are given; likelihoods are of responses to a user's turn, too. 'auto': text for a base model
+    that answers bare instructions (respond.base_prompt), otherwise chat."""
     prompt: JudgePrompt = "standard"
     """Prompt of the judge. 'standard': each criterion spelled out in several aspects (the paper's combined prompt).
     'simple': one aspect each. 'joint': both criteria in one prompt, with one score. 'few_shot': no criteria but three

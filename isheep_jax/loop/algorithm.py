@@ -15,7 +15,7 @@ from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.inputs import environment, read_inputs
 from isheep_jax.loop.judging.agreement import measure_agreement, sample_candidates
-from isheep_jax.loop.judging.judges import own_model, second_judge
+from isheep_jax.loop.judging.judges import framing_of, own_model, second_judge
 from isheep_jax.loop.judging.reader import Candidate
 from isheep_jax.loop.judging.scores import median_mass
 from isheep_jax.loop.models import DeferredModel, judge_of, writer_of
@@ -172,13 +172,16 @@ def answer(
     neighbors: the pairs that prompts show by similarity, if they do.
     """
     by_id = {pair.id: pair for pair in after}
-    history = {x.id: first_turn(by_id[x.seeds[0]]) for x in instructions} if after else {}
-    asked = {x.id: _asked(x, history.get(x.id, ()), bare=is_bare(context)) for x in instructions}
-    prompts = {id: each.prompt for id, each in asked.items()}
+    history = {x.id: first_turn(by_id[x.seeds[0]]) if after else () for x in instructions}
+    bare = is_bare(context)
+    prompts = {x.id: prompt_for(x.instruction, x.input, bare=bare, history=history[x.id]) for x in instructions}
     method = RESPOND_METHODS[context.config.respond.method]
     pairs = respond(context, writer, instructions, method.prompts(context, writer, instructions, prompts, neighbors))
-    read = candidates(pairs, asked)
-    scores = assess(context, judge, context.config.assess.judge, read)
+    name = context.config.assess.judge
+    # The judge sees what was answered, unless it is to be asked in a user's turn.
+    bare = bare and framing_of(context.config, name, context.iteration) == "text"
+    read = candidates(pairs, {x.id: _asked(x, history[x.id], bare=bare) for x in instructions})
+    scores = assess(context, judge, name, read)
     return Answered(read, scores, select_pairs(context, judge, pairs, scores))
 
 

@@ -298,8 +298,6 @@ STUDIES: dict[str, Study] = {
             Row("sampled", "sampled once (the paper's)", _equal_counts(read="sampled")),
             Row("sampled_4", "mean of 4 samples", _equal_counts(read="sampled", samples=4)),
             Row("sampled_16", "mean of 16 samples", _equal_counts(read="sampled", samples=16)),
-            Row("lift", "lift: likelier by the instruction", _equal_counts(readings=("lift",))),
-            Row("rubric_and_lift", "expected and lift, half each", _equal_counts(readings=("rubric", "lift"))),
         ),
         also_shown={"probability of the ten scores": "score_mass"},
     ),

@@ -112,6 +112,21 @@ def test_the_judge_is_asked_as_the_model_is_used_to(tmp_path, assess, respond, c
             assert [message.role for message in prompt] == ["user", "assistant"]
 
 
+@pytest.mark.parametrize("framing", ["text", "chat"])
+def test_the_lift_is_over_the_prompt_without_the_instruction_as_the_judge_is_asked(tmp_path, framing):
+    _, backend = go(tiny_config(tmp_path, assess=AssessConfig(readings=("lift",), framing=framing)))
+    prompts = {id: p for model in backend.models for id, p in model.prompts.items() if "/lift/" in id}
+    for id, prompt in prompts.items():
+        # Without an instruction only the form of the prompt is left.
+        given = prompts[id.replace("/empty/", "/given/")]
+        if id.startswith("1/") and framing == "text":
+            assert given.endswith("\n")
+            assert "/empty/" not in id or prompt == "\n"
+        else:
+            assert [message.role for message in given] == ["user"]
+            assert "/empty/" not in id or prompt[0].content == ""
+
+
 @pytest.mark.parametrize("readings", [("lift",), ("self_consistency", "rubric", "pairwise")])
 def test_any_readings_choose_the_pairs(tmp_path, readings):
     config = tiny_config(tmp_path, assess=AssessConfig(readings=readings, agreement=7))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from isheep_jax.loop.filters.normalization import word_spans
 
-# Words in a row that make a copy.
-WORDS = 2
+# Words in a row that make a copy. With two, good answers lose more than copies do: they take up the task's phrases.
+WORDS = 3
 
 _Word = tuple[str, int, int]
 

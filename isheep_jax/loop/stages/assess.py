@@ -18,7 +18,7 @@ UNSCORED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Asked:
-    """What an instruction's responses answer.
+    """What an instruction's responses answer, as the judge sees it.
 
     prompt: with the instruction. empty: the same without it. history: earlier turns of the conversation.
     """

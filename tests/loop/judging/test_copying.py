@@ -47,6 +47,13 @@ def test_a_token_is_copied_as_a_whole_or_not_at_all():
     spans = [(0, 4), (4, 8), (8, 12), (12, 13), (13, 14)]
     assert copied(" big red cats.", "a big red cat", spans=spans) == " big red......"
     # Tokens for parts of one character share it, and white space within the copy is copied.
-    assert copied_tokens(["é é"], "é é ", [(0, 1), (0, 1), (1, 2), (2, 3), (3, 3), (3, 4)]) == [
+    assert copied_tokens(["é é"], "é é ", [(0, 1), (0, 1), (1, 2), (2, 3), (3, 3), (3, 4)], words=2) == [
         *(True, True, True, True, False, False)
     ]
+
+
+def test_three_words_in_a_row_make_a_copy_unless_said_otherwise():
+    text = "a big red cat and a big dog"
+    assert copied(text, "a big red dog", words=3) == "a big red.................."
+    spans = [(i, i + 1) for i in range(len(text))]
+    assert copied_tokens(["a big red dog"], text, spans) == copied_tokens(["a big red dog"], text, spans, words=3)
