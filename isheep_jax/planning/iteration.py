@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from isheep_jax.config import Config, is_server
 from isheep_jax.loop.judging.judges import second_judge
 from isheep_jax.loop.judging.scores import criteria_of
+from isheep_jax.loop.prompting.ways import ways_of
 from isheep_jax.loop.selection.rules import needs_clusters, share_of
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
@@ -93,7 +94,8 @@ def _steps(config: Config, counter: "_StepCounter", lengths: Lengths) -> dict[tu
     pair = lengths.instruction + counter.response
     kept = min(config.select.max_pairs, share * synthesize.instructions)
     completions = math.ceil(synthesize.instructions * lengths.per_instruction / synthesize.max_tokens)
-    writing = counter.generate(completions, synthesize.shots * lengths.shot, synthesize.max_tokens)
+    shots = max(way.shots for way in ways_of(synthesize))
+    writing = counter.generate(completions, shots * lengths.shot, synthesize.max_tokens)
     stages = {("instructions", 1): writing, **_turn(config, counter, lengths, 1, synthesize.instructions, 0)}
     if config.assess.agreement:
         pairs = min(config.assess.agreement, synthesize.instructions * config.respond.samples)
