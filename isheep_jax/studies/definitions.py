@@ -320,7 +320,7 @@ STUDIES: dict[str, Study] = {
                 column=3,
             ),
         ),
-        "In the paper Qwen1.5-1.8B has 15.53 % of IFEval's prompts at first, then 16.27 % and 13.68 %.",
+        "In the paper Qwen1.5-1.8B has 15.53 % of IFEval's prompts after iteration 1, then 16.27 % and 13.68 %.",
     ),
     "dromedary_vs_isheep": Study(
         "One iteration (what the paper calls Dromedary) and more",

@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> None:
         for task in config.evaluate.tasks:
             print("\n".join(_figures(task, rows, runs)), "\n")
         print("\n".join(_funnel(rows, runs)), "\n")
-        if runs:
-            print("\n".join(_records(runs[0])))
+        if learned := [run for run in runs if run.iteration]:
+            print("\n".join(_records(learned[0])))
 
 
 def _runs(row: Row, named: str, base: str, seed: int, config: Config) -> Iterator[Run]:
@@ -122,8 +122,8 @@ def _funnel(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _records(run: Run) -> Iterator[str]:
-    """Yields kept and dropped records, evenly spaced over the first iteration of a run."""
-    directory = run.directory.parent / "iteration_1"
+    """Yields kept and dropped records, evenly spaced over an iteration."""
+    directory = run.directory
     lines = [line for path in sorted((directory / "selected").glob("part-*")) for line in path.read_text().splitlines()]
     read = [line for path in sorted((directory / "scores").glob("part-*")) for line in path.read_text().splitlines()]
     readings = {record["id"]: record.get("readings") or {} for record in map(json.loads, read)}
