@@ -2,9 +2,10 @@
 
 python tests/benchmarks/real_models.py --config=NAME --study=real_model --evaluate.tasks=ifeval,self_instruct [...]
 
-The arguments are those of `python -m isheep_jax.study`, so that the same runs are found; runs that are not finished are
-left out. Prints Markdown. The study's own table (`--report`) has intervals over seeds, which are few here; these are
-over prompts: a run's figures on the same prompts as the base's, and as those of random selection, all seeds together.
+The arguments are those of `python -m isheep_jax.study`, so that the same runs are found; iterations that are not
+measured are left out. Prints Markdown. The study's own table (`--report`) has intervals over seeds, which are few here.
+These are over prompts: a run's figures on the same prompts as the base's, and as those of random selection, all seeds
+together.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from isheep_jax.config import Config
 from isheep_jax.evaluation.comparison import Difference, paired_difference
 from isheep_jax.evaluation.saved import find_evaluation
 from isheep_jax.evaluation.tasks import TASKS
+from isheep_jax.loop.protocols import TaskResult
 from isheep_jax.named_configs import named_config
 from isheep_jax.studies.definitions import Row, chosen_rows, named_study
 from isheep_jax.studies.runs import with_run_directory
@@ -37,12 +39,13 @@ Units = Mapping[str, Mapping[str, list[float]]]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished iteration of a run."""
+    """A measured iteration of a run. results: content of its `evaluation.json`, by task."""
 
     row: Row
     seed: int
     iteration: int
     directory: Path
+    results: Mapping[str, TaskResult]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,8 +56,9 @@ def main(arguments: Sequence[str]) -> None:
     for base in options.base or [config.model.path]:
         runs = [run for row in rows for seed in options.seeds for run in _runs(row, options.config, base, seed, config)]
         print(f"## {Path(base).name}\n")
-        for task in config.evaluate.tasks:
-            print("\n".join(_figures(task, rows, runs)), "\n")
+        # Also what was measured after the runs.
+        for task in dict.fromkeys(task for run in runs for task in run.results):
+            print("\n".join(_figures(task, rows, [run for run in runs if task in run.results])), "\n")
         print("\n".join(_funnel(rows, runs)), "\n")
         if learned := [run for run in runs if run.iteration]:
             print("\n".join(_records(learned[0])))
@@ -65,7 +69,7 @@ def _runs(row: Row, named: str, base: str, seed: int, config: Config) -> Iterato
     for iteration in range(config.iterations + 1):
         place = directory / f"iteration_{iteration}"
         if (place / "evaluation.json").exists():
-            yield Run(row, seed, iteration, place)
+            yield Run(row, seed, iteration, place, find_evaluation(place).results)
 
 
 def _figures(task: str, rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
