@@ -275,8 +275,8 @@ class GuardConfig:
     """What happens where the judge cannot tell good pairs from damaged ones, which is checked before each iteration
     that a new judge reads. 'off': it is not checked."""
     min_auc: float = 0.7
-    """Lowest chance (0 to 1) that the judge puts a good pair above a damaged one, as the mean over the kinds of damage;
-    0.5 is a coin."""
+    """Lowest chance (0 to 1) that the judge puts a good pair above a damaged one, as the mean over those kinds of
+    damage that no text rule finds; 0.5 is a coin."""
     pairs: str = ""
     """JSON Lines file of the check's pairs, with the fields instruction, input (optional), better and worse. Empty: the
     seeds' outputs and damaged ones."""

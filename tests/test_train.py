@@ -71,6 +71,8 @@ SMALL = [
     "--sft.batch_size=8",
     "--decode.max_length=512",
     "--decode.slots=16",
+    # The small checkpoint was trained on nothing and judges by chance.
+    "--guard.judge=off",
 ]
 
 

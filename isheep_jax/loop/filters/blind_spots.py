@@ -40,6 +40,8 @@ _MIN_DRONE = 40
 _DRONE_SHARE = 0.5
 # Fewest words of prose that cannot do without punctuation.
 _MIN_PROSE = 20
+# Fewest words of a sentence that cannot do without its end.
+_MIN_SENTENCE = 5
 # Words of a text of nothing but politeness.
 _POLITE_LENGTH = range(4, 81)
 
@@ -73,10 +75,18 @@ _POLITE_WORDS = _words(
 )
 # Words that most English sentences have one of, and words that no sentence ends with.
 _ENGLISH = _words("the of and to a in is that it for are with as this you be or an on by")
-_OPEN_WORDS = _words("the a an and or of with from into your their its our my because than")
+_OPEN_WORDS = _words(
+    """the a an and or of with from into your their its our my because than is are was were be by at who which if when
+    while between through during very"""
+)
+# Words that a whole sentence has, and a title or an item of a list hardly ever.
+_VERBS = _words("is are was were has have had can will would should does do did must could")
 _SENTENCE_END = re.compile(r"[^\W\d][.!?][\"'”’)\]*_`]*\s+[\"'“‘(\[*_]*[A-Z]")
-_OPEN_END = re.compile(r"[\w,\-–—(\[]$")
+_OPEN_MARK = re.compile(r"([,–—(\[]|\s-)$")
+_OPEN_LETTER = re.compile(r"[^\W_]$")
 _NOT_PROSE = re.compile(r"#\w|https?:|[{}=<>|]")
+# A sentence that begins where none has ended.
+_SENTENCE_START = re.compile(r"[a-z] (The|It|This|That|These|They|He|She|We|You|In|But|And|If|When|There) [a-z]")
 _MARK = re.compile(r"[^\w\s]|\n")
 
 
@@ -155,19 +165,27 @@ def _is_only_polite(pair: _Pair) -> bool:
 
 
 def _breaks_off(pair: _Pair) -> bool:
-    """The last paragraph ends within an English sentence, after a finished one or with a word that none ends with."""
-    last = pair.response.rstrip().rsplit("\n", 1)[-1]
+    """The response ends within an English sentence, by its last mark, its last word or the lack of both."""
+    text = pair.response.strip()
+    last = text.rsplit("\n", 1)[-1]
     words = tokenize(last)
-    if not _OPEN_END.search(last) or _ENGLISH.isdisjoint(words) or _NOT_PROSE.search(last):
+    if len(words) < _MIN_ECHO or _ENGLISH.isdisjoint(words) or _NOT_PROSE.search(last):
         return False
-    return (len(words) >= _MIN_ECHO and words[-1] in _OPEN_WORDS) or bool(_SENTENCE_END.search(last))
+    if _OPEN_MARK.search(last):
+        return True
+    if not _OPEN_LETTER.search(last):
+        return False
+    is_sentence = last == text and len(words) >= _MIN_SENTENCE and last[0].isupper() and not _VERBS.isdisjoint(words)
+    return words[-1] in _OPEN_WORDS or is_sentence or bool(_SENTENCE_END.search(last))
 
 
 def _lacks_punctuation(pair: _Pair) -> bool:
-    words = pair.words
-    if len(words) < _MIN_PROSE or _MARK.search(pair.response.strip()):
+    """English prose, of some length or of several sentences, has no mark and no line break."""
+    text = pair.response.strip()
+    if _MARK.search(text):
         return False
-    return sum(word in _ENGLISH for word in words) >= len(words) / 10
+    is_long = len(pair.words) >= _MIN_PROSE and sum(word in _ENGLISH for word in pair.words) >= len(pair.words) / 10
+    return is_long or bool(_SENTENCE_START.search(text))
 
 
 RULES: dict[str, Callable[[_Pair], bool]] = {

@@ -6,7 +6,7 @@ judge and measurements on published pairs all call `read`.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from isheep_jax.loop.filters.blind_spots import ECHO, HALF_ECHO, LOOP, POLITE, blind_spot
+from isheep_jax.loop.filters.blind_spots import BREAKS_OFF, ECHO, HALF_ECHO, LOOP, NO_PUNCTUATION, POLITE, blind_spot
 from isheep_jax.loop.judging.comparisons import read_pairwise, read_self_consistency
 from isheep_jax.loop.judging.likelihoods import read_backward_lift, read_lift, read_likelihood
 from isheep_jax.loop.judging.reader import Candidate, Opinion, Reader, Reading
@@ -18,17 +18,19 @@ UNSCORED = "unscored"
 
 # Text that was copied, or that goes round and round, is likely whatever it says.
 _COPIES = frozenset({ECHO, HALF_ECHO, LOOP})
+# The likelihood of what is there says little of what is missing.
+_MISSING = frozenset({BREAKS_OFF, NO_PUNCTUATION})
 
 READINGS: dict[str, Reading] = {
     "rubric": Reading("scores from 1 to 10", read_rubric, needs_weights=False),
-    "lift": Reading("how much likelier the instruction makes the response", read_lift, blind_to=_COPIES),
+    "lift": Reading("how much likelier the instruction makes the response", read_lift, blind_to=_COPIES | _MISSING),
     "backward_lift": Reading(
         "how much likelier the response makes the instruction",
         read_backward_lift,
-        blind_to=_COPIES,
+        blind_to=_COPIES | _MISSING,
         templates=("backward",),
     ),
-    "likelihood": Reading("how likely the response is", read_likelihood, blind_to=_COPIES | {POLITE}),
+    "likelihood": Reading("how likely the response is", read_likelihood, blind_to=_COPIES | _MISSING | {POLITE}),
     "self_consistency": Reading(
         "how far the other responses to the instruction agree",
         read_self_consistency,
