@@ -100,7 +100,7 @@ def test_what_a_rule_drops_or_a_reading_has_no_value_for_is_lowest(monkeypatch):
     result = measure(SELECT, ["lift"], checked(pairs_of_seeds(SEEDS, TEXTS, 0), "lift"))
     assert [result.kinds[kind].value for kind in ("echo", "half echo", "looping", "refusal")] == [1.0] * 4
     # What a rule finds does not speak for the judge.
-    assert set(result.by_rule) == {"echo", "half echo", "looping"}
+    assert {"echo", "half echo", "looping"} <= set(result.by_rule)
     left = [estimate.value for kind, estimate in result.kinds.items() if kind not in result.by_rule]
     assert result.auc.value == pytest.approx(sum(left) / len(left), abs=1e-3)
 
@@ -120,9 +120,9 @@ def test_length_bias_and_agreement_are_rank_correlations(monkeypatch):
 
 def test_a_log_likelihood_counts_per_token_or_in_total_as_selection_does(monkeypatch):
     # In total, long responses lose; per token, they win.
-    scripted(monkeypatch, lift=lambda c: ReadingValue(-(float(len(c.response)) ** 0.5), len(c.response)))
-    records = checked(pairs_of_seeds(SEEDS, {}, 0), "lift")
-    per_token, total = (measure(SelectConfig(per=per), ["lift"], records) for per in ("token", "total"))
+    scripted(monkeypatch, nats=lambda c: ReadingValue(-(float(len(c.response)) ** 0.5), len(c.response)))
+    records = checked(pairs_of_seeds(SEEDS, {}, 0), "nats")
+    per_token, total = (measure(SelectConfig(per=per), ["nats"], records) for per in ("token", "total"))
     assert per_token.kinds["truncated"].value > 0.9
     assert total.kinds["truncated"].value < 0.1
 
