@@ -178,8 +178,9 @@ def answer(
     method = RESPOND_METHODS[context.config.respond.method]
     pairs = respond(context, writer, instructions, method.prompts(context, writer, instructions, prompts, neighbors))
     name = context.config.assess.judge
-    # The judge sees what was answered, unless it is to be asked in a user's turn.
-    bare = bare and framing_of(context.config, name, context.iteration) == "text"
+    # The judge sees what was answered, unless it is to be asked in a user's turn, or is another model without turns.
+    text = framing_of(context.config, name, context.iteration) == "text"
+    bare = text and (bare or name not in OWN_JUDGES)
     read = candidates(pairs, {x.id: _asked(x, history[x.id], bare=bare) for x in instructions})
     scores = assess(context, judge, name, read)
     return Answered(read, scores, select_pairs(context, judge, pairs, scores))

@@ -125,6 +125,9 @@ class JaxBackend:
 
     def _open_judge(self, setting: str, directory: epath.Path) -> Pretrained:
         judge = open_model(directory)
+        assess = self._config.assess
+        if setting == "assess.judge" and assess.framing != "text" and not judge.tokenizer.has_chat_template:
+            raise UserError(f"--assess.framing: {assess.judge} has no chat template, so that it must be text")
         length, limit = self._config.decode.max_length, judge.architecture.context_length
         if length > limit:
             raise UserError(f"--decode.max_length: {length} tokens are more than the {limit} of --{setting}")

@@ -1,5 +1,6 @@
 """The backend loads a judge that is another model than the run's, with its own architecture and tokenizer."""
 
+import json
 import shutil
 
 import pytest
@@ -61,3 +62,13 @@ def test_judge_that_is_no_model_is_refused_before_anything_is_written(small_chec
     with pytest.raises(UserError, match=r"--decode\.max_length: 256 tokens are more than the 128 of --assess\.judge"):
         backend(tmp_path / "run", small_checkpoint, "tiny", context=256)
     assert not (tmp_path / "run").exists()
+
+
+def test_judge_without_turns_is_asked_with_texts(small_checkpoint, tmp_path):
+    judge = shutil.copytree(small_checkpoint, tmp_path / "judge")
+    (judge / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((judge / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (judge / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"--assess\.framing: .*judge has no chat template, so that it must be text"):
+        backend(tmp_path / "run", small_checkpoint, judge)

@@ -37,11 +37,12 @@ def rank(
 ) -> Ranking:
     """Returns what `select.ranking` makes of the readings of all pairs."""
     lengths = {pair.id: len(pair.response) for pair in pairs}
-    read = kept(scores)
     control = LENGTH_CONTROLS[settings.length_control]
-    if not read:
+    known = {record.id: [_value(settings, name, record) for name in readings] for record in kept(scores)}
+    known = {id: values for id, values in known.items() if None not in values}
+    if not known or not readings:
         return Ranking()
-    raw = {name: {record.id: _value(settings, name, record) for record in read} for name in readings}
+    raw = {name: {id: values[i] for id, values in known.items()} for i, name in enumerate(readings)}
     values = {name: control(each, lengths) for name, each in raw.items()}
     return Ranking(values, _COMBINE[settings.ranking](settings, values))
 
@@ -83,7 +84,7 @@ def places(values: Sequence[float]) -> list[float]:
     return result
 
 
-def _value(settings: SelectConfig, name: str, scores: Scores) -> float:
+def _value(settings: SelectConfig, name: str, scores: Scores) -> float | None:
     if name == "rubric":
         return rubric_sum(settings, scores)
     reading = scores.readings[name]
