@@ -109,7 +109,7 @@ def test_each_way_to_ask_for_a_score_shows_the_pair_and_waits_for_the_number(nam
     text = score(prompts, name, "Sort these words.", "b a", "a b")
     assert "Sort these words. b a\n" in text
     assert "Response: a b\n" in text
-    assert text.endswith(("I rate this response", "\nRating:"))
+    assert text.endswith(("a rating (1 to 10) of", "\nRating:"))
     assert "{" not in text
     assert f"prompts/{name}.jinja" in prompts.digests()
 
