@@ -141,6 +141,7 @@ ReadingName = Literal[
     "lift",
     "backward_lift",
     "likelihood",
+    "ending",
     "self_consistency",
     "pairwise",
 ]
@@ -155,7 +156,8 @@ class AssessConfig:
     readings: tuple[ReadingName, ...] = ("rubric",)
     """How the judge's opinion of a pair is read. 'rubric': scores from 1 to 10 (the paper's). 'lift': how much likelier
     the instruction makes the response than an empty turn does, over what is not copied from the instruction.
-    'backward_lift': how much likelier the response makes the instruction. 'likelihood': of the response.
+    'backward_lift': how much likelier the response makes the instruction. 'likelihood': of the response. 'ending': how
+    likely it ends where it does.
     'self_consistency': agreement with the other responses to the instruction. 'pairwise': how often it is preferred to
     them, in both orders. Empty: none, so that 'threshold' and 'top_fraction' keep everything that passed the text
     rules. docs/judging.md says when which one works."""

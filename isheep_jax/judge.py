@@ -32,7 +32,7 @@ class JudgeOptions(ConfigOptions):
     """Readings to check, as in assess.readings. 'all': every one that the judge allows. Empty: the config's."""
     pairs: str = ""
     """File of pairs of known order, as in guard.pairs. Empty: the config's, or the seeds' outputs and damaged ones."""
-    limit: int = 24
+    limit: int = 16
     """Tasks to use (count; 0: all), evenly spaced."""
     output: str = ""
     """JSON file to write the table to, too."""

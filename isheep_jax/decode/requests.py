@@ -108,6 +108,7 @@ class TextLogprob:
     tokens: how many tokens the text has; an end-of-turn token is not counted.
     greedy: whether each of them is the most probable one, so that a completion at temperature 0 would begin with them.
     logprobs: of each token.
+    end: of the token that ends the text, after it; None for token ids, and for a model without one.
     spans: the characters of the text, from and to, that each token stands for: parts of a character share it. Empty for
     a text that was given as token ids.
     """
@@ -118,6 +119,7 @@ class TextLogprob:
     error: str = ""
     greedy: bool = False
     logprobs: tuple[float, ...] = ()
+    end: float | None = None
     spans: tuple[tuple[int, int], ...] = ()
 
 

@@ -27,10 +27,10 @@ class _Text:
     """A prompt and the text after it.
 
     prefix: the prompt's tokens that other prompts share.
-    tokens: [T] int32, the prompt's other tokens and the text's, without the text's last one.
+    tokens: [T] int32, the prompt's other tokens and the targets, without the last one.
     prompt_end: index of the prompt's last token.
-    targets: the text's tokens.
-    spans: the characters of the text that each of them stands for; empty for token ids.
+    targets: the text's tokens and, if `has_end`, the one that ends it.
+    spans: the characters of the text that each of its tokens stands for; empty for token ids.
     """
 
     id: str
@@ -38,6 +38,7 @@ class _Text:
     tokens: np.ndarray
     prompt_end: int
     targets: list[int]
+    has_end: bool
     spans: list[tuple[int, int]]
 
 
@@ -75,14 +76,16 @@ def text_logprobs(
 
 def _tokenize(model: LoadedModel, request: Request, text: str | TokenIds) -> _Text:
     if isinstance(text, TokenIds):
-        targets, spans = known_tokens(model.tokenizer, text), []
+        targets, spans, end = known_tokens(model.tokenizer, text), [], None
     elif isinstance(request.prompt, TokenIds):
         raise PromptError("what follows token ids must be token ids")
     else:
-        targets, spans = model.tokenizer.align_continuation(request.prompt, text)
+        targets, spans, end = model.tokenizer.align_continuation(request.prompt, text)
     prompt = model.tokenize(request, spare=len(targets), continuation="its text")
+    has_end = end is not None
+    targets = [*targets, end] if has_end else targets
     tokens = np.concatenate([prompt.suffix, np.asarray(targets[:-1], np.int32)])
-    return _Text(request.id, prompt.prefix, tokens, len(prompt.suffix) - 1, targets, spans)
+    return _Text(request.id, prompt.prefix, tokens, len(prompt.suffix) - 1, targets, has_end, spans)
 
 
 def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> tuple[jax.Array, jax.Array]:
@@ -137,17 +140,19 @@ def _results(batch: PackedBatch, logprobs: np.ndarray, greedy: np.ndarray) -> It
     for row, values, is_most_probable in zip(batch.rows, logprobs, greedy):
         begin = 0
         for item, _ in row:
-            end = begin + len(item.targets)
+            after = begin + len(item.targets)
+            end = after - item.has_end
             own = values[begin:end]
             yield TextLogprob(
                 item.id,
                 float(own.sum()),
-                len(item.targets),
+                end - begin,
                 greedy=bool(is_most_probable[begin:end].all()),
                 logprobs=tuple(own.tolist()),
+                end=float(values[end]) if item.has_end else None,
                 spans=tuple(item.spans),
             )
-            begin = end
+            begin = after
 
 
 def embed(model: LoadedModel, requests: Sequence[Request]) -> Iterator[Embedding]:

@@ -165,9 +165,11 @@ class _StepCounter:
 
     def judge(self, judge: str, pairs: float, before: int) -> Steps:
         """Counts the steps for judging pairs that follow `before` tokens of conversation; none for a server."""
+        readings = () if is_server(judge) else self._config.assess.readings
         steps: Counter[str] = Counter()
-        for name in () if is_server(judge) else self._config.assess.readings:
-            steps.update(_READINGS[name](self, pairs, before))
+        # What two readings ask alike is asked once.
+        for count in dict.fromkeys(count for name in readings for count in _READINGS[name]):
+            steps.update(count(self, pairs, before))
         return dict(steps)
 
     def rubric(self, pairs: float, before: int) -> Steps:
@@ -179,13 +181,13 @@ class _StepCounter:
             return self.prefill(programs.SCORE, judgments, tokens)
         return self.generate(judgments * assess.samples, tokens, assess.max_tokens)
 
-    def likelihood(self, pairs: float, before: int) -> Steps:
+    def response_after_prompt(self, pairs: float, before: int) -> Steps:
         """Counts the steps for the log-probability of each response after its prompt."""
         return self.prefill(programs.SCORE, pairs, before + self._pair)
 
-    def lift(self, pairs: float, before: int) -> Steps:
-        """Counts the steps for the log-probability of each response after two prompts."""
-        return self.prefill(programs.SCORE, 2 * pairs, before + self._pair)
+    def response_alone(self, pairs: float, before: int) -> Steps:
+        """Counts the steps for the log-probability of each response after an empty turn."""
+        return self.prefill(programs.SCORE, pairs, before + self._pair)
 
     def backward_lift(self, pairs: float, before: int) -> Steps:
         """Counts the steps for the log-probability of each instruction after two prompts."""
@@ -209,13 +211,14 @@ class _StepCounter:
 
 
 # What each reading takes, for a number of pairs after so many tokens of conversation.
-_READINGS: dict[str, Callable[[_StepCounter, float, int], Steps]] = {
-    "rubric": _StepCounter.rubric,
-    "likelihood": _StepCounter.likelihood,
-    "lift": _StepCounter.lift,
-    "backward_lift": _StepCounter.backward_lift,
-    "self_consistency": lambda counter, pairs, before: {},
-    "pairwise": _StepCounter.pairwise,
+_READINGS: dict[str, tuple[Callable[[_StepCounter, float, int], Steps], ...]] = {
+    "rubric": (_StepCounter.rubric,),
+    "likelihood": (_StepCounter.response_after_prompt,),
+    "ending": (_StepCounter.response_after_prompt,),
+    "lift": (_StepCounter.response_after_prompt, _StepCounter.response_alone),
+    "backward_lift": (_StepCounter.backward_lift,),
+    "self_consistency": (),
+    "pairwise": (_StepCounter.pairwise,),
 }
 
 

@@ -147,18 +147,18 @@ class Tokenizer:
         """
         return [ids for ids, _ in self._align_after(prompt, choices)]
 
-    def align_continuation(self, prompt: Prompt, text: str) -> tuple[list[int], list[Span]]:
-        """Returns the ids of a text that follows a prompt, and the characters of it that each of them stands for.
+    def align_continuation(self, prompt: Prompt, text: str) -> tuple[list[int], list[Span], int | None]:
+        """Returns the ids of a text after a prompt, the characters that each stands for, and the id that ends it.
 
-        After a conversation the text is the response as the template writes it; the end of the turn is left out. White
+        After a conversation the text is the response as the template writes it, and the end is that of the turn. White
         space that the template writes stands for no character. Raises `UserError` where `encode_choices` or
         `encode_example` does.
         """
         if isinstance(prompt, str):
             ((ids, spans),) = self._align_after(prompt, (text,))
-            return ids, spans
+            return ids, spans, next(iter(self.eos_ids), None)
         _, ids, spans = self._align_response(prompt, text)
-        return ids[:-1], spans[: len(ids) - 1]
+        return ids[:-1], spans[: len(ids) - 1], ids[-1]
 
     def _align_after(self, prompt: Prompt, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
         before = prompt if isinstance(prompt, str) else self.render(prompt)

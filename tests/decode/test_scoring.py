@@ -28,6 +28,13 @@ def expected_logprob(params, request: Request, choice: str) -> float:
     return sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(continuation))
 
 
+def expected_end(params, request: Request, text: str) -> float:
+    """The plain forward's log-softmax of the first eos token after the prompt and the text, in float64."""
+    tokens = TableTokenizer().encode(request.prompt) + TableTokenizer().encode_choices(request.prompt, [text])[0]
+    logits = full_logits(params, tokens)[-1].astype(np.float64)
+    return (logits - np.log(np.exp(logits).sum()))[TableTokenizer().eos_ids[0]]
+
+
 def expected_probability(params, request: Request, choice: str, choices: list[str]) -> float:
     """The probability of a choice without that of longer choices that begin with its tokens."""
     tokens = dict(zip(choices, TableTokenizer().encode_choices(request.prompt, choices)))
@@ -108,6 +115,7 @@ def test_tokens_of_a_text_have_their_logprobs_and_characters(params):
         assert "".join(text[begin:end] for begin, end in result.spans) == text
         begun = [expected_logprob(params, request, text[:end]) for _, end in result.spans]
         np.testing.assert_allclose(np.cumsum(result.logprobs), begun, atol=1e-4)
+        assert result.end == pytest.approx(expected_end(params, request, text), abs=1e-4)
 
 
 PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
@@ -147,7 +155,7 @@ def test_token_ids_are_scored_as_text_that_they_encode(params, shared):
     assert len({engine.model.tokenize(r).prefix for r in as_tokens}) == 1
     expected = list(engine.text_logprobs(requests, texts))
     found = list(engine.text_logprobs(as_tokens, following))
-    assert found == [dataclasses.replace(result, spans=()) for result in expected]
+    assert found == [dataclasses.replace(result, spans=(), end=None) for result in expected]
     sampling = SamplingParams(max_tokens=4)
     assert {c.id: c for c in engine.generate(as_tokens, sampling)} == {
         c.id: c for c in engine.generate(requests, sampling)

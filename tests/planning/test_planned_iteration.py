@@ -94,7 +94,7 @@ def test_what_settings_add_is_planned(settings, names):
     assert all(planned[name].seconds > 0 for name in names)
 
 
-PREFILLS = {"likelihood": 1, "lift": 2, "backward_lift": 2, "pairwise": 3}
+PREFILLS = {"likelihood": 1, "ending": 1, "lift": 2, "backward_lift": 2, "pairwise": 3}
 
 
 @pytest.mark.parametrize("name", PREFILLS)
@@ -115,6 +115,7 @@ def test_readings_add_up_and_one_without_a_model_takes_nothing():
 
     assert seconds("self_consistency") == 0
     assert seconds("rubric", "lift") == pytest.approx(seconds("rubric") + seconds("lift"))
+    assert seconds("likelihood", "lift", "ending") == seconds("lift")
 
 
 def test_second_turn_is_answered_judged_and_learned_for_each_kept_pair():

@@ -23,8 +23,8 @@ class LetterTokenizer:
     def encode_choices(self, prompt: str, choices: Sequence[str]) -> list[list[int]]:
         return [self.letters(choice) for choice in choices]
 
-    def align_continuation(self, prompt: str | Conversation, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        return self.letters(text), [(i, i + 1) for i in range(len(text))]
+    def align_continuation(self, prompt: str | Conversation, text: str) -> tuple[list[int], list[tuple[int, int]], int]:
+        return self.letters(text), [(i, i + 1) for i in range(len(text))], 1
 
     def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:
         prompt = [0, *itertools.chain.from_iterable(self.letters(m.content) for m in conversation), 2]

@@ -55,10 +55,10 @@ class TableTokenizer:
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.encode(prompt)
 
-    def align_continuation(self, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def align_continuation(self, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]], int]:
         (ids,) = self.encode_choices(prompt, [text])
         ends = list(itertools.accumulate(len(self.pieces[i]) for i in ids))
-        return ids, list(zip([0, *ends], ends))
+        return ids, list(zip([0, *ends], ends)), self.eos_ids[0]
 
     def encode_choices(self, prompt: str, choices: Sequence[str]) -> list[list[int]]:
         alone, tokenized = self.encode(prompt), []

@@ -125,23 +125,24 @@ def spelled(text, spans):
 
 @pytest.mark.parametrize("text", [" red cat", " héé 🙂 red", " 10\n<|end|> 日本語", ""])
 def test_ids_of_a_continuation_know_their_characters(tokenizer, text):
-    ids, spans = tokenizer.align_continuation("Quality:", text)
+    ids, spans, end = tokenizer.align_continuation("Quality:", text)
+    assert end == tokenizer.eos_ids[0]
     assert ids == tokenizer.encode_choices("Quality:", (text,))[0]
     assert len(ids) == len(spans)
     assert spelled(text, spans) == text
     assert spans == sorted(spans)
     exported = Tokenizer.load(tokenizer.directory)
-    assert exported.align_continuation("Quality:", text) == (ids, spans)
+    assert exported.align_continuation("Quality:", text) == (ids, spans, end)
 
 
 @pytest.mark.parametrize("text", ["red cat", "10 héé\n🙂"])
 def test_ids_of_a_response_know_its_characters_without_the_space_of_the_template(tokenizer, export, text):
     ids, mask = tokenizer.encode_example(QUESTION, text)
-    found, spans = tokenizer.align_continuation(QUESTION, text)
-    assert found == [i for i, own in zip(ids, mask) if own][:-1]
+    found, spans, end = tokenizer.align_continuation(QUESTION, text)
+    assert [*found, end] == [i for i, own in zip(ids, mask) if own]
     assert spelled(text, spans) == text
     # Both formats of the same tokenizer agree.
-    assert Tokenizer.load(export).align_continuation(QUESTION, text) == (found, spans)
+    assert Tokenizer.load(export).align_continuation(QUESTION, text) == (found, spans, end)
 
 
 def test_begun_message_of_the_assistant_is_continued(tokenizer):
@@ -150,7 +151,8 @@ def test_begun_message_of_the_assistant_is_continued(tokenizer):
     assert tokenizer.render(begun, " 10") == "<s><|user|> Copy red cat.<|assistant|> Rating: 10<|end|>"
     assert tokenizer.encode_prompt(begun) == tokenizer.encode(tokenizer.render(begun).removeprefix("<s>"))
     assert tokenizer.encode_choices(begun, [" 10"]) == [tokenizer.encode(" 10", bos=False)]
-    assert tokenizer.align_continuation(begun, " 10") == (tokenizer.encode(" 10", bos=False), [(0, 3)])
+    ids, spans, _ = tokenizer.align_continuation(begun, " 10")
+    assert (ids, spans) == (tokenizer.encode(" 10", bos=False), [(0, 3)])
 
 
 @pytest.mark.parametrize("content", ["Rating:", "Rating: ", "Two\nlines"])

@@ -32,7 +32,7 @@ from isheep_jax.loop.records import KEPT, Checked, Scores, Verdict, dropped
 from isheep_jax.loop.selection.ranking import rank
 
 # Tasks of a check, as many as a minute of a small model on two cores is enough for, and the longest output (words).
-TASKS = 24
+TASKS = 16
 MAX_WORDS = 40
 # Fewest tasks with an output: of less, no interval lies above a coin.
 MIN_TASKS = 5

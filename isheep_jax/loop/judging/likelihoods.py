@@ -35,6 +35,20 @@ def read_likelihood(reader: Reader, candidates: Sequence[Candidate]) -> Iterator
     return _read(reader, candidates, question, value)
 
 
+def read_ending(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int, ReadingValue]]:
+    """Yields the log-probability that each response ends where it does: of the end of the turn after it."""
+
+    def question(candidate: Candidate) -> list[_Question]:
+        return [(Request(reader.request_id("ending", candidate.id), candidate.prompt), candidate.response)]
+
+    def value(candidate: Candidate, result: TextLogprob) -> ReadingValue:
+        if result.end is None:
+            return ReadingValue(None, error="the judge has no token that ends a text")
+        return _value(result.end, 0)
+
+    return _read(reader, candidates, question, value)
+
+
 def read_lift(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int, ReadingValue]]:
     """Yields how much likelier its prompt makes each response than a prompt without the instruction does.
 

@@ -4,11 +4,13 @@ A reading gives one number per pair, and higher is better. It knows no run direc
 judge and measurements on published pairs all call `read`.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from isheep_jax.loop.filters.blind_spots import BREAKS_OFF, ECHO, HALF_ECHO, LOOP, NO_PUNCTUATION, POLITE, blind_spot
+from isheep_jax.loop.judging.asked_once import AskedOnce
 from isheep_jax.loop.judging.comparisons import read_pairwise, read_self_consistency
-from isheep_jax.loop.judging.likelihoods import read_backward_lift, read_lift, read_likelihood
+from isheep_jax.loop.judging.likelihoods import read_backward_lift, read_ending, read_lift, read_likelihood
 from isheep_jax.loop.judging.reader import Candidate, Opinion, Reader, Reading
 from isheep_jax.loop.judging.rubric import read_rubric
 from isheep_jax.loop.records import KEPT, ReadingValue, Scores, Verdict, dropped
@@ -31,6 +33,7 @@ READINGS: dict[str, Reading] = {
         templates=("backward",),
     ),
     "likelihood": Reading("how likely the response is", read_likelihood, blind_to=_COPIES | _MISSING | {POLITE}),
+    "ending": Reading("how likely the response ends where it does", read_ending, blind_to=_COPIES | {POLITE}),
     "self_consistency": Reading(
         "how far the other responses to the instruction agree",
         read_self_consistency,
@@ -53,6 +56,8 @@ def read(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int,
     A pair for which a reading has no value is "unscored"; one in a reading's blind spot is dropped with the reason.
     """
     names = reader.settings.readings
+    if len(names) > 1:
+        reader = dataclasses.replace(reader, judge=AskedOnce(reader.judge))
     opinions: list[dict[str, Opinion]] = [{} for _ in candidates]
     for name in names:
         for i, opinion in READINGS[name].read(reader, candidates):

@@ -71,6 +71,33 @@ def test_the_likelihood_is_the_log_probability_after_what_was_answered(judge, ba
 
 
 @pytest.mark.parametrize("bare", [True, False])
+def test_the_ending_is_the_log_probability_of_the_end_after_the_response(judge, bare):
+    pairs = candidates(bare)
+    expected = [scored(judge, pair.prompt, pair.response).end for pair in pairs]
+    found = values(judge, "ending", pairs)
+    assert [value.value for value in found] == pytest.approx(expected, abs=1e-3)
+    assert {value.tokens for value in found} == {0}
+
+
+def test_several_readings_ask_each_text_once_and_read_what_each_reads_alone(judge):
+    class Counted:
+        def __init__(self):
+            self.asked = []
+
+        def text_logprobs(self, requests, texts):
+            self.asked += [(request.prompt, text) for request, text in zip(requests, texts)]
+            return judge.text_logprobs(requests, texts)
+
+    names, pairs, counted = ("lift", "likelihood", "ending"), candidates(), Counted()
+    # The same pair twice, as a damage that looks at no task makes it.
+    pairs = [*pairs, dataclasses.replace(pairs[0], id="again")]
+    together = dict(read(Reader(AssessConfig(readings=names), TEMPLATES, counted, "chat", "1/assess"), pairs))
+    assert len(counted.asked) == len(set(counted.asked)) == 2 * len(candidates())
+    for name in names:
+        assert [together[i].readings[name] for i in range(len(pairs))] == values(judge, name, pairs)
+
+
+@pytest.mark.parametrize("bare", [True, False])
 def test_the_lift_is_the_difference_of_two_log_probabilities_over_what_is_not_copied(judge, bare):
     pairs = candidates(bare)
     for pair, found in zip(pairs, values(judge, "lift", pairs)):
