@@ -6,7 +6,7 @@ Hardware: a CPU with 4 GB of free memory, or any GPU with as much.
 Memory:   decoding 3.3 GiB (weights 1.0, cache 2.3), train step 2.7 GiB; planned, by the compiler for a CPU.
           On a GPU --decode.slots=0 takes as many slots as fit, and --model.compute_dtype=bfloat16 half the memory.
 Speed:    on an H100 a decode step of the 32 slots with full caches at least 1.0 ms; planned, from the chip's peaks.
-          On CPUs it was not measured; the time grows with the parameters (docs/models.md).
+          On CPUs it was not measured; configs/smollm2_135m.py has a figure, and time grows with the parameters.
 Result:   pairs are chosen by lift and likelihood of the response, because models of this size cannot grade by the
           paper's rubric (docs/judging.md); the check before each iteration says whether it works with yours. What the
           loop gains is in docs/real_models.md, as far as it is measured.

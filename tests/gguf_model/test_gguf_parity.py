@@ -7,12 +7,13 @@ import random
 import numpy as np
 import parity
 import pytest
+from meshes import mesh_of
 from published import published
 from small_tokenizers import random_texts, write_byte_level
 
 from isheep_jax.config import DecodeConfig
+from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Request, SamplingParams, TokenIds
-from isheep_jax.runtime.load import load
 from isheep_jax.text.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="compares with transformers' reader of GGUF files; pip install torch")
@@ -110,8 +111,10 @@ def test_ids_of_real_file_are_equal(file):
 def test_greedy_texts_and_losses_of_real_file_are_equal(file):
     path = published(f"gguf/{file}")
     model, _ = theirs(path)
-    engine = load(str(path), decode=DecodeConfig(slots=PROMPTS, max_length=256), compute_dtype="float32")
-    tokenizer = engine.tokenizer
+    tokenizer = Tokenizer.load(path)
+    architecture, params = parity.load(path)  # on one device: others would hold copies
+    decode = DecodeConfig(slots=PROMPTS, max_length=256)
+    engine = Engine(params, architecture, tokenizer, decode, mesh=mesh_of(), seed=0, compute_dtype="float32")
     texts = published_texts()[: 4 * PROMPTS : 4]
     prompts = [tokenizer.encode(text)[:96] for text in texts]
     requests = [Request(f"{i}", TokenIds(tuple(ids))) for i, ids in enumerate(prompts)]
