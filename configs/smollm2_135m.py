@@ -5,12 +5,10 @@ Hardware: a CPU with 4 GB of free memory, or any GPU with as much.
 Memory:   decoding 3.4 GiB (weights 0.5, cache 2.8), train step 1.0 GiB; planned, by the compiler for a CPU.
           On a GPU --decode.slots=0 takes as many slots as fit, and --model.compute_dtype=bfloat16 half the memory.
 Speed:    on an H100 a decode step of the 32 slots with full caches at least 1.1 ms; planned, from the chip's peaks.
-          On two busy CPU cores the chat model's GGUF file took, in 8 slots and with all compilation, 6.5 minutes for
-          the check of the judge, 1.6 for 8 instructions, 1.1 for two answers to each (96 tokens at most) and 1.5 for
-          one update; measured.
-Result:   pairs are chosen by lift and likelihood of the response, because models of this size cannot grade by the
-          paper's rubric (docs/judging.md); the check before each iteration says whether it works with yours. What the
-          loop gains is in docs/real_models.md, as far as it is measured.
+          On two CPU cores (AVX2) the check of the judge took a minute and a half; measured, with the chat model.
+Result:   pairs are chosen by lift, likelihood and ending of the response, because models of this size cannot grade by
+          the paper's rubric (docs/judging.md); the check before each iteration says whether it works with yours. What
+          the loop gains is in docs/real_models.md, as far as it is measured.
 A GGUF file in place of the hub's weights: --model.path=FILE.gguf, with the extra "gguf"; of a chat model also
 --model.chat_template=auto.
 """
@@ -34,8 +32,8 @@ def config() -> Config:
         model=ModelConfig(path="HuggingFaceTB/SmolLM2-135M", chat_template="plain", compute_dtype="float32"),
         synthesize=SynthesizeConfig(instructions=500, max_tokens=300, rules="strict"),
         respond=RespondConfig(samples=2, temperature=(0.7,), max_tokens=200, base_prompt="chat"),
-        assess=AssessConfig(readings=("lift", "likelihood")),
-        select=SelectConfig(rule="top_fraction", fraction=0.3, length_control="buckets"),
+        assess=AssessConfig(readings=("lift", "likelihood", "ending")),
+        select=SelectConfig(rule="top_fraction", weights=(2.0, 1.0, 1.0), fraction=0.3, length_control="buckets"),
         sft=SFTConfig(
             learning_rate=2e-4, warmup_steps=5, epochs=3, sequence_length=512, batch_size=4, checkpoint_every=20
         ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from isheep_jax.config import Config, flatten
 from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError, did_you_mean
+from isheep_jax.loop.judging.readings import TOGETHER
 from isheep_jax.loop.selection.rules import check_readings, share_of
 from isheep_jax.presets import apply_preset, replace_settings
 
@@ -137,15 +138,18 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
     return changes
 
 
-def _ranked_by(*readings: str) -> dict[str, object]:
+def _ranked_by(readings: Mapping[str, float]) -> dict[str, object]:
     """Returns changes: the best pairs by some readings, also where the check of the judge finds that these are a coin.
+
+    readings: with their weights.
 
     Responses are compared with others of their length, so that what is selected is not short or long answers.
     """
     return {
-        "assess.readings": readings,
+        "assess.readings": tuple(readings),
         "select.rule": "top_fraction",
         "select.ranking": "sum",
+        "select.weights": tuple(readings.values()) if len(readings) > 1 else (),
         "select.per": "token",
         "select.length_control": "buckets",
         "guard.judge": "warn",
@@ -304,8 +308,8 @@ STUDIES: dict[str, Study] = {
     "real_model": Study(
         "What a reading selects on a real model",
         (
-            Row("lift", "best by lift and likelihood, and their rules", _ranked_by("lift", "likelihood")),
-            Row("rubric", "best by the rubric", _ranked_by("rubric")),
+            Row("lift", "best by lift, likelihood and ending, and their rules", _ranked_by(TOGETHER)),
+            Row("rubric", "best by the rubric", _ranked_by({"rubric": 1.0})),
             Row("random", "random, as many pairs", {"select.rule": "random", **_UNREAD}),
             Row("none", "no filter, all pairs", {"select.rule": "none", **_UNREAD}),
             Row(
@@ -315,8 +319,8 @@ STUDIES: dict[str, Study] = {
             ),
             Row(
                 "once",
-                "best by lift and likelihood, one iteration with 3 x the instructions",
-                lambda config: {**_ranked_by("lift", "likelihood"), **_times(3, iterations=1)(config)},
+                "best by lift, likelihood and ending, one iteration with 3 x the instructions",
+                lambda config: {**_ranked_by(TOGETHER), **_times(3, iterations=1)(config)},
                 column=3,
             ),
         ),

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,12 +158,16 @@ def pairs_of_seeds(
     """Returns the outputs of some seeds with damaged ones.
 
     Args:
-        seeds: The seed tasks; those with an output of at most MAX_WORDS words are used.
+        seeds: The seed tasks; of those with an output of at most MAX_WORDS words the half with the longer ones are
+            used, since a run's responses are seldom as short as a label.
         texts: Answers that fit no task (`damages.read_texts`).
         random_seed: Decides the damages.
         limit: Most tasks to use (count; 0: all), evenly spaced.
     """
-    usable = [seed for seed in seeds if 0 < len(seed.output.split()) <= MAX_WORDS]
+    words = {seed.id: len(seed.output.split()) for seed in seeds}
+    usable = [seed for seed in seeds if 0 < words[seed.id] <= MAX_WORDS]
+    median = statistics.median(words[seed.id] for seed in usable) if usable else 0
+    usable = [seed for seed in usable if words[seed.id] >= median]
     pairs = []
     for seed in _spaced(usable, limit):
         responses = {"": seed.output, **damaged(seed, usable, texts, random_seed)}

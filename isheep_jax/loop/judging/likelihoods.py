@@ -14,11 +14,6 @@ from isheep_jax.loop.judging.framing import ask
 from isheep_jax.loop.judging.reader import Candidate, Reader
 from isheep_jax.loop.records import ReadingValue, user_text
 
-# Most that a token counts in the lift (nats). A single word that the instruction names gains several, wherever it
-# stands; a sensible order of words gains little at a time. Measured on SmolLM2-135M-Instruct (32 pairs, AVX2): against
-# the same words in random order the AUC is .78 without a limit and .86 with it, against loops .74 and .85.
-MOST = 1.0
-
 # A prompt and the text after it whose log-probability is asked for.
 _Question = tuple[Request, str]
 
@@ -53,7 +48,7 @@ def read_lift(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple
     """Yields how much likelier its prompt makes each response than a prompt without the instruction does.
 
     Only tokens that are not copied from the instruction and its input count: the instruction makes a copy likely
-    whether it answers anything or not. None counts for more than `MOST`.
+    whether it answers anything or not.
     """
 
     def questions(candidate: Candidate) -> list[_Question]:
@@ -69,7 +64,7 @@ def read_lift(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple
             return ReadingValue(None, error="the response has other tokens after an empty prompt")
         copied = copied_tokens((candidate.instruction, candidate.input), candidate.response, given.spans)
         pairs = zip(given.logprobs, empty.logprobs, copied)
-        gains = [min(a - b, MOST) for a, b, left_out in pairs if not left_out]
+        gains = [a - b for a, b, left_out in pairs if not left_out]
         return _value(math.fsum(gains), len(gains))
 
     return _read(reader, candidates, questions, value)

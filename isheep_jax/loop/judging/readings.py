@@ -49,6 +49,10 @@ READINGS: dict[str, Reading] = {
     ),
 }
 
+# Together these find the damages of the check on both small models that it was measured on (docs/judging.md). Each with
+# its weight, as in select.weights.
+TOGETHER = {"lift": 2.0, "likelihood": 1.0, "ending": 1.0}
+
 
 def read(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Scores]]:
     """Yields what the judge says of each pair with the pair's index, in any order.

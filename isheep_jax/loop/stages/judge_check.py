@@ -16,7 +16,7 @@ from isheep_jax.loop.judging.check import JudgeCheck, KnownPair, check, checkabl
 from isheep_jax.loop.judging.damages import TEXTS_FILE
 from isheep_jax.loop.judging.judges import framing_of, judging_iteration
 from isheep_jax.loop.judging.reader import Reader
-from isheep_jax.loop.judging.readings import READINGS
+from isheep_jax.loop.judging.readings import READINGS, TOGETHER
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.prompting.zero_shot import is_bare
 from isheep_jax.loop.protocols import Model
@@ -147,28 +147,38 @@ def _refuse(
 
 
 def _advice(context: StageContext, config: Config, judge: Model, pairs: Sequence[KnownPair]) -> str:
-    """Returns which other reading of the same judge would do, and the settings for it."""
-    others = [
+    """Returns which other readings of the same judge would do, and the settings for them."""
+    possible = [
         name
         for name in checkable(is_server(config.assess.judge))
-        if name not in config.assess.readings and not (READINGS[name].needs_others and config.respond.samples < 2)
+        if not (READINGS[name].needs_others and config.respond.samples < 2)
     ]
+    together = tuple(name for name in TOGETHER if name in possible)
+    others = [*filter(None, [together]), *((name,) for name in possible if name not in together)]
+    others = [names for names in others if names != config.assess.readings]
     found = []
-    for name in others:
+    for names in others:
+        weights = tuple(TOGETHER[name] for name in names) if len(names) > 1 else ()
         other = dataclasses.replace(
             config,
-            assess=dataclasses.replace(config.assess, readings=(name,)),
-            select=dataclasses.replace(config.select, weights=(), ranking="sum"),
+            assess=dataclasses.replace(config.assess, readings=names),
+            select=dataclasses.replace(config.select, weights=weights, ranking="sum"),
         )
-        with contextlib.suppress(UserError):  # the prompts may lack what it needs
+        with contextlib.suppress(UserError):  # the prompts may lack what they need
             records = dict(_read(context, other, judge, pairs))
             for label, order in result_of(other, [records[i] for i in sorted(records)]).readings.items():
-                found.append((order.auc.value, label, name, order.passes(config.guard)))
+                found.append((order.auc.value, label, order.passes(config.guard)))
     if not any(passes for *_, passes in found):
-        tried = f"none of {', '.join(others)} does better" if others else "there is no other reading for it"
+        names = ", ".join(name for names in others for name in names)
+        tried = f"none of {names} does better" if others else "there is no other reading for it"
         return f"{tried}, so another model should judge (assess.judge)"
-    auc, label, name, _ = max(entry for entry in found if entry[-1])
-    settings = f"--assess.readings={name} --select.rule=top_fraction"
+    auc, label, _ = max(entry for entry in found if entry[-1])
+    if label == "together":
+        label = ",".join(together)
+        chosen = f"{label} --select.weights={','.join(f'{TOGETHER[name]:g}' for name in together)}"
+    else:
+        chosen = label.split()[0]
+    settings = f"--assess.readings={chosen} --select.rule=top_fraction"
     if label.endswith("in total"):
         settings += " --select.per=total"
     return f"{label} reaches {auc:.2f}: {settings}"

@@ -105,7 +105,7 @@ def test_the_lift_is_the_difference_of_two_log_probabilities_over_what_is_not_co
         copied = copied_tokens((pair.instruction, pair.input), pair.response, given.spans)
         own = [i for i, left_out in enumerate(copied) if not left_out]
         assert found.tokens == len(own)
-        gains = [min(given.logprobs[i] - empty.logprobs[i], 1.0) for i in own]
+        gains = [given.logprobs[i] - empty.logprobs[i] for i in own]
         assert found.value == pytest.approx(sum(gains), abs=1e-3)
     assert [found.tokens == len(pair.response) for pair, found in zip(pairs, values(judge, "lift", pairs))] == [
         *(False, True, False)
@@ -117,18 +117,6 @@ def test_what_the_instruction_does_not_change_has_no_lift(judge):
     assert [found.value for found in values(judge, "lift", pairs)] == pytest.approx([0, 0, 0], abs=1e-4)
     (all_copied,) = values(judge, "lift", [candidate(0, "Say the big word.", "", "the big word")])
     assert all_copied == ReadingValue(0.0, 0)
-
-
-def test_no_token_counts_for_more_than_a_nat_in_the_lift():
-    class Surprised:
-        def text_logprobs(self, requests, texts):
-            for request, text in zip(requests, texts):
-                spans = tuple((i, i + 1) for i in range(len(text)))
-                logprobs = (-0.5, -3.0, -0.25) if "/empty/" not in request.id else (-7.0, -1.0, -0.75)
-                yield TextLogprob(request.id, sum(logprobs), len(text), logprobs=logprobs, spans=spans)
-
-    (found,) = values(Surprised(), "lift", [candidate(0, "Name a river.", "", "Po!")])
-    assert found == ReadingValue(1.0 - 2.0 + 0.5, 3)
 
 
 def test_a_judge_that_cuts_the_response_otherwise_after_an_empty_prompt_gives_no_lift():
