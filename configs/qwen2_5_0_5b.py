@@ -30,7 +30,7 @@ def config() -> Config:
         name="qwen2_5_0_5b",
         iterations=3,
         model=ModelConfig(path="Qwen/Qwen2.5-0.5B", chat_template="plain", compute_dtype="float32"),
-        synthesize=SynthesizeConfig(instructions=500, max_tokens=300, rules="strict"),
+        synthesize=SynthesizeConfig(instructions=500, temperature=0.7, max_tokens=300, rules="strict"),
         respond=RespondConfig(samples=2, temperature=(0.7,), max_tokens=200, base_prompt="chat"),
         assess=AssessConfig(readings=("lift", "likelihood", "ending")),
         select=SelectConfig(rule="top_fraction", weights=(2.0, 1.0, 1.0), fraction=0.3, length_control="buckets"),

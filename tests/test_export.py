@@ -112,14 +112,17 @@ def test_card_tells_base_chain_counts_digest_versions_and_evaluation(run, tmp_pa
     assert "| 1 | 100 | 101 | 102 |\n| 2 | 200 | 201 | 202 |\n\n" in card
     assert hashlib.sha256((run / "config.json").read_bytes()).hexdigest() in card
     assert "python 3.11.7, jax 0.10.2" in card
-    assert "| bench | 0.000 ± 0.010 of 64 prompts | 0.500 ± 0.010 of 64 prompts |" in card
+    assert "| bench (accuracy) | 0.000 ± 0.010 of 64 prompts | 0.500 ± 0.010 of 64 prompts |" in card
     assert all(len(line) <= 120 or line.startswith("|") for line in card.splitlines())
 
 
 def test_model_that_is_not_measured_yet_says_so(run, tmp_path):
     (run / "iteration_2" / "evaluation.json").unlink()
     main([str(run), str(tmp_path / "out")])
-    assert "| bench | 0.000 ± 0.010 of 64 prompts | not measured |" in (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "| bench (accuracy) | 0.000 ± 0.010 of 64 prompts | not measured |"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
 
 
 def test_run_without_tasks_says_so(run, tmp_path):

@@ -129,7 +129,7 @@ def test_damaged_rows_are_a_user_error(tmp_path, data):
 
 def sample_of(expected: int) -> Sample:
     tests = {"tests": {"tests": f"assert answer() == {expected}\n", "names": ["answer"], "modules": []}}
-    return Sample(str(expected), "", programs.sampling(EvaluateConfig()), {"tests": tests})
+    return Sample(str(expected), "", programs.sampling(EvaluateConfig()), reference={"tests": tests})
 
 
 def test_a_program_that_several_attempts_wrote_runs_once_and_a_missing_response_fails(tmp_path):

@@ -24,7 +24,7 @@ def value(base, what, task, figure, **options) -> float:
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.json")), ids=lambda path: path.stem)
 def test_bases_are_known_by_their_sizes_alone(path):
     name = path.stem.split("--")[1]
-    known = name.startswith("Qwen1.5") or name == "Meta-Llama-3-70B"
+    known = name.startswith(("Qwen1.5", "SmolLM2")) or name == "Meta-Llama-3-70B"
     assert base_of(json.loads(path.read_text())) == (name if known else None)
 
 
