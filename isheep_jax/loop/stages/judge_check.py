@@ -95,12 +95,9 @@ def _discard_another(context: StageContext) -> None:
     asked = {"digest": _asked(context)}
     directory = context.files(STAGE).directory
 
-    def discard() -> None:
-        if read_json_if_there(directory / _ASKED) != asked:
-            directory.rmtree(missing_ok=True)
-            write_json(directory / _ASKED, asked)
-
-    distributed.from_primary(discard)
+    if read_json_if_there(directory / _ASKED) != asked:
+        distributed.from_primary(lambda: directory.rmtree(missing_ok=True))
+        write_json(directory / _ASKED, asked)
 
 
 def _asked(context: StageContext) -> str:
