@@ -87,8 +87,11 @@ def _config(options: JudgeOptions) -> Config:
             )
     if not names:
         raise UserError("--readings: the config has none; name some, or 'all'")
-    guard = replace(guard, pairs=options.pairs or guard.pairs)
-    return replace(options.settings, assess=replace(assess, readings=tuple(names)), guard=guard)
+    guard, select = replace(guard, pairs=options.pairs or guard.pairs), options.settings.select
+    if tuple(names) != assess.readings:
+        # How the config orders pairs is about its own readings.
+        select = replace(select, weights=(), ranking="sum", consistency=(0.0, 1.0))
+    return replace(options.settings, assess=replace(assess, readings=tuple(names)), select=select, guard=guard)
 
 
 def _run(config: Config, limit: int, output: Path | None) -> None:

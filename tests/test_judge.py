@@ -7,6 +7,7 @@ import pytest
 from isheep_jax import judge
 from isheep_jax.cli.judge_table import judge_lines
 from isheep_jax.config import GuardConfig
+from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
 from isheep_jax.loop.judging.check import Estimate, JudgeCheck, ReadingCheck
 
@@ -87,3 +88,11 @@ def test_bad_input_is_refused_in_one_line(arguments, message, monkeypatch, tmp_p
         judge.main(arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_readings_of_the_command_line_take_the_place_of_those_that_the_config_weighs():
+    config = judge._config(judge.COMMAND.parse(["--config=smollm2_135m", "--readings=all"]))
+    check_values(config)
+    assert len(config.assess.readings) > 3
+    assert config.select.weights == ()
+    assert judge._config(judge.COMMAND.parse(["--config=smollm2_135m"])).select.weights == (2.0, 1.0, 1.0)

@@ -173,7 +173,7 @@ _PAPER_RULE = {
 }
 _NO_FILTER = {"select.rule": "none", "respond.samples": 1}
 # Pairs are drawn or all kept: nothing is read, so that no judge needs to be checked.
-_UNREAD = {"assess.readings": (), "guard.judge": "off"}
+_UNREAD = {"assess.readings": (), "select.weights": (), "guard.judge": "off"}
 _COMBINED = {1: 35.67, 2: 37.34, 3: 41.22, 4: 42.14, 5: 44.55, 6: 42.33}
 _THREE = {n: _COMBINED[n] for n in (1, 2, 3)}
 

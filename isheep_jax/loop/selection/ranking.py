@@ -128,7 +128,7 @@ def _weighted(settings: SelectConfig, values: Mapping[str, Values]) -> Values:
     weights = settings.weights or (1.0,) * len(values)
     parts = [standings(each) for each in values.values()]
     total = math.fsum(weights)
-    return {id: math.fsum(w * part[id] for w, part in zip(weights, parts)) / total for id in parts[0]}
+    return {id: math.fsum(w * part[id] for w, part in zip(weights, parts, strict=True)) / total for id in parts[0]}
 
 
 def _in_tenths(settings: SelectConfig, values: Mapping[str, Values]) -> Values:

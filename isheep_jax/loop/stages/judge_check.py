@@ -94,7 +94,6 @@ def _discard_another(context: StageContext) -> None:
     """Removes what a check left that asked something else: with other settings of the judge, or of other pairs."""
     asked = {"digest": _asked(context)}
     directory = context.files(STAGE).directory
-
     if read_json_if_there(directory / _ASKED) != asked:
         distributed.from_primary(lambda: directory.rmtree(missing_ok=True))
         write_json(directory / _ASKED, asked)
