@@ -15,7 +15,7 @@ from isheep_jax.loop.filters.blind_spots import (
     RULES,
     blind_spot,
 )
-from tests.support.published import published
+from support.published import published
 
 ALL = frozenset(RULES)
 TASK = "Explain why the sea is salty."
