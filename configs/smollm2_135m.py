@@ -33,7 +33,7 @@ def config() -> Config:
         synthesize=SynthesizeConfig(instructions=500, temperature=0.7, max_tokens=300, rules="strict"),
         respond=RespondConfig(samples=2, temperature=(0.7,), max_tokens=200, base_prompt="chat"),
         assess=AssessConfig(readings=("lift", "likelihood", "ending")),
-        select=SelectConfig(rule="top_fraction", weights=(2.0, 1.0, 1.0), fraction=0.3, length_control="buckets"),
+        select=SelectConfig(rule="top_fraction", fraction=0.3, length_control="buckets"),
         sft=SFTConfig(
             learning_rate=2e-4, warmup_steps=5, epochs=3, sequence_length=512, batch_size=4, checkpoint_every=20
         ),

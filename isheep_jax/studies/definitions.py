@@ -138,18 +138,16 @@ def _equal_counts(**assess: object) -> Callable[[Config], dict[str, object]]:
     return changes
 
 
-def _ranked_by(readings: Mapping[str, float]) -> dict[str, object]:
+def _ranked_by(*readings: str) -> dict[str, object]:
     """Returns changes: the best pairs by some readings, also where the check of the judge finds that these are a coin.
-
-    readings: with their weights.
 
     Responses are compared with others of their length, so that what is selected is not short or long answers.
     """
     return {
-        "assess.readings": tuple(readings),
+        "assess.readings": readings,
         "select.rule": "top_fraction",
         "select.ranking": "sum",
-        "select.weights": tuple(readings.values()) if len(readings) > 1 else (),
+        "select.weights": (),
         "select.per": "token",
         "select.length_control": "buckets",
         "guard.judge": "warn",
@@ -302,14 +300,20 @@ STUDIES: dict[str, Study] = {
             Row("sampled", "sampled once (the paper's)", _equal_counts(read="sampled")),
             Row("sampled_4", "mean of 4 samples", _equal_counts(read="sampled", samples=4)),
             Row("sampled_16", "mean of 16 samples", _equal_counts(read="sampled", samples=16)),
+            Row("lift", "lift in place of scores", _equal_counts(readings=("lift",))),
+            Row(
+                "rubric_and_lift",
+                "scores and lift, weighted 1 to 2",
+                _equal_counts(readings=("rubric", "lift")),
+            ),
         ),
         also_shown={"probability of the ten scores": "score_mass"},
     ),
     "real_model": Study(
         "What a reading selects on a real model",
         (
-            Row("lift", "best by lift, likelihood and ending, and their rules", _ranked_by(TOGETHER)),
-            Row("rubric", "best by the rubric", _ranked_by({"rubric": 1.0})),
+            Row("lift", "best by lift, likelihood and ending, and their rules", _ranked_by(*TOGETHER)),
+            Row("rubric", "best by the rubric", _ranked_by("rubric")),
             Row("random", "random, as many pairs", {"select.rule": "random", **_UNREAD}),
             Row("none", "no filter, all pairs", {"select.rule": "none", **_UNREAD}),
             Row(
@@ -320,7 +324,7 @@ STUDIES: dict[str, Study] = {
             Row(
                 "once",
                 "best by lift, likelihood and ending, one iteration with 3 x the instructions",
-                lambda config: {**_ranked_by(TOGETHER), **_times(3, iterations=1)(config)},
+                lambda config: {**_ranked_by(*TOGETHER), **_times(3, iterations=1)(config)},
                 column=3,
             ),
         ),

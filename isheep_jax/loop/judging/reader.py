@@ -67,6 +67,8 @@ class Reading:
     """Yields the opinion on each pair with the pair's index, in any order."""
     blind_to: frozenset[str] = frozenset()
     """What it does not see: reasons of `filters.blind_spots`, whose rules drop such pairs where it is in use."""
+    weight: float = 1.0
+    """How much it counts among others, where `select.weights` does not say."""
     needs_weights: bool = True
     """Whether the judge must be a model here, not a server."""
     needs_others: bool = False

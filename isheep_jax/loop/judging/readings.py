@@ -25,7 +25,10 @@ _MISSING = frozenset({BREAKS_OFF, NO_PUNCTUATION})
 
 READINGS: dict[str, Reading] = {
     "rubric": Reading("scores from 1 to 10", read_rubric, needs_weights=False),
-    "lift": Reading("how much likelier the instruction makes the response", read_lift, blind_to=_COPIES | _MISSING),
+    # Alone among likelihood and ending it sees what a response is about.
+    "lift": Reading(
+        "how much likelier the instruction makes the response", read_lift, blind_to=_COPIES | _MISSING, weight=2.0
+    ),
     "backward_lift": Reading(
         "how much likelier the response makes the instruction",
         read_backward_lift,
@@ -49,9 +52,8 @@ READINGS: dict[str, Reading] = {
     ),
 }
 
-# Together these find the damages of the check on both small models that it was measured on (docs/judging.md). Each with
-# its weight, as in select.weights.
-TOGETHER = {"lift": 2.0, "likelihood": 1.0, "ending": 1.0}
+# Together these find the damages of the check on both small models that it was measured on (docs/judging.md).
+TOGETHER = ("lift", "likelihood", "ending")
 
 
 def read(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Scores]]:

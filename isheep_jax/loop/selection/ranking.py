@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from isheep_jax.config import SelectConfig
 from isheep_jax.loop.judging.reader import Candidate
+from isheep_jax.loop.judging.readings import READINGS
 from isheep_jax.loop.records import Pair, ReadingValue, Scores, kept
 
 # Pairs of about the same length, as few as this, are compared with each other.
@@ -125,7 +126,7 @@ LENGTH_CONTROLS: dict[str, Callable[[Values, Mapping[str, int]], Values]] = {
 def _weighted(settings: SelectConfig, values: Mapping[str, Values]) -> Values:
     if len(values) == 1:
         return next(iter(values.values()))
-    weights = settings.weights or (1.0,) * len(values)
+    weights = settings.weights or [READINGS[name].weight for name in values]
     parts = [standings(each) for each in values.values()]
     total = math.fsum(weights)
     return {id: math.fsum(w * part[id] for w, part in zip(weights, parts, strict=True)) / total for id in parts[0]}

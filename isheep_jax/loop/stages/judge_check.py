@@ -154,11 +154,10 @@ def _advice(context: StageContext, config: Config, judge: Model, pairs: Sequence
     others = [names for names in others if names != config.assess.readings]
     found = []
     for names in others:
-        weights = tuple(TOGETHER[name] for name in names) if len(names) > 1 else ()
         other = dataclasses.replace(
             config,
             assess=dataclasses.replace(config.assess, readings=names),
-            select=dataclasses.replace(config.select, weights=weights, ranking="sum"),
+            select=dataclasses.replace(config.select, weights=(), ranking="sum"),
         )
         with contextlib.suppress(UserError):  # the prompts may lack what they need
             records = dict(_read(context, other, judge, pairs))
@@ -171,10 +170,7 @@ def _advice(context: StageContext, config: Config, judge: Model, pairs: Sequence
     auc, label, _ = max(entry for entry in found if entry[-1])
     if label == "together":
         label = ",".join(together)
-        chosen = f"{label} --select.weights={','.join(f'{TOGETHER[name]:g}' for name in together)}"
-    else:
-        chosen = label.split()[0]
-    settings = f"--assess.readings={chosen} --select.rule=top_fraction"
+    settings = f"--assess.readings={label.split()[0]} --select.rule=top_fraction"
     if label.endswith("in total"):
         settings += " --select.per=total"
     return f"{label} reaches {auc:.2f}: {settings}"

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from published import published
 
 from isheep_jax.loop.filters.blind_spots import (
     BREAKS_OFF,
@@ -15,7 +16,6 @@ from isheep_jax.loop.filters.blind_spots import (
     RULES,
     blind_spot,
 )
-from support.published import published
 
 ALL = frozenset(RULES)
 TASK = "Explain why the sea is salty."

@@ -51,8 +51,9 @@ def test_readings_are_added_by_their_weighted_standing():
     values = [(1, -9), (2, -3), (30, -6)]
     pairs, scores = make(*({"lift": (a, 1), "likelihood": (b, 1)} for a, b in values))
     both = ("lift", "likelihood")
-    # Standings 0, 1/2, 1 and 0, 1, 1/2.
-    assert numbers(SelectConfig(), both, pairs, scores) == [0, 0.75, 0.75]
+    # Standings 0, 1/2, 1 and 0, 1, 1/2; lift counts twice.
+    assert numbers(SelectConfig(), both, pairs, scores) == pytest.approx([0, 2 / 3, 2.5 / 3])
+    assert numbers(SelectConfig(weights=(1.0, 1.0)), both, pairs, scores) == [0, 0.75, 0.75]
     assert numbers(SelectConfig(weights=(3.0, 1.0)), both, pairs, scores) == pytest.approx([0, 2.5 / 4, 3.5 / 4])
     assert numbers(SelectConfig(weights=(0.0, 1.0)), both, pairs, scores) == [0, 1, 0.5]
 
