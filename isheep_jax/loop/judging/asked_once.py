@@ -27,7 +27,7 @@ class AskedOnce:
             if question not in ids and question not in self._answers:
                 new[request.id] = request, question
             ids[question].append(request.id)
-        for question in ids.keys() & self._answers.keys():
+        for question in (question for question in ids if question in self._answers):
             yield from (dataclasses.replace(self._answers[question], id=id) for id in ids[question])
         asked = [request for request, _ in new.values()], [text for _, (_, text) in new.values()]
         for result in self._judge.text_logprobs(*asked) if new else ():
