@@ -7,7 +7,7 @@ Memory:   decoding 7.2 GiB (weights 3.7, cache 3.3), train step 5.7 GiB; planned
           On a GPU --decode.slots=0 takes as many slots as fit, and --model.compute_dtype=bfloat16 half the memory.
 Speed:    on an H100 a decode step of the 32 slots with full caches at least 2.2 ms; planned, from the chip's peaks.
           On CPUs it was not measured; configs/smollm2_135m.py has a figure, and time grows with the parameters.
-Result:   pairs are chosen by lift, likelihood and ending of the response, because models of this size cannot grade by
+Result:   pairs are chosen by lift, backward lift, likelihood and ending, because models of this size cannot grade by
           the paper's rubric (docs/judging.md); the check before each iteration says whether it works with yours. What
           the loop gains is in docs/real_models.md, as far as it is measured.
 A GGUF file in place of the hub's weights: --model.path=FILE.gguf, with the extra "gguf"; of a chat model also
@@ -33,7 +33,7 @@ def config() -> Config:
         model=ModelConfig(path="google/gemma-3-1b-pt", chat_template="plain", compute_dtype="float32"),
         synthesize=SynthesizeConfig(instructions=500, temperature=0.7, max_tokens=300, rules="strict"),
         respond=RespondConfig(samples=2, temperature=(0.7,), max_tokens=200, base_prompt="chat"),
-        assess=AssessConfig(readings=("lift", "likelihood", "ending")),
+        assess=AssessConfig(readings=("lift", "backward_lift", "likelihood", "ending")),
         select=SelectConfig(rule="top_fraction", fraction=0.3, length_control="buckets"),
         sft=SFTConfig(
             learning_rate=2e-4, warmup_steps=5, epochs=3, sequence_length=512, batch_size=4, checkpoint_every=20

@@ -233,7 +233,7 @@ class SelectConfig:
     tenths; in the same tenth by the next, and so on. 'probability': by the probability that all sampled scores of the
     rubric would be above the threshold (needs assess.read=expected)."""
     weights: tuple[float, ...] = ()
-    """Weight of each of assess.readings in 'sum' (at least 0). Empty: 2 for lift, 1 for the others."""
+    """Weight of each of assess.readings in 'sum' (at least 0). Empty: 2 for the two lifts, 1 for the others."""
     per: Literal["token", "total"] = "token"
     """Whether a log-likelihood counts per token or in total."""
     length_control: Literal["none", "regression", "buckets"] = "none"

@@ -91,9 +91,9 @@ def test_bad_input_is_refused_in_one_line(arguments, message, monkeypatch, tmp_p
 
 
 def test_readings_of_the_command_line_take_the_place_of_those_that_the_config_weighs():
-    weighed = ["--config=smollm2_135m", "--select.weights=2,1,1"]
+    weighed = ["--config=smollm2_135m", "--select.weights=3,1,1,1"]
     config = judge._config(judge.COMMAND.parse([*weighed, "--readings=all"]))
     check_values(config)
     assert len(config.assess.readings) > 3
     assert config.select.weights == ()
-    assert judge._config(judge.COMMAND.parse(weighed)).select.weights == (2.0, 1.0, 1.0)
+    assert judge._config(judge.COMMAND.parse(weighed)).select.weights == (3.0, 1.0, 1.0, 1.0)

@@ -312,7 +312,7 @@ STUDIES: dict[str, Study] = {
     "real_model": Study(
         "What a reading selects on a real model",
         (
-            Row("lift", "best by lift, likelihood and ending, and their rules", _ranked_by(*TOGETHER)),
+            Row("lift", "best by four readings, and their rules", _ranked_by(*TOGETHER)),
             Row("rubric", "best by the rubric", _ranked_by("rubric")),
             Row("random", "random, as many pairs", {"select.rule": "random", **_UNREAD}),
             Row("none", "no filter, all pairs", {"select.rule": "none", **_UNREAD}),
@@ -323,7 +323,7 @@ STUDIES: dict[str, Study] = {
             ),
             Row(
                 "once",
-                "best by lift, likelihood and ending, one iteration with 3 x the instructions",
+                "best by four readings, one iteration with 3 x the instructions",
                 lambda config: {**_ranked_by(*TOGETHER), **_times(3, iterations=1)(config)},
                 column=3,
             ),

@@ -25,7 +25,7 @@ _MISSING = frozenset({BREAKS_OFF, NO_PUNCTUATION})
 
 READINGS: dict[str, Reading] = {
     "rubric": Reading("scores from 1 to 10", read_rubric, needs_weights=False),
-    # Alone among likelihood and ending it sees what a response is about.
+    # The two lifts see what a response is about, which likelihood and ending do not.
     "lift": Reading(
         "how much likelier the instruction makes the response", read_lift, blind_to=_COPIES | _MISSING, weight=2.0
     ),
@@ -33,6 +33,7 @@ READINGS: dict[str, Reading] = {
         "how much likelier the response makes the instruction",
         read_backward_lift,
         blind_to=_COPIES | _MISSING,
+        weight=2.0,
         templates=("backward",),
     ),
     "likelihood": Reading("how likely the response is", read_likelihood, blind_to=_COPIES | _MISSING | {POLITE}),
@@ -53,7 +54,7 @@ READINGS: dict[str, Reading] = {
 }
 
 # Together these find the damages of the check on both small models that it was measured on (docs/judging.md).
-TOGETHER = ("lift", "likelihood", "ending")
+TOGETHER = ("lift", "backward_lift", "likelihood", "ending")
 
 
 def read(reader: Reader, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Scores]]:
