@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from etils import epath
 
     from isheep_jax.loop.protocols import Model
+    from isheep_jax.loop.records import Checked
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class JudgeOptions(ConfigOptions):
     """Readings to check, as in assess.readings. 'all': every one that the judge allows. Empty: the config's."""
     pairs: str = ""
     """File of pairs of known order, as in guard.pairs. Empty: the config's, or the seeds' outputs and damaged ones."""
-    limit: int = 16
-    """Tasks to use (count; 0: all), evenly spaced."""
+    limit: int = 0
+    """Most tasks to use (count), evenly spaced. 0: 16 of the seeds, or all of a file of pairs."""
     output: str = ""
     """JSON file to write the table to, too."""
 
@@ -46,8 +47,8 @@ COMMAND = Command(
         "--model.path=MODEL [--readings=all] ...",
     ),
     about="Checks whether a judge tells good responses from damaged ones, reading by reading, and prints a table: the "
-    "AUC by kind of damage, ties, bias by length, agreement between readings. A run does the same before it pays for "
-    "anything (guard.judge).",
+    "AUC by kind of damage, ties, bias by length, agreement between readings; where it fails, what would do, and exit "
+    "code 1. A run does the same before it pays for anything (guard.judge).",
     example="--config=tiny",
     instead_of_config="model.path",
     ranges={"limit": "[0, inf)"},
@@ -55,24 +56,34 @@ COMMAND = Command(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Checks the judge of a config. Raises `UserError` for bad input, before a model is loaded."""
+    """Checks the judge of a config, and exits with 1 when it fails.
+
+    Raises `UserError` for bad input, before a model is loaded.
+    """
     options = COMMAND.parse(arguments)
     config = _config(options)
     check_values(config)
     output = Path(options.output) if options.output else None
     if output and not output.parent.is_dir():
         raise UserError(f"--output: there is no directory {output.parent}")
+    from isheep_jax.loop.judging.check import MIN_TASKS
+
+    if 0 < options.limit < MIN_TASKS:
+        raise UserError(f"--limit: a check needs at least {MIN_TASKS} tasks, or 0 for the usual number")
 
     # Imported here so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax import distributed
 
     with distributed.distributed_session(lambda error: report_error(error, COMMAND.module, arguments)):
-        _run(config, options.limit, output)
+        passes = _run(config, options.limit, output)
+    if not passes:
+        sys.exit(1)
 
 
 def _config(options: JudgeOptions) -> Config:
     """Returns the config with what the options change of it."""
     from isheep_jax.loop.judging.check import checkable
+    from isheep_jax.loop.judging.readings import READINGS
 
     assess, guard = options.settings.assess, options.settings.guard
     assess = replace(assess, judge=options.judge or assess.judge)
@@ -82,9 +93,9 @@ def _config(options: JudgeOptions) -> Config:
         names = possible
     for name in names:
         if name not in possible:
-            raise UserError(
-                f"--readings: {name!r} cannot be checked with this judge; use some of {', '.join(possible)}"
-            )
+            why = "cannot be checked" if name in READINGS else "is no reading"
+            where = " with a server" if name in checkable(False) else ""
+            raise UserError(f"--readings: {name!r} {why}{where}; use some of {', '.join(possible)}")
     if not names:
         raise UserError("--readings: the config has none; name some, or 'all'")
     guard, select = replace(guard, pairs=options.pairs or guard.pairs), options.settings.select
@@ -94,15 +105,19 @@ def _config(options: JudgeOptions) -> Config:
     return replace(options.settings, assess=replace(assess, readings=tuple(names)), select=select, guard=guard)
 
 
-def _run(config: Config, limit: int, output: Path | None) -> None:
+def _run(config: Config, limit: int, output: Path | None) -> bool:
+    """Prints the table and returns whether the judge passes."""
     from isheep_jax import distributed
     from isheep_jax.cli.console import Console
     from isheep_jax.cli.judge_table import judge_lines
     from isheep_jax.files import write_json
     from isheep_jax.loop.inputs import read_inputs
+    from isheep_jax.loop.judging.advice import advice
     from isheep_jax.loop.judging.check import check, known_pairs, result_of
     from isheep_jax.loop.judging.judges import framing_of
     from isheep_jax.loop.judging.reader import Reader
+    from isheep_jax.loop.prompting.templates import load as load_templates
+    from isheep_jax.loop.stages.table import templates_of
     from isheep_jax.runtime.locate import locate_judge
 
     directory = locate_judge(config)
@@ -112,18 +127,32 @@ def _run(config: Config, limit: int, output: Path | None) -> None:
     # An iteration's own models do not exist yet: what is checked is the judge of the first one.
     framing = framing_of(config, judge, 1)
     bare = config.respond.base_prompt == "bare"
-    reader = Reader(config.assess, inputs.templates, _model(config, directory), framing, "check")
+    model = _model(config, directory)
     with Console(None) as console:
-        records = {}
-        with console.progress(f"judge {_name(config)}", len(pairs), "pairs") as progress:
-            for i, record in check(reader, pairs, bare=bare):
-                records[i] = record
-                progress.advance()
-        result = result_of(config, [records[i] for i in sorted(records)])
+
+        def read(config: Config) -> "list[Checked]":
+            templates = load_templates(config.prompts, templates_of(config))
+            reader = Reader(config.assess, templates, model, framing, "check")
+            records = {}
+            with console.progress(f"judge {_name(config)}", len(pairs), "pairs") as progress:
+                for i, record in check(reader, pairs, bare=bare):
+                    records[i] = record
+                    progress.advance()
+            return [records[i] for i in sorted(records)]
+
+        if not is_server(judge):
+            way = "bare text" if bare else f"a conversation ({config.model.chat_template})"
+            console.note(f"responses are read after {way}, in {config.model.compute_dtype}")
+        result = result_of(config, read(config))
         for line in judge_lines(result, config.guard):
             console.note(line)
-    if output:
-        distributed.from_primary(lambda: write_json(output, result.as_dict()))
+        passes = result.selection.passes(config.guard)
+        if output:
+            distributed.from_primary(lambda: write_json(output, result.as_dict()))
+        if not passes:
+            console.note("the other readings are tried")
+            console.note(advice(config, read))
+    return passes
 
 
 def _name(config: Config) -> str:

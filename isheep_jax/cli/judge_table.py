@@ -24,12 +24,14 @@ def judge_lines(check: JudgeCheck, guard: GuardConfig) -> list[str]:
     rows["verdict"] = ["passes" if column.passes(guard) else "fails" for column in columns]
     lines = [
         f"{check.tasks} tasks, {check.pairs} responses: the chance that a good one stands above a damaged one (AUC; "
-        "0.5 is a coin), with its interval of 95 %; the mean is of what no text rule finds",
+        f"0.5 is a coin), with its interval of 95 %; the mean is over {', '.join(check.counted)}",
         *_table(labels, rows),
     ]
     if check.agreement:
         pairs = ", ".join(f"{names} {_number(value)}" for names, value in check.agreement.items())
         lines.append(f"agreement (rank correlation over all responses): {pairs}")
+    if any(column.by_rule for column in columns):
+        lines.append("by rules: rules on the text drop most of these, whatever the judge says (docs/judging.md)")
     described = [f"{kind}: {DAMAGES[kind].describe}" for kind in kinds if kind in DAMAGES]
     if described:
         lines.append(f"damages: {'; '.join(described)}")
@@ -45,7 +47,7 @@ def _table(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str
 
 def _kind(check: ReadingCheck, kind: str) -> str:
     estimate = check.kinds[kind]
-    return f"{estimate.value:.2f} by text rules" if kind in check.by_rule else str(estimate)
+    return f"{estimate.value:.2f} by rules" if kind in check.by_rule else str(estimate)
 
 
 def _number(value: float | None) -> str:

@@ -99,7 +99,7 @@ def _judge_check(check: Mapping[str, Any] | None) -> str:
         return ""
     order = check["readings"][check["chosen"]]
     rows = {"mean": order["auc"], **order["kinds"]}
-    found = {kind: ", by text rules" for kind in order["by_rule"]}
+    found = {kind: ", by rules" for kind in order["by_rule"]}
     lines = [
         f"| {name} | {e['value']:.2f} ({e['low']:.2f} to {e['high']:.2f}){found.get(name, '')} |"
         for name, e in rows.items()
@@ -108,7 +108,7 @@ def _judge_check(check: Mapping[str, Any] | None) -> str:
 ## Check of the judge
 
 The chance that the judge puts a good response above a damaged one, by {check["chosen"]}, with its interval of 95 %;
-0.5 is a coin. The mean is of what no text rule finds. {check["tasks"]} tasks, {check["pairs"]} responses.
+0.5 is a coin. The mean is over {", ".join(check["counted"])}. {check["tasks"]} tasks, {check["pairs"]} responses.
 
 | damage | AUC |
 | --- | --- |

@@ -105,14 +105,15 @@ class JudgeCheck:
     """The result of a check.
 
     tasks, pairs: how many there are. readings: the check of each order, by its label ("rubric", "lift per token",
-    "lift in total"). chosen: label of the order that the settings select by. agreement: Spearman correlation of the
-    readings, by their names; None where one of them is constant.
+    "lift in total"). chosen: label of the order that the settings select by. counted: kinds of damage that the means
+    are over. agreement: Spearman correlation of the readings, by their names; None where one of them is constant.
     """
 
     tasks: int
     pairs: int
     readings: Mapping[str, ReadingCheck]
     chosen: str
+    counted: tuple[str, ...]
     agreement: Mapping[str, float | None]
 
     @property
@@ -136,19 +137,24 @@ def checkable(server: bool) -> tuple[str, ...]:
     return tuple(name for name in names if name not in _UNCHECKED)
 
 
-def known_pairs(config: Config, seeds: Sequence[Seed], templates: Templates, limit: int = TASKS) -> list[KnownPair]:
+def known_pairs(config: Config, seeds: Sequence[Seed], templates: Templates, limit: int = 0) -> list[KnownPair]:
     """Returns the pairs of guard.pairs, or else those of the seeds.
 
-    limit: most tasks (count; 0: all). Raises UserError where there are too few.
+    limit: most tasks (count; 0: `TASKS` of the seeds, or all of the file). Raises UserError where there are too few.
     """
-    if config.guard.pairs:
-        pairs = pairs_of_file(config.guard.pairs, limit)
+    path = config.guard.pairs
+    if path:
+        pairs = pairs_of_file(path, limit)
     else:
-        pairs = pairs_of_seeds(seeds, read_texts(templates.directory), config.seed, limit)
+        pairs = pairs_of_seeds(seeds, read_texts(templates.directory), config.seed, limit or TASKS)
     tasks = len({pair.task for pair in pairs})
     if tasks < MIN_TASKS:
-        where = config.guard.pairs or "seeds with an output (or name a file by guard.pairs)"
-        raise UserError(f"the check of the judge needs at least {MIN_TASKS} tasks, not {tasks}: {where}")
+        raise UserError(
+            f"guard.pairs: {path} has {tasks} tasks; the check of the judge needs at least {MIN_TASKS}"
+            if path
+            else f"synthesize.seeds: {tasks} have an output of at most {MAX_WORDS} words; the check of the judge needs "
+            f"{MIN_TASKS}, a file of pairs (guard.pairs), or to be left out (guard.judge=off)"
+        )
     return pairs
 
 
@@ -181,22 +187,27 @@ def pairs_of_file(path: str, limit: int = 0) -> list[KnownPair]:
     limit: most lines to use (count; 0: all), evenly spaced. Raises UserError for a file that cannot be read.
     """
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
-        rows = [_known_pairs(number, json.loads(line)) for number, line in enumerate(lines, start=1)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'guard.pairs: {path} should have lines like {{"instruction": "...", "better": "...", "worse": "..."}} '
-            f"({error!r})"
-        ) from error
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"guard.pairs: {path} cannot be read ({error})") from error
+    rows = [_known_pairs(path, number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     return [pair for row in _spaced(rows, limit) for pair in row]
 
 
-def _known_pairs(number: int, row: Mapping[str, str]) -> list[KnownPair]:
-    task = f"pair-{number:05d}", row["instruction"], row.get("input", "")
-    texts = {"": row["better"].strip(), WORSE: row["worse"].strip()}
-    if not all(texts.values()):
-        raise ValueError(f"an empty response in line {number}")
-    return [KnownPair(task[0], kind, task[1], task[2], text) for kind, text in texts.items()]
+def _known_pairs(path: str, number: int, line: str) -> list[KnownPair]:
+    try:
+        row = json.loads(line)
+        instruction, input = row["instruction"].strip(), row.get("input", "").strip()
+        texts = {"": row["better"].strip(), WORSE: row["worse"].strip()}
+        missing = not all((instruction, *texts.values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        missing = True
+    if missing:
+        raise UserError(
+            f"guard.pairs: line {number} of {path} should be like "
+            '{"instruction": "...", "input": "...", "better": "...", "worse": "..."}; only the input may be empty'
+        )
+    return [KnownPair(f"pair-{number:05d}", kind, instruction, input, text) for kind, text in texts.items()]
 
 
 def _spaced(items: Sequence, limit: int) -> list:
@@ -229,13 +240,19 @@ def _candidate(pair: KnownPair, pairs: Sequence[KnownPair], bare: bool) -> Candi
     )
 
 
-def measure(settings: SelectConfig, readings: Sequence[str], records: Sequence[Checked]) -> ReadingCheck:
+def measure(
+    settings: SelectConfig,
+    readings: Sequence[str],
+    records: Sequence[Checked],
+    counted: Sequence[str] = (),
+) -> ReadingCheck:
     """Returns how well the order that the readings give finds the known one.
 
     Args:
         settings: How readings become an order.
         readings: Names of the readings, which all records have.
         records: The pairs of a check.
+        counted: Kinds of damage that the mean is over; none: those of which no text rule finds most.
     """
     scores = _scores(readings, records)
     numbers = rank(settings, readings, records, scores).numbers
@@ -251,13 +268,13 @@ def measure(settings: SelectConfig, readings: Sequence[str], records: Sequence[C
     weights = np.concatenate([np.ones((1, len(tasks))), replicates])
     aucs = {kind: _aucs(good, bad, weights) for kind, bad in columns.items()}
     by_rule = _found_by_rule(records, scores)
-    judged = [values for kind, values in aucs.items() if kind not in by_rule] or list(aucs.values())
+    counted = counted or [kind for kind in aucs if kind not in by_rule] or list(aucs)
     paired = np.concatenate([_compare(good, bad)[~np.isnan(bad)] for bad in columns.values()])
     outputs = [(value, len(record.response)) for record, value in zip(records, values) if not record.kind]
     finite = [(value, length) for value, length in outputs if value > _LOWEST]
     length = spearman(*zip(*finite)) if finite else None
     return ReadingCheck(
-        auc=_estimate(np.nanmean(judged, axis=0)),
+        auc=_estimate(np.nanmean([aucs[kind] for kind in counted], axis=0)),
         kinds={kind: _estimate(values) for kind, values in aucs.items()},
         by_rule=by_rule,
         wins=round(float(paired.mean()), 4),
@@ -270,17 +287,22 @@ def measure(settings: SelectConfig, readings: Sequence[str], records: Sequence[C
 def result_of(config: Config, records: Sequence[Checked]) -> JudgeCheck:
     """Returns the figures of a check: of each reading alone, per token and in total, and of all of them together."""
     names, settings = config.assess.readings, config.select
-    readings, chosen = {}, ""
+    orders, chosen = {}, ""
     for name in names:
         for label, per in _orders(name, records).items():
-            readings[label] = measure(replace(settings, per=per, weights=()), [name], records)
+            orders[label] = replace(settings, per=per, weights=()), [name]
             if per == settings.per or label == name:
                 chosen = label
     if len(names) > 1:
         chosen = "together"
-        readings[chosen] = measure(settings, names, records)
+        orders[chosen] = settings, names
+    # One mean for all: over what no text rule finds for the order that selection uses.
+    by_rule = measure(*orders[chosen], records).by_rule
+    kinds = dict.fromkeys(record.kind for record in records if record.kind)
+    counted = tuple(kind for kind in kinds if kind not in by_rule) or tuple(kinds)
+    readings = {label: measure(*order, records, counted) for label, order in orders.items()}
     agreements = {f"{a} and {b}": agreement(settings, a, b, records) for a, b in itertools.combinations(names, 2)}
-    return JudgeCheck(len({r.task for r in records}), len(records), readings, chosen, agreements)
+    return JudgeCheck(len({r.task for r in records}), len(records), readings, chosen, counted, agreements)
 
 
 def _orders(name: str, records: Sequence[Checked]) -> dict[str, str]:

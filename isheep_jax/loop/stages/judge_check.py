@@ -1,22 +1,22 @@
 """Checks the judge on pairs of known order before an iteration pays for anything (guard.judge)."""
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.config import OWN_JUDGES, Config, is_server
-from isheep_jax.errors import NothingLeftError, UserError
+from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json_if_there, write_json
 from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.judging.advice import advice
 from isheep_jax.loop.judging.check import JudgeCheck, KnownPair, check, checkable, known_pairs, result_of
 from isheep_jax.loop.judging.damages import TEXTS_FILE
 from isheep_jax.loop.judging.judges import framing_of, judging_iteration
 from isheep_jax.loop.judging.reader import Reader
-from isheep_jax.loop.judging.readings import READINGS, TOGETHER
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.prompting.zero_shot import is_bare
 from isheep_jax.loop.protocols import Model
@@ -132,45 +132,17 @@ def _refuse(
     guard = config.guard
     if guard.judge == "warn" and not fresh:
         return
+    if fresh:
+        context.reporter.note(f"iteration {context.iteration}: the judge fails; its other readings are tried")
+
+    def read(other: Config) -> list[Checked]:
+        return [record for _, record in sorted(_read(context, other, judge, pairs), key=itemgetter(0))]
+
     auc = result.selection.auc
     message = (
         f"iteration {context.iteration}: by {result.chosen}, the judge puts a good response above a damaged one with "
-        f"AUC {auc} (guard.min_auc {guard.min_auc:g}; 0.5 is a coin); {_advice(context, config, judge, pairs)}"
+        f"AUC {auc} (guard.min_auc {guard.min_auc:g}; 0.5 is a coin); {advice(config, read)}"
     )
     if guard.judge == "stop":
         raise NothingLeftError(f"{message}; with guard.judge=warn the run goes on with it")
     context.reporter.warn(message)
-
-
-def _advice(context: StageContext, config: Config, judge: Model, pairs: Sequence[KnownPair]) -> str:
-    """Returns which other readings of the same judge would do, and the settings for them."""
-    possible = [
-        name
-        for name in checkable(is_server(config.assess.judge))
-        if not (READINGS[name].needs_others and config.respond.samples < 2)
-    ]
-    together = tuple(name for name in TOGETHER if name in possible)
-    others = [*filter(None, [together]), *((name,) for name in possible if name not in together)]
-    others = [names for names in others if names != config.assess.readings]
-    found = []
-    for names in others:
-        other = dataclasses.replace(
-            config,
-            assess=dataclasses.replace(config.assess, readings=names),
-            select=dataclasses.replace(config.select, weights=(), ranking="sum"),
-        )
-        with contextlib.suppress(UserError):  # the prompts may lack what they need
-            records = dict(_read(context, other, judge, pairs))
-            for label, order in result_of(other, [records[i] for i in sorted(records)]).readings.items():
-                found.append((order.auc.value, label, order.passes(config.guard)))
-    if not any(passes for *_, passes in found):
-        names = ", ".join(name for names in others for name in names)
-        tried = f"none of {names} does better" if others else "there is no other reading for it"
-        return f"{tried}, so another model should judge (assess.judge)"
-    auc, label, _ = max(entry for entry in found if entry[-1])
-    if label == "together":
-        label = ",".join(together)
-    settings = f"--assess.readings={label.split()[0]} --select.rule=top_fraction"
-    if label.endswith("in total"):
-        settings += " --select.per=total"
-    return f"{label} reaches {auc:.2f}: {settings}"

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from isheep_jax.config import AssessConfig, GuardConfig, SelectConfig
+from isheep_jax.config import AssessConfig, Config, GuardConfig, SelectConfig
 from isheep_jax.errors import UserError
 from isheep_jax.loop.judging import readings
-from isheep_jax.loop.judging.check import WORSE, agreement, check, measure, pairs_of_file, pairs_of_seeds
+from isheep_jax.loop.judging.check import WORSE, agreement, check, known_pairs, measure, pairs_of_file, pairs_of_seeds
 from isheep_jax.loop.judging.reader import Reader, Reading
 from isheep_jax.loop.prompting.seeds import Seed
 from isheep_jax.loop.prompting.templates import load
@@ -156,16 +156,36 @@ def test_a_file_gives_better_and_worse_responses(tmp_path, monkeypatch):
     assert result.auc.value == 1.0
 
 
+GOOD_LINE = '{"instruction": "a", "better": "b", "worse": "c"}'
+
+
 @pytest.mark.parametrize(
-    "line", ["{", "3", '{"instruction": "a", "better": "b"}', '{"instruction": "a", "better": "", "worse": "c"}']
+    "line",
+    [
+        "{",
+        "3",
+        "[]",
+        '{"instruction": "a", "better": "b"}',
+        *(GOOD_LINE.replace(f'"{text}"', bad) for text in "abc" for bad in ('""', '" "', "3")),
+    ],
 )
-def test_a_file_of_something_else_is_refused_by_name(tmp_path, line):
+def test_a_file_of_something_else_is_refused_by_its_line(tmp_path, line):
     path = tmp_path / "pairs.jsonl"
-    path.write_text(line)
-    with pytest.raises(UserError, match=r"guard.pairs: .*pairs.jsonl should have lines like"):
+    path.write_text(f"{GOOD_LINE}\n\n{line}\n")
+    with pytest.raises(UserError, match=r"^guard\.pairs: line 3 of .*pairs\.jsonl should be like"):
         pairs_of_file(str(path))
-    with pytest.raises(UserError, match=r"guard\.pairs"):
-        pairs_of_file(str(tmp_path / "none.jsonl"))
+
+
+def test_a_file_that_is_not_there_or_too_short_is_refused_by_name(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    config = Config(guard=GuardConfig(pairs=str(path)))
+    with pytest.raises(UserError, match=r"^guard\.pairs: .*pairs\.jsonl cannot be read"):
+        known_pairs(config, [], load("standard"))
+    path.write_text(f"{GOOD_LINE}\n" * 4)
+    with pytest.raises(UserError, match="has 4 tasks; the check of the judge needs at least 5"):
+        known_pairs(config, [], load("standard"))
+    path.write_text(f"{GOOD_LINE}\n" * 40)
+    assert len(known_pairs(config, [], load("standard"))) == 80
 
 
 def test_responses_are_compared_with_those_of_other_standing(monkeypatch):
