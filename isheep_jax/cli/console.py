@@ -147,7 +147,7 @@ class Console:
 
     def _table(self) -> None:
         table = [row_cells(row) for row in self._rows]
-        columns = list(max(table, key=len))
+        columns = [name for name in max(table, key=len) if any(cells.get(name, "-") != "-" for cells in table)]
         self._print(table_line(columns, columns), style="bold")
         for cells in table:
             self._print(table_line([cells.get(column, "") for column in columns], columns))

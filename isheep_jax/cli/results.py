@@ -27,7 +27,7 @@ def row_cells(summary: IterationSummary) -> dict[str, str]:
         "kept": number(summary.kept, "d"),
         "quality": number(summary.mean_quality, ".2f"),
         "following": number(summary.mean_following, ".2f"),
-        **{name: number(means["mean"], ".2f") for name, means in (summary.readings or {}).items()},
+        **{f"kept {name}": number(means["kept"], ".2f") for name, means in (summary.readings or {}).items()},
         "loss": number(summary.train_loss, ".3f"),
     }
     for task, result in summary.evaluation.items():

@@ -9,6 +9,9 @@ from typing import Any
 from isheep_jax.config import SynthesizeConfig
 from isheep_jax.loop.records import Instruction, kept
 
+# The reason of an instruction that passed every rule when enough were there; it was not compared with the others.
+MORE_THAN_NEEDED = "more than needed"
+
 
 @dataclass(frozen=True)
 class Way:
@@ -23,7 +26,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Yield:
-    """What prompts gave. tokens: new tokens of their completions. kept: instructions."""
+    """What prompts gave. tokens: new tokens of their completions. kept: instructions, also more than were needed."""
 
     prompts: int = 0
     tokens: int = 0
@@ -33,7 +36,8 @@ class Yield:
     def of(cls, records: Sequence[Instruction]) -> "Yield":
         """Returns what all prompts of some records gave."""
         firsts = [r.tokens for r in records if r.tokens is not None]
-        return cls(len(firsts), sum(firsts), len(kept(records)))
+        spare = sum(r.verdict.reason == MORE_THAN_NEEDED for r in records)
+        return cls(len(firsts), sum(firsts), len(kept(records)) + spare)
 
     @property
     def per_thousand_tokens(self) -> float | None:

@@ -48,6 +48,11 @@ def rank(
     return Ranking(values, _COMBINE[settings.ranking](settings, values))
 
 
+def weights_of(settings: SelectConfig, readings: Sequence[str]) -> Sequence[float]:
+    """Returns how much each reading counts in a sum: `select.weights`, or the usual weights."""
+    return settings.weights or [READINGS[name].weight for name in readings]
+
+
 def rubric_sum(settings: SelectConfig, scores: Scores) -> float | None:
     """Returns the sum of the scores of the rubric, following capped; None unless all that were asked for are there."""
     quality, following = (score and score.value for score in (scores.quality, scores.following))
@@ -126,7 +131,7 @@ LENGTH_CONTROLS: dict[str, Callable[[Values, Mapping[str, int]], Values]] = {
 def _weighted(settings: SelectConfig, values: Mapping[str, Values]) -> Values:
     if len(values) == 1:
         return next(iter(values.values()))
-    weights = settings.weights or [READINGS[name].weight for name in values]
+    weights = weights_of(settings, list(values))
     parts = [standings(each) for each in values.values()]
     total = math.fsum(weights)
     return {id: math.fsum(w * part[id] for w, part in zip(weights, parts, strict=True)) / total for id in parts[0]}

@@ -17,6 +17,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.verdicts import EMPTY, NO_ANSWER, NO_THOUGHTS, NOT_DECODED, UNFINISHED
 from isheep_jax.loop.judging.scores import criteria_of
 from isheep_jax.loop.records import Selected, Verdict, dropped
+from isheep_jax.loop.selection.ranking import weights_of
 
 # What a rule looks at: any readings, one of them by name, or clusters.
 Need = Literal["readings", "rubric", "likelihood", "clusters"]
@@ -194,7 +195,8 @@ def _clusters_per_instruction(config: Config) -> float:
 
 
 def _describe_top_fraction(config: Config) -> str:
-    return f"the best {config.select.fraction:.0%} by {_RANKED_BY[config.select.ranking](config)}"
+    among = "" if config.select.length_control == "none" else ", without the effect of length"
+    return f"the best {config.select.fraction:.0%} by {_RANKED_BY[config.select.ranking](config)}{among}"
 
 
 def _scores(config: Config) -> str:
@@ -205,9 +207,19 @@ def _names(config: Config) -> list[str]:
     return ["the sum of the scores" if name == "rubric" else name for name in config.assess.readings]
 
 
+def _in_sum(config: Config) -> str:
+    """Returns the readings with their weights: "2 x lift, likelihood and ending"."""
+    names = _names(config)
+    if len(names) > 1:
+        weights = weights_of(config.select, config.assess.readings)
+        names = [name if weight == 1 else f"{weight:g} x {name}" for name, weight in zip(names, weights, strict=True)]
+    *first, last = names
+    return " and ".join(filter(None, [", ".join(first), last]))
+
+
 # What each way to rank goes by.
 _RANKED_BY: dict[str, Callable[[Config], str]] = {
-    "sum": lambda config: " and ".join(_names(config)),
+    "sum": _in_sum,
     "lexicographic": lambda config: ", then ".join(_names(config)),
     "probability": lambda config: f"the probability of {_scores(config)} above {config.select.threshold:g}",
 }

@@ -1,5 +1,6 @@
 """Writes responses to the instructions, then applies the rules for responses (I-SHEEP sections 3.1 and 3.2)."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from isheep_jax.decode.requests import Completion, SamplingParams
@@ -28,6 +29,10 @@ def respond(
             requests = [prompts.request(context.request_id("respond", x.id, sample), x) for x, sample in block]
             for i, completion in by_request(requests, writer.generate(requests, sampling)):
                 stage.put(i, _pair(settings.rules, *block[i], completion, prompts))
+        reasons = Counter(pair.verdict.reason for pair in stage.records if not pair.verdict.kept)
+        if reasons and stage.fresh:
+            most = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+            stage.advance(0, dropped=f"{reasons.total()}: {most}")
     return stage.records
 
 

@@ -21,7 +21,7 @@ from isheep_jax.loop.filters.verdicts import EMPTY, IN_EVALUATION_SET, NOT_NEW, 
 from isheep_jax.loop.prompting.own_lift import lowest, own_lifts
 from isheep_jax.loop.prompting.protocols import ParsedInstruction, PromptSource
 from isheep_jax.loop.prompting.topics import instructions_from_topics
-from isheep_jax.loop.prompting.ways import Trial, Way, Yield, ways_of
+from isheep_jax.loop.prompting.ways import MORE_THAN_NEEDED, Trial, Way, Yield, ways_of
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Instruction, Verdict, dropped, kept
 
@@ -275,4 +275,4 @@ class _State:
             )
             for i, near in zip(block, repeated):
                 verdicts[i] = dropped(NOT_NEW, f"{near.similarity:.3f} to {near.id}") if near else KEPT
-        return [verdict or dropped("more than needed") for verdict in verdicts]
+        return [verdict or dropped(MORE_THAN_NEEDED) for verdict in verdicts]
