@@ -5,7 +5,7 @@ Hardware: a CPU with 4 GB of free memory, or any GPU with as much.
 Memory:   decoding 3.4 GiB (weights 0.5, cache 2.8), train step 1.0 GiB; planned, by the compiler for a CPU.
           On a GPU --decode.slots=0 takes as many slots as fit, and --model.compute_dtype=bfloat16 half the memory.
 Speed:    on an H100 a decode step of the 32 slots with full caches at least 1.1 ms; planned, from the chip's peaks.
-          On two CPU cores (AVX2) the check of the judge took a minute and a half; measured, with the chat model.
+          On two CPU cores (AVX2) the check of the judge took less than three minutes; measured, with the chat model.
 Result:   pairs are chosen by lift, backward lift, likelihood and ending, because models of this size cannot grade by
           the paper's rubric (docs/judging.md); the check before each iteration says whether it works with yours. What
           the loop gains is in docs/real_models.md, as far as it is measured.

@@ -173,8 +173,8 @@ class AssessConfig:
     scored examples, with one score. A single score is recorded as quality."""
     judge: str = "current"
     """Model that scores: 'current' (the model that wrote the responses), 'previous' (the one before it), 'base',
-    another model (a directory, a run's directory, gs://..., a hub id), or the URL of an OpenAI-compatible server, such
-    as http://localhost:8000/v1."""
+    another model (a directory, a run's directory, gs://..., a hub id, a GGUF file), or the URL of an OpenAI-compatible
+    server, such as http://localhost:8000/v1."""
     judge_model: str = ""
     """Name of the model on the server of `judge`."""
     judge_key: str = "OPENAI_API_KEY"

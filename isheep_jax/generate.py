@@ -38,7 +38,7 @@ class GenerateOptions:
 
     model: str = ""
     """Model directory in Hugging Face format (local or gs://), a run's directory (its newest model), a hub id (org/name
-    or org/name@revision), or 'tiny' (the embedded base)."""
+    or org/name@revision), a GGUF file, or 'tiny' (the embedded base)."""
     prompt: str = ""
     """Text to answer."""
     input: str = ""

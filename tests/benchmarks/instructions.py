@@ -48,6 +48,7 @@ ROWS = {
     "3 shots": {"shots": 3},
     "8 shots": {"shots": 8},
     "temperature 0.7": {"temperature": 0.7},
+    "strict, temperature 0.7": {"rules": "strict", "temperature": 0.7},
     "nearest": {"choose": "nearest"},
     "diverse": {"choose": "diverse"},
     "topics": {"method": "topics", "topic_share": 1.0},

@@ -32,7 +32,7 @@ from isheep_jax.loop.prompting.zero_shot import prompt_for
 from isheep_jax.loop.records import KEPT, Checked, Scores, Verdict, dropped
 from isheep_jax.loop.selection.ranking import rank
 
-# Tasks of a check, as many as a minute of a small model on two cores is enough for, and the longest output (words).
+# Tasks of a check, as many as a small model on two cores reads in two minutes, and the longest output (words).
 TASKS = 16
 MAX_WORDS = 40
 # Fewest tasks with an output: of less, no interval lies above a coin.
