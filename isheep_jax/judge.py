@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     config = _config(options)
     check_values(config)
     output = Path(options.output) if options.output else None
-    if output and not output.parent.is_dir():
-        raise UserError(f"--output: there is no directory {output.parent}")
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        raise UserError(f"--output: {output} must be a file in a directory that is there")
     from isheep_jax.loop.judging.check import MIN_TASKS
 
     if 0 < options.limit < MIN_TASKS:
@@ -92,6 +92,8 @@ def _config(options: JudgeOptions) -> Config:
     if names == ("all",):
         names = possible
     for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--readings: {name!r} is there twice")
         if name not in possible:
             why = "cannot be checked" if name in READINGS else "is no reading"
             where = " with a server" if name in checkable(False) else ""
@@ -100,8 +102,10 @@ def _config(options: JudgeOptions) -> Config:
         raise UserError("--readings: the config has none; name some, or 'all'")
     guard, select = replace(guard, pairs=options.pairs or guard.pairs), options.settings.select
     if tuple(names) != assess.readings:
-        # How the config orders pairs is about its own readings.
-        select = replace(select, weights=(), ranking="sum", consistency=(0.0, 1.0))
+        # What the config says of its own readings alone does not hold for these.
+        ranking = "sum" if select.ranking == "probability" else select.ranking
+        weights = select.weights if len(select.weights) == len(names) else ()
+        select = replace(select, weights=weights, ranking=ranking, consistency=(0.0, 1.0))
     return replace(options.settings, assess=replace(assess, readings=tuple(names)), select=select, guard=guard)
 
 

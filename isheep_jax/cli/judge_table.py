@@ -19,6 +19,10 @@ def judge_lines(check: JudgeCheck, guard: GuardConfig) -> list[str]:
         "ties": [_number(column.ties) for column in columns],
         "correlation with length": [_number(column.length) for column in columns],
     }
+    if any(column.lost for column in columns):
+        rows["good ones dropped by rules"] = [_number(column.lost) for column in columns]
+    if any(column.unread for column in columns):
+        rows["without a value"] = [_number(column.unread) for column in columns]
     if any(column.mass is not None for column in columns):
         rows["mass on the ten scores"] = [_number(column.mass) for column in columns]
     rows["verdict"] = ["passes" if column.passes(guard) else "fails" for column in columns]

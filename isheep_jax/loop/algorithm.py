@@ -31,7 +31,7 @@ from isheep_jax.loop.stages.clone import answer_thoroughly
 from isheep_jax.loop.stages.evaluate import evaluate
 from isheep_jax.loop.stages.fine_tune import fine_tune
 from isheep_jax.loop.stages.follow_up import first_turn, write_follow_ups
-from isheep_jax.loop.stages.judge_check import judge_check
+from isheep_jax.loop.stages.judge_check import judge_check, read_material
 from isheep_jax.loop.stages.respond import respond
 from isheep_jax.loop.stages.select import select_pairs
 from isheep_jax.loop.stages.synthesize import synthesize
@@ -61,6 +61,7 @@ def run(
     """
     held_out = frozenset(normalize(text) for text in held_out)
     inputs = read_inputs(config, backend.judge, held_out)
+    read_material(config, inputs)
     directory = RunDirectory.open(config, inputs.digests, environment())
     for warning in inputs.warnings:
         reporter.warn(warning)

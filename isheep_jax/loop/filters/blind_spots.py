@@ -25,8 +25,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Fewest words of an instruction whose repetition is no coincidence.
-_MIN_ECHO = 3
+# Fewest words of an instruction whose repetition is neither a coincidence nor the title of the response.
+_MIN_ECHO = 5
 # Share of the words of a response that repeat the instruction in an echo.
 _ECHO_SHARE = 0.8
 # A loop goes round at least so often, and has at least so many words and this share of the response's.
@@ -40,15 +40,17 @@ _MIN_DRONE = 40
 _DRONE_SHARE = 0.5
 # Fewest words of prose that cannot do without punctuation.
 _MIN_PROSE = 20
-# Fewest words of a sentence that cannot do without its end.
-_MIN_SENTENCE = 5
+# Fewest words of a last line that can break off.
+_MIN_LAST = 3
 # Words of a text of nothing but politeness.
 _POLITE_LENGTH = range(4, 81)
 
 _LABEL = re.compile(r"^\W*(instruction|question|task|prompt|user|q)\s*[:.)]\s*", re.IGNORECASE)
-_COUNTER = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
+_COUNTER = re.compile(r"^[^\S\n]*\d+[.)]\s", re.MULTILINE)
 # An instruction that is code is to be gone on with, and the answer may begin with it.
-_CODE = re.compile(r"^\s*(from\s+\S+\s+import|import\s|def\s|class\s|#|//|/\*|```|<\w|@|\{)|\n\s*(def|return|class)\s")
+_CODE = re.compile(
+    r"^\s*(from\s+\S+\s+import|import\s|def\s|class\s|#|//|/\*|```|<\w|@|\{)|\n[^\S\n]*(def|return|class)\s"
+)
 _ASKS_TO_REPEAT = re.compile(
     r"\b(repeat\w*|repetiti\w+|twice|chorus|refrain|chant\w*|lyrics|song|loop\w*|\d+ times|"
     r"(two|three|four|five|six|seven|eight|nine|ten|many|several) times)\b",
@@ -79,8 +81,6 @@ _OPEN_WORDS = _words(
     """the a an and or of with from into your their its our my because than is are was were be by at who which if when
     while between through during very"""
 )
-# Words that a whole sentence has, and a title or an item of a list hardly ever.
-_VERBS = _words("is are was were has have had can will would should does do did must could")
 _SENTENCE_END = re.compile(r"[^\W\d][.!?][\"'”’)\]*_`]*\s+[\"'“‘(\[*_]*[A-Z]")
 _OPEN_MARK = re.compile(r"([,–—(\[]|\s-)$")
 _OPEN_LETTER = re.compile(r"[^\W_]$")
@@ -169,14 +169,13 @@ def _breaks_off(pair: _Pair) -> bool:
     text = pair.response.strip()
     last = text.rsplit("\n", 1)[-1]
     words = tokenize(last)
-    if len(words) < _MIN_ECHO or _ENGLISH.isdisjoint(words) or _NOT_PROSE.search(last):
+    if len(words) < _MIN_LAST or _ENGLISH.isdisjoint(words) or _NOT_PROSE.search(last):
         return False
     if _OPEN_MARK.search(last):
         return True
     if not _OPEN_LETTER.search(last):
         return False
-    is_sentence = last == text and len(words) >= _MIN_SENTENCE and last[0].isupper() and not _VERBS.isdisjoint(words)
-    return words[-1] in _OPEN_WORDS or is_sentence or bool(_SENTENCE_END.search(last))
+    return words[-1] in _OPEN_WORDS or bool(_SENTENCE_END.search(last))
 
 
 def _lacks_punctuation(pair: _Pair) -> bool:

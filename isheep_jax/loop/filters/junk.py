@@ -13,7 +13,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _PLACEHOLDER = re.compile(r"[<\[{(](?:insert|your|enter|add)\b[^\n>\])}]{0,40}[>\])}]|lorem ipsum", re.IGNORECASE)
 # An input that is nothing but a name in brackets, or has no letter or digit.
 _STANDS_FOR_INPUT = re.compile(r"[<\[{][^<>\[\]{}\n\d]{1,40}[>\]}]|\W+|_+|x{3,}", re.IGNORECASE)
-_ONLY_NUMBERS = re.compile(r"[\d\s.,;:/%$€£+*()-]*\d[\d\s.,;:/%$€£+*()-]*")
+_ONLY_NUMBERS = re.compile(r"(?=\D*\d)[\d\s.,;:/%$€£+*()-]+")
 _ABOUT_NUMBERS = re.compile(
     r"\d|\b(?:numbers?|numeric\w*|digits?|integers?|sums?|add\w*|totals?|averages?|means?|medians?|modes?|multipl\w+|"
     r"product|subtract\w*|divi\w+|differences?|percent\w*|fractions?|decimals?|roots?|squares?|primes?|even|odd|round\w*|"
@@ -63,10 +63,10 @@ _WISHES = re.compile(
     r"\b(?:please|needs?|wants?|would like|d like|help|wonder\w*|must|should|tasks?|your (?:job|goal|role))\b"
 )
 _ANSWER = re.compile(
-    r"(?:^|\n|\?)\s*(?:(?i:the )?(?i:correct )?(?i:answer|solution)|A)\s*(?::|=|is\b)[ \t]*\S"
+    r"(?:^|\n|\?)[^\S\n]*(?:(?i:the )?(?i:correct )?(?i:answer|solution)|A)\s*(?::|=|is\b)[ \t]*\S"
     r"|\b(?i:the (?:correct )?answer is)\b"
 )
-_NUMBERED = re.compile(r"(?:^|\n)\s*\d+\s*[.):]\s+\S")
+_NUMBERED = re.compile(r"(?:^|\n)[^\S\n]*\d+[^\S\n]*[.):]\s+\S")
 _OPEN_WORDS = frozenset(tokenize("the a an and or but your my their its than because if as"))
 
 

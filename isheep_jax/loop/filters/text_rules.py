@@ -16,7 +16,7 @@ _BEYOND_TEXT = re.compile(
     r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to|video|audio|music|flowchart|diagram)\b", re.IGNORECASE
 )
 _NO_INPUT = re.compile(r"<?\bno ?input\b>?", re.IGNORECASE)
-_LABEL = re.compile(r"(^|\n)\s*(\d+\s*[.:)]\s*)?(instruction|input|output|response)\s*:|###", re.IGNORECASE)
+_LABEL = re.compile(r"(^|\n)[^\S\n]*(\d+\s*[.:)]\s*)?(instruction|input|output|response)\s*:|###", re.IGNORECASE)
 # A field label that does not start a line.
 _LABEL_WITHIN = re.compile(r"\S\s+(Instruction|Input|Output):")
 _LINK = re.compile(r"https?:", re.IGNORECASE)
@@ -24,7 +24,7 @@ _PLACEHOLDER = re.compile(r"<[^<>\n]{1,20}>")
 _ROLE = re.compile(r"(^|\n)(assistant|system|human|question|output|user)\s*(:|\n)", re.IGNORECASE)
 _CHOICES = re.compile(r"\banswer\s+choices\s*:", re.IGNORECASE)
 _QUESTION_BACK = re.compile(r"(^|\n)can you\b|\bdo you\b", re.IGNORECASE)
-_CLOSING_QUESTION = re.compile(r"\n\s*\n[^\n?]{1,100}\?")
+_CLOSING_QUESTION = re.compile(r"\n[^\S\n]*\n[^\n?]{1,100}\?")
 # Narrower than the authors' pattern, which ignores case and context: "e.g." and c.lower() in a program match there.
 _OPTION = re.compile(r"\b[A-E]\.(\s|$)|\([A-Ea-e]\)")
 _FOREIGN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")

@@ -37,13 +37,24 @@ def advice(config: Config, read: Callable[[Config], Sequence[Checked]]) -> str:
         with contextlib.suppress(UserError):  # the prompts may lack what they need
             for label, order in result_of(other, read(other)).readings.items():
                 found.append((order.auc.value, label, order.passes(config.guard)))
-    if not any(passes for *_, passes in found):
-        names = ", ".join(name for names in others for name in names)
-        tried = f"none of {names} does better" if others else "there is no other reading for it"
-        return f"{tried}, so another model should judge (assess.judge)"
-    auc, label, _ = max(entry for entry in found if entry[-1])
+    if not found:
+        return "there is no other reading for it, so another model should judge (assess.judge)"
+    passes, auc, label = max((passes, auc, label) for auc, label, passes in found)
     names = ",".join(together) if label == "together" else label.split()[0]
-    settings = f"--assess.readings={names} --select.rule=top_fraction --select.length_control=buckets"
-    if label.endswith("in total"):
-        settings += " --select.per=total"
-    return f"another reading reaches {auc:.2f}: {settings}"
+    if not passes:
+        return f"the best of the others, {names}, reaches {auc:.2f}, so another model should judge (assess.judge)"
+    settings = {"assess.readings": names, "select.rule": "top_fraction", "select.length_control": "buckets"}
+    if config.select.ranking != "sum":
+        settings["select.ranking"] = "sum"
+    if config.select.weights:
+        settings["select.weights"] = ""
+    if label.endswith(("per token", "in total")):
+        settings["select.per"] = label.split()[-1]
+    shown = " ".join(f"--{name}={value}" for name, value in settings.items() if _differs(config, name, value))
+    return f"{names} reaches {auc:.2f}: {shown}"
+
+
+def _differs(config: Config, name: str, value: str) -> bool:
+    """Returns whether a setting is to be named: where it differs, and the readings and the rule in any case."""
+    section, field = name.split(".")
+    return field in ("readings", "rule") or getattr(getattr(config, section), field) != value

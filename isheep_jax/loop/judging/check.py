@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ MIN_TASKS = 5
 WORSE = "worse"
 
 _REPLICATES = 1000
+# Share of the responses from which on it is said that they are lost.
+_MUCH = 0.1
 # What stands for a pair that a reading has no value for, or that a rule drops.
 _LOWEST = -math.inf
 
@@ -84,7 +86,8 @@ class ReadingCheck:
     rule finds most, so that they say nothing of the judge. wins: share of the damaged responses below the good one to
     the same task, ties counting half. ties: share of them with the same value. length: Spearman correlation of value
     and length among the good responses; None where one of them is constant. mass: median probability of the ten scores
-    together, for the rubric.
+    together, for the rubric. lost: share of the good responses that a text rule drops. unread: share of all responses
+    that have no value. Both stand lowest.
     """
 
     auc: Estimate
@@ -94,6 +97,14 @@ class ReadingCheck:
     ties: float
     length: float | None
     mass: float | None = None
+    lost: float = 0.0
+    unread: float = 0.0
+
+    def losses(self) -> str:
+        """Returns what the figures suffer from besides the judge, after a semicolon each; "" where it is little."""
+        lost = f"; rules on the text drop {self.lost:.0%} of the good responses" if self.lost > _MUCH else ""
+        unread = f"; {self.unread:.0%} of the responses have no value" if self.unread > _MUCH else ""
+        return lost + unread
 
     def passes(self, guard: GuardConfig) -> bool:
         """Returns whether it is above guard.min_auc, and more than a coin."""
@@ -124,7 +135,8 @@ class JudgeCheck:
     def line(self, guard: GuardConfig) -> str:
         """Returns how good the order is that selection uses, and whether it passes."""
         verdict = "passes" if self.selection.passes(guard) else "fails"
-        return f"selection by {self.chosen}: AUC {self.selection.auc}, {verdict} (guard.min_auc {guard.min_auc:g})"
+        auc = f"AUC {self.selection.auc}, {verdict} (guard.min_auc {guard.min_auc:g})"
+        return f"selection by {self.chosen}: {auc}{self.selection.losses()}"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as JSON values."""
@@ -152,8 +164,8 @@ def known_pairs(config: Config, seeds: Sequence[Seed], templates: Templates, lim
         raise UserError(
             f"guard.pairs: {path} has {tasks} tasks; the check of the judge needs at least {MIN_TASKS}"
             if path
-            else f"synthesize.seeds: {tasks} have an output of at most {MAX_WORDS} words; the check of the judge needs "
-            f"{MIN_TASKS}, a file of pairs (guard.pairs), or to be left out (guard.judge=off)"
+            else f"synthesize.seeds: {tasks} have an output, and the check of the judge needs {MIN_TASKS}: add some, "
+            "name a file of pairs (guard.pairs), or leave it out (guard.judge=off)"
         )
     return pairs
 
@@ -165,15 +177,20 @@ def pairs_of_seeds(
 
     Args:
         seeds: The seed tasks; of those with an output of at most MAX_WORDS words the half with the longer ones are
-            used, since a run's responses are seldom as short as a label.
+            used where there are enough, since a run's responses are seldom as short as a label. Where hardly any is
+            that short, the shortest are.
         texts: Answers that fit no task (`damages.read_texts`).
         random_seed: Decides the damages.
         limit: Most tasks to use (count; 0: all), evenly spaced.
     """
     words = {seed.id: len(seed.output.split()) for seed in seeds}
-    usable = [seed for seed in seeds if 0 < words[seed.id] <= MAX_WORDS]
+    answered = [seed for seed in seeds if words[seed.id]]
+    usable = [seed for seed in answered if words[seed.id] <= MAX_WORDS]
+    if len(usable) < MIN_TASKS:
+        usable = sorted(answered, key=lambda seed: words[seed.id])[:TASKS]
     median = statistics.median(words[seed.id] for seed in usable) if usable else 0
-    usable = [seed for seed in usable if words[seed.id] >= median]
+    longer = [seed for seed in usable if words[seed.id] >= median]
+    usable = longer if len(longer) >= TASKS else usable
     pairs = []
     for seed in _spaced(usable, limit):
         responses = {"": seed.output, **damaged(seed, usable, texts, random_seed)}
@@ -187,7 +204,7 @@ def pairs_of_file(path: str, limit: int = 0) -> list[KnownPair]:
     limit: most lines to use (count; 0: all), evenly spaced. Raises UserError for a file that cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"guard.pairs: {path} cannot be read ({error})") from error
     rows = [_known_pairs(path, number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -197,10 +214,11 @@ def pairs_of_file(path: str, limit: int = 0) -> list[KnownPair]:
 def _known_pairs(path: str, number: int, line: str) -> list[KnownPair]:
     try:
         row = json.loads(line)
-        instruction, input = row["instruction"].strip(), row.get("input", "").strip()
+        instruction, input = row["instruction"].strip(), (row.get("input") or "").strip()
         texts = {"": row["better"].strip(), WORSE: row["worse"].strip()}
         missing = not all((instruction, *texts.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        "".join((instruction, input, *texts.values())).encode()  # half a surrogate pair is no text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         missing = True
     if missing:
         raise UserError(
@@ -281,6 +299,8 @@ def measure(
         ties=round(float((paired == 0.5).mean()), 4),
         length=None if length is None else round(length, 4),
         mass=median_mass([record.scores for record in records]) if "rubric" in readings else None,
+        lost=_share(not s.verdict.kept and s.verdict.reason != UNSCORED for s, r in zip(scores, records) if not r.kind),
+        unread=_share(s.verdict.reason == UNSCORED for s in scores),
     )
 
 
@@ -339,6 +359,11 @@ def _found_by_rule(records: Sequence[Checked], scores: Sequence[Scores]) -> tupl
         by_rule = not score.verdict.kept and score.verdict.reason != UNSCORED
         found.setdefault(record.kind, []).append(by_rule)
     return tuple(kind for kind, each in found.items() if kind and sum(each) > len(each) / 2)
+
+
+def _share(flags: Iterable[bool]) -> float:
+    flags = list(flags)
+    return round(sum(flags) / len(flags), 4)
 
 
 def _has_value(scores: Scores, name: str) -> bool:

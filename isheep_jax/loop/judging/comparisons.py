@@ -65,7 +65,9 @@ def _preference(answers: Sequence[tuple[ChoiceLogprobs, int]]) -> ReadingValue:
     error = next((result.error for result, _ in answers if result.error), "")
     if error:
         return ReadingValue(None, error=error)
-    odds = (result.logprobs[own] - result.logprobs[1 - own] for result, own in answers)
+    odds = [result.logprobs[own] - result.logprobs[1 - own] for result, own in answers]
+    if any(map(math.isnan, odds)):
+        return ReadingValue(None, error="the model's log-probabilities are not numbers")
     # The least keeps exp from overflowing.
     return _mean([1 / (1 + math.exp(-max(each, -700.0))) for each in odds])
 

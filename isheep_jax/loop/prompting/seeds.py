@@ -60,7 +60,7 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
     if len(seeds) < shots:
         english = " in English (synthesize.rules=basic takes the others, too)" if len(seeds) < number else ""
         raise UserError(
-            f"synthesize.shots: {shots} seeds per prompt, but {path} has only {len(seeds)}{english}; "
+            f"synthesize.shots (or other_shots): {shots} seeds per prompt, but {path} has only {len(seeds)}{english}; "
             f"use at most {len(seeds)} or add seeds"
         )
     return seeds

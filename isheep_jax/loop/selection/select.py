@@ -137,7 +137,7 @@ def _gather(rule: Rule, settings: SelectConfig, known: _Known, pair: Pair, agree
         perplexity=perplexity((scores.readings or {}).get("likelihood")) if scores else None,
         cluster=known.clusters.get(pair.instruction_id),
         readings=values if more else None,
-        ranked_by=round(number, 6) if more and number is not None else None,
+        ranked_by=round(number, 12) if more and number is not None else None,
     )
     verdict = _verdict_before(rule, settings, pair, record, scores)
     agreement = agreements.get(pair.instruction_id)

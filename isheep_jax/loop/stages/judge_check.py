@@ -12,6 +12,7 @@ from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json_if_there, write_json
 from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.inputs import Inputs
 from isheep_jax.loop.judging.advice import advice
 from isheep_jax.loop.judging.check import JudgeCheck, KnownPair, check, checkable, known_pairs, result_of
 from isheep_jax.loop.judging.damages import TEXTS_FILE
@@ -55,6 +56,12 @@ def judge_check(context: StageContext, judge: Model) -> JudgeCheck | None:
     return result
 
 
+def read_material(config: Config, inputs: Inputs) -> None:
+    """Raises UserError where there are no pairs to check a judge with, before a run pays for anything."""
+    if is_needed(config, 1):
+        known_pairs(config, inputs.seeds, inputs.templates)
+
+
 def is_needed(config: Config, iteration: int) -> bool:
     """Returns whether an iteration checks its judge."""
     judge = config.assess.judge
@@ -77,16 +84,18 @@ def last_check(context: StageContext) -> JudgeCheck | None:
 
 
 def _checkable_part(config: Config) -> Config:
-    """Returns the config with those readings alone that a check can look at."""
+    """Returns the config with those readings alone that selection looks at and a check can look at."""
     possible = checkable(is_server(config.assess.judge))
-    names = tuple(name for name in config.assess.readings if name in possible)
-    weights = config.select.weights and tuple(
-        weight for name, weight in zip(config.assess.readings, config.select.weights, strict=True) if name in names
-    )
+    names, weights = config.assess.readings, config.select.weights
+    looked_at = [
+        (name, weight)
+        for name, weight in zip(names, weights or [1.0] * len(names), strict=True)
+        if name in possible and weight > 0
+    ]
     return dataclasses.replace(
         config,
-        assess=dataclasses.replace(config.assess, readings=names),
-        select=dataclasses.replace(config.select, weights=weights),
+        assess=dataclasses.replace(config.assess, readings=tuple(name for name, _ in looked_at)),
+        select=dataclasses.replace(config.select, weights=weights and tuple(weight for _, weight in looked_at)),
     )
 
 
@@ -141,7 +150,7 @@ def _refuse(
     auc = result.selection.auc
     message = (
         f"iteration {context.iteration}: by {result.chosen}, the judge puts a good response above a damaged one with "
-        f"AUC {auc} (guard.min_auc {guard.min_auc:g}; 0.5 is a coin); {advice(config, read)}"
+        f"AUC {auc} (guard.min_auc {guard.min_auc:g}; 0.5 is a coin){result.selection.losses()}; {advice(config, read)}"
     )
     if guard.judge == "stop":
         raise NothingLeftError(f"{message}; with guard.judge=warn the run goes on with it")

@@ -128,8 +128,12 @@ def test_a_log_likelihood_counts_per_token_or_in_total_as_selection_does(monkeyp
 
 
 def test_pairs_of_seeds_leave_out_seeds_without_an_output_and_long_ones():
-    seeds = [*SEEDS[:3], Seed("seed-empty", "Do nothing.", "", ""), Seed("seed-long", "Write.", "", "word " * 99)]
-    assert {pair.task for pair in pairs_of_seeds(seeds, TEXTS, 0)} == {"seed-1", "seed-2", "seed-3"}
+    long = [Seed(f"long-{n}", "Write.", "", "word " * (99 + n)) for n in range(20)]
+    seeds = [*SEEDS[:6], Seed("seed-empty", "Do nothing.", "", ""), *long]
+    assert {pair.task for pair in pairs_of_seeds(seeds, TEXTS, 0)} == {seed.id for seed in SEEDS[:6]}
+    # The shortest ones where there are hardly any others.
+    tasks = {pair.task for pair in pairs_of_seeds(seeds[2:], TEXTS, 0)}
+    assert tasks == {seed.id for seed in [*SEEDS[2:6], *long[:12]]}
     assert len({pair.task for pair in pairs_of_seeds(SEEDS, TEXTS, 0, limit=10)}) == 10
     pairs = pairs_of_seeds(SEEDS, TEXTS, 0)
     assert pairs == pairs_of_seeds(SEEDS, TEXTS, 0)
