@@ -76,6 +76,7 @@ def test_pairs_of_a_file_are_used_in_place_of_the_seeds(tmp_path, capsys):
     [
         ([], "--config is missing"),
         (["--config=tiny", "--readings=lifts"], "--readings: 'lifts' is no reading; use some of"),
+        (["--config=tiny", "--readings=lift,lift"], "--readings: 'lift' is there twice"),
         (["--config=tiny", "--readings=self_consistency"], "--readings: 'self_consistency' cannot be checked"),
         (["--config=tiny", "--judge=http://a/v1", "--readings=lift"], "'lift' cannot be checked with a server"),
         (["--config=tiny", "--assess.readings="], "--readings: the config has none"),

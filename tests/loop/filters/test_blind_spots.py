@@ -65,6 +65,9 @@ def test_a_response_in_a_blind_spot_is_found_for_its_reason(name):
 RIGHT = {
     "an answer": (TASK, "", ANSWER),
     "a short answer": ("What is the capital of France?", "", "Paris"),
+    "a sentence without a full stop": ("What is the capital of France?", "", "The capital of France is Paris"),
+    "a text under its title": ("Benefits of regular exercise", "", "Benefits of Regular Exercise\nIt keeps you well."),
+    "a sum that is written out": ("12 * 4 + 2", "", "12 * 4 + 2 = 50"),
     "words of the instruction": ("Copy red car bus.", "", "red car bus"),
     "a copied input": ("Correct the sentence if needed.", "She goes home.", "She goes home."),
     "code that goes on with code": ("def add(a, b):", "", "def add(a, b):\n    return a + b"),

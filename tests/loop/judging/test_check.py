@@ -105,6 +105,22 @@ def test_what_a_rule_drops_or_a_reading_has_no_value_for_is_lowest(monkeypatch):
     assert result.auc.value == pytest.approx(sum(left) / len(left), abs=1e-3)
 
 
+def test_what_stands_lowest_for_another_reason_than_the_judge_is_shown(monkeypatch):
+    def love(c):
+        return ReadingValue(None, error="no value") if c.response == "No." else float("number" in c.response)
+
+    scripted(monkeypatch, lift=love)
+    # Half of the good responses go round and round, which a rule finds.
+    loops = [dataclasses.replace(seed, output=f"{seed.output} " * 3) for seed in SEEDS[:8]]
+    found = measure(
+        SELECT, ["lift"], checked(pairs_of_seeds([*loops, *SEEDS[8:16]], {"refusal": ["No."]}, 0, 16), "lift")
+    )
+    assert found.lost == 0.5
+    assert 0 < found.unread < 0.2
+    assert dataclasses.replace(found, unread=0.05).losses() == "; rules on the text drop 50% of the good responses"
+    assert dataclasses.replace(found, lost=0.05, unread=0.5).losses() == "; 50% of the responses have no value"
+
+
 def test_length_bias_and_agreement_are_rank_correlations(monkeypatch):
     longer = [dataclasses.replace(seed, output=seed.output + " And so on." * n) for n, seed in enumerate(SEEDS[:8])]
     scripted(
@@ -170,6 +186,8 @@ GOOD_LINE = '{"instruction": "a", "better": "b", "worse": "c"}'
         "3",
         "[]",
         '{"instruction": "a", "better": "b"}',
+        GOOD_LINE.replace('"b"', r'"\ud800"'),
+        "[" * 100_000,
         *(GOOD_LINE.replace(f'"{text}"', bad) for text in "abc" for bad in ('""', '" "', "3")),
     ],
 )
@@ -188,7 +206,8 @@ def test_a_file_that_is_not_there_or_too_short_is_refused_by_name(tmp_path):
     path.write_text(f"{GOOD_LINE}\n" * 4)
     with pytest.raises(UserError, match="has 4 tasks; the check of the judge needs at least 5"):
         known_pairs(config, [], load("standard"))
-    path.write_text(f"{GOOD_LINE}\n" * 40)
+    # A file of Windows, without an input.
+    path.write_text("\ufeff" + f'{GOOD_LINE[:-1]}, "input": null}}\r\n' * 40, encoding="utf-8")
     assert len(known_pairs(config, [], load("standard"))) == 80
 
 

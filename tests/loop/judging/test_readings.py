@@ -236,6 +236,16 @@ def test_the_preferred_response_wins_in_both_orders_and_each_question_is_asked_o
     assert sum(found) == pytest.approx(1.5, abs=1e-3)
 
 
+def test_a_preference_that_is_not_a_number_is_no_value():
+    class Broken(Preferring):
+        def choice_logprobs(self, requests, choices):
+            for request in requests:
+                yield ChoiceLogprobs(request.id, (-math.inf, -math.inf))
+
+    for found in values(Broken(None), "pairwise", siblings("Nile", "Rhine"), framing="text"):
+        assert (found.value, found.error) == (None, "the model's log-probabilities are not numbers")
+
+
 def test_agreement_with_the_other_responses_is_their_mean_rouge():
     pairs = siblings("It is the Nile.", "It is the Po.", "Rhine")
     found = values(None, "self_consistency", pairs)

@@ -396,6 +396,15 @@ def test_the_record_says_what_the_readings_came_to_and_a_rubric_alone_leaves_tha
     assert (alone.readings, alone.ranked_by, alone.rank, alone.sum) == (None, None, 18.0, 18.0)
 
 
+def test_the_last_of_many_readings_decides_among_equals_of_all_others():
+    names = ("lift", "backward_lift", "likelihood", "pairwise", "ending")
+    count = 3000
+    pairs, scores = read(**{name: [1.0] * count for name in names[:-1]}, ending=[n / count for n in range(count)])
+    settings = SelectConfig(rule="top_fraction", fraction=0.01, ranking="lexicographic", buckets="none")
+    ids, _ = decided(settings, pairs, scores, readings=names)
+    assert ids == [pair.id for pair in pairs[-30:]]
+
+
 def test_tasks_whose_responses_agree_too_much_or_too_little_are_dropped():
     pairs, scores = read(self_consistency=[0.0, 0.1, 0.4, 0.5, 1.0, 0.9])
     scores = [

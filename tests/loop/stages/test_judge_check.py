@@ -8,7 +8,7 @@ from scripted_backend import ScriptedBackend, ScriptedModel, SilentReporter, eva
 
 from isheep_jax.config import AssessConfig, GuardConfig, SelectConfig
 from isheep_jax.decode.requests import ChoiceLogprobs
-from isheep_jax.errors import NothingLeftError
+from isheep_jax.errors import NothingLeftError, UserError
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.prompting.seeds import read_seeds
 from isheep_jax.loop.prompting.templates import load
@@ -79,6 +79,14 @@ def test_a_judge_that_was_checked_is_not_checked_again(tmp_path):
         ({"assess": AssessConfig(judge="http://localhost:1/v1")}, [True, False, False]),
         ({"assess": AssessConfig(readings=())}, [False] * 3),
         ({"assess": AssessConfig(readings=("self_consistency",))}, [False] * 3),
+        # Only what cannot be checked counts.
+        (
+            {
+                "assess": AssessConfig(readings=("lift", "self_consistency")),
+                "select": SelectConfig("top_fraction", weights=(0.0, 1.0)),
+            },
+            [False] * 3,
+        ),
         ({"select": SelectConfig(rule="random")}, [False] * 3),
         ({"select": SelectConfig(rule="none")}, [False] * 3),
         ({"select": SelectConfig(rule="random_threshold")}, [True, True, True]),
@@ -118,6 +126,15 @@ def test_a_coin_stops_the_run_before_it_writes_anything_and_a_better_reading_is_
     _, reporter, summaries = go(dataclasses.replace(config, **settings), Backend())
     assert checks(reporter) == [1, 2]
     assert summaries[1].judge_check["chosen"] == "likelihood per token"
+
+
+def test_pairs_that_cannot_be_read_stop_a_run_before_it_measures_anything(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("{}")
+    config = dataclasses.replace(config_of(tmp_path / "run"), guard=GuardConfig(pairs=str(path)))
+    with pytest.raises(UserError, match=r"^guard\.pairs: line 1"):
+        go(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_coin_may_be_warned_of_once_or_not_looked_at(tmp_path):
