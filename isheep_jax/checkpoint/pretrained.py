@@ -40,7 +40,7 @@ class Pretrained:
         """Returns the sha256 of the model's files; weights count by file name and size only."""
         digest = hashlib.sha256()
         for path in _files(self.directory):
-            if path.suffix in _WEIGHTS:
+            if path.suffix.lower() in _WEIGHTS:
                 digest.update(f"{path.name} {path.stat().length}\n".encode())
             elif path.suffix in _SUFFIXES:
                 data = path.read_bytes()
@@ -56,7 +56,7 @@ def weights_digest(directory: epath.Path) -> str:
     """Returns the sha256 of the weights with all files that say how they are used: config, tokenizer, template."""
     digest = hashlib.sha256()
     for path in _files(directory):
-        if path.suffix not in (*_WEIGHTS, *_SUFFIXES):
+        if path.suffix.lower() not in (*_WEIGHTS, *_SUFFIXES):
             continue
         digest.update(f"{path.name} {path.stat().length}\n".encode())
         with path.open("rb") as file:

@@ -12,7 +12,7 @@ from isheep_jax.gguf_model.tokenizer_files import TOKENIZER_FILES, tokenizer_fil
 
 def is_gguf(path: epath.Path) -> bool:
     """Returns whether a path is that of a GGUF file."""
-    return path.suffix == ".gguf" and path.is_file()
+    return path.suffix.lower() == ".gguf" and path.is_file()
 
 
 def model_file(path: epath.Path, name: str) -> bytes | None:

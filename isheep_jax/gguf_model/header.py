@@ -19,6 +19,28 @@ _ALIGNMENT = 32  # bytes, unless general.alignment says otherwise
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
+# What the values of keys must be that are read here; the architecture's name before a key is left out.
+_NUMBERS = (
+    *("context_length", "embedding_length", "block_count", "feed_forward_length", "expert_count"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.sliding_window"),
+    *("attention.layer_norm_rms_epsilon", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "rope.scaling.factor"),
+    *("general.alignment", "split.count"),
+    *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")),
+)
+_TEXTS = (
+    *("general.architecture", "rope.scaling.type"),
+    *("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"),
+)
+_LISTS = {
+    "tokenizer.ggml.tokens": str,
+    "tokenizer.ggml.merges": str,
+    "tokenizer.ggml.scores": int | float,
+    "tokenizer.ggml.token_type": int,
+}
+# Lists with an entry for each token.
+_PER_TOKEN = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+
 
 @dataclass(frozen=True)
 class StoredBlock:
@@ -110,6 +132,8 @@ def _read(reader: _Reader) -> Header:
     if reader.size < 4 or reader.bytes(4) != b"GGUF":
         raise UserError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
     (version,) = reader.values("I")
+    if version > 0xFFFF:
+        raise UserError(f"{path} is a big-endian GGUF file; convert the model again for a little-endian machine")
     if version not in _VERSIONS:
         raise UserError(f"{path} is GGUF version {version}; versions {' and '.join(map(str, _VERSIONS))} are read")
     tensor_count, metadata_count = reader.values("QQ")
@@ -128,11 +152,33 @@ def _read(reader: _Reader) -> Header:
         shape = reader.values(f"{dimensions}Q")[::-1]
         ggml_type, offset = reader.values("IQ")
         blocks[name] = StoredBlock(name, shape, ggml_type, offset)
+    _check_metadata(path, metadata)
     alignment = metadata.get("general.alignment", _ALIGNMENT)
-    if not isinstance(alignment, int) or alignment <= 0:
-        raise UserError(f"{path} is damaged: general.alignment={alignment!r} is not a positive integer")
+    if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
+        raise UserError(f"{path} is damaged: general.alignment={alignment!r} is not a positive multiple of 8")
     start = math.ceil(reader.position / alignment) * alignment
     tensors = {
         name: StoredBlock(name, block.shape, block.ggml_type, start + block.offset) for name, block in blocks.items()
     }
     return Header(path, metadata, tensors, reader.size)
+
+
+def _check_metadata(path: epath.Path, metadata: dict[str, Any]) -> None:
+    """Raises `UserError` for a value of another type than its key's, or a list of another length than the tokens."""
+    prefix = f"{metadata.get('general.architecture')}."
+    for key, value in metadata.items():
+        name = key.removeprefix(prefix)
+        if name in _NUMBERS:
+            right = isinstance(value, int | float) and not isinstance(value, bool)
+        elif name in _TEXTS:
+            right = isinstance(value, str)
+        elif name in _LISTS:
+            right = isinstance(value, list) and all(isinstance(each, _LISTS[name]) for each in value)
+        else:
+            continue
+        if not right:
+            raise UserError(f"{path} is damaged or of a kind that is not read: {key} is {str(value)[:40]!r}")
+    tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
+    for key in _PER_TOKEN:
+        if len(metadata.get(key, ())) not in (0, tokens):
+            raise UserError(f"{path} is damaged: {key} has {len(metadata[key])} entries for {tokens} tokens")

@@ -32,7 +32,7 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         if is_gguf(directory):
             return directory
         if not directory.is_dir():
-            if directory.suffix == ".gguf":
+            if directory.suffix.lower() == ".gguf":
                 raise UserError(f"{setting}: there is no file {path}")
             # A hub id, unless its first part is a local directory: then the user misspelled a name in it.
             match = _HUB_ID.fullmatch(path)

@@ -43,7 +43,9 @@ def refusal(path) -> str:
 
 
 def test_model_of_these_tests_is_whole(make):
-    assert open_model(make()).tokenizer.vocab_size == 128
+    path = make()
+    assert open_model(path).tokenizer.vocab_size == 128
+    assert open_model(path.rename(path.with_suffix(".GGUF"))).tokenizer.vocab_size == 128
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,13 @@ def test_model_of_these_tests_is_whole(make):
         ({"tokenizer.ggml.merges": ["t1 t2 t3"]}, "its tokenizer cannot be read"),
         ({"tokenizer.ggml.eos_token_id": 999}, "outside of 128 tokens"),
         ({"tokenizer.ggml.eos_token_id": None}, "no end-of-sequence token"),
+        ({"llama.rope.dimension_count": "4"}, "llama.rope.dimension_count is '4'"),
+        ({"tokenizer.ggml.tokens": "t"}, "tokenizer.ggml.tokens is 't'"),
+        ({"tokenizer.ggml.merges": [1, 2]}, "tokenizer.ggml.merges is '[1, 2]'"),
+        ({"tokenizer.ggml.token_type": [1] * 127}, "token_type has 127 entries for 128 tokens"),
+        ({"tokenizer.chat_template": 3}, "tokenizer.chat_template is '3'"),
+        ({"split.count": "3"}, "split.count is '3'"),
+        ({"general.alignment": 7}, "general.alignment=7 is not a positive multiple of 8"),
     ],
 )
 def test_file_of_another_kind_is_refused_by_name(changed, reason, make):
@@ -85,6 +94,8 @@ def test_other_formats_and_versions_are_refused(make):
     assert "is not a GGUF file" in refusal(path)
     path.write_bytes(data[:4] + struct.pack("<I", 1) + data[8:])
     assert "GGUF version 1; versions 2 and 3 are read" in refusal(path)
+    path.write_bytes(data[:4] + struct.pack(">I", 3) + data[8:])
+    assert "is a big-endian GGUF file" in refusal(path)
 
 
 @pytest.mark.parametrize("count", [12, 16])
