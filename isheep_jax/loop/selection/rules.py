@@ -17,7 +17,6 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.verdicts import EMPTY, NO_ANSWER, NO_THOUGHTS, NOT_DECODED, UNFINISHED
 from isheep_jax.loop.judging.scores import criteria_of
 from isheep_jax.loop.records import Selected, Verdict, dropped
-from isheep_jax.loop.selection.ranking import weights_of
 
 # What a rule looks at: any readings, one of them by name, or clusters.
 Need = Literal["readings", "rubric", "likelihood", "clusters"]
@@ -209,6 +208,8 @@ def _names(config: Config) -> list[str]:
 
 def _in_sum(config: Config) -> str:
     """Returns the readings with their weights: "2 x lift, likelihood and ending"."""
+    from isheep_jax.loop.selection.ranking import weights_of  # here, so that --help does not wait for it
+
     names = _names(config)
     if len(names) > 1:
         weights = weights_of(config.select, config.assess.readings)
