@@ -58,7 +58,7 @@ def test_empty_missing_binary_and_too_few_are_refused(tmp_path):
         read_seeds(write(tmp_path, "", "  "), 1)
     with pytest.raises(UserError, match=r"synthesize.seeds: cannot read .*nowhere.jsonl: No such file"):
         read_seeds(tmp_path / "nowhere.jsonl", 1)
-    with pytest.raises(UserError, match=r"synthesize.shots: 5 seeds per prompt, but .* has only 1"):
+    with pytest.raises(UserError, match=r"synthesize.shots \(or other_shots\): 5 seeds per prompt, but .* has only 1"):
         read_seeds(write(tmp_path, {"instruction": "Do it."}), 5)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="it is not UTF-8 text"):
