@@ -118,9 +118,9 @@ def _funnel(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[str]:
     for row in rows:
         for stage in STAGES:
             manifests = [run.directory / stage / "DONE" for run in runs if run.row == row and run.iteration]
-            found = [json.loads(path.read_text()) for path in manifests if path.exists()]
-            dropped = sum((Counter(manifest.get("dropped", {})) for manifest in found), Counter())
-            if total := sum(manifest["records"] for manifest in found):
+            found = [json.loads(path.read_text())["counts"] for path in manifests if path.exists()]
+            dropped = sum((Counter(counts.get("dropped", {})) for counts in found), Counter())
+            if total := sum(counts["records"] for counts in found):
                 reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common(6))
                 yield f"| {row.title} | {stage} | {total - dropped.total()} | {total} | {reasons} |"
 
