@@ -19,12 +19,13 @@ from pathlib import Path
 
 from public_pairs import SETS, Item
 
-from isheep_jax.config import AssessConfig, SelectConfig
+from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.loop.judging.check import WORSE, KnownPair, ReadingCheck, check, measure
 from isheep_jax.loop.judging.reader import Reader
 from isheep_jax.loop.judging.readings import READINGS
 from isheep_jax.loop.prompting.templates import load as load_templates
 from isheep_jax.loop.records import Checked, from_line, to_line
+from isheep_jax.loop.stages.table import templates_of
 from isheep_jax.runtime.load import load
 
 # Ways to make an order of a log-likelihood.
@@ -51,7 +52,8 @@ def main() -> None:
             if reading == "pairwise" and pairs[0].task.startswith("single"):
                 continue
             if (name, reading) not in known:
-                settings, templates = AssessConfig(readings=(reading,)), load_templates("standard")
+                settings = AssessConfig(readings=(reading,))
+                templates = load_templates("standard", templates_of(Config(assess=settings)))
                 reader = Reader(settings, templates, model(), framing, "judging")
                 found = sorted(check(reader, pairs, bare=False), key=lambda indexed: indexed[0])
                 known[name, reading] = [record for _, record in found]
