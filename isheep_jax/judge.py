@@ -145,7 +145,8 @@ def _run(config: Config, limit: int, output: Path | None) -> bool:
             return [records[i] for i in sorted(records)]
 
         if not is_server(judge):
-            way = "bare text" if bare else f"a conversation ({config.model.chat_template})"
+            template = "auto" if directory else config.model.chat_template
+            way = "bare text" if bare else f"a conversation (template {template})"
             console.note(f"responses are read after {way}, in {config.model.compute_dtype}")
         result = result_of(config, read(config))
         for line in judge_lines(result, config.guard):

@@ -317,7 +317,7 @@ def result_of(config: Config, records: Sequence[Checked]) -> JudgeCheck:
         chosen = "together"
         orders[chosen] = settings, names
     # One mean for all: over what no text rule finds for the order that selection uses.
-    by_rule = measure(*orders[chosen], records).by_rule
+    by_rule = _found_by_rule(records, _scores(orders[chosen][1], records))
     kinds = dict.fromkeys(record.kind for record in records if record.kind)
     counted = tuple(kind for kind in kinds if kind not in by_rule) or tuple(kinds)
     readings = {label: measure(*order, records, counted) for label, order in orders.items()}
