@@ -23,11 +23,14 @@ from isheep_jax.errors import UserError
 from isheep_jax.files import write_atomically
 from isheep_jax.runtime.locate import locate_model
 from isheep_jax.text.conversation import Message
+from isheep_jax.text_files import read_objects, texts
 
 if TYPE_CHECKING:
     from isheep_jax.checkpoint.pretrained import Pretrained
     from isheep_jax.decode.engine import Engine
 
+# How a line of prompts looks.
+_LIKE = '{"prompt": "..."} or {"instruction": "...", "input": "..."}'
 # Decode steps between two pieces of an answer in a conversation.
 _CHAT_STEPS_PER_CALL = 8
 
@@ -172,28 +175,14 @@ def _engine(options: GenerateOptions, model: "Pretrained", decode: DecodeConfig)
 
 
 def read_prompts(path: Path) -> list[dict]:
-    """Reads a JSON Lines file of prompts. Raises `UserError` with the number of a malformed line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--input: {path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"--input: cannot read {path}: {error.strerror}") from None
+    """Reads the prompts of a JSON Lines file or of a JSON array. Raises `UserError` with the number of a bad line."""
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(record, dict) or not isinstance(record.get("prompt", record.get("instruction")), str):
-            raise UserError(
-                f'{path}, line {number}: expected {{"prompt": "..."}} or {{"instruction": "...", "input": "..."}}'
-            )
+    for where, record in read_objects(path, "--input", _LIKE):
+        if "prompt" in record:
+            texts(f"--input: {where}", record, ("prompt",))
+        else:
+            texts(f"--input: {where}", record, ("instruction",), ("input",))
         records.append(record)
-    if not records:
-        raise UserError(f"--input: {path} holds no prompts")
     return records
 
 

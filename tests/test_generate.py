@@ -22,13 +22,13 @@ def test_prompts_are_read_from_both_kinds_of_lines(tmp_path):
 def test_bad_line_is_named_by_its_number(tmp_path, line):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"prompts\.jsonl, line 2: "):
+    with pytest.raises(UserError, match=r"prompts\.jsonl, line 2\b"):
         read_prompts(path)
 
 
 def test_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="holds no prompts"):
+    with pytest.raises(UserError, match="is empty; each line should be like"):
         read_prompts(tmp_path / "empty.jsonl")
 
 

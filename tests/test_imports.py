@@ -108,6 +108,7 @@ LOOP_MAY_IMPORT = {
     "distributed",
     "errors",
     "files",
+    "text_files",
     "sft.examples",
     "text.conversation",
 }

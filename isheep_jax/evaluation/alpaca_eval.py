@@ -5,7 +5,6 @@ judge that the settings name, with a prompt of this project's own, so that they 
 with the official leaderboard.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,8 +19,10 @@ from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, T
 from isheep_jax.evaluation.task_files import task_file
 from isheep_jax.files import write_json
 from isheep_jax.text.conversation import Message
+from isheep_jax.text_files import read_objects
 
 DATA = "alpaca_eval/gpt4_1106_preview_outputs.json"
+_LIKE = '{"instruction": "...", "output": "...", "dataset": "..."}'
 MAX_TOKENS = 2048
 CHOICES = ("A", "B")
 _PROMPT = """Two assistants, A and B, were given the same instruction. Which of their responses would the person who \
@@ -52,10 +53,8 @@ def samples(options: TaskOptions) -> list[Sample]:
     """Returns the 805 instructions: a user's turn, or a text that ends where the response begins."""
     path = task_file(options.settings, DATA)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if not (isinstance(rows, list) and rows):
-            raise ValueError("no list with rows")
-        return [_sample(index, row, options) for index, row in enumerate(rows)]
+        rows = read_objects(path, "evaluate.task_data", _LIKE)
+        return [_sample(index, row, options) for index, (_, row) in enumerate(rows)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not AlpacaEval's reference outputs ({error!r}): a list with instruction, output and dataset"

@@ -6,7 +6,6 @@ letter instead, in two prompts).
 """
 
 import contextlib
-import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,8 +17,10 @@ from isheep_jax.errors import UserError
 from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, TaskOptions
 from isheep_jax.evaluation.task_files import task_file
 from isheep_jax.text.conversation import Message
+from isheep_jax.text_files import read_objects
 
 DATA = "ifeval/input_data.jsonl"
+_LIKE = '{"key": 0, "prompt": "...", "instruction_id_list": ["..."], "kwargs": [{}]}'
 MAX_TOKENS = 1280  # as in lm-evaluation-harness
 _LETTER_FREQUENCY = "keywords:letter_frequency"
 
@@ -28,7 +29,7 @@ def samples(options: TaskOptions) -> list[Sample]:
     """Returns the 541 prompts: a user's turn, or the bare text for a model that continues texts."""
     path = task_file(options.settings, DATA)
     try:
-        return [_sample(json.loads(line), options) for line in path.read_text().splitlines() if line.strip()]
+        return [_sample(row, options) for _, row in read_objects(path, "evaluate.task_data", _LIKE)]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not IFEval's data ({error!r}): each line needs key, prompt, instruction_id_list and kwargs"

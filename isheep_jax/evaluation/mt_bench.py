@@ -22,6 +22,7 @@ from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, T
 from isheep_jax.evaluation.task_files import task_file
 from isheep_jax.files import utf8, write_atomically
 from isheep_jax.text.conversation import Message
+from isheep_jax.text_files import read_objects
 
 QUESTIONS = "mt_bench/question.jsonl"
 REFERENCES = "mt_bench/reference_answer_gpt-4.jsonl"
@@ -69,7 +70,8 @@ def _rows(settings: EvaluateConfig, name: str, fields: Sequence[str]) -> list[di
     """Returns the lines of a data file. Raises UserError where a field is missing."""
     path = task_file(settings, name)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        like = json.dumps(dict.fromkeys(fields, "..."))
+        rows = [row for _, row in read_objects(path, "evaluate.task_data", like)]
         for row in rows:
             [row[field] for field in fields]
         return rows

@@ -22,6 +22,7 @@ from isheep_jax.evaluation.execution.sandbox import LIMITS, Limits, Program, che
 from isheep_jax.evaluation.figures import Figure, mean_figure
 from isheep_jax.evaluation.task import Response, Sample, Score, Scoring
 from isheep_jax.files import write_atomically
+from isheep_jax.text_files import decoded, objects_of
 
 MAX_TOKENS = 1024
 # More responses per problem give pass@k for these k, besides pass@1.
@@ -53,8 +54,10 @@ def read_rows(path: epath.Path, needed: tuple[str, ...], title: str) -> list[dic
     """
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(r) for r in text.splitlines() if r]
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        like = json.dumps(dict.fromkeys(needed, "..."))
+        text = decoded(data, f"evaluate.task_data: {path}")
+        rows = [row for _, row in objects_of(text, path, "evaluate.task_data", like)]
         missing = [key for row in rows for key in needed if key not in row]
     except (OSError, EOFError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not {title}'s data ({error!r})") from None

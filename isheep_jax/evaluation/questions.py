@@ -1,6 +1,5 @@
 """The questions of SQuAD and TriviaQA: official JSON files, flat rows, datasets that TensorFlow Datasets prepared."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from etils import epath
 from isheep_jax.config import EvaluateConfig
 from isheep_jax.errors import UserError, one_line
 from isheep_jax.evaluation.task_files import task_file
+from isheep_jax.text_files import parse_json, read_text
 
 TRIVIAQA_FILE = "triviaqa/validation.parquet"
 
@@ -142,11 +142,9 @@ def _field(path: epath.Path, content: Any, name: str) -> list[Any]:
 
 def _read_json(path: epath.Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {one_line(error)}") from error
+        return parse_json(read_text(path, "evaluate.task_data"))
+    except ValueError as error:
+        raise UserError(f"evaluate.task_data: {path}: {error}") from None
 
 
 def _parquet_rows(path: epath.Path) -> list[Any]:

@@ -4,7 +4,6 @@ The model writes nothing. The loss is the mean negative log-probability of a tok
 (nats), as in fine-tuning, so that figures of models with one tokenizer can be compared.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +12,17 @@ from isheep_jax.evaluation.task import Response, Sample, Score, Scoring, Task, T
 from isheep_jax.evaluation.task_files import task_file
 from isheep_jax.loop.records import user_text
 from isheep_jax.text.conversation import Message
+from isheep_jax.text_files import read_objects
 
 DATA = "self_instruct/seed_tasks.jsonl"
+_LIKE = '{"id": "...", "instruction": "...", "instances": [...], "is_classification": false}'
 
 
 def samples(options: TaskOptions) -> list[Sample]:
     """Returns the tasks with their answers: a user's turn, or a text that ends where the answer begins."""
     path = task_file(options.settings, DATA)
     try:
-        return [_sample(json.loads(line), options) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [_sample(row, options) for _, row in read_objects(path, "evaluate.task_data", _LIKE)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not Self-Instruct's seed tasks ({error!r}): each line needs id, instruction, instances and "

@@ -1,12 +1,12 @@
 """Reads the text and JSON files of a model, a directory or a GGUF file that stands for one; errors name the file."""
 
-import json
 from typing import Any
 
 from etils import epath
 
 from isheep_jax.errors import UserError
 from isheep_jax.gguf_model.files import is_gguf, model_file
+from isheep_jax.text_files import decoded, parse_json
 
 
 def has_file(path: epath.Path) -> bool:
@@ -21,18 +21,15 @@ def read_file(path: epath.Path) -> bytes:
 
 def read_text_file(path: epath.Path) -> str:
     """Reads a file. Raises `UserError` when it is not UTF-8."""
-    try:
-        return read_file(path).decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
+    return decoded(read_file(path), str(path))
 
 
 def read_json_object(path: epath.Path) -> dict[str, Any]:
     """Reads a JSON file. Raises `UserError` when it is not a JSON object."""
     try:
-        value = json.loads(read_text_file(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+        value = parse_json(read_text_file(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")
     return value

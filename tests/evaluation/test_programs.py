@@ -123,7 +123,7 @@ def test_rows_are_read_from_lines_lists_and_compressed_files(tmp_path):
 def test_damaged_rows_are_a_user_error(tmp_path, data):
     path = epath.Path(tmp_path / "rows")
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"rows is not X's data"):
+    with pytest.raises(UserError, match=r"rows(, | is ).*(X's data|should be |UTF-8)"):
         read_rows(path, ("a",), "X")
 
 

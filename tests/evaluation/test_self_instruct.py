@@ -102,7 +102,7 @@ def test_instructions_are_held_out_alone_and_with_their_input(settings):
 @pytest.mark.parametrize("line", ["[]", '{"id": "x"}', "{", '{"id": "x", "instruction": "y", "instances": []}'])
 def test_other_files_are_refused(settings, line):
     (epath.Path(settings.task_data) / DATA).write_text(line + "\n")
-    with pytest.raises(UserError, match="is not Self-Instruct's seed tasks"):
+    with pytest.raises(UserError, match=r"seed_tasks\.jsonl.* (is not Self-Instruct|should be like)"):
         TASK.samples(TaskOptions(settings))
 
 

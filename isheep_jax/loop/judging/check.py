@@ -8,12 +8,10 @@ from drawing tasks anew, because responses to the same task are not independent.
 
 import dataclasses
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +29,15 @@ from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.prompting.zero_shot import prompt_for
 from isheep_jax.loop.records import KEPT, Checked, Scores, Verdict, dropped
 from isheep_jax.loop.selection.ranking import rank
+from isheep_jax.text_files import read_objects, texts
 
 # Tasks of a check, as many as a small model on two cores reads in two minutes, and the longest output (words).
 TASKS = 16
 MAX_WORDS = 40
 # Fewest tasks with an output: of less, no interval lies above a coin.
 MIN_TASKS = 5
+# How a line of a file of pairs looks.
+_LIKE = '{"instruction": "...", "input": "...", "better": "...", "worse": "..."}'
 # Kind of the worse responses of a file.
 WORSE = "worse"
 
@@ -203,29 +204,16 @@ def pairs_of_file(path: str, limit: int = 0) -> list[KnownPair]:
 
     limit: most lines to use (count; 0: all), evenly spaced. Raises UserError for a file that cannot be read.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"guard.pairs: {path} cannot be read ({error})") from error
-    rows = [_known_pairs(path, number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = [_known_pairs(where, row) for where, row in read_objects(path, "guard.pairs", _LIKE)]
     return [pair for row in _spaced(rows, limit) for pair in row]
 
 
-def _known_pairs(path: str, number: int, line: str) -> list[KnownPair]:
-    try:
-        row = json.loads(line)
-        instruction, input = row["instruction"].strip(), (row.get("input") or "").strip()
-        texts = {"": row["better"].strip(), WORSE: row["worse"].strip()}
-        missing = not all((instruction, *texts.values()))
-        "".join((instruction, input, *texts.values())).encode()  # half a surrogate pair is no text
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        missing = True
-    if missing:
-        raise UserError(
-            f"guard.pairs: line {number} of {path} should be like "
-            '{"instruction": "...", "input": "...", "better": "...", "worse": "..."}; only the input may be empty'
-        )
-    return [KnownPair(f"pair-{number:05d}", kind, instruction, input, text) for kind, text in texts.items()]
+def _known_pairs(where: str, row: dict[str, Any]) -> list[KnownPair]:
+    instruction, better, worse, input = texts(
+        f"guard.pairs: {where}", row, ("instruction", "better", "worse"), ("input",)
+    )
+    task = where.rpartition(", ")[2].replace(" ", "-")
+    return [KnownPair(task, kind, instruction, input, text) for kind, text in (("", better), (WORSE, worse))]
 
 
 def _spaced(items: Sequence, limit: int) -> list:

@@ -1,6 +1,5 @@
 """Ways to damage a good response, each a row of `DAMAGES`, so that pairs of a known order check a judge."""
 
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from isheep_jax.errors import UserError
 from isheep_jax.loop.prompting.seeds import Seed
+from isheep_jax.text_files import read_object
 
 # File of a prompts directory with the texts of those damages that do not look at the response.
 TEXTS_FILE = "damages.json"
@@ -78,12 +78,13 @@ def read_texts(directory: Path) -> dict[str, list[str]]:
     path = directory / TEXTS_FILE
     if not path.exists():
         return {}
-    try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
-        if not all(kind in _OF_TEXTS and all(isinstance(text, str) for text in texts[kind]) for kind in texts):
-            raise ValueError(f"the kinds are {', '.join(_OF_TEXTS)}")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f'prompts: {path} should be like {{"{_OF_TEXTS[0]}": ["...", "..."]}} ({error})') from error
+    like = f'{{"{_OF_TEXTS[0]}": ["...", "..."]}}'
+    texts = read_object(path, "prompts", like)
+    for kind, values in texts.items():
+        if kind not in _OF_TEXTS:
+            raise UserError(f"prompts: {path}: {kind!r} is none of the kinds {', '.join(_OF_TEXTS)}")
+        if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+            raise UserError(f"prompts: {path} should be like {like}")
     return texts
 
 

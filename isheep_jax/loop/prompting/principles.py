@@ -5,7 +5,6 @@ parsed and filtered here. Neither the prompt nor the thoughts are trained on, on
 into the model (section 3.3).
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from isheep_jax.loop.filters.verdicts import EMPTY, NO_ANSWER, NO_THOUGHTS
 from isheep_jax.loop.prompting.protocols import ParsedResponse
 from isheep_jax.loop.prompting.templates import Templates
 from isheep_jax.loop.records import Instruction
+from isheep_jax.text_files import read_object
 
 # Fewest words of a clause that counts as repeated; shorter ones may occur twice in a good answer.
 REPEATED_WORDS = 5
@@ -31,6 +31,9 @@ _APOLOGY = re.compile(
 _PREAMBLE = re.compile(
     r"(according to|as (stated|described) (in|by|on)) (the )?(wikipedia|encyclop\w+)[^,.]{0,20},\s*", re.I
 )
+
+# How principles.json looks.
+_LIKE = '{"stop": ["..."], "thoughts": "...", "answer": "...", "least_characters": 0, "leaks": ["..."]}'
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,16 @@ class Form:
 
 def read_form(path: Path) -> Form:
     """Reads a `Form`. Raises UserError when the file does not describe one."""
+    values = read_object(path, "prompts", _LIKE)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         form = Form(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
         texts = [form.thoughts, form.answer, *form.stop, *form.leaks]
         good = all(isinstance(text, str) for text in texts) and isinstance(form.least_characters, int)
         good = good and isinstance(form.stop, tuple) and isinstance(form.leaks, tuple)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except TypeError:
         good = False
     if not good:
-        raise UserError(
-            f'prompts: {path} should be like {{"stop": ["..."], "thoughts": "...", "answer": "...", '
-            '"least_characters": 0, "leaks": ["..."]}'
-        )
+        raise UserError(f"prompts: {path} should be like {_LIKE}")
     return form
 
 

@@ -1,13 +1,13 @@
 """Reads the seed tasks, which people wrote and prompts show as examples, in several common formats."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.text_rules import NO_INPUT
+from isheep_jax.text_files import read_objects
 
 # Names of the fields in other data sets.
 _OTHER_NAMES = {
@@ -15,6 +15,8 @@ _OTHER_NAMES = {
     "input": ("context",),
     "output": ("response", "answer", "completion", "target"),
 }
+# How a task looks.
+_LIKE = '{"instruction": "...", "input": "...", "output": "..."}'
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
@@ -44,19 +46,11 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
     Raises:
         UserError: A task is malformed, with the file and line (or, in an array, the task), or there are too few.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"synthesize.seeds: cannot read {path}: {reason}") from error
     seeds = []
-    number = 0
-    for number, (where, task) in enumerate(_tasks(path, text), start=1):
+    for number, (where, task) in enumerate(read_objects(path, "synthesize.seeds", _LIKE), start=1):
         instruction, input, output, language = _fields(where, task)
         if rules == "basic" or language in ("", "en"):
             seeds.append(Seed(f"seed-{number:03d}", instruction, input, output))
-    if not number:
-        raise UserError(f"synthesize.seeds: {path} is empty; it needs one task per line")
     if len(seeds) < shots:
         english = " in English (synthesize.rules=basic takes the others, too)" if len(seeds) < number else ""
         raise UserError(
@@ -76,33 +70,10 @@ def check_outputs(path: Path, seeds: Sequence[Seed]) -> None:
         )
 
 
-def _tasks(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Yields each task of the file after a description of its position, for messages."""
-    if text.lstrip().startswith("["):
-        try:
-            tasks = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"synthesize.seeds: {path}: not a JSON array ({error})") from error
-        yield from ((f"{path}, task {number}", task) for number, task in enumerate(tasks, start=1))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(line)
-            except ValueError as error:
-                raise UserError(
-                    f"synthesize.seeds: {where}: not JSON ({error}); every line is one object, "
-                    "or the whole file is one array"
-                ) from error
-
-
-def _fields(where: str, task: Any) -> tuple[str, str, str, str]:
+def _fields(where: str, task: dict[str, Any]) -> tuple[str, str, str, str]:
     def bad(what: str) -> UserError:
         return UserError(f"synthesize.seeds: {where}: {what}")
 
-    if not isinstance(task, dict):
-        raise bad('not an object; it should be like {"instruction": "...", "input": "...", "output": "..."}')
     fields = dict(task)
     if "instances" in fields:
         instances = fields["instances"]

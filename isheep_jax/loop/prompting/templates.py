@@ -34,7 +34,6 @@ For a judge that is asked in a user's turn (`assess.framing`) the last line is w
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.text_rules import NO_INPUT
+from isheep_jax.text_files import read_object
 
 # A private-use character that occurs in no prompt: it stands for the value of a variable.
 MARK = "\ue000"
@@ -82,7 +82,9 @@ class Templates:
             if not (directory / name).is_file():
                 raise UserError(f"prompts: {directory} has no {name}; these settings need {', '.join(needed)}")
         self._environment = ImmutableSandboxedEnvironment(
-            loader=jinja2.FileSystemLoader(directory), undefined=jinja2.StrictUndefined, trim_blocks=True
+            loader=jinja2.FileSystemLoader(directory, encoding="utf-8-sig"),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
         )
         self._environment.globals["no_input"] = NO_INPUT
         self._templates = {}
@@ -152,11 +154,9 @@ def load(name: str, names: Sequence[str] = STANDARD) -> Templates:
 def _read_format(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ()
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        stop = values.pop("synthesize_stop", [])
-        if values or not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
-            raise ValueError("other values")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f'prompts: {path} should be like {{"synthesize_stop": ["..."]}} ({error})') from error
+    like = '{"synthesize_stop": ["..."]}'
+    values = read_object(path, "prompts", like)
+    stop = values.pop("synthesize_stop", [])
+    if values or not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
+        raise UserError(f"prompts: {path} should be like {like}")
     return tuple(stop)

@@ -4,7 +4,6 @@ SELF-ALIGN's topic-guided path (arXiv 2305.03047 section 3.1). The types, with o
 hand-written and next to the prompts.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,7 +19,10 @@ from isheep_jax.loop.prompting.protocols import ParsedInstruction
 from isheep_jax.loop.prompting.ways import Way
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Topic, Verdict, dropped, kept
+from isheep_jax.text_files import read_objects, texts
 
+# How a line of the file of types looks.
+_LIKE = '{"type": "...", "topic": "...", "question": "..."}'
 # Rounds in which the topics of a type are collected, at most; each is one part of the stage.
 ROUNDS = 9
 # Topics shown in a prompt, and topics read from a completion at most.
@@ -69,29 +71,14 @@ def read_types(path: Path) -> list[Type]:
 
     Raises UserError that names the line for a malformed or repeated type.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"synthesize.method: topics needs {path}, which cannot be read: {error}") from error
     types: list[Type] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            task = json.loads(line)
-            values = [task[name].strip() for name in ("type", "topic", "question")]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            values = []
-        if not values or not all(values) or any(c in "".join(values[:2]) for c in "();"):
-            raise UserError(
-                f"prompts: {path}, line {number} should be like "
-                '{"type": "...", "topic": "...", "question": "..."}, without brackets and semicolons in type and topic'
-            )
-        if values[0].casefold() in {t.name.casefold() for t in types}:
-            raise UserError(f"prompts: {path}, line {number}: the type {values[0]!r} is there already")
-        types.append(Type(*values))
-    if not types:
-        raise UserError(f"prompts: {path} is empty; it needs one type per line")
+    for where, row in read_objects(path, "prompts", _LIKE):
+        name, topic, question = texts(f"prompts: {where}", row, ("type", "topic", "question"))
+        if any(c in name + topic for c in "();"):
+            raise UserError(f"prompts: {where}: type and topic may have no brackets and semicolons")
+        if name.casefold() in {t.name.casefold() for t in types}:
+            raise UserError(f"prompts: {where}: the type {name!r} is there already")
+        types.append(Type(name, topic, question))
     return types
 
 

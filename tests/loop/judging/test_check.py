@@ -194,14 +194,14 @@ GOOD_LINE = '{"instruction": "a", "better": "b", "worse": "c"}'
 def test_a_file_of_something_else_is_refused_by_its_line(tmp_path, line):
     path = tmp_path / "pairs.jsonl"
     path.write_text(f"{GOOD_LINE}\n\n{line}\n")
-    with pytest.raises(UserError, match=r"^guard\.pairs: line 3 of .*pairs\.jsonl should be like"):
+    with pytest.raises(UserError, match=r"^guard\.pairs: .*pairs\.jsonl, line 3"):
         pairs_of_file(str(path))
 
 
 def test_a_file_that_is_not_there_or_too_short_is_refused_by_name(tmp_path):
     path = tmp_path / "pairs.jsonl"
     config = Config(guard=GuardConfig(pairs=str(path)))
-    with pytest.raises(UserError, match=r"^guard\.pairs: .*pairs\.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"^guard\.pairs: cannot read .*pairs\.jsonl: No such file"):
         known_pairs(config, [], load("standard"))
     path.write_text(f"{GOOD_LINE}\n" * 4)
     with pytest.raises(UserError, match="has 4 tasks; the check of the judge needs at least 5"):

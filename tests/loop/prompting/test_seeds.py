@@ -39,7 +39,7 @@ def test_three_dialects_give_the_same_seed(tmp_path):
     ("line", "message"),
     [
         ("{oops", "line 2: not JSON"),
-        ("[1]", "line 2: not an object"),
+        ("[1]", "line 2 should be an object"),
         ('{"input": "x"}', "line 2: there is no 'instruction'"),
         ('{"instruction": 3}', "line 2: 'instruction' should be text"),
         ('{"instruction": "x", "instances": []}', "line 2: 'instances' should be a list"),
@@ -54,14 +54,14 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 
 
 def test_empty_missing_binary_and_too_few_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is empty; it needs one task per line"):
+    with pytest.raises(UserError, match="is empty; each line should be like"):
         read_seeds(write(tmp_path, "", "  "), 1)
     with pytest.raises(UserError, match=r"synthesize.seeds: cannot read .*nowhere.jsonl: No such file"):
         read_seeds(tmp_path / "nowhere.jsonl", 1)
     with pytest.raises(UserError, match=r"synthesize.shots \(or other_shots\): 5 seeds per prompt, but .* has only 1"):
         read_seeds(write(tmp_path, {"instruction": "Do it."}), 5)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="it is not UTF-8 text"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         read_seeds(tmp_path / "binary", 1)
 
 
@@ -71,10 +71,10 @@ def test_an_array_is_read_like_lines(tmp_path):
     path.write_text(json.dumps(tasks, indent=4))
     assert read_seeds(path, 2) == read_seeds(write(tmp_path, *tasks), 2)
     path.write_text(json.dumps([*tasks, {"input": "x"}]))
-    with pytest.raises(UserError, match=r"alpaca.json, task 3: there is no 'instruction'"):
+    with pytest.raises(UserError, match=r"alpaca.json, item 3: there is no 'instruction'"):
         read_seeds(path, 1)
     path.write_text('[\n{"instruction": "Do it."},\n{"instruction" "x"}]')
-    with pytest.raises(UserError, match=r"alpaca.json: not a JSON array \(.*line 3"):
+    with pytest.raises(UserError, match=r"alpaca.json: not JSON: .* at line 3, character 16"):
         read_seeds(path, 1)
 
 

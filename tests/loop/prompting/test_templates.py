@@ -135,7 +135,7 @@ def test_only_the_templates_that_are_needed_must_be_there(own):
 )
 def test_a_bad_format_file_shows_a_good_one(own, text):
     (own / "format.json").write_text(text)
-    with pytest.raises(UserError, match=r"format.json should be like \{"):
+    with pytest.raises(UserError, match=r"format\.json.* should be like \{"):
         load(str(own))
 
 

@@ -92,7 +92,7 @@ def test_a_bad_line_of_types_is_named(tmp_path, line):
     path = tmp_path / "topics.jsonl"
     good = json.dumps({"type": "News", "topic": "Ferries", "question": "q"})
     path.write_text(f"{good}\n\n{line}\n")
-    with pytest.raises(UserError, match=r"topics\.jsonl, line 3 should be like") as e:
+    with pytest.raises(UserError, match=r"topics\.jsonl, line 3") as e:
         read_types(path)
     assert "\n" not in str(e.value)
     path.write_text(f"{good}\n{good.replace('News', 'NEWS')}")
