@@ -78,7 +78,7 @@ def test_what_a_line_cannot_mean_is_refused_by_its_number(tmp_path, line, reason
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, data, reason):
-    with pytest.raises(UserError, match="^--input: .*file.jsonl") as error:
+    with pytest.raises(UserError, match=r"^--input: .*file.jsonl") as error:
         read_objects(write(tmp_path, data), "--input", LIKE)
     assert reason in str(error.value)
 
@@ -107,6 +107,6 @@ def test_fields_are_text_stripped_and_named_where_they_are_not():
         ({"a": ["x"]}, """'a' should be text, not ["x"]"""),
         ({"a": "x", "b": 5}, "'b' should be text, not 5"),
     ]:
-        with pytest.raises(UserError, match="^w: ") as error:
+        with pytest.raises(UserError, match=r"^w: ") as error:
             texts("w", row, ("a",), ("b",))
         assert reason in str(error.value)
