@@ -53,6 +53,7 @@ GGUF = ["gguf>=0.19,<1", "transformers>=5.24,<6"]
 EXTRAS_REQUIRE = {
     # ruff is pinned to a minor version because its formatter changes between them.
     "test": [
+        "hypothesis>=6.150,<7",
         "pytest>=9.2,<10",
         "pytest-xdist>=3.8,<4",
         "ruff>=0.17.5,<0.18",
