@@ -1,21 +1,85 @@
 """The compilation cache, and the devices in words: what a command needs before it loads a model."""
 
+import functools
+import hashlib
 import os
+import sys
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
+from isheep_jax import distributed
+
 # Programs that compile faster than this (in seconds) are not worth a file in the compilation cache.
 MIN_CACHED_COMPILE_SECONDS = 0.3
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
+@functools.cache  # once for all models of a process
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR names another directory."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "isheep_jax" / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_CACHED_COMPILE_SECONDS)
+    """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR names another directory.
+
+    Where neither can be written, programs are compiled in each start, after one note on stderr. A program for CPUs is
+    machine code for one kind of CPU, so that each kind has a directory of its own.
+    """
+    # A damaged file, or a disk that has become full, costs the time of compiling, and no more.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
+    chosen = jax.config.jax_compilation_cache_dir
+    if chosen is not None:
+        if "://" not in chosen and not _is_writable(Path(chosen)):
+            jax.config.update("jax_enable_compilation_cache", False)
+            _note(f"JAX_COMPILATION_CACHE_DIR={chosen} cannot be written")
+        return
+    kind = ""
+    if jax.default_backend() == "cpu":
+        features = _cpu_features()
+        # XLA refuses on such CPUs what it wrote there itself, with a page of text for each program.
+        if any(feature.startswith("avx512") for feature in features):
+            return
+        kind = "-cpu-" + hashlib.sha256(" ".join(features).encode()).hexdigest()[:8]
+    home = _cache_home()
+    directory = home / "isheep_jax" / f"compiled{kind}"
+    if not home.is_absolute() or not _is_writable(directory):
+        _note("there is no cache directory that can be written; JAX_COMPILATION_CACHE_DIR names one")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_CACHED_COMPILE_SECONDS)
+
+
+def _cache_home() -> Path:
+    """Returns the user's cache directory; a relative path where the user, as in some containers, has no home."""
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(chosen) if chosen else Path.home() / ".cache"
+    except RuntimeError:
+        return Path()
+
+
+def _cpu_features() -> list[str]:
+    """Returns the instruction sets of this machine's CPUs by name; none where the system does not say."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    features = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return sorted(next(features, []))
+
+
+def _is_writable(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False
+
+
+def _note(reason: str) -> None:
+    if distributed.is_primary():
+        print(f"note: programs are compiled in each start: {reason}", file=sys.stderr)
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:

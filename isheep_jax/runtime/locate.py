@@ -7,56 +7,122 @@ from pathlib import Path
 from etils import epath
 
 from isheep_jax.config import OWN_JUDGES, Config, EvaluateConfig, is_server
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, one_line
 from isheep_jax.gguf_model.files import is_gguf
+from isheep_jax.text.json_files import read_json_object
 from isheep_jax.tiny import EMBEDDED
 
 # Files that are downloaded from the hub; weights in other formats and training state are left out.
 _FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
 _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_ADAPTER = "adapter_config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_FORMS = (
+    "give a model directory in Hugging Face format, a GGUF file, a run's directory, a hub id (org/name) or "
+    f"{' or '.join(EMBEDDED)}"
+)
+# Characters of an adapter's base that a message quotes.
+_QUOTED = 100
 
 
 def locate_model(path: str, setting: str = "--model") -> epath.Path:
     """Returns the checkpoint directory in Hugging Face format, or the GGUF file, that `path` names.
 
     path: 'tiny' (the embedded base model), 'tiny_pages' (the one that reads examples), a run directory (its newest
-    finished model), a checkpoint directory or a GGUF file, also in a bucket (gs://...), or a hub id (org/name or
-    org/name@revision, which is downloaded).
+    finished model), a checkpoint directory or a GGUF file, also in a bucket (gs://...), the hub's cache of a model, or
+    a hub id (org/name or org/name@revision, which is downloaded where there is no such path here).
     setting: name of the setting in error messages.
     Raises `UserError` when it is none of them, or cannot be reached.
     """
     if path in EMBEDDED:
         return epath.Path(EMBEDDED[path])
-    directory = epath.Path(path).expanduser()
     try:
+        directory = epath.Path(path).expanduser()
         if is_gguf(directory):
             return directory
-        if not directory.is_dir():
-            if directory.suffix.lower() == ".gguf":
-                raise UserError(f"{setting}: there is no file {path}")
-            # A hub id, unless its first part is a local directory: then the user misspelled a name in it.
-            match = _HUB_ID.fullmatch(path)
-            if match and not Path(path).parent.is_dir():
-                return epath.Path(_download(path, match["repository"], match["revision"], setting))
-            raise UserError(
-                f"{setting}: {path} is no directory; give a model directory in Hugging Face format, a GGUF file, a "
-                f"run's directory, a hub id (org/name) or {' or '.join(EMBEDDED)}"
-            )
-        if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
-            return _newest_model(directory, setting)
-        if not (directory / "config.json").exists():
-            raise UserError(
-                f"{setting}: {path} is neither a model directory in Hugging Face format (it has no config.json) nor a "
-                "run's directory"
-            )
+        if directory.is_dir():
+            return _model_in(directory, path, setting)
+        if directory.exists():
+            raise UserError(f"{setting}: {path} is a file; give the directory that it is in, or a GGUF file")
+        if directory.suffix.lower() == ".gguf":
+            raise UserError(f"{setting}: there is no file {path}")
+        match = _HUB_ID.fullmatch(path)
+        if match is None:
+            raise UserError(f"{setting}: {path} is no directory; {_near(path)}{_FORMS}")
+        return _model_in(epath.Path(_download(path, match, setting)), path, setting)
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"{setting}: {path} needs a package that is not installed: {error}") from None
+        raise UserError(f"{setting}: {path} needs a package that is not installed: {one_line(error)}") from None
     except Exception as error:
         # Every object store raises errors of its own.
-        raise UserError(f"{setting}: {path} cannot be reached: {type(error).__name__}: {error}") from error
-    return directory
+        raise UserError(f"{setting}: {path} cannot be reached: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
+    """Returns the model that a directory is or holds. path: what the user gave. Raises `UserError` when it holds none.
+
+    Whoever looked in the hub's cache finds a directory for each revision there, and one for all.
+    """
+    if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
+        return _newest_model(directory, setting)
+    if (directory / "snapshots").is_dir():
+        directory = _cached(directory, setting)
+    has_config = (directory / "config.json").exists()
+    if (directory / _ADAPTER).exists():
+        base = _adapter_base(directory / _ADAPTER)
+        if has_config and any((directory / name).exists() for name in _WEIGHTS):
+            raise UserError(
+                f"{setting}: {path} holds a model and a LoRA adapter of {base} ({_ADAPTER}), of which only one can be "
+                "meant; move the files of the adapter into a directory of their own"
+            )
+        raise UserError(
+            f"{setting}: {path} is a LoRA adapter of {base}, not a model; merge it into that (merge_and_unload of PEFT)"
+            " or, if a run made it, give the run's directory, whose models are merged"
+        )
+    if has_config:
+        return directory
+    raise UserError(
+        f"{setting}: {path} is neither a model directory in Hugging Face format (it has no config.json) nor a run's "
+        f"directory{_hint(directory, path)}"
+    )
+
+
+def _hint(directory: epath.Path, path: str) -> str:
+    """Returns where the model may be if a directory has no config.json, to be added to a sentence that says so."""
+    names = sorted(entry.name for entry in directory.iterdir())
+    # The directory of a run's iteration, and those that conversion tools make.
+    inside = [name for name in names if (directory / name / "config.json").exists()]
+    inside += [name for name in names if name.lower().endswith(".gguf")]
+    if inside:
+        return f"; did you mean {directory / inside[0]}?"
+    empty = "" if names else "; it is empty"
+    hidden = "; the hub is not asked for a model of this name while the directory is here"
+    return empty + (hidden if _HUB_ID.fullmatch(path) else "")
+
+
+def _cached(directory: epath.Path, setting: str) -> epath.Path:
+    """Returns the revision that a model has in the hub's cache: the only one, or that of the branch main."""
+    revisions = sorted(entry.name for entry in (directory / "snapshots").iterdir() if entry.is_dir())
+    main = directory / "refs" / "main"
+    if len(revisions) > 1 and main.exists() and (name := main.read_text(encoding="utf-8").strip()) in revisions:
+        revisions = [name]
+    if len(revisions) == 1:
+        return directory / "snapshots" / revisions[0]
+    there = f"{len(revisions)} revisions, {' and '.join(revisions[:2])}" if revisions else "no revision"
+    raise UserError(
+        f"{setting}: {directory} is the hub's cache of a model, with {there}; give the directory of one in snapshots/, "
+        "or the hub id"
+    )
+
+
+def _adapter_base(path: epath.Path) -> str:
+    """Returns which model an adapter is for, by its adapter_config.json, in words."""
+    try:
+        base = read_json_object(path).get("base_model_name_or_path")
+    except UserError:
+        base = None
+    return repr(base[:_QUOTED]) if base and isinstance(base, str) else "a base that it does not name"
 
 
 def locate_judge(config: Config) -> epath.Path | None:
@@ -99,23 +165,41 @@ def _newest_model(run: epath.Path, setting: str) -> epath.Path:
     return models[max(models)]
 
 
-def _download(path: str, repository: str, revision: str | None, setting: str) -> str:
-    """Returns the local copy of a repository on the hub; missing files are downloaded with a progress bar."""
+def _near(path: str) -> str:
+    """Returns "did you mean '...'? " with the entry next to a path that does not exist whose name is the nearest."""
+    place = Path(path)
+    try:
+        names = [entry.name for entry in place.expanduser().parent.iterdir() if entry.is_dir() or is_gguf(entry)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(place.name, names, n=1)
+    return f"did you mean '{place.with_name(near[0])}'? " if near else ""
+
+
+def _download(path: str, match: re.Match, setting: str) -> str:
+    """Returns the local copy of a repository on the hub; missing files are downloaded with a progress bar.
+
+    path: what the user gave. match: of `_HUB_ID`.
+    """
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    repository = match["repository"]
     try:
-        return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(_FILES))
+        return huggingface_hub.snapshot_download(repository, revision=match["revision"], allow_patterns=list(_FILES))
     except GatedRepoError:
         raise UserError(
             f"{setting}: {path} is gated: accept its terms at https://huggingface.co/{repository} and log in with "
             "`hf auth login`, or set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:
-        raise UserError(f"{setting}: {path} is neither a directory here nor a model on the Hugging Face hub") from None
+        raise UserError(
+            f"{setting}: {path} is neither a directory here nor a model on the Hugging Face hub; {_near(path)}{_FORMS}"
+        ) from None
     except LocalEntryNotFoundError:
         raise UserError(
-            f"{setting}: {path} is no directory here, and the Hugging Face hub cannot be reached to download it"
+            f"{setting}: {path} is no directory here, and the Hugging Face hub cannot be reached to download it; "
+            f"{_near(path)}{_FORMS}"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"{setting}: {path} cannot be downloaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{setting}: {path} cannot be downloaded: {one_line(error)}") from error

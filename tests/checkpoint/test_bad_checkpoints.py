@@ -118,7 +118,7 @@ NORM = "model.norm.weight"
 
 CASES = {
     "no config.json": (remove("config.json"), ["config.json"]),
-    "config.json is not JSON": (write("config.json", b"{"), ["config.json", "not valid JSON"]),
+    "config.json is not JSON": (write("config.json", b"{"), ["config.json", "not JSON"]),
     "config.json is a list": (write("config.json", b"[]"), ["config.json", "not a JSON object"]),
     "unknown architecture": (
         change_json("config.json", architectures=["MixtralForCausalLM"]),

@@ -44,7 +44,7 @@ def test_model_directory_means_itself(tmp_path, monkeypatch):
     assert str(locate_model("org/model")) == "org/model"
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "nowhere", "./org/name", "tests/nowhere"])
+@pytest.mark.parametrize("path", ["/nowhere", "nowhere", "./org/name", "org/name/more", "~/nowhere"])
 def test_what_is_no_directory_and_no_hub_id_is_refused_without_asking_hub(path, monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
@@ -52,20 +52,111 @@ def test_what_is_no_directory_and_no_hub_id_is_refused_without_asking_hub(path, 
         locate_model(path, "--model.path")
 
 
+def refusal(path) -> str:
+    with pytest.raises(UserError) as error:
+        locate_model(str(path))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def test_directory_of_something_else_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no config\.json"):
-        locate_model(str(tmp_path))
+    assert "no config.json" in (message := refusal(tmp_path))
+    assert message.endswith("; it is empty")
+    (tmp_path / "notes.txt").touch()
+    assert refusal(tmp_path).endswith("nor a run's directory")
+
+
+def test_directory_around_models_names_one_of_them(tmp_path):
+    make_model(tmp_path / "converted")
+    assert refusal(tmp_path).endswith(f"did you mean {tmp_path}/converted?")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.Q8_0.gguf").touch()
+    assert refusal(tmp_path / "files").endswith(f"did you mean {tmp_path}/files/model.Q8_0.gguf?")
+
+
+def test_file_of_model_is_refused_in_favor_of_its_directory(tmp_path):
+    (make_model(tmp_path / "model") / "model.safetensors").touch()
+    assert "is a file; give the directory" in refusal(tmp_path / "model" / "model.safetensors")
+
+
+def test_misspelled_directory_is_answered_with_nearest_name(tmp_path):
+    make_model(tmp_path / "qwen-small")
+    assert f"did you mean '{tmp_path}/qwen-smal" in refusal(tmp_path / "qwen-smull")
+
+
+@pytest.mark.parametrize(
+    ("settings", "base"),
+    [
+        ('{"base_model_name_or_path": "org/base"}', "of 'org/base'"),
+        ("{}", "of a base that it does not name"),
+        ('{"base_model_name_or_path": ["a"]}', "of a base that it does not name"),
+        ("not JSON", "of a base that it does not name"),
+        ('{"base_model_name_or_path": "a\\u001b[2Jb\\n' + "c" * 10_000 + '"}', r"of 'a\x1b[2Jb\nccc"),
+    ],
+)
+def test_adapter_is_refused_with_its_base(settings, base, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(settings)
+    message = refusal(tmp_path)
+    assert f"is a LoRA adapter {base}" in message
+    assert "merge" in message
+    assert len(message) < 500
+
+
+def test_model_with_adapter_beside_it_is_refused_rather_than_one_of_them_ignored(tmp_path):
+    make_model(tmp_path / "both")
+    for name in ("model.safetensors", "adapter_config.json"):
+        (tmp_path / "both" / name).write_text("{}")
+    assert "a model and a LoRA adapter" in refusal(tmp_path / "both")
+    # Without weights, config.json is that of the base.
+    (tmp_path / "both" / "model.safetensors").unlink()
+    assert "is a LoRA adapter" in refusal(tmp_path / "both")
+
+
+def test_hub_cache_of_model_means_its_revision(tmp_path):
+    cache = tmp_path / "models--org--name"
+    one = make_model(cache / "snapshots" / "aaa")
+    assert str(locate_model(str(cache))) == str(one)
+    two = make_model(cache / "snapshots" / "bbb")
+    assert "2 revisions, aaa and bbb" in refusal(cache)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("bbb\n")
+    assert str(locate_model(str(cache))) == str(two)
+    assert "no revision" in refusal_of_empty(tmp_path / "models--org--other")
+
+
+def refusal_of_empty(cache) -> str:
+    (cache / "snapshots").mkdir(parents=True)
+    return refusal(cache)
+
+
+def test_hub_is_asked_although_directory_of_organisation_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name-1").mkdir(parents=True)
+    downloaded = make_model(tmp_path / "downloaded")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(downloaded))
+    assert str(locate_model("org/name-2")) == str(downloaded)
+    # A directory of the same name comes first, and is named as the reason why the hub is not asked.
+    message = refusal("org/name-1")
+    assert "org/name-1 is neither a model directory" in message
+    assert "the hub is not asked for a model of this name while the directory is here" in message
+
+
+def test_adapter_on_hub_is_refused_with_its_base(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert "org/adapter is a LoRA adapter of 'org/base'" in refusal("org/adapter")
 
 
 def test_hub_id_is_downloaded_without_other_formats(tmp_path, monkeypatch):
     requested = {}
+    make_model(tmp_path / "downloaded")
 
     def download(repository, **options):
         requested.update(options, repository=repository)
-        return str(tmp_path)
+        return str(tmp_path / "downloaded")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert str(locate_model("Org-1/Name.2@refs/pr/3")) == str(tmp_path)
+    assert str(locate_model("Org-1/Name.2@refs/pr/3")) == str(tmp_path / "downloaded")
     assert (requested["repository"], requested["revision"]) == ("Org-1/Name.2", "refs/pr/3")
     assert locate_model("Org-1/Name.2")
     assert requested["revision"] is None
