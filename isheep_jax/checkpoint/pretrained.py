@@ -78,7 +78,7 @@ def open_model(directory: epath.PathLike, chat_template: str = "auto") -> Pretra
     directory = epath.Path(directory)
     architecture = read_architecture(directory)
     find_tensors(directory, architecture)
-    tokenizer = Tokenizer.load(directory, chat_template)
+    tokenizer = Tokenizer.load(directory, chat_template, architecture.vocab_size)
     config = directory / "config.json"
     if tokenizer.vocab_size > architecture.vocab_size:
         raise UserError(

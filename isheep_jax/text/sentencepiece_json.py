@@ -6,6 +6,7 @@ with a leading space ("▁red") is never found. Here they are matched after spac
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import sentencepiece
@@ -15,13 +16,15 @@ _SPACE = "▁"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
-def tokenizer_json(model: sentencepiece.SentencePieceProcessor, bos_id: int | None) -> str | None:
+def tokenizer_json(
+    model: sentencepiece.SentencePieceProcessor, bos_id: int | None, added: Mapping[str, bool]
+) -> str | None:
     """Returns the content of tokenizer.json, or None for a model that it cannot express exactly.
 
     It can express BPE with byte fallback, no normalization and kept spaces, such as Llama's, unless the model has both
     user-defined symbols and a space inserted before every text. Exports of other models have tokenizer.model alone.
 
-    bos_id: id that precedes every text, or None.
+    bos_id: id that precedes every text, or None. added: tokens after those of the model, and whether each is special.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
@@ -48,7 +51,16 @@ def tokenizer_json(model: sentencepiece.SentencePieceProcessor, bos_id: int | No
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                _added(i, piece, kind) for i, (piece, kind, _) in enumerate(pieces) if kind in (_CONTROL, _USER_DEFINED)
+                *(
+                    # Symbols of the text are found after spaces have become "▁".
+                    _added(i, piece, special := kind == _CONTROL or is_marker(piece), normalized=not special)
+                    for i, (piece, kind, _) in enumerate(pieces)
+                    if kind in (_CONTROL, _USER_DEFINED)
+                ),
+                *(
+                    _added(len(pieces) + i, piece, special, normalized=False)
+                    for i, (piece, special) in enumerate(added.items())
+                ),
             ],
             "normalizer": {"type": "Sequence", "normalizers": steps},
             "pre_tokenizer": None,
@@ -76,15 +88,14 @@ def is_marker(piece: str) -> bool:
     return re.fullmatch(r"<\|.*\|>|<(start|end)_of_turn>", piece) is not None
 
 
-def _added(i: int, piece: str, kind: int) -> dict[str, Any]:
-    special = kind == _CONTROL or is_marker(piece)
+def _added(i: int, piece: str, special: bool, normalized: bool) -> dict[str, Any]:
     return {
         "id": i,
         "content": piece,
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
-        "normalized": not special,  # found after spaces have become "▁"
+        "normalized": normalized,
         "special": special,
     }
 

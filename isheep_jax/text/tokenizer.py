@@ -47,9 +47,10 @@ class Tokenizer:
     pad_id: padding id; masked everywhere.
     """
 
-    def __init__(self, directory: epath.Path, backend: Backend, config: dict[str, Any]):
+    def __init__(self, directory: epath.Path, backend: Backend, config: dict[str, Any], rows: int | None):
         self.directory = directory
         self._backend = backend
+        _add_tokens(directory, backend, config, rows)
         self._special = _special_tokens(directory, backend, config)
         self._template = _own_template(directory, config)
         self.vocab_size = backend.size
@@ -64,25 +65,28 @@ class Tokenizer:
         self.pad_id = self.eos_ids[0] if self.eos_ids else 0
 
     @classmethod
-    def load(cls, directory: os.PathLike | str, chat_template: str = "auto") -> "Tokenizer":
+    def load(cls, directory: os.PathLike | str, chat_template: str = "auto", rows: int | None = None) -> "Tokenizer":
         """Reads tokenizer.json, or tokenizer.model if there is no tokenizer.json, of a directory or a GGUF file.
 
         tokenizer.json says which tokens precede a text; with tokenizer.model it is the beginning-of-text token unless
         add_bos_token in tokenizer_config.json is false. As in transformers 5, add_bos_token has no effect on
         tokenizer.json.
 
-        chat_template: "auto" (the directory's own, if any) or a name of `CHAT_TEMPLATES`.
+        chat_template: "auto" (the directory's own, if any) or a name of `CHAT_TEMPLATES`. rows: of the model's
+        embeddings. An added token without one, such as the image token of a model of text, is left out: its name is
+        plain text. None: every token has one.
+
         Raises `UserError`, naming the file, when the directory holds no tokenizer or a damaged one.
         """
         directory = epath.Path(directory)
         if has_file(directory / "tokenizer.json"):
-            backend: Backend = FastBackend(directory / "tokenizer.json")
+            backend: Backend = FastBackend(directory / "tokenizer.json", rows)
         elif has_file(directory / "tokenizer.model"):
             backend = SentencePieceBackend(directory / "tokenizer.model")
         else:
             raise UserError(f"{directory} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there")
         path = directory / "tokenizer_config.json"
-        tokenizer = cls(directory, backend, read_json_object(path) if has_file(path) else {})
+        tokenizer = cls(directory, backend, read_json_object(path) if has_file(path) else {}, rows)
         return tokenizer if chat_template == "auto" else tokenizer.with_template(chat_template)
 
     def with_template(self, name: str) -> "Tokenizer":
@@ -250,7 +254,6 @@ class Tokenizer:
                 (directory / name).write_bytes(read_file(self.directory / name))
         path = directory / "tokenizer_config.json"
         config = read_json_object(path) if path.exists() else {}
-        config.pop("chat_template", None)
         text = self._converted()
         if text is not None:
             (directory / "tokenizer.json").write_text(text)
@@ -262,9 +265,12 @@ class Tokenizer:
         if "add_bos_token" in config:
             config["add_bos_token"] = self.bos_id is not None
         config |= {name: token for name, token in self._special.items() if token}
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        config.pop("chat_template", None)
         if self._template is not None:
-            (directory / "chat_template.jinja").write_text(without_thinking(self._template))
+            # Some servers and converters read the template from one of the two places only.
+            config["chat_template"] = without_thinking(self._template)
+            (directory / "chat_template.jinja").write_text(config["chat_template"])
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     @property
     def export_note(self) -> str | None:
@@ -309,29 +315,44 @@ def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, A
         else:
             i = getattr(backend.model, name[:3] + "_id")() if isinstance(backend, SentencePieceBackend) else -1
             tokens[name] = backend.model.id_to_piece(i) if i >= 0 else None
-    _check_added(path, backend, _added_tokens(path, config))
-    if has_file(added := directory / "added_tokens.json"):
-        _check_added(added, backend, read_json_object(added))
     return tokens
 
 
-def _added_tokens(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
+def _add_tokens(directory: epath.Path, backend: Backend, config: dict[str, Any], rows: int | None) -> None:
+    """Gives the tokenizer the tokens that only the files next to it name, as transformers does.
+
+    Raises `UserError` for a token whose id is not the next one or another one's: the model would read a wrong row.
+    """
+    path, old = directory / "tokenizer_config.json", directory / "added_tokens.json"
+    sources = {path: _added_tokens(path, config)}
+    if has_file(old):
+        sources[old] = {token: (i, True) for token, i in read_json_object(old).items()}
+    for source, added in sources.items():
+        for token, (i, special) in sorted(added.items(), key=lambda item: item[1][0] if _is_id(item[1][0]) else -1):
+            if _is_id(i) and rows is not None and i >= rows:
+                continue
+            known = backend.token_id(token)
+            if known is None and i == backend.size and token:
+                backend.add(token, special)
+            elif known != i:
+                has = "is not there" if known is None else f"has the id {known}"
+                raise UserError(
+                    f"{source}: token {token!r} has the id {i!r}, but in the tokenizer's vocabulary it {has}; "
+                    "save the tokenizer anew with transformers, so that tokenizer.json holds every token"
+                )
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _added_tokens(path: epath.Path, config: dict[str, Any]) -> dict[str, tuple[int, bool]]:
+    """Returns the id of each token of added_tokens_decoder, and whether it is special."""
     added = config.get("added_tokens_decoder", {})
     try:
-        return {token["content"]: int(i) for i, token in added.items()}
+        return {token["content"] + "": (int(i), bool(token.get("special"))) for i, token in added.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: added_tokens_decoder is not an object from ids to tokens") from None
-
-
-def _check_added(path: epath.Path, backend: Backend, added: dict[str, Any]) -> None:
-    for token, i in added.items():
-        known = backend.token_id(token)
-        if known != i:
-            has = "is not there" if known is None else f"has the id {known}"
-            raise UserError(
-                f"{path}: token {token!r} has the id {i!r}, but in the tokenizer's vocabulary it {has}; "
-                "save the tokenizer anew with transformers, so that tokenizer.json holds every token"
-            )
 
 
 def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:

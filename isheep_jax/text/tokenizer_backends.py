@@ -1,7 +1,8 @@
 """The two tokenizer formats, tokenizer.json and tokenizer.model, read by the libraries that define them."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import sentencepiece
@@ -20,7 +21,8 @@ class Backend(Protocol):
     """Encodes and decodes.
 
     `encode` reads names of special tokens in the text as those tokens, and adds none. `align` gives the same ids and
-    the characters of the text that each of them stands for. `decode` writes the names only if `special` is set.
+    the characters of the text that each of them stands for. `decode` writes the names only if `special` is set. `add`
+    gives a new token the next id.
     """
 
     size: int
@@ -30,26 +32,27 @@ class Backend(Protocol):
     def align(self, text: str) -> tuple[list[int], list[Span]]: ...
     def decode(self, ids: list[int], special: bool = False) -> str: ...
     def token_id(self, token: str) -> int | None: ...
+    def add(self, token: str, special: bool) -> None: ...
 
 
 class FastBackend:
-    """tokenizer.json, read by the tokenizers library that transformers' fast tokenizers wrap."""
+    """tokenizer.json, read by the tokenizers library that transformers' fast tokenizers wrap.
 
-    def __init__(self, path: epath.Path):
-        from tokenizers import Tokenizer as Fast
+    rows: of the model's embeddings; added tokens beyond them are left out, so that their names are plain text.
+    """
 
-        try:
-            self._fast = Fast.from_str(read_text_file(path))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is not a readable tokenizer: {one_line(error)}") from None
-        # A file may turn these on, but transformers uses them only when its caller asks for them.
-        self._fast.no_truncation()
-        self._fast.no_padding()
-        # Added tokens may leave gaps after the vocabulary.
-        self.size = max(self._fast.get_vocab_size(), *(i + 1 for i in self._fast.get_added_tokens_decoder()), 0)
+    def __init__(self, path: epath.Path, rows: int | None = None):
+        text = read_text_file(path)
+        self._fast = _fast_tokenizer(text, path)
+        self.size = self._count()
+        if rows is not None and self.size > rows:
+            self._fast = _fast_tokenizer(_without_added(text, rows), path)
+            self.size = self._count()
         self.prefix = self._leading_ids()
+
+    def _count(self) -> int:
+        # Added tokens may leave gaps after the vocabulary.
+        return max(self._fast.get_vocab_size(), *(i + 1 for i in self._fast.get_added_tokens_decoder()), 0)
 
     def _leading_ids(self) -> list[int]:
         plain = self._fast.encode("a", add_special_tokens=False).ids
@@ -69,6 +72,12 @@ class FastBackend:
     def token_id(self, token: str) -> int | None:
         return self._fast.token_to_id(token)
 
+    def add(self, token: str, special: bool) -> None:
+        from tokenizers import AddedToken
+
+        self._fast.add_tokens([AddedToken(token, special=special, normalized=False)])
+        self.size = self._count()
+
 
 class SentencePieceBackend:
     """tokenizer.model, read by the sentencepiece library: transformers' conversion of it may give other ids."""
@@ -87,14 +96,16 @@ class SentencePieceBackend:
         self.size = len(self.model)
         self.prefix = [self.model.bos_id()] if self.model.bos_id() >= 0 else []
         pieces = [self.model.id_to_piece(i) for i in range(self.size)]
-        self._control = {piece: i for i, piece in enumerate(pieces) if self.model.is_control(i)}
-        self._split = re.compile("(" + "|".join(map(re.escape, self._control)) + ")") if self._control else None
-        self._special = {i for i, piece in enumerate(pieces) if piece in self._control or is_marker(piece)}
+        # Tokens that the model does not find in a text: control symbols, and those of other files.
+        self._outside = {piece: i for i, piece in enumerate(pieces) if self.model.is_control(i)}
+        self._special = {i for i, piece in enumerate(pieces) if piece in self._outside or is_marker(piece)}
+        self._added: dict[str, bool] = {}
+        self._split = _splitter(self._outside)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in self._parts(text):
-            ids.extend([self._control[part]] if part in self._control else self.model.encode(part))
+            ids.extend([self._outside[part]] if part in self._outside else self.model.encode(part))
         return ids
 
     def align(self, text: str) -> tuple[list[int], list[Span]]:
@@ -102,8 +113,8 @@ class SentencePieceBackend:
         spans: list[Span] = []
         begin = 0
         for part in self._parts(text):
-            if part in self._control:
-                ids.append(self._control[part])
+            if part in self._outside:
+                ids.append(self._outside[part])
                 spans.append((begin, begin + len(part)))
             else:
                 pieces = SentencePieceText.FromString(self.model.encode(part, out_type="serialized_proto")).pieces
@@ -113,29 +124,73 @@ class SentencePieceBackend:
         return ids, spans
 
     def _parts(self, text: str) -> list[str]:
-        """Returns the names of control symbols in a text, and the texts between them."""
+        """Returns the names of tokens outside the model in a text, and the texts between them."""
         return [part for part in (self._split.split(text) if self._split else [text]) if part]
 
     def decode(self, ids: list[int], special: bool = False) -> str:
-        if not special:
-            return self.model.decode([i for i in ids if i not in self._special])
-        # The library drops control symbols, so the text between them is decoded separately.
-        controls = {i: piece for piece, i in self._control.items()}
+        # The library drops control symbols and knows no added tokens, so the text between them is decoded separately.
+        names = {i: piece for piece, i in self._outside.items() if special or i not in self._special}
         text, part = "", []
         for i in ids:
-            if i in controls:
-                text, part = text + self.model.decode(part) + controls[i], []
-            else:
+            if i in names:
+                text, part = text + self.model.decode(part) + names[i], []
+            elif i < len(self.model) and (special or i not in self._special):
                 part.append(i)
         return text + self.model.decode(part)
 
     def token_id(self, token: str) -> int | None:
+        if token in self._outside:
+            return self._outside[token]
         i = self.model.piece_to_id(token)
         return None if i == self.model.unk_id() and token != self.model.id_to_piece(i) else i
 
+    def add(self, token: str, special: bool) -> None:
+        self._outside[token] = self.size
+        self._added[token] = special
+        self._split = _splitter(self._outside)
+        if special:
+            self._special.add(self.size)
+        self.size += 1
+
     def tokenizer_json(self, bos_id: int | None) -> str | None:
         """Returns a tokenizer.json that gives the same ids, or None if it cannot. bos_id: see `tokenizer_json`."""
-        return tokenizer_json(self.model, bos_id)
+        return tokenizer_json(self.model, bos_id, self._added)
+
+
+def _splitter(names: Iterable[str]) -> re.Pattern | None:
+    """Returns a pattern that splits a text at any of the names and keeps them; None without names."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+
+
+def _fast_tokenizer(text: str, path: epath.Path) -> Any:
+    """Returns the library's tokenizer. Raises `UserError` for a text that it does not read. path: for the message."""
+    import tokenizers
+
+    try:
+        fast = tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:  # the library raises bare Exception, or PanicException, which is none
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise UserError(
+            f"{path} is not a readable tokenizer: {one_line(error)} (a newer version of the tokenizers library than "
+            f"{tokenizers.__version__} may read it)"
+        ) from None
+    # A file may turn these on, but transformers uses them only when its caller asks for them.
+    fast.no_truncation()
+    fast.no_padding()
+    return fast
+
+
+def _without_added(text: str, rows: int) -> str:
+    """Returns a tokenizer.json without the added tokens whose ids are `rows` or more."""
+    file = json.loads(text)
+    outside = {token["content"] for token in file["added_tokens"] if token["id"] >= rows}
+    file["added_tokens"] = [token for token in file["added_tokens"] if token["content"] not in outside]
+    vocabulary = file["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        file["model"]["vocab"] = {piece: i for piece, i in vocabulary.items() if piece not in outside}
+    return json.dumps(file)
 
 
 def _characters(text: str, pieces: Sequence[Any]) -> list[Span]:
