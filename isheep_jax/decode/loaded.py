@@ -97,7 +97,10 @@ def load(
     config = _validated(config, architecture, mesh)
     dtype = jnp.dtype(compute_dtype)
     eos_ids = tuple(sorted(tokenizer.eos_ids))
-    shape = DecodeShape.nominal(config, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids)
+    missing = tokenizer.missing_ids(architecture.vocab_size)
+    shape = DecodeShape.nominal(
+        config, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids, missing_ids=missing
+    )
     # One leaf at a time, to bound the peak memory.
     place = functools.partial(put_weight, dtype=dtype)
     placed = jax.tree.map(place, parameter_table(architecture), params, weight_formats(shape))

@@ -38,7 +38,7 @@ from isheep_jax.decode.device_slots import (
     DeviceSlots,
 )
 from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length, prefix_sharding
-from isheep_jax.decode.sampling import GENERATED, DeviceSamplingParams, logprobs_of, sample
+from isheep_jax.decode.sampling import GENERATED, DeviceSamplingParams, logprobs_of, sample, without
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, init_cache
 from isheep_jax.model.quantization import StorageDtype, abstract_weights, weight_table
@@ -59,6 +59,7 @@ class DecodeShape:
     cache_length: tokens that a cache row must hold; the row itself has whole blocks.
     steps_per_call: decode steps of one call.
     eos_ids: tokens that end a sequence.
+    missing_ids: ranges (from, to) of ids that the model has rows for and the tokenizer no tokens; never sampled.
     prefix_length: cache positions of the shared prefix, padding included; 0: no prefix.
     penalties: whether repetition and presence penalties apply.
     logprobs: whether the log-probabilities of sampled tokens are returned.
@@ -71,6 +72,7 @@ class DecodeShape:
     cache_length: int
     steps_per_call: int
     eos_ids: tuple[int, ...]
+    missing_ids: tuple[tuple[int, int], ...] = ()
     weights_dtype: StorageDtype = "model"
     kv_cache_dtype: StorageDtype = "model"
     prefix_length: int = 0
@@ -86,6 +88,7 @@ class DecodeShape:
         mesh: Mesh,
         compute_dtype: jnp.dtype,
         eos_ids: tuple[int, ...],
+        missing_ids: tuple[tuple[int, int], ...] = (),
     ) -> "DecodeShape":
         """Returns the shape of the settings: all slots at their full length, no prefix, penalties or log-probabilities.
 
@@ -95,6 +98,7 @@ class DecodeShape:
             mesh: the decode mesh.
             compute_dtype: of activations.
             eos_ids: tokens that end a sequence.
+            missing_ids: ranges of ids without a token.
         """
         return cls(
             architecture=architecture,
@@ -104,6 +108,7 @@ class DecodeShape:
             cache_length=config.max_length,
             steps_per_call=config.steps_per_call,
             eos_ids=eos_ids,
+            missing_ids=missing_ids,
             weights_dtype=config.weights_dtype,
             kv_cache_dtype=config.kv_cache_dtype,
         )
@@ -174,7 +179,8 @@ def decode_steps(
             cache=CacheWrite(state.cache, jnp.where(busy, state.cache_position, -1)[:, None]),
         )
         next_logits = logits(params, architecture, hidden[:, 0], compute_dtype)  # [B, V]
-        token = sample(next_logits, keys, position + 1, sampling, state.seen, mesh=mesh)  # [B]
+        possible = without(next_logits, shape.missing_ids)
+        token = sample(possible, keys, position + 1, sampling, state.seen, mesh=mesh)  # [B]
         outputs = [jnp.where(busy, token, -1)]
         if shape.logprobs:
             outputs.append(jax.lax.bitcast_convert_type(logprobs_of(next_logits, token), jnp.int32))

@@ -12,8 +12,10 @@ Where the vocabulary is sharded, only the sums of blocks and one block per row a
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -55,6 +57,15 @@ def request_key(seed: int, request_id: str) -> np.ndarray:
     """Returns the Threefry key of a request, [2] uint32: a hash of the seed and the id."""
     digest = hashlib.sha256(f"{seed}:{request_id}".encode()).digest()
     return np.frombuffer(digest[:8], dtype=np.uint32)
+
+
+def without(logits: jax.Array, ranges: Sequence[tuple[int, int]]) -> jax.Array:
+    """Returns logits [B, V] with minus infinity in some ranges (from, to) of the vocabulary, which are static."""
+    if not ranges:
+        return logits
+    token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    inside = functools.reduce(jnp.logical_or, [(token >= begin) & (token < end) for begin, end in ranges])
+    return jnp.where(inside, -jnp.inf, logits)
 
 
 def penalize(logits: jax.Array, sampling: DeviceSamplingParams, seen: jax.Array | None) -> jax.Array:

@@ -88,6 +88,9 @@ class IdTokenizer:
     vocab_size: int
     eos_ids: tuple[int, ...] = ()
 
+    def missing_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        return ()
+
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         return [int(word) for word in prompt.split()]
 

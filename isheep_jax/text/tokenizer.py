@@ -120,6 +120,11 @@ class Tokenizer:
         names = filter(None, (self._special["bos_token"], self._special["eos_token"]))
         return next((self._backend.token_id(name) for name in names), None)
 
+    def missing_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        """Returns the ranges (from, to) of ids below `rows` without a token: those rows only fill up the embeddings."""
+        known = sorted({i for i in (*self._backend.ids(), *self.eos_ids) if i < rows})
+        return tuple((end + 1, begin) for end, begin in zip([-1, *known], [*known, rows]) if end + 1 < begin)
+
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Returns the ids of a text, after the beginning-of-text token that the model expects unless bos is False."""
         return [*(self._prefix if bos else []), *self._backend.encode(text)]

@@ -21,8 +21,8 @@ class Backend(Protocol):
     """Encodes and decodes.
 
     `encode` reads names of special tokens in the text as those tokens, and adds none. `align` gives the same ids and
-    the characters of the text that each of them stands for. `decode` writes the names only if `special` is set. `add`
-    gives a new token the next id.
+    the characters of the text that each of them stands for. `decode` writes the names only if `special` is set. `ids`
+    are those of all tokens. `add` gives a new token the next id.
     """
 
     size: int
@@ -32,6 +32,7 @@ class Backend(Protocol):
     def align(self, text: str) -> tuple[list[int], list[Span]]: ...
     def decode(self, ids: list[int], special: bool = False) -> str: ...
     def token_id(self, token: str) -> int | None: ...
+    def ids(self) -> Iterable[int]: ...
     def add(self, token: str, special: bool) -> None: ...
 
 
@@ -71,6 +72,11 @@ class FastBackend:
 
     def token_id(self, token: str) -> int | None:
         return self._fast.token_to_id(token)
+
+    def ids(self) -> Iterable[int]:
+        if self._fast.get_vocab_size() == self.size:  # no gap, and a dictionary of a large vocabulary takes a second
+            return range(self.size)
+        return self._fast.get_vocab().values()
 
     def add(self, token: str, special: bool) -> None:
         from tokenizers import AddedToken
@@ -143,6 +149,9 @@ class SentencePieceBackend:
             return self._outside[token]
         i = self.model.piece_to_id(token)
         return None if i == self.model.unk_id() and token != self.model.id_to_piece(i) else i
+
+    def ids(self) -> Iterable[int]:
+        return range(self.size)
 
     def add(self, token: str, special: bool) -> None:
         self._outside[token] = self.size

@@ -42,6 +42,28 @@ def dispatch_ahead(monkeypatch, calls: int) -> None:
     monkeypatch.setattr("isheep_jax.decode.engine.Scheduler", Ahead)
 
 
+class GappyTokenizer(TableTokenizer):
+    def missing_ids(self, rows):
+        return ((2, 30), (50, rows))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_rows_without_a_token_are_never_drawn_and_probabilities_are_the_models(params, temperature):
+    sampling = dataclasses.replace(GREEDY, temperature=temperature, logprobs=True, repetition_penalty=1.1)
+    drawn = {}
+    for tokenizer in (TableTokenizer(), GappyTokenizer()):
+        completions = list(make_engine(params, tokenizer=tokenizer).generate(ragged(14), sampling))
+        drawn[type(tokenizer)] = {token for completion in completions for token in completion.tokens}
+    missing = {*range(2, 30), *range(50, ARCHITECTURE.vocab_size)}
+    assert drawn[TableTokenizer] & missing
+    assert not drawn[GappyTokenizer] & missing
+    completion = completions[0]
+    prompt = TableTokenizer().encode(next(r.prompt for r in ragged(14) if r.id == completion.id))
+    expected = jax.nn.log_softmax(full_logits(params, [*prompt, *completion.tokens]), axis=-1)
+    found = [expected[len(prompt) - 1 + i, token] for i, token in enumerate(completion.tokens)]
+    np.testing.assert_allclose(completion.logprobs, found, atol=1e-4)
+
+
 def test_tokens_equal_teacher_forced_argmax_of_plain_forward(params):
     requests = ragged(14)
     completions = by_id(make_engine(params).generate(requests, GREEDY))

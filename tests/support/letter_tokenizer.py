@@ -17,6 +17,9 @@ class LetterTokenizer:
     def __init__(self, vocab_size: int = 32):
         self.vocab_size = vocab_size
 
+    def missing_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        return ()
+
     def encode_prompt(self, prompt: str) -> list[int]:
         return [0, *self.letters(prompt)]
 

@@ -52,6 +52,9 @@ class TableTokenizer:
     def special_id(self, text: str) -> int | None:
         return next((token for token, special in self.specials.items() if special == text), None)
 
+    def missing_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        return ()
+
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.encode(prompt)
 

@@ -110,6 +110,28 @@ def test_token_that_only_a_file_beside_the_vocabulary_names_is_one_here_and_in_t
     assert again.decode(ids) == "red cat"
 
 
+def test_rows_that_are_no_token_are_known_by_their_ranges(tmp_path):
+    place = write_byte_level(tmp_path, ["<|stop|>"], eos_token="<|stop|>")
+    size = Tokenizer.load(place).vocab_size
+
+    def move(file):
+        file["model"]["vocab"]["<|stop|>"] = file["added_tokens"][0]["id"] = size + 4
+
+    change(place / "tokenizer.json", move)
+    tokenizer = Tokenizer.load(place, rows=size + 8)
+    assert tokenizer.missing_ids(size + 8) == ((size - 1, size + 4), (size + 5, size + 8))
+    # An end that only the model's files name by its id may be drawn.
+    (place / "config.json").write_text(json.dumps({"eos_token_id": size + 6}))
+    tokenizer = Tokenizer.load(place, rows=size + 8)
+    assert tokenizer.missing_ids(size + 8) == ((size - 1, size + 4), (size + 5, size + 6), (size + 7, size + 8))
+    assert Tokenizer.load(TINY).missing_ids(ROWS) == ()
+    assert Tokenizer.load(TINY).missing_ids(ROWS + 64) == ((ROWS, ROWS + 64),)
+    with_model_alone = write_sentencepiece(tmp_path / "model")
+    size = Tokenizer.load(with_model_alone).vocab_size
+    assert Tokenizer.load(with_model_alone).missing_ids(size + 3) == ((size, size + 3),)
+    assert Tokenizer.load(with_model_alone).decode([size, size + 2]) == ""
+
+
 def test_vocabulary_of_a_newer_library_says_which_one_is_here(model):
     import tokenizers
 
