@@ -146,6 +146,7 @@ def _run(options: EvaluateOptions) -> None:
     from isheep_jax.checkpoint.pretrained import weights_digest
     from isheep_jax.cli.console import Console
     from isheep_jax.cli.evaluation_table import evaluation_lines
+    from isheep_jax.directory_lock import owned
     from isheep_jax.evaluation.inspect_log import inspect_ai_package
     from isheep_jax.evaluation.reference import base_of
     from isheep_jax.evaluation.task import JudgeModel
@@ -174,7 +175,7 @@ def _run(options: EvaluateOptions) -> None:
         digest = distributed.from_primary(lambda: weights_digest(judge_directory))
         judge = JudgeModel(lambda: models.load(judge_directory, "auto"), digest)
     measured = []
-    with Console(None) as console:
+    with Console(None) as console, owned("--output", chosen[0].owned):
         evaluators_of = [evaluators(settings, subject.facts(), judge) for subject in chosen]
         # Hours may pass before a later task would miss its data.
         for evaluator in evaluators_of[0].values():

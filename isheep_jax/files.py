@@ -75,20 +75,37 @@ def remove_remainders(directory: epath.Path) -> None:
         remainder.rmtree(missing_ok=True)
 
 
+def make_directory(setting: str, path: epath.Path) -> None:
+    """Makes a directory unless it is there.
+
+    setting: name of the setting that has the path, for messages.
+    Raises UserError when the path is a file or cannot be made.
+    """
+    with as_user_error(setting, path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{setting}: {path} is a file; name a directory")
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def check_writable(setting: str, path: epath.Path) -> None:
     """Makes a directory, or removes the remainders of killed processes from it. Call it in the primary.
 
     setting: name of the setting that has the path, for messages.
     Raises UserError when the path is a file or nothing can be written there.
     """
+    make_directory(setting, path)
     probe = _temporary(path / "probe")
-    try:
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{setting}: {path} is a file; name a directory")
-        path.mkdir(parents=True, exist_ok=True)
+    with as_user_error(setting, path):
         remove_remainders(path)
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def as_user_error(setting: str, path: epath.Path) -> Iterator[None]:
+    """Turns the errors of a disk or bucket that cannot be written into one line that names the setting."""
+    try:
+        yield
     except UserError:
         raise
     except ImportError as error:

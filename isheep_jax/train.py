@@ -51,13 +51,15 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(config: Config) -> None:
     from isheep_jax.cli.console import Console
+    from isheep_jax.directory_lock import owned
     from isheep_jax.runtime.backend import JaxBackend
     from isheep_jax.runtime.run import run
 
-    backend = JaxBackend(config)
-    with Console(config.directory) as console:
-        console.opening(config, backend.description())
-        console.closing(run(config, console, backend))
+    with owned("workdir", config.directory):
+        backend = JaxBackend(config)
+        with Console(config.directory) as console:
+            console.opening(config, backend.description())
+            console.closing(run(config, console, backend))
 
 
 def _fingerprint(config: Config) -> dict[str, Any]:

@@ -105,6 +105,7 @@ LOOP_MAY_IMPORT = {
     "chat_server",
     "config",
     "decode.requests",
+    "directory_lock",
     "distributed",
     "errors",
     "files",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isheep_jax.config import OWN_JUDGES, Config
+from isheep_jax.directory_lock import owned
 from isheep_jax.files import write_json
 from isheep_jax.loop import guards
 from isheep_jax.loop.context import StageContext
@@ -57,8 +58,19 @@ def run(
 
     Returns a summary of the base model (iteration 0) and one of each iteration, which are also in `summary.json` of
     each; `best.json` names the best iteration so far. Raises UserError for bad input: before anything is written where
-    it can be known before.
+    it can be known before; and where another process is at work in the directory.
     """
+    with owned("workdir", config.directory):
+        return _run(config, backend, evaluators, held_out, reporter)
+
+
+def _run(
+    config: Config,
+    backend: Backend,
+    evaluators: Mapping[str, Evaluator],
+    held_out: frozenset[str],
+    reporter: Reporter,
+) -> list[IterationSummary]:
     held_out = frozenset(normalize(text) for text in held_out)
     inputs = read_inputs(config, backend.judge, held_out)
     read_material(config, inputs)

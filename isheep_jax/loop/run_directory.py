@@ -9,15 +9,16 @@ and tells the others.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from isheep_jax import distributed
+from isheep_jax import directory_lock, distributed
 from isheep_jax.config import Config, flatten, to_json
 from isheep_jax.errors import UserError
-from isheep_jax.files import check_writable, read_json, write_atomically, write_json
+from isheep_jax.files import check_writable, make_directory, read_json, write_atomically, write_json
 from isheep_jax.loop.stage_files import StageFiles
 from isheep_jax.loop.stages.table import LEVELS, STAGES, StageSpec, inputs_after, later_sections
 
@@ -28,8 +29,13 @@ _FREE = (
     *("evaluate.task_data", "evaluate.allow_code_execution", "evaluate.judge_key", "evaluate.judge_requests"),
     *("mesh.", "decode.slots", "decode.steps_per_call"),
 )
-# Files that the commands put into a run directory before the loop does.
-_BESIDE = {"log.txt"}
+# What may lie in the directory of a new run: hidden files, what a fresh volume or a desktop brings along, the job's own
+# log, and what a start that was interrupted left.
+_HARMLESS = re.compile(
+    r"\..*|lost\+found|System Volume Information|\$RECYCLE\.BIN|desktop\.ini|Thumbs\.db|__pycache__|"
+    r".*\.(log|out|err|[oe]\d+)|(log|std(out|err))\.txt|(inputs|environment)\.json",
+    re.IGNORECASE,
+)
 
 
 def digest(values: Any) -> str:
@@ -67,7 +73,11 @@ class RunDirectory:
         return self.iteration(number) / "model" if number else None
 
     def stage(self, iteration: int, spec: StageSpec, turn: int = 1) -> StageFiles:
-        """Returns the files of a stage. The stages of a second turn have a directory of their own."""
+        """Returns the files of a stage. The stages of a second turn have a directory of their own.
+
+        Raises UserError when another process has taken the run directory from this one.
+        """
+        directory_lock.check(self.path)
         directory = self.iteration(iteration) / "second_turn" if turn == 2 else self.iteration(iteration)
         return StageFiles(directory / spec.directory, spec.record, self.digest(spec.level))
 
@@ -96,16 +106,18 @@ def inputs_of(level: str, inputs: Mapping[str, str]) -> dict[str, str]:
 
 def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
     """Raises UserError unless `path` can become the run's directory, or is it already."""
-    check_writable("workdir", path)
+    make_directory("workdir", path)
     if (path / "config.json").exists():
         _check_resumable(path, config, inputs)
+        check_writable("workdir", path)
         return
-    others = sorted(p.name for p in path.iterdir() if p.name not in _BESIDE | {"inputs.json", "environment.json"})
+    others = sorted(p.name for p in path.iterdir() if not _HARMLESS.fullmatch(p.name))
     if others:
         raise UserError(
             f"workdir: {path} holds something else ({', '.join(others[:3])}{', ...' if others[3:] else ''}); "
             "name an empty or new directory"
         )
+    check_writable("workdir", path)
 
 
 def _write(path: epath.Path, config: Config, inputs: dict[str, str], environment: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from isheep_jax.checkpoint.hf_weights import save_checkpoint
 from isheep_jax.checkpoint.pretrained import Pretrained, open_model
 from isheep_jax.config import MeshConfig, SFTConfig
+from isheep_jax.directory_lock import owned
 from isheep_jax.files import on_object_store
 from isheep_jax.loop.protocols import FineTuneJob
 from isheep_jax.runtime.devices import default_dtype, use_compilation_cache
@@ -60,7 +61,8 @@ def fine_tune(
     examples = [Example(str(i), (Message("user", pair[0]),), pair[1]) for i, pair in enumerate(pairs)]
     job = FineTuneJob(iteration=1, start=None, examples=examples, directory=epath.Path(directory), card=None)
     base = adapter_base(model, pretrained.directory)
-    return train_and_save(pretrained, job, sft, mesh=devices, dtype=dtype, seed=seed, base=base, on_step=on_step)
+    with owned("directory", job.directory):
+        return train_and_save(pretrained, job, sft, mesh=devices, dtype=dtype, seed=seed, base=base, on_step=on_step)
 
 
 def train_and_save(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from isheep_jax.config import Config, EvaluateConfig
 from isheep_jax.config_checks import check_values
+from isheep_jax.directory_lock import owned
 from isheep_jax.evaluation.task import JudgeModel
 from isheep_jax.evaluation.tasks import check_stop, evaluators, held_out_texts
 from isheep_jax.loop import algorithm
@@ -29,10 +30,11 @@ def run(config: Config, reporter: Reporter | None = None, backend: Backend | Non
     """
     check_values(config)
     check_readings(config)
-    backend = backend or JaxBackend(config)
-    check_stop(config)
-    measures = evaluators_of(config.evaluate, backend)
-    return algorithm.run(config, backend, measures, held_out_texts(config.evaluate), reporter or LogReporter())
+    with owned("workdir", config.directory):
+        backend = backend or JaxBackend(config)
+        check_stop(config)
+        measures = evaluators_of(config.evaluate, backend)
+        return algorithm.run(config, backend, measures, held_out_texts(config.evaluate), reporter or LogReporter())
 
 
 def evaluators_of(settings: EvaluateConfig, backend: Backend) -> dict[str, Evaluator]:

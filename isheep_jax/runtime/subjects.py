@@ -42,11 +42,13 @@ class Subject:
     """A model to measure.
 
     label: its name in tables. directory: its checkpoint. output: gets `evaluation.json` and `evaluation/`.
+    owned: what no other process may write in meanwhile: the run, or the directory that is named for the results.
     """
 
     label: str
     directory: epath.Path
     output: epath.Path
+    owned: epath.Path
     decoding: Decoding
 
     def open(self) -> Pretrained:
@@ -81,7 +83,8 @@ def subjects(path: str, iterations: str, output: str, decoding: Decoding) -> lis
     checkpoint = locate_model(path)
     named = path if path in EMBEDDED or not directory.is_dir() else str(directory.resolve())
     name = re.sub(r"[^\w.@-]", "_", named.rstrip("/").rpartition("/")[2]) or "model"
-    return [Subject(name, checkpoint, epath.Path(output or f"evaluations/{name}"), decoding)]
+    results = epath.Path(output or f"evaluations/{name}")
+    return [Subject(name, checkpoint, results, results, decoding)]
 
 
 def _of_run(run: epath.Path, iterations: str, output: epath.Path, decoding: Decoding) -> list[Subject]:
@@ -101,7 +104,7 @@ def _of_run(run: epath.Path, iterations: str, output: epath.Path, decoding: Deco
             raise UserError(f"--iteration: {run} has no model of iteration {number}; it has {known}")
         checkpoint = models[number] if number else locate_model(settings["model"]["path"], "--model")
         label = f"iteration {number}" if number else "iteration 0 (base)"
-        return Subject(label, checkpoint, output / f"iteration_{number}", decoding)
+        return Subject(label, checkpoint, output / f"iteration_{number}", output, decoding)
 
     return [subject(number) for number in chosen]
 

@@ -1,7 +1,6 @@
 """The runs of a study: the directory of each, running or resuming it, and reading its results."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isheep_jax.config import Config, EvaluateConfig, flatten
+from isheep_jax.directory_lock import owned
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json, write_json
 from isheep_jax.loop.algorithm import run
@@ -98,7 +98,8 @@ def run_or_resume(config: Config, factory: RunFactory) -> Result:
     input.
     """
     directory = Path(config.directory)
-    with _exclusive(directory):
+    # Several processes may share the work of a study, and the next one needs this run.
+    with owned("workdir", directory, wait=True):
         if finished := read_result(config):
             return finished
         begun = time.monotonic()
@@ -128,15 +129,6 @@ def _sibling_runs(directory: Path) -> Iterator[Run]:
             # A run of another version of the settings has nothing in common with this one.
             with contextlib.suppress(KeyError):
                 yield Run.read(other)
-
-
-@contextlib.contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """Waits until no other process works on this run."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f".{directory.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def figure_at(results: Mapping[str, Any], path: str) -> float | None:

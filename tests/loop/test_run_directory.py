@@ -108,3 +108,24 @@ def test_other_seeds_or_prompts_are_refused(tmp_path):
     open_(tiny_config(tmp_path))
     with pytest.raises(UserError, match="made with other files: seeds changed"):
         open_(tiny_config(tmp_path), {"seeds": "2"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lost+found/", ".snapshot/", ".DS_Store", "slurm-1.out", "slurm-1.err", "nohup.out", "job.o123", "train.log"],
+)
+def test_harmless_files_beside_a_new_run_are_no_obstacle_and_stay(tmp_path, name):
+    if name.endswith("/"):
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("kept")
+    open_(tiny_config(tmp_path))
+    assert (tmp_path / name).exists()
+
+
+def test_hidden_remainders_of_others_stay_in_a_directory_that_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / ".thesis.tex.tmp").touch()
+    with pytest.raises(UserError, match="something else"):
+        open_(tiny_config(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
