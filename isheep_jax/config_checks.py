@@ -94,6 +94,11 @@ def check_section(section: str, settings: object) -> None:
 def check_together(config: Config) -> None:
     """Raises `UserError` for settings that are good by themselves but not with each other."""
     assess, select, stop = config.assess, config.select, config.stop
+    if not config.name.strip(" .") or not config.name.isprintable() or set(config.name) & set("/\\"):
+        # It is shown on terminals and in cards, and names the directory in runs/.
+        raise UserError(
+            f"--name: {config.name!r} is no name; it needs letters or digits, without / or control characters"
+        )
     if is_server(assess.judge):
         if assess.read != "sampled":
             raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")

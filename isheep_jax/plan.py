@@ -14,6 +14,7 @@ from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.errors import UserError
+from isheep_jax.text_files import read_object
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _print_table(names: Sequence[str]) -> None:
-    from isheep_jax.planning import programs, report
+    from isheep_jax.planning import report
 
     if not names:
         raise UserError("--table needs files that --output wrote: --table a.json b.json")
-    plans = []
-    for name in names:
+    plans = [read_object(name, "--table", "what --output writes") for name in names]
+    for name, plan in zip(names, plans, strict=True):
         try:
-            plans.append(json.loads(Path(name).read_text()))
-            if set(plans[-1]["programs"]) != set(programs.NAMES) or not plans[-1]["settings"]:
-                raise ValueError
-        except (OSError, ValueError, TypeError, KeyError):
+            report.table([plan])
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"--table: {name} is not a file that --output wrote") from None
     print("\n".join(report.table(plans)))
 

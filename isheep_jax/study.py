@@ -70,6 +70,8 @@ def main(arguments: Sequence[str]) -> None:
     """Runs what is missing of the study, and prints its tables. Raises `UserError` for bad input."""
     options = COMMAND.parse(arguments)
     study = named_study(options.study)
+    if not options.seeds:
+        raise UserError("--seeds: the list is empty; name a seed, such as --seeds 1")
     rows = chosen_rows(study, options.rows or None)
     config = _config_of_all_rows(options.settings)
     study.check(config)

@@ -89,6 +89,7 @@ def _given(
     unnamed = [name for name in positional if f"--{name}" not in named]
     open_for = 0  # how many more words the last setting may take as values
     for word in arguments:
+        _check_is_text(word)
         if not word.startswith("--"):
             if open_for == 0 and unnamed and not word.startswith("-"):
                 pairs.append((unnamed.pop(0), [word]))
@@ -111,6 +112,16 @@ def _given(
         open_for = len(arguments) if is_list else int(not equals and settings[name].hint is not bool)
     _check_has_value(pairs, settings)
     return dict(pairs)
+
+
+def _check_is_text(word: str) -> None:
+    """Raises `UserError` for a word whose bytes are no text: Python hands them on as halves of surrogate pairs."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        name, equals, _ = word.partition("=")
+        shown = name if equals else word
+        raise UserError(f"{shown.encode('utf-8', 'replace').decode()}: this is not UTF-8 text") from None
 
 
 def _check_has_value(pairs: Sequence[tuple[str, list[str]]], settings: Mapping[str, Setting]) -> None:

@@ -48,6 +48,7 @@ class Console:
         self._is_primary = distributed.is_primary()
         self._rich = RichConsole(file=stream or sys.stdout, force_terminal=interactive, highlight=False, soft_wrap=True)
         self._clock = clock
+        self._opening: list[str] = []
         self._waiting_for_log: list[str] = []
         self._log: _Log | None = None
         self._rows: list[IterationSummary] = []
@@ -63,23 +64,25 @@ class Console:
             self._log = None
 
     def opening(self, config: Config, description: str) -> None:
-        """Prints the first lines of a run. description: the model and the devices, in one line."""
+        """Keeps the first lines of a run until something happens: of a run that is refused, only the reason is shown.
+
+        description: the model and the devices, in one line.
+        """
         answers = f", {config.respond.samples} answers each" if config.respond.samples > 1 else ""
-        self.note(f"I-SHEEP run '{config.name}': a model writes instructions, answers them, grades the answers itself")
-        self.note("and learns from the best; then the new model does the same.")
-        self.note(f"  model       {description}")
-        self.note(
+        self._opening = [
+            f"I-SHEEP run '{config.name}': a model writes instructions, answers them, grades the answers itself",
+            "and learns from the best; then the new model does the same.",
+            f"  model       {description}",
             f"  iterations  {config.iterations}, each with {config.synthesize.instructions} new instructions{answers}; "
-            f"keeps {describe(config)}"
-        )
+            f"keeps {describe(config)}",
+        ]
         if config.evaluate.tasks:
             tasks = ", ".join(config.evaluate.tasks)
             limit = config.evaluate.limit
             count = f"up to {limit} held-out prompts each" if limit else "all held-out prompts"
-            self.note(f"  measured    on {tasks}: {count}")
-        self.note(f"  results     {config.directory}  (stop it at any time: the same command goes on)")
-        for line in _time_lines(config):
-            self.note(f"  {line}")
+            self._opening.append(f"  measured    on {tasks}: {count}")
+        self._opening.append(f"  results     {config.directory}  (stop it at any time: the same command goes on)")
+        self._opening += [f"  {line}" for line in _time_lines(config)]
 
     @contextmanager
     def stage(self, iteration: int, name: str, total: int | None, unit: str) -> Iterator[StageProgress]:
@@ -173,6 +176,9 @@ class Console:
         """Prints a line, and writes it to the log."""
         if not self._is_primary:
             return
+        opening, self._opening = self._opening, []
+        for first in opening:
+            self._print(first)
         self._rich.print(escape(line), style=style)
         if self._log is None:
             self._waiting_for_log.append(line)

@@ -6,6 +6,7 @@ letter instead, in two prompts).
 """
 
 import contextlib
+import io
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -128,7 +129,9 @@ def _check_nltk() -> None:
         raise UserError(f'ifeval: {error.name} is not installed: pip install "isheep_jax[eval]"') from None
     if _has_punkt(nltk):
         return
-    nltk.download("punkt_tab", quiet=True)
+    # It prints its failures, which the error below says in one line.
+    with contextlib.redirect_stderr(io.StringIO()):
+        nltk.download("punkt_tab", quiet=True)
     if not _has_punkt(nltk):
         raise UserError(
             "ifeval: nltk's data punkt_tab is neither here nor can it be downloaded; set NLTK_DATA to a directory with "

@@ -36,6 +36,8 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
     """
     if path in EMBEDDED:
         return epath.Path(EMBEDDED[path])
+    if not path:
+        raise UserError(f"{setting}: it is empty; {_FORMS}")
     try:
         directory = epath.Path(path).expanduser()
         if is_gguf(directory):

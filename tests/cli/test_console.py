@@ -180,8 +180,12 @@ def test_finished_iterations_of_resumed_run_come_in_one_table(tmp_path, screen):
 
 def test_opening_says_what_will_happen(tmp_path, screen):
     config = named_config("tiny")
-    Console(tmp_path, stream=screen).opening(config, "Llama, 2.3 M parameters, on 1 CPU device")
-    text = screen.getvalue()
+    console = Console(tmp_path, stream=screen)
+    console.opening(config, "Llama, 2.3 M parameters, on 1 CPU device")
+    assert screen.getvalue() == ""  # the run may still be refused
+    console.note("a stage begins")
+    text, after = screen.getvalue().split("a stage begins")
+    assert after == "\n"
     for word in ("2.3 M parameters", str(config.iterations), str(config.synthesize.instructions), "runs/tiny"):
         assert word in text
 
