@@ -20,6 +20,13 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def quoted(value: object, most: int = 80) -> str:
+    """Returns a value out of a file for a message: at most so many characters, none of which a terminal acts on."""
+    text = value if isinstance(value, str) else repr(value)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return f"{shown}..." if len(text) > most else shown
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns "did you mean '...'? " with the nearest of the known names; "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)

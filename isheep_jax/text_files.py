@@ -6,13 +6,14 @@ taken is refused with the file and the line: half of a surrogate pair, which no 
 twice, of which JSON keeps the last one silently, and numbers that are none (NaN).
 """
 
+import collections
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
-from isheep_jax.errors import UserError, one_line
+from isheep_jax.errors import UserError, one_line, quoted
 
 # Characters of a file that a message quotes.
 _QUOTED = 60
@@ -138,9 +139,8 @@ def _values(path: epath.PathLike, text: str, setting: str, like: str) -> Iterato
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} is there twice")
+        twice, count = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {quoted(twice)!r} is there {'twice' if count == 2 else f'{count} times'}")
     return values
 
 

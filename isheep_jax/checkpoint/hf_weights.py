@@ -18,53 +18,65 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from isheep_jax import distributed
 from isheep_jax.checkpoint.hf_config import config_json
 from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, write_file
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.files import whole_directory
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.gguf_model.tensors import GGUFTensor, stored_tensors
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 from isheep_jax.model.quantization import StorageDtype, quantize
 from isheep_jax.sharding import AXES, ShardingRules, partition
+from isheep_jax.text.json_files import read_json_object
 from isheep_jax.text.tokenizer import Tokenizer
 
 # Maximum size of an exported weight file (bytes); larger exports have several files and an index.
 SHARD_BYTES = 4_500_000_000
-# Tensors of old checkpoints that are not parameters: RoPE frequencies, and a copy of the tied lm_head.
-_IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|^lm_head\.weight$")
+# RoPE frequencies, which old checkpoints have and config.json says.
+_FREQUENCIES = re.compile(r"\.rotary_emb\.inv_freq$")
+# Beside tied embeddings it may only be a copy of them, see `_check_head`.
+_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+_FILE_NAME = re.compile(r"[\w.-]+\.safetensors")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Numbers of two tensors that are compared at a time.
+_COMPARED = 4 * 2**20
 _READER_THREADS = 8  # one thread cannot saturate a disk or a bucket
 
 
 def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, StoredTensor | GGUFTensor]:
     """Finds every tensor of the architecture in a Hugging Face directory or GGUF file, reading only the file headers.
 
+    With tied embeddings the lm_head is among them if there is one, for `_check_head`.
     Raises `UserError`, naming tensor and file, when a tensor is missing, has another shape or dtype or belongs to no
     parameter, or when a file is missing, truncated or damaged.
     """
     directory = epath.Path(directory)
     source, stored = _stored_tensors(directory)
-    expected = set()
+    expected = {}
     for _, spec in leaves(parameter_table(architecture)):
         for name in _names(spec):
-            expected.add(name)
             if name not in stored:
                 raise UserError(f"{source}: tensor {name} is missing")
-            tensor = stored[name]
-            if tensor.dtype_name not in DTYPES:
-                raise UserError(
-                    f"{tensor.path}: tensor {name} is stored as {tensor.dtype_name}; only {', '.join(DTYPES)} are read"
-                )
-            if tensor.shape != spec.hf_shape:
-                raise UserError(
-                    f"{tensor.path}: tensor {name} has shape {tensor.shape}; config.json asks for {spec.hf_shape}"
-                )
-    for name in stored.keys() - expected:
-        if not _IGNORED.search(name):
+            expected[name] = _checked(stored[name], spec.hf_shape)
+    if _HEAD in stored and _HEAD not in expected:
+        expected[_HEAD] = _checked(stored[_HEAD], expected[_EMBEDDINGS].shape)
+    for name in sorted(stored.keys() - expected.keys()):
+        if not _FREQUENCIES.search(name):
             raise UserError(
-                f"{stored[name].path}: tensor {name} belongs to no parameter of a {architecture.traits.class_name} as "
-                "config.json describes it"
+                f"{stored[name].path}: tensor {quoted(name)} belongs to no parameter of a "
+                f"{architecture.traits.class_name} as config.json describes it"
             )
-    return {name: stored[name] for name in expected}
+    return expected
+
+
+def _checked(tensor: StoredTensor | GGUFTensor, shape: tuple[int, ...]) -> StoredTensor | GGUFTensor:
+    """Returns a tensor that can be read and has this shape. Raises `UserError` for any other."""
+    if tensor.dtype_name not in DTYPES:
+        raise UserError(
+            f"{tensor.path}: tensor {tensor.name} is stored as {quoted(tensor.dtype_name)}; only {', '.join(DTYPES)} "
+            "are read"
+        )
+    if tensor.shape != shape:
+        raise UserError(f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}; config.json asks for {shape}")
+    return tensor
 
 
 def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, StoredTensor | GGUFTensor]]:
@@ -74,23 +86,41 @@ def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, Stored
         return directory, stored_tensors(directory)
     if single.exists():
         return single, read_header(single)
-    if not index.exists():
-        pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
-        hint = (
-            f"only {pickled[0]}, a pickle file, which could run any code and is never read; convert it to safetensors"
-            if pickled
-            else f"there is neither {single.name} nor {index.name}"
-        )
-        raise UserError(f"{directory} holds no weights that can be read: {hint}")
-    try:
-        files = dict(json.loads(index.read_text())["weight_map"])
-        tensors = {file: read_header(directory / file) for file in sorted(set(files.values()))}
-    except (ValueError, KeyError, TypeError):  # not JSON, no weight_map, or a malformed one
-        raise UserError(f"{index} is not a safetensors index: it needs a weight_map") from None
-    for name, file in files.items():
-        if name not in tensors[file]:
-            raise UserError(f"{directory / file}: tensor {name} is missing, but {index.name} says that it is there")
-    return index, {name: tensors[file][name] for name, file in files.items()}
+    if index.exists():
+        return index, _indexed(directory, index)
+    others = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
+    hint = f"there is neither {single.name} nor {index.name}"
+    if others:
+        hint = f"only {others[0]}, a pickle file, which could run any code and is never read; convert it to safetensors"
+    elif others := sorted(path.name for path in directory.glob("*.safetensors")):
+        hint += f", only {quoted(others[0])}"
+    raise UserError(f"{directory} holds no weights that can be read: {hint}")
+
+
+def _indexed(directory: epath.Path, index: epath.Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of the files that an index names. Raises `UserError` unless both know of the same tensors."""
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UserError(f"{index} is not a safetensors index: it needs a weight_map from tensors to files")
+    stored: dict[str, StoredTensor] = {}
+    for file in sorted(set(places.values())):
+        if not _FILE_NAME.fullmatch(file):
+            raise UserError(f"{index}: {quoted(file)} is not the name of a safetensors file in the same directory")
+        tensors = read_header(directory / file)
+        if twice := sorted(tensors.keys() & stored.keys()):
+            other = stored[twice[0]].path.name
+            raise UserError(f"{directory / file}: tensor {quoted(twice[0])} is in {other}, too; only one can be meant")
+        stored |= tensors
+    for name, file in places.items():
+        if name not in stored or stored[name].path.name != file:
+            raise UserError(
+                f"{directory / file}: tensor {quoted(name)} is missing, but {index.name} says that it is there"
+            )
+    for name in sorted(stored.keys() - places.keys()):
+        if not _FREQUENCIES.search(name):
+            file = stored[name].path.name
+            raise UserError(f"{index}: tensor {quoted(name)}, which {file} has, is missing in the weight_map")
+    return stored
 
 
 def load_parameters(
@@ -116,9 +146,11 @@ def load_parameters(
         weights_dtype: "int8" turns each matrix into a `Quantized` at once, so that the float weights are never all in
             memory.
 
-    Raises as `find_tensors`.
+    Raises as `find_tensors`, and when a tensor has numbers that are not finite.
     """
     tensors = find_tensors(directory, architecture)
+    if architecture.tied_embeddings and _HEAD in tensors:
+        _check_head(tensors[_HEAD], tensors[_EMBEDDINGS])
     specs, tree = jax.tree.flatten(parameter_table(architecture))
     loaded: list[jax.Array | None] = [None] * len(specs)
     # The largest leaf first, while there is memory for the copies that the exchange needs.
@@ -127,13 +159,42 @@ def load_parameters(
         for i in order:
             spec = specs[i]
             sharding = NamedSharding(mesh, partition(spec.axes, rules))
-            leaf = _read_stored([tensors[name] for name in _names(spec)], spec, sharding, threads)
+            stored = [tensors[name] for name in _names(spec)]
+            leaf = _read_stored(stored, spec, sharding, threads)
             # Waiting bounds the memory: otherwise reading would run ahead of the devices.
-            leaf = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
+            leaf, finite = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
+            _check_finite(stored, np.asarray(finite))
             if weights_dtype == "int8" and spec.is_matrix:
                 leaf = quantize(leaf, spec.input_axes)
             loaded[i] = jax.block_until_ready(leaf)
     return jax.tree.unflatten(tree, loaded)
+
+
+def _check_head(head: StoredTensor | GGUFTensor, embeddings: StoredTensor | GGUFTensor) -> None:
+    """Raises `UserError` unless a stored lm_head that config.json ties to the embeddings is the same as they."""
+    rows, width = head.shape
+    step = max(1, _COMPARED // width)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        parts = []
+        for tensor in (head, embeddings):
+            parts.append(np.empty((count, width), tensor.dtype))
+            tensor.read_rows(start, start + count, parts[-1])
+        if not np.array_equal(*parts):
+            raise UserError(
+                f"{head.path}: {_HEAD} is not the same as {_EMBEDDINGS}, but config.json says tie_word_embeddings=true;"
+                " set it to false if the head is to be used, or remove the head"
+            )
+
+
+def _check_finite(tensors: list[StoredTensor | GGUFTensor], finite: np.ndarray) -> None:
+    """Raises `UserError` that names the first tensor with a number that is not finite. finite: by tensor."""
+    if not finite.all():
+        tensor = tensors[int(np.argmin(finite))]
+        raise UserError(
+            f"{tensor.path}: tensor {tensor.name} has numbers that are not finite (NaN or infinity), so that all that "
+            "the model computes would be; take an undamaged copy, or an earlier state of the training that made it"
+        )
 
 
 def _read_stored(
@@ -186,6 +247,8 @@ def _read_stored(
 def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, sharding: NamedSharding):
     """Returns the program that brings a leaf from its stored layout into its final one.
 
+    It also returns whether all numbers are finite, of each layer if the leaf is stacked.
+
     Args:
         spec: the leaf's parameter.
         dtype: dtype of the result.
@@ -198,11 +261,12 @@ def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, s
     kept = tuple(axis for axis in rows if axis in sharding.spec)
     copied = NamedSharding(sharding.mesh, PartitionSpec(*[None] * spec.stacked, kept))
 
-    def arrange(leaf: jax.Array) -> jax.Array:
+    def arrange(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
         leaf = jax.lax.with_sharding_constraint(leaf, copied)
-        return (leaf.swapaxes(-1, -2) if spec.transposed else leaf).reshape(spec.shape).astype(dtype)
+        leaf = (leaf.swapaxes(-1, -2) if spec.transposed else leaf).reshape(spec.shape).astype(dtype)
+        return leaf, jnp.all(jnp.isfinite(leaf), axis=range(int(spec.stacked), leaf.ndim))
 
-    return jax.jit(arrange, out_shardings=sharding)
+    return jax.jit(arrange, out_shardings=(sharding, NamedSharding(sharding.mesh, PartitionSpec())))
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "dtype", "sharding"))

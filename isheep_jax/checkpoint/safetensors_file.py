@@ -15,12 +15,14 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, one_line, quoted
+from isheep_jax.text_files import parse_json
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # A larger header size means a damaged file: the header of a model with a thousand tensors takes 100 KB.
-_MAX_HEADER = 100_000_000
+_MAX_HEADER = 25_000_000
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -60,39 +62,70 @@ class StoredTensor:
 def read_header(path: epath.Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a file by name.
 
-    Raises `UserError`, naming the file and any tensor at fault, when the file is missing, damaged or truncated.
+    Raises `UserError`, naming the file and any tensor at fault, when the file is missing, damaged or truncated, and
+    when a byte of it belongs to two tensors or to none.
     """
     try:
         size = path.stat().length
+        if size < 8:  # also a pipe, which would be waited for
+            raise UserError(f"{path} is truncated or not a safetensors file: it has {size} bytes")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
+            if length > min(size - 8, _MAX_HEADER):
                 raise UserError(f"{path} is truncated or not a safetensors file: its header is not whole")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (ValueError, RecursionError):  # includes JSON and UTF-8 errors
-        raise UserError(f"{path} is not a safetensors file: its header is not JSON") from None
+    except ValueError as error:  # includes those of UTF-8
+        raise UserError(
+            f"{path} is not a safetensors file: its header is not JSON ({quoted(one_line(error))})"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if not isinstance(header, dict):
         raise UserError(f"{path} is not a safetensors file: its header is not a JSON object")
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            (start, stop), shape, dtype = entry["data_offsets"], tuple(map(int, entry["shape"])), str(entry["dtype"])
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: the header's entry of tensor {name} is malformed") from None
-        if 8 + length + stop > size:
-            raise UserError(
-                f"{path} is truncated: tensor {name} ends at byte {8 + length + stop}, the file at byte {size}"
-            )
-        if dtype in DTYPES and stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
-            raise UserError(f"{path}: tensor {name} has {stop - start} bytes, which is not what {dtype} {shape} takes")
-        tensors[name] = StoredTensor(path, name, 8 + length + start, dtype, shape)
+    data = 8 + length
+    tensors = {name: _stored(path, name, entry, data) for name, entry in header.items() if name != "__metadata__"}
+    _check_extents(
+        path, [(*entry["data_offsets"], name) for name, entry in header.items() if name in tensors], size - data
+    )
     return tensors
+
+
+def _stored(path: epath.Path, name: str, entry: Any, data: int) -> StoredTensor:
+    """Returns the tensor that an entry of the header describes. data: the offset of the first tensor's first byte."""
+    try:
+        (start, stop), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+        numbers = [start, stop, *shape]
+        well_formed = isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS
+    except (KeyError, TypeError, ValueError):
+        numbers, well_formed = [], False
+    if not well_formed or not all(type(number) is int and number >= 0 for number in numbers) or stop < start:
+        raise UserError(f"{path}: the header's entry of tensor {quoted(name)} is malformed")
+    if dtype in DTYPES and stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise UserError(
+            f"{path}: tensor {quoted(name)} has {stop - start} bytes, which is not what {dtype} {tuple(shape)} takes"
+        )
+    return StoredTensor(path, name, data + start, dtype, tuple(shape))
+
+
+def _check_extents(path: epath.Path, extents: list[tuple[int, int, str]], size: int) -> None:
+    """Raises `UserError` unless the tensors fill the bytes after the header, one after the other.
+
+    extents: first byte, byte after the last and name of each. size: number of those bytes.
+    """
+    end, before = 0, "the header"
+    for start, stop, name in sorted(extents):
+        if stop > size:
+            raise UserError(
+                f"{path} is truncated: tensor {quoted(name)} ends {stop} bytes after the header, the file {size} bytes"
+            )
+        if start != end:
+            what = "overlaps" if start < end else f"leaves {start - end} bytes between itself and"
+            raise UserError(f"{path} is damaged: tensor {quoted(name)} {what} {quoted(before)}")
+        end, before = stop, f"tensor {name}"
+    if end < size:
+        raise UserError(f"{path} is damaged: {size - end} bytes after {quoted(before)} belong to no tensor")
 
 
 def write_file(

@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+from meshes import mesh_of
 from safetensors.numpy import load_file, save_file
 
 from isheep_jax import generate, train
 from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
+from isheep_jax.sharding import TRAIN_RULES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ENDS = {"eos_token_id": None}
@@ -93,8 +95,48 @@ def change_header(change):
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         change(header)
-        text = json.dumps(header).encode()
+        text = json.dumps(header).replace("Infinity", "1e400").encode()
         (model / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+    return damage
+
+
+def change_bytes(old, new):
+    """Replaces bytes of the weights by as many others."""
+
+    def damage(model):
+        content = (model / WEIGHTS).read_bytes()
+        assert old in content
+        (model / WEIGHTS).write_bytes(content.replace(old, new + b" " * (len(old) - len(new)), 1))
+
+    return damage
+
+
+def header_of(text):
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+def append(name, content):
+    return lambda model: (model / name).write_bytes((model / name).read_bytes() + content)
+
+
+def make_directory(name):
+    return lambda model: (model / name).mkdir()
+
+
+def make_pipe(name):
+    return lambda model: os.mkfifo(model / name)
+
+
+def copy_weights(name):
+    return lambda model: shutil.copy(model / WEIGHTS, model / name)
+
+
+def index_more(tensor, file):
+    def damage(model):
+        values = json.loads((model / INDEX).read_text())
+        values["weight_map"][tensor] = file
+        (model / INDEX).write_text(json.dumps(values))
 
     return damage
 
@@ -112,9 +154,11 @@ def drop_end_tokens(model):
     template.write_text(template.read_text().replace("<|end|>", "<|close|>"))
 
 
-PART = "model-00001-of-00002.safetensors"
+PART, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
 NORM = "model.norm.weight"
+INPUT_NORM = "model.layers.0.input_layernorm.weight"
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 CASES = {
     "no config.json": (remove("config.json"), ["config.json"]),
@@ -142,6 +186,57 @@ CASES = {
     "weights cut within the header": (write(WEIGHTS, b"\x40\0\0\0\0\0\0\0{"), [WEIGHTS, "truncated"]),
     "weights are empty": (write(WEIGHTS, b""), [WEIGHTS, "truncated"]),
     "weights are something else": (write(WEIGHTS, b"\x08\0\0\0\0\0\0\0PK\3\4abcd"), [WEIGHTS, "not a safetensors"]),
+    "weights are a directory": (all_of(remove(WEIGHTS), make_directory(WEIGHTS)), [WEIGHTS]),
+    "a pipe instead of weights": (all_of(remove(WEIGHTS), make_pipe(WEIGHTS)), [WEIGHTS, "truncated"]),
+    "header with a tensor twice": (
+        change_bytes(b'"model.layers.1.mlp.up_proj.weight"', b'"model.layers.0.mlp.up_proj.weight"'),
+        [WEIGHTS, "not JSON", "model.layers.0.mlp.up_proj.weight", "twice"],
+    ),
+    "header with numbers that are none": (change_bytes(b'"shape":[32]', b'"shape":[NaN]'), [WEIGHTS, "NaN"]),
+    "header nested too deeply": (write(WEIGHTS, header_of("[" * 100_000)), [WEIGHTS, "nested too deeply"]),
+    "header that is a list": (write(WEIGHTS, header_of("[]")), [WEIGHTS, "not a JSON object"]),
+    **{
+        f"header entry with {what}": (
+            change_header(lambda h, f=fields: h[NORM].update(f)),
+            [WEIGHTS, NORM, "malformed"],
+        )
+        for what, fields in {
+            "offsets as texts": {"data_offsets": ["0", "128"]},
+            "offsets as fractions": {"data_offsets": [0.0, 128.0]},
+            "offsets before the data": {"data_offsets": [-128, 0]},
+            "offsets the wrong way round": {"data_offsets": [128, 0]},
+            "one offset": {"data_offsets": [0]},
+            "offsets as one text": {"data_offsets": "01"},
+            "no list of offsets": {"data_offsets": None},
+            "an infinite shape": {"shape": [1e400]},
+            "a shape as text": {"shape": "32"},
+            "a shape of texts": {"shape": ["32"]},
+            "a shape of truth": {"shape": [True]},
+            "a negative shape": {"shape": [-4, -8]},
+            "a nested shape": {"shape": [[32]]},
+            "a million dimensions": {"shape": [1] * 1_000_000},
+            "a number as dtype": {"dtype": 32},
+            "no dtype": {"dtype": None},
+        }.items()
+    },
+    "header entry that is a list": (change_header(lambda h: h.update({NORM: [1, 2]})), [WEIGHTS, NORM, "malformed"]),
+    "header entry beyond all numbers": (
+        change_header(lambda h: h[NORM].update(shape=[2**62] * 8)),
+        [WEIGHTS, NORM, "bytes"],
+    ),
+    "tensors that overlap": (
+        change_header(lambda h: h[NORM].update(data_offsets=[offset - 4 for offset in h[NORM]["data_offsets"]])),
+        [WEIGHTS, "damaged", "overlaps"],
+    ),
+    "bytes between tensors": (
+        change_header(lambda h: h.pop(INPUT_NORM)),
+        [WEIGHTS, "damaged", "128 bytes between"],
+    ),
+    "bytes after all tensors": (append(WEIGHTS, b"0123456789"), [WEIGHTS, "10 bytes after", "no tensor"]),
+    "a name that a terminal would act on": (
+        change_header(lambda h: h.update({"\x1b[2Jx\n" * 1000: h.pop(NORM) | {"shape": "32"}})),
+        [WEIGHTS, r"\x1b[2Jx\n", "malformed"],
+    ),
     "a pointer of Git LFS": (write(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), [WEIGHTS]),
     "header entry without a shape": (change_header(lambda h: h[NORM].pop("shape")), [WEIGHTS, NORM, "malformed"]),
     "header entry of another size": (
@@ -160,6 +255,30 @@ CASES = {
         [NORM, "I8", "BF16"],
     ),
     "a tensor of float64": (change_tensors(lambda t: t.update({NORM: t[NORM].astype(np.float64)})), [NORM, "F64"]),
+    "weights under another name": (move_weights("weights.safetensors"), ["no weights", "weights.safetensors"]),
+    "a head that differs from the embeddings that it is tied to": (
+        change_tensors(lambda t: t.update({HEAD: t[EMBEDDINGS] + np.float32(1e-3)})),
+        [WEIGHTS, HEAD, "tie_word_embeddings"],
+    ),
+    "a tied head of another shape": (
+        change_tensors(lambda t: t.update({HEAD: t[EMBEDDINGS][:5]})),
+        [WEIGHTS, HEAD, "(5, 32)", "(128, 32)"],
+    ),
+    "a number that is none": (change_tensors(lambda t: t[UP].__setitem__((3, 4), np.nan)), [WEIGHTS, UP, "NaN"]),
+    "an infinite number": (change_tensors(lambda t: t[NORM].__setitem__(3, -np.inf)), [WEIGHTS, NORM, "infinity"]),
+    "an index nested too deeply": (all_of(write(INDEX, b"[" * 100_000), remove(WEIGHTS)), [INDEX, "nested"]),
+    "an index with numbers for files": (
+        all_of(write(INDEX, b'{"weight_map": {"a": 3}}'), remove(WEIGHTS)),
+        [INDEX, "weight_map"],
+    ),
+    "an index of a file elsewhere": (
+        all_of(write(INDEX, b'{"weight_map": {"a": "../model.safetensors"}}'), remove(WEIGHTS)),
+        [INDEX, "../model.safetensors", "same directory"],
+    ),
+    "a tensor in two files": (
+        all_of(copy_weights(SECOND), index_of(PART), move_weights(PART), index_more("x", SECOND)),
+        [SECOND, PART, "only one can be meant"],
+    ),
     "an index naming a missing file": (all_of(index_of(PART), remove(WEIGHTS)), [PART, "missing"]),
     "an index without weight_map": (all_of(write(INDEX, b"{}"), remove(WEIGHTS)), [INDEX, "weight_map"]),
     "an index that leaves a tensor out": (
@@ -197,6 +316,12 @@ CASES = {
 }
 
 
+def load(model):
+    opened = open_model(model)
+    opened.check_chat()
+    opened.load(mesh=mesh_of(), rules=TRAIN_RULES, dtype=np.float32)
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_bad_checkpoint_is_one_line_and_is_left_as_it_was(kind, small_checkpoint, tmp_path):
     damage, words = CASES[kind]
@@ -204,9 +329,10 @@ def test_bad_checkpoint_is_one_line_and_is_left_as_it_was(kind, small_checkpoint
     damage(model)
     before = sorted(os.walk(tmp_path))
     with pytest.raises(UserError) as caught:
-        open_model(model).check_chat()
+        load(model)
     message = str(caught.value)
-    assert "\n" not in message
+    assert message.isprintable()
+    assert len(message) < 1000
     for word in words:
         assert word in message
     assert sorted(os.walk(tmp_path)) == before
