@@ -37,7 +37,7 @@ LOWEST, HIGHEST = 1, 10
 # What a local judge's probabilities are asked for: the form that the benchmark's prompts ask for.
 CHOICES = tuple(f"Rating: [[{n}]]" for n in range(LOWEST, HIGHEST + 1))
 _JUDGE_TOKENS = 2048
-_DOUBLE, _SINGLE = re.compile(r"\[\[\s*(\d+\.?\d*)\s*\]\]"), re.compile(r"\[\s*(\d+\.?\d*)\s*\]")
+_DOUBLE, _SINGLE = re.compile(r"\[\[\s*(\d+(?:\.\d*)?)\s*\]\]"), re.compile(r"\[\s*(\d+(?:\.\d*)?)\s*\]")
 
 
 def samples(options: TaskOptions) -> list[Sample]:

@@ -28,7 +28,7 @@ MAX_TOKENS = 1024
 # More responses per problem give pass@k for these k, besides pass@1.
 PASS_AT = (8, 64)
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\n]*\n(.*?)(?:^[ \t]*\2[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}+|~{3,}+)[^\n]*+\n(.*?)(?:^[ \t]*\2[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(
     r"[ \t]|$|#|@|\)|\]|\}|(async |def |class |import |from \S+ import |if |elif |else:|for |while |with |try:|except|"
     r"finally:|return |assert |print\()|[A-Za-z_][\w.\[\], ]*(: *\S+ *)?[-+*/|&]?= *\S"

@@ -42,7 +42,7 @@ _SORRY = re.compile(
 )
 _NO = re.compile(r"no[,.!]")
 _HAS_NO_ACCESS = re.compile(
-    r"\bi (?:am an? .* and )?(?:do not|don't) have (?:\w+ )?"
+    r"\bi (?:am an? .{0,200} and )?(?:do not|don't) have (?:\w+ )?"
     r"(?:access|information|the (?:ability|capability)|personal (?!opinion|belief|feel))"
 )
 _PRINCIPLES = re.compile(

@@ -304,7 +304,7 @@ _CONSTRAINT_OF = {sentence: name for name, sentence in CONSTRAINTS.items()}
 
 def parse_instruction(text: str) -> Item | None:
     """Returns the item that an instruction states, or None for one that does not belong to the tiny world."""
-    sentences = re.findall(r"[^.?]+[.?]", text.strip())
+    sentences = re.findall(r"(?<![^.?])[^.?]++[.?]", text.strip())
     sentences = [s.strip() for s in sentences]
     if not sentences or " ".join(sentences) != " ".join(text.split()):
         return None

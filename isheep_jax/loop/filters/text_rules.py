@@ -7,16 +7,15 @@ Each function returns None or the reason, one of a few fixed strings by which re
 
 import re
 
+from isheep_jax.loop.filters.labels import line_label
 from isheep_jax.loop.filters.verdicts import EMPTY
-
-NO_INPUT = "<noinput>"
 
 # Tasks that text alone cannot do.
 _BEYOND_TEXT = re.compile(
     r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to|video|audio|music|flowchart|diagram)\b", re.IGNORECASE
 )
 _NO_INPUT = re.compile(r"<?\bno ?input\b>?", re.IGNORECASE)
-_LABEL = re.compile(r"(^|\n)[^\S\n]*(\d+\s*[.:)]\s*)?(instruction|input|output|response)\s*:|###", re.IGNORECASE)
+_LABEL = re.compile(line_label("instruction|input|output|response") + "|###", re.IGNORECASE)
 # A field label that does not start a line.
 _LABEL_WITHIN = re.compile(r"\S\s+(Instruction|Input|Output):")
 _LINK = re.compile(r"https?:", re.IGNORECASE)
@@ -35,7 +34,8 @@ def instruction_reason(rules: str, instruction: str, input: str) -> str | None:
     """Returns why an instruction is dropped, or None. rules: 'paper', 'strict' (no difference here) or 'basic'."""
     if not re.search(r"\w", instruction):
         return EMPTY
-    if _LABEL.search(instruction) or _LABEL.search(input):
+    # The line break lets the first line have a label, too.
+    if any(_LABEL.search(f"\n{text}") for text in (instruction, input)):
         return "leftover of the form"
     if rules == "basic":
         return None

@@ -5,21 +5,22 @@ from collections.abc import Sequence
 
 from isheep_jax.decode.requests import Completion, Request
 from isheep_jax.loop.context import StageContext
-from isheep_jax.loop.filters.text_rules import NO_INPUT
+from isheep_jax.loop.filters.labels import ITEM, is_no_input, label, line_label
 from isheep_jax.loop.filters.verdicts import UNFINISHED
 from isheep_jax.loop.prompting.protocols import ParsedInstruction
 from isheep_jax.loop.prompting.shown import SeedPool, choose_seeds
 from isheep_jax.loop.prompting.ways import Way
 
-# The number of a task, which may precede its labels. It is not checked: models miscount.
-_NUMBER = r"(?:\d+\s*[.:)]\s*)"
+_LABEL = label("Instruction")
 # "###" at the start of a line or before a label; elsewhere it may belong to the task.
-_SEPARATOR = re.compile(rf"(?:^|\n)[ \t]*#{{3,}}|#{{3,}}(?=\s*{_NUMBER}?Instruction\s*:)", re.IGNORECASE)
-_INSTRUCTION = re.compile(rf"\s*{_NUMBER}?Instruction\s*:", re.IGNORECASE)
-_INPUT = re.compile(rf"\n\s*{_NUMBER}?Input\s*:", re.IGNORECASE)
-# A label in the middle of a task.
-_STRAY_LABEL = re.compile(rf"(?:\n\s*{_NUMBER}?|{_NUMBER})(?:Instruction|Input)\s*:", re.IGNORECASE)
-_ONLY_NUMBER = re.compile(rf"\s*{_NUMBER}?")
+_SEPARATOR = re.compile(rf"(?:^|\n)[ \t]*#{{3,}}|(?<!#)#{{3,}}+(?=\s*{_LABEL})", re.IGNORECASE)
+_INSTRUCTION = re.compile(rf"\s*{ITEM}?{_LABEL}", re.IGNORECASE)
+_INPUT = re.compile(line_label("Input"), re.IGNORECASE)
+# A label in the middle of a task: at the start of a line, or after a number.
+_STRAY_LABEL = re.compile(
+    rf"{line_label('Instruction|Input')}|(?<!\d)\d+\s*[.:)]\s*{label('Instruction|Input')}", re.IGNORECASE
+)
+_ONLY_NUMBER = re.compile(r"\s*(?:\d+\s*[.:)]\s*)?")
 
 
 class FewShot:
@@ -80,5 +81,5 @@ def parse(text: str, finished: bool) -> list[ParsedInstruction]:
             tasks.append(ParsedInstruction(segment.strip(), "", "not in the form"))
             continue
         instruction, input = fields[0].strip(), fields[1].strip() if len(fields) == 2 else ""
-        tasks.append(ParsedInstruction(instruction, "" if input.lower() == NO_INPUT else input))
+        tasks.append(ParsedInstruction(instruction, "" if is_no_input(input) else input))
     return tasks

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isheep_jax.errors import UserError
-from isheep_jax.loop.filters.text_rules import NO_INPUT
+from isheep_jax.loop.filters.labels import is_no_input
 from isheep_jax.text_files import read_objects
 
 # Names of the fields in other data sets.
@@ -101,7 +101,7 @@ def _fields(where: str, task: dict[str, Any]) -> tuple[str, str, str, str]:
         if conversation:
             raise bad(f"{conversation[0]!r} holds a conversation; a task has the fields instruction, input and output")
         raise bad("there is no 'instruction'")
-    return instruction, "" if input == NO_INPUT else input, output, language
+    return instruction, "" if is_no_input(input) else input, output, language
 
 
 def _other_names(fields: dict[str, Any]) -> dict[str, str]:

@@ -42,7 +42,7 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from isheep_jax.errors import UserError
-from isheep_jax.loop.filters.text_rules import NO_INPUT
+from isheep_jax.loop.filters.labels import NO_INPUT
 from isheep_jax.text_files import read_object
 
 # A private-use character that occurs in no prompt: it stands for the value of a variable.

@@ -22,7 +22,7 @@ from isheep_jax.loop.selection.rules import RULES, Candidates, Rule, effective_r
 # Cluster of each instruction by its id; None if the model could not give it.
 Clusters = Mapping[str, int | None]
 
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n")
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s|$)|[。！？]+|\n")
 
 
 def select(

@@ -35,3 +35,25 @@ def test_the_last_task_of_an_unfinished_completion_does_not_count():
         Parsed("5. Instruction: So", "", "unfinished"),
     ]
     assert parse(" Add.\n###\n", finished=False) == [Parsed("Add.", "")]
+
+
+@pytest.mark.parametrize(
+    "dressed",
+    [
+        "Instruction：{}\nInput：{}",
+        "**Instruction:** {}\n**Input:** {}",
+        "**5. Instruction**: {}\n5. **Input**: {}",
+        "*Instruction:* {}\n__Input:__ {}",
+        "## Instruction: {}\n- Input: {}",
+        "[Instruction]: {}\n> `Input:` {}",
+        "INSTRUCTION :{}\n\n\ninput\n:{}",
+    ],
+)
+def test_a_label_in_bold_or_with_another_colon_is_a_label(dressed):
+    text = dressed.format("Sort **them**.", "*b* a")
+    assert parse(text + "\n###\n", finished=True) == [Parsed("Sort **them**.", "*b* a")]
+
+
+def test_every_way_to_say_that_there_is_no_input_is_none():
+    for said in ("None", "<noinput>", "N/A", "No input needed.", "(none)", "-"):
+        assert parse(f" Name a color.\nInput: {said}\n###\n", finished=True) == [Parsed("Name a color.", "")]

@@ -63,9 +63,18 @@ FINISHED = [
         [("1. e4 c5 is the start of which chess opening?", "")],
         "the same, even where it looks like one",
     ),
+    (
+        FIRST + "###\n7. **Instruction:** Name a river that flows through Vienna.\n",
+        [SORT, ("Name a river that flows through Vienna.", "")],
+        "a label in bold",
+    ),
+    (
+        " Name a river that flows through Vienna.\n6. Input:\nNo input",
+        [("Name a river that flows through Vienna.", "")],
+        "the marker in other words",
+    ),
     # Not the form.
     (FIRST + "###\n7. Name a river in Vienna.\n", [SORT, FORM], "no label"),
-    (FIRST + "###\n7. **Instruction:** Name a river.\n", [SORT, FORM], "a label in bold"),
     (FIRST + "###\n**7. Instruction: Name a river.**\n", [SORT, FORM], "a task in bold"),
     (FIRST + "###\nTask 7\nInstruction: Name a river.\n", [SORT, FORM], "a title before the label"),
     (FIRST + "###\n7. Instruction Name a river.\n", [SORT, FORM], "no colon"),
@@ -83,7 +92,6 @@ FINISHED = [
     # The form, but rules drop what stands in it.
     (FIRST + "6. Output:\nfig pear banana\n", [LEFTOVER], "an answer behind a numbered label"),
     (FIRST + "Output:\nfig pear banana\n", [LEFTOVER], "an answer, as in Alpaca's form"),
-    (" Name a river that flows through Vienna.\n6. Input:\nNo input", [LEFTOVER], "the marker in other words"),
     (" Sort these three words. Input: pear fig plum", [LEFTOVER], "a label within the line"),
     (" Name a river that flows through Vienna. <noinput>", [LEFTOVER], "the marker in the instruction"),
     ("\n6. Input:\npear fig", ["empty"], "an input without an instruction"),
