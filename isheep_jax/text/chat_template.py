@@ -1,15 +1,20 @@
 """Chat templates: renders them as transformers does, and defines the ones that users choose by name."""
 
-import datetime
-import functools
+import atexit
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import markupsafe
 
-from isheep_jax.errors import UserError, one_line
+from isheep_jax.errors import UserError
+from isheep_jax.text import template_worker
 
 # Templates for base models, which have none of their own; `config.ChatTemplate` has the same names. Each ends an answer
 # with one end-of-turn token if the vocabulary has it. `named_template` adds the beginning-of-text token.
@@ -45,8 +50,6 @@ CHAT_TEMPLATES = {
     ),
 }
 _NO_THINKING = "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}"
-# The date that templates write as today's, so that a run resumed on another day gives the same records.
-_TODAY = datetime.date(2024, 7, 26)
 
 
 def named_template(name: str, has_bos: bool) -> str:
@@ -67,51 +70,82 @@ def without_thinking(template: str) -> str:
 
 def check_syntax(template: str, source: str) -> None:
     """Raises `UserError` when the template is malformed. source: the file that holds it, for the message."""
-    try:
-        _compiled(template)
-    except jinja2.TemplateError as error:
-        line = getattr(error, "lineno", None)
-        position = f" (line {line})" if line else ""
-        raise UserError(f"{source} is not a valid Jinja template{position}: {one_line(error)}") from None
+    reply = _PROCESS.ask({"template": template, "values": None})
+    if "error" in reply:
+        position = f" (line {reply['line']})" if reply["line"] else ""
+        raise UserError(f"{source} is not a valid Jinja template{position}: {reply['error']}")
 
 
 def render_template(template: str, **values: Any) -> str:
-    """Renders a template. Raises `UserError` when it is malformed or refuses the conversation.
+    """Renders a template with JSON values, in a process of its own with limits of time, memory and size.
 
-    Thinking is switched off: the template of a thinking model then ends the prompt with empty thoughts.
+    Thinking is switched off: the template of a thinking model then ends the prompt with empty thoughts. Raises
+    `UserError` when the template is malformed, refuses the conversation or exceeds a limit.
     """
-    try:
-        # Templates test whether these two are none; an undefined name is not none.
-        return _compiled(template).render(tools=None, documents=None, enable_thinking=False, **values)
-    except Exception as error:  # a template is a program, and may fail in any way
-        raise UserError(f"the chat template cannot render the conversation: {one_line(error)}") from None
+    # Templates test whether these two are none; an undefined name is not none.
+    values = {"tools": None, "documents": None, "enable_thinking": False, **values}
+    reply = _PROCESS.ask({"template": template, "values": values})
+    if "error" in reply:
+        raise UserError(f"the chat template cannot render the conversation: {reply['error']}")
+    return reply["text"]
 
 
-class _Generation(jinja2.ext.Extension):
-    """Treats {% generation %}, which marks what the model writes, as a plain block; the loss mask is made elsewhere."""
+class _Process:
+    """The process of `template_worker`, started when it is needed first, and again after a template has ended it."""
 
-    tags = {"generation"}  # noqa: RUF012 (the base class's attribute)
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self._owner = 0
 
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Returns the answer to a request of `template_worker`."""
+        with self._lock:
+            process = self._started()
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+                reply = process.stdout.readline()
+            except BrokenPipeError:
+                reply = b""
+            except BaseException:  # interrupted in between, so that the next answer would be that of this request
+                self.end()
+                raise
+            if reply.endswith(b"\n"):
+                return json.loads(reply)
+            self.end()
+            return {"error": _reason(process.returncode), "line": None}
+
+    def end(self) -> None:
+        """Ends the process, if this one has started it."""
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.communicate()
+
+    def _started(self) -> subprocess.Popen:
+        if self._process is None or self._owner != os.getpid():  # a fork must not share the pipes
+            # Neither settings nor secrets of this process reach the template.
+            environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}
+            places = dict.fromkeys(str(Path(module.__file__).parents[1]) for module in (jinja2, markupsafe))
+            self._process = subprocess.Popen(
+                [sys.executable, "-B", "-P", "-S", template_worker.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**environment, "PYTHONPATH": os.pathsep.join(places)},
+                start_new_session=True,  # Ctrl-C is for this process
+            )
+            self._owner = os.getpid()
+        return self._process
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    """Compiles a template in a sandbox, with trimmed blocks and the functions that transformers adds."""
+def _reason(code: int) -> str:
+    """Returns what a template did whose process has ended with this exit code."""
+    if code == -signal.SIGPROF:
+        return f"it takes more than {template_worker.CPU_SECONDS} s"
+    return f"it has ended the process that renders it (exit code {code})"
 
-    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    def refuse(message: str):
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = _TODAY.strftime
-    return environment.from_string(template)
+_PROCESS = _Process()
+atexit.register(_PROCESS.end)

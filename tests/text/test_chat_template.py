@@ -1,3 +1,6 @@
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 import pytest
@@ -5,6 +8,7 @@ from jinja2 import Environment
 
 from isheep_jax.config import ChatTemplate
 from isheep_jax.errors import UserError
+from isheep_jax.text import chat_template
 from isheep_jax.text.chat_template import (
     CHAT_TEMPLATES,
     check_syntax,
@@ -93,3 +97,57 @@ def test_template_cannot_reach_python():
 
 def test_date_in_template_does_not_depend_on_day():
     assert render_template("{{ strftime_now('%d %b %Y') }}") == "26 Jul 2024"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 5 s"),
+        ("{{ 'a' * 10 ** 11 }}", "needs more than 1024 MiB"),
+        (
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "MiB of memory",
+        ),
+        ("{% for i in range(99999) %}{{ 'abc' * 999 }}{% endfor %}", "writes more than 33554432 characters"),
+        ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) }}{% endmacro %}{{ f(999) }}", "recursion"),
+        ("{{" + "(" * 5000 + ")" * 5000 + "}}", "recursion"),
+        ("{{ raise_exception('no\n' * 10 ** 6) }}", "no no no"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{{ cycler.__init__.__globals__ }}", "unsafe"),
+    ],
+)
+def test_hostile_template_is_one_short_line_and_the_next_one_is_rendered(template, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        render_template(template, messages=MESSAGES)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert render_template("{{ messages[1].content }}", messages=MESSAGES) == "grün"
+
+
+def test_process_that_was_killed_in_between_is_started_again():
+    assert render_template("a") == "a"
+    os.kill(chat_template._PROCESS._process.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="ended the process"):
+        render_template("a")
+    assert render_template("a") == "a"
+
+
+def test_template_sees_no_environment_and_draws_the_same_at_random(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "secret")
+    for name in ("environ", "env", "os", "SOME_API_KEY"):
+        assert render_template(f"{{{{ {name} }}}}") == ""
+    drawn = {render_template("{{ range(1000) | random }} {{ lipsum(1) }}") for _ in range(5)}
+    assert len(drawn) == 1
+
+
+def test_text_with_template_syntax_is_text():
+    content = "{{ 7 * 7 }}{% raw %}{# note #}{% for x in y %}"
+    messages = [{"role": "user", "content": content}]
+    for template in CHAT_TEMPLATES.values():
+        assert content in render_template(template, messages=messages, eos_token="")
+
+
+def test_templates_are_rendered_side_by_side_from_several_threads():
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda i: render_template("{{ i }}", i=i), range(200)))
+    assert texts == [str(i) for i in range(200)]
