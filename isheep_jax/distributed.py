@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from etils import epath
 
@@ -98,6 +98,17 @@ def check_shared(directory: epath.PathLike) -> None:
     from_primary(check)
 
 
+def leave(say: Callable[[], None], line: str, code: int) -> NoReturn:
+    """Ends this process at once, from any of its threads; the others end, too, and show `line` with this one's name.
+
+    say: prints what this process has to say.
+    """
+    if _group is not None:
+        _group.leave(say, line, code)
+    say()
+    _exit(code)
+
+
 def code_digest() -> str:
     """Returns the sha256 of the package's source files."""
     package, digest = Path(__file__).parent, hashlib.sha256()
@@ -141,7 +152,7 @@ class _ProcessGroup:
         self.index, self.count = index, count
         self._client = client
         self._calls = 0
-        self._exiting = threading.Lock()
+        self._exiting = threading.RLock()
         self._shutting_down = threading.Event()
         self.hosts: list[str] = []
         self._send_heartbeat()
@@ -195,7 +206,7 @@ class _ProcessGroup:
 
     def fail(self, error: BaseException, report_error: Callable[[BaseException], int | None]) -> None:
         """Exits because of `error` and tells the other processes."""
-        if not isinstance(error, UserError | KeyboardInterrupt):
+        if isinstance(error, Exception) and not isinstance(error, UserError):
             # A collective fails when another process does. That process reports the cause, or its heartbeat stops.
             patience = _GRACE_PERIOD + (_HEARTBEAT_TIMEOUT if _may_be_caused_by_another(error) else 0)
             with contextlib.suppress(Exception):
@@ -207,6 +218,13 @@ class _ProcessGroup:
                 code = 1
             message = " ".join(str(error).split()) or "stopped"
             line = message if isinstance(error, UserError) else f"{type(error).__name__}: {message[:300]}"
+            self._report(self.index, line, code)
+            self._exit_with(code)
+
+    def leave(self, say: Callable[[], None], line: str, code: int) -> NoReturn:
+        """Exits, from any thread, and tells the other processes."""
+        with self._exiting:
+            say()
             self._report(self.index, line, code)
             self._exit_with(code)
 
@@ -369,9 +387,15 @@ def _becomes_visible(path: epath.Path) -> bool:
         time.sleep(1)
 
 
-def _exit(code: int) -> None:
+def _exit(code: int) -> NoReturn:
     # A regular interpreter exit would wait for processes that are stuck or gone.
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+    def flush() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+
+    # The reader of a pipe may be stuck as well.
+    flushing = threading.Thread(target=flush, daemon=True)
+    flushing.start()
+    flushing.join(1)
     os._exit(code)

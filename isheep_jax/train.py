@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from isheep_jax.cli.arguments import Command
-from isheep_jax.cli.errors import command_line, disk_is_full, report_error, run_command
+from isheep_jax.cli.errors import disk_is_full, report_error, run_command
 from isheep_jax.cli.options import ConfigOptions
+from isheep_jax.cli.signals import how_to_go_on
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
 
@@ -81,10 +82,7 @@ def _fingerprint(config: Config) -> dict[str, Any]:
 
 
 def _disk_is_full(directory: "epath.Path", arguments: Sequence[str]) -> str:
-    return (
-        f"{directory}: no space left on its disk; free some, and the same command goes on from here: "
-        f"{command_line(COMMAND.module, arguments)}"
-    )
+    return f"{directory}: no space left on its disk; free some, and {how_to_go_on(COMMAND.module, arguments)}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 
+from isheep_jax.cli.signals import interrupts_handled
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
 from isheep_jax.text.conversation import Message
@@ -23,6 +24,11 @@ def chat(engine: Engine, sampling: SamplingParams) -> None:
             import readline  # noqa: F401
         _note(_HELP)
     sys.stdin.reconfigure(errors="replace")
+    with interrupts_handled():
+        _converse(engine, sampling, terminal)
+
+
+def _converse(engine: Engine, sampling: SamplingParams, terminal: bool) -> None:
     turns: list[Message] = []
     while True:
         try:

@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, TextIO
 
 from etils import epath
 from rich.console import Console as RichConsole
@@ -15,7 +15,8 @@ from isheep_jax import distributed
 from isheep_jax.cli.progress import StageProgress
 from isheep_jax.cli.results import before_and_after, row_cells, row_warnings, table_line
 from isheep_jax.config import Config
-from isheep_jax.files import on_object_store
+from isheep_jax.errors import one_line
+from isheep_jax.files import on_object_store, utf8
 from isheep_jax.loop.selection.select import describe
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import config_description, config_names
@@ -60,6 +61,7 @@ class Console:
 
     def __exit__(self, *_) -> None:
         if self._log is not None:
+            self._write_log(_Log.save)
             self._log.close()
             self._log = None
 
@@ -91,7 +93,7 @@ class Console:
         with self.progress(f"iteration {iteration} · {name}", total, unit) as progress:
             yield progress
         if self._log is not None:
-            self._log.save()
+            self._write_log(_Log.save)
 
     @contextmanager
     def progress(self, title: str, total: int | None, unit: str) -> Iterator[StageProgress]:
@@ -183,46 +185,60 @@ class Console:
         if self._log is None:
             self._waiting_for_log.append(line)
         else:
-            self._log.write(line)
+            self._write_log(lambda log: log.write(line))
 
     def _open_log(self) -> None:
         # The loop opens its first stage after it has accepted or made the directory: before that nothing may be
         # written there, because it may be another run's.
         if self._log is None and self._is_primary and self._directory is not None:
             self._log = _Log(self._directory / "log.txt")
-            for line in self._waiting_for_log:
-                self._log.write(line)
-            self._waiting_for_log.clear()
+            waiting, self._waiting_for_log = self._waiting_for_log, []
+            self._write_log(lambda log: [log.write(line) for line in waiting])
+
+    def _write_log(self, write: Callable[["_Log"], None]) -> None:
+        """Calls `write` on the log. A log that cannot be written is given up: the run matters more."""
+        try:
+            write(self._log)
+        except Exception as error:  # each kind of bucket has errors of its own
+            self._log.gave_up = True
+            self.warn(f"{self._log.path}: {getattr(error, 'strerror', None) or one_line(error)}; no log from here on")
 
 
 class _Log:
-    """A file that grows by lines. An object store cannot append, so `save` writes the whole file there."""
+    """A file that grows by lines. An object store cannot append, so `save` writes the whole file there.
+
+    gave_up: whether writing has failed; then nothing is written any more.
+    """
 
     def __init__(self, path: epath.Path):
-        self._path = path
-        self._file: TextIO | None = None
-        self._text = ""
-        if on_object_store(path):
-            self._text = path.read_text() if path.exists() else ""
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a")
+        self.path = path
+        self.gave_up = False
+        self._file: BinaryIO | None = None
+        self._text: str | None = None
 
     def write(self, line: str) -> None:
+        if self.gave_up:
+            return
+        if on_object_store(self.path):
+            self._text = (self._text if self._text is not None else self._stored()) + line + "\n"
+            return
         if self._file is None:
-            self._text += line + "\n"
-        else:
-            self._file.write(line + "\n")
-            self._file.flush()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+        self._file.write(utf8(line + "\n"))
+        self._file.flush()
 
     def save(self) -> None:
-        if self._file is None:
-            self._path.write_text(self._text)
+        if self._text is not None and not self.gave_up:
+            self.path.write_bytes(utf8(self._text))
 
     def close(self) -> None:
-        self.save()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written is still in its buffer
+                self._file.close()
+
+    def _stored(self) -> str:
+        return self.path.read_bytes().decode("utf-8", "replace") if self.path.exists() else ""
 
 
 def _time_lines(config: Config) -> list[str]:

@@ -1,41 +1,61 @@
 """Runs a command's `main`, and reports an error in one line with an exit code."""
 
+import contextlib
 import errno
 import os
 import re
-import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from isheep_jax.cli import signals
+from isheep_jax.cli.streams import OutputError, discard_output
 from isheep_jax.errors import UserError
 
 
 def run_command(main: Callable[[list[str]], None], module: str) -> int:
-    """Runs a command's `main` on the command line; returns the exit code (2: bad input, 130: Ctrl-C)."""
+    """Runs a command's `main` on the command line; returns the exit code (2: bad input).
+
+    A signal ends the process with 128 + its number, such as 130 for Ctrl-C.
+    """
     arguments = sys.argv[1:]
     # transformers is here for its tokenizers: its warning that there is no PyTorch would only confuse.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    with signals.patiently(module, arguments):
+        try:
+            _run_and_flush(main, arguments)
+            return 0
+        except BaseException as error:
+            code = report_error(error, module, arguments)
+            if code is None:
+                raise
+            return code
+
+
+def _run_and_flush(main: Callable[[list[str]], None], arguments: list[str]) -> None:
     try:
         main(arguments)
-        return 0
-    except BaseException as error:
-        code = report_error(error, module, arguments)
-        if code is None:
-            raise
-        return code
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def report_error(error: BaseException, module: str, arguments: Sequence[str]) -> int | None:
-    """Prints an error in one line and returns the exit code; None for an error that needs a traceback."""
+    """Prints an error in one line and returns the exit code; None for an error that needs a traceback.
+
+    A process that a signal has stopped ends here.
+    """
+    signals.end_if_stopped()
+    if isinstance(error, OutputError):
+        # Python would try once more, and complain, when it ends.
+        discard_output(sys.stdout)
+        return _fail(f"{error}; {signals.how_to_go_on(module, arguments)}")
     if isinstance(error, UserError):
         return _fail(str(error))
     if isinstance(error, KeyboardInterrupt):
-        print(f"\nstopped; the same command goes on from here: {command_line(module, arguments)}", file=sys.stderr)
-        return 130
-    if isinstance(error, BrokenPipeError):
-        # The reader of the output has gone (as in `| head`): Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _print(signals.stop_line(signal.SIGINT, module, arguments))
+        return 128 + signal.SIGINT
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}")
     return None
@@ -46,15 +66,10 @@ def without_sections(message: str, *sections: str) -> str:
     return re.sub(rf"(--)?\b({'|'.join(sections)})\.(?=[a-z])", "--", message)
 
 
-def command_line(module: str, arguments: Sequence[str]) -> str:
-    """Returns the command as the user would type it again."""
-    return shlex.join(["python", "-m", module, *arguments])
-
-
 def disk_is_full(error: BaseException) -> bool:
     """Returns whether `error`, or one that led to it, says that a disk is full (libraries wrap such errors)."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    while error is not None and id(error) not in seen and not isinstance(error, OutputError):
         seen.add(id(error))
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -65,5 +80,10 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    _print("error: " + " ".join(message.split()))
     return 2
+
+
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)

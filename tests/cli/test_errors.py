@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from isheep_jax.cli.errors import command_line, disk_is_full, run_command
+from isheep_jax.cli.errors import disk_is_full, run_command
+from isheep_jax.cli.signals import command_line
 from isheep_jax.errors import UserError
 
 
