@@ -4,7 +4,6 @@ python -m isheep_jax.benchmark decode --config=NAME
 """
 
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import Config
-from isheep_jax.errors import UserError
+from isheep_jax.files import check_output, write_json
 
 if TYPE_CHECKING:
     import jax.numpy as jnp
@@ -67,9 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measures. Raises `UserError` for bad input."""
     options = COMMAND.parse(arguments)
     config = options.settings
-    output = Path(options.output) if options.output else None
-    if output and not output.parent.is_dir():
-        raise UserError(f"--output: there is no directory {output.parent}")
+    output = check_output("--output", options.output) if options.output else None
 
     import jax
     import jax.numpy as jnp
@@ -105,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         figures.speeds.append(decoding.measure_speed(engine, workload, ceilings))
         print(figures.row(figures.speeds[-1]), flush=True)
     if output:
-        output.write_text(json.dumps(figures.as_dict(), indent=2) + "\n")
+        write_json(output, figures.as_dict())
 
 
 class _Model:

@@ -125,23 +125,28 @@ def _compare(options: EvaluateOptions) -> None:
     from isheep_jax.cli.comparison_lines import comparison_lines
     from isheep_jax.evaluation.comparison import compare
     from isheep_jax.evaluation.saved import find_evaluation
-    from isheep_jax.files import write_json
+    from isheep_jax.files import check_writable, write_json
 
     if len(options.compare) != 2:
         raise UserError(f"--compare needs two evaluated models, not {len(options.compare)}: --compare A B")
     if options.model:
         raise UserError("--model: --compare measures nothing; leave one of them out")
+    directory = epath.Path(options.output).expanduser() if options.output else None
     a, b = map(find_evaluation, options.compare)
+    if directory:
+        check_writable("--output", directory)
     comparisons, refused = compare(a, b, options.evaluate.tasks)
     print("\n".join(comparison_lines(a.name, b.name, comparisons, refused)))
-    if options.output:
-        path = epath.Path(options.output) / "comparison.json"
+    if directory:
+        path = directory / "comparison.json"
         tasks = {comparison.task: comparison.as_dict() for comparison in comparisons}
         write_json(path, {"a": a.name, "b": b.name, "tasks": tasks, "refused": refused})
         print(f"\nevery sample that changed: {path}")
 
 
 def _run(options: EvaluateOptions) -> None:
+    from etils import epath
+
     from isheep_jax import distributed
     from isheep_jax.checkpoint.pretrained import weights_digest
     from isheep_jax.cli.console import Console
@@ -151,6 +156,7 @@ def _run(options: EvaluateOptions) -> None:
     from isheep_jax.evaluation.reference import base_of
     from isheep_jax.evaluation.task import JudgeModel
     from isheep_jax.evaluation.tasks import check_tasks, evaluators
+    from isheep_jax.files import check_writable
     from isheep_jax.loop.models import DeferredModel
     from isheep_jax.loop.stages.evaluate import measure
     from isheep_jax.runtime.locate import locate_evaluation_judge
@@ -163,6 +169,8 @@ def _run(options: EvaluateOptions) -> None:
         raise UserError("--slots: 0 (as many as fit in memory) is for one process; with several it must be positive")
     if options.inspect_log:
         inspect_ai_package()
+        logs = epath.Path(options.inspect_log)
+        distributed.from_primary(lambda: check_writable("--inspect_log", logs, make=False))
     iterations = "all" if options.all_iterations else "newest" if options.iteration < 0 else str(options.iteration)
     decoding = Decoding(
         options.chat_template, options.compute_dtype, options.seed, options.decode_tensor, options.decode
@@ -170,6 +178,8 @@ def _run(options: EvaluateOptions) -> None:
     chosen = subjects(options.model, iterations, options.output, decoding)
     models = OneModel(chosen[0].decoding)
     judge_directory = locate_evaluation_judge(settings, "--judge")
+    for subject in chosen:
+        distributed.from_primary(partial(_check_output, subject.output))
     judge = None
     if judge_directory:
         digest = distributed.from_primary(lambda: weights_digest(judge_directory))
@@ -180,8 +190,6 @@ def _run(options: EvaluateOptions) -> None:
         # Hours may pass before a later task would miss its data.
         for evaluator in evaluators_of[0].values():
             evaluator.check_data()
-        for subject in chosen:
-            distributed.from_primary(partial(_check_output, subject.output))
         for subject, measures in zip(chosen, evaluators_of):
             model = DeferredModel(models, subject.directory)
             results = measure(model, measures, subject.output, partial(_progress_of, console, subject.label))
@@ -200,7 +208,8 @@ def _check_output(directory: "epath.Path") -> None:
     from isheep_jax.evaluation.saved import read_results
     from isheep_jax.files import check_writable
 
-    check_writable("--output", directory)
+    # Nothing is made before the data is known to be good.
+    check_writable("--output", directory, make=False)
     if (directory / "evaluation.json").exists():
         read_results(directory / "evaluation.json")
 

@@ -18,6 +18,7 @@ from etils import epath
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
+from isheep_jax.files import check_new_directory
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.text.tokenizer import Tokenizer
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         settings, digest = _settings(run)
         number = _iteration(run, options.iteration)
         source = _source(run, number, settings["sft"]["method"], options.adapter)
-        _check_output(output)
+        check_new_directory("--output", output)
         steps = [_step(run, n) for n in range(number + 1)]
         environment = run / "environment.json"
         versions = _read(environment) if environment.exists() else {}
@@ -109,14 +110,6 @@ def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.P
     if not source.is_dir():
         raise UserError(f"--{'adapter' if adapter else 'run'}: {source} is missing; restore it, or start a new run")
     return source
-
-
-def _check_output(output: epath.Path) -> None:
-    if output.exists():
-        raise UserError(f"--output: {output} exists; name a directory that does not")
-    # An object store has no directories, only names.
-    if "://" not in str(output) and not output.parent.is_dir():
-        raise UserError(f"--output: there is no directory {output.parent}")
 
 
 def _step(run: epath.Path, number: int) -> Step:

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -50,6 +51,9 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
 
 
 def _write_and_rename(path: epath.Path, data: bytes) -> None:
+    if is_device(path):
+        path.write_bytes(data)
+        return
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +66,13 @@ def _write_and_rename(path: epath.Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def is_device(path: epath.Path) -> bool:
+    """Returns whether the path is a device or a pipe, such as /dev/null, whose place no file may take."""
+    # Not `epath`, which takes whatever is no directory for a file.
+    local = Path(path)
+    return not on_object_store(path) and local.exists() and not (local.is_file() or local.is_dir())
 
 
 def _temporary(path: epath.Path) -> epath.Path:
@@ -87,23 +98,69 @@ def make_directory(setting: str, path: epath.Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def check_writable(setting: str, path: epath.Path) -> None:
+def check_writable(setting: str, path: epath.Path, *, make: bool = True) -> None:
     """Makes a directory, or removes the remainders of killed processes from it. Call it in the primary.
 
-    setting: name of the setting that has the path, for messages.
+    setting: name of the setting that has the path, for messages. make: False leaves nothing behind where the directory
+    is not there: what is checked is whether it could be made.
     Raises UserError when the path is a file or nothing can be written there.
     """
-    make_directory(setting, path)
-    probe = _temporary(path / "probe")
+    if make:
+        make_directory(setting, path)
     with as_user_error(setting, path):
-        remove_remainders(path)
-        probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{setting}: {path} is a file; name a directory")
+        if path.is_dir():
+            remove_remainders(path)
+        _probe(path if make or on_object_store(path) else _nearest(path))
+
+
+def _nearest(path: epath.Path) -> epath.Path:
+    """Returns the directory, or the nearest one above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def check_output(setting: str, name: str) -> epath.Path:
+    """Returns the path of a file to be written, after a check, before hours are spent, that this is possible.
+
+    setting: name of the setting that has the file's name, for messages.
+    Raises UserError when it is a directory or is in none, or nothing can be written there.
+    """
+    path = epath.Path(name).expanduser()
+    with as_user_error(setting, path):
+        if path.is_dir():
+            raise UserError(f"{setting}: {path} is a directory; name a file")
+        _check_parent(setting, path)
+        if not is_device(path):
+            _probe(path.parent, path.name)
+    return path
+
+
+def check_new_directory(setting: str, path: epath.Path) -> None:
+    """Raises UserError unless the directory is new and can be made. setting: the one that has the path."""
+    with as_user_error(setting, path):
+        if path.exists():
+            raise UserError(f"{setting}: {path} exists; name a directory that does not")
+        _check_parent(setting, path)
+        _probe(path.parent, path.name)
+
+
+def _check_parent(setting: str, path: epath.Path) -> None:
+    # An object store has no directories, only names.
+    if not on_object_store(path) and not path.parent.is_dir():
+        raise UserError(f"{setting}: there is no directory {path.parent}")
+
+
+def _probe(directory: epath.Path, name: str = "probe") -> None:
+    """Writes an empty file with a name like `name` and removes it."""
+    probe = _temporary(directory / name)
+    probe.write_bytes(b"")
+    probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def as_user_error(setting: str, path: epath.Path) -> Iterator[None]:
-    """Turns the errors of a disk or bucket that cannot be written into one line that names the setting."""
+    """Turns errors of disks and buckets into one line that names the setting, the path and the reason."""
     try:
         yield
     except UserError:
@@ -115,7 +172,7 @@ def as_user_error(setting: str, path: epath.Path) -> Iterator[None]:
         if not (isinstance(error, OSError) or on_object_store(path)):
             raise
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{setting}: cannot write in {path}: {reason}; name another directory") from error
+        raise UserError(f"{setting}: cannot write in {path}: {reason}; name another place") from error
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:

@@ -4,12 +4,13 @@ python -m isheep_jax.generate --model runs/tiny --prompt "..."
 """
 
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from etils import epath
 
@@ -20,7 +21,7 @@ from isheep_jax.config import ChatTemplate, DecodeConfig
 from isheep_jax.config_checks import RANGES
 from isheep_jax.decode.requests import SAMPLING_RANGES, Completion, Request, SamplingParams
 from isheep_jax.errors import UserError
-from isheep_jax.files import write_atomically
+from isheep_jax.files import check_output, is_device, write_atomically
 from isheep_jax.runtime.locate import locate_model
 from isheep_jax.text.conversation import Message
 from isheep_jax.text_files import read_objects, texts
@@ -28,9 +29,12 @@ from isheep_jax.text_files import read_objects, texts
 if TYPE_CHECKING:
     from isheep_jax.checkpoint.pretrained import Pretrained
     from isheep_jax.decode.engine import Engine
+    from isheep_jax.runtime.kept_completions import KeptCompletions
 
 # How a line of prompts looks.
 _LIKE = '{"prompt": "..."} or {"instruction": "...", "input": "..."}'
+# Fields that the command writes into the lines of --input.
+_WRITTEN = ("completion", "finish_reason", "error")
 # Decode steps between two pieces of an answer in a conversation.
 _CHAT_STEPS_PER_CALL = 8
 
@@ -47,7 +51,8 @@ class GenerateOptions:
     input: str = ""
     """JSON Lines file of prompts: each line has the field prompt, or instruction and input."""
     output: str = ""
-    """JSON Lines file to write: the lines of input with the fields completion and finish_reason. Empty: print them."""
+    """JSON Lines file to write: the lines of input with the fields completion and finish_reason. What is done is kept
+    in OUTPUT.partial until all of it is, so that the same command goes on where it was stopped. Empty: print them."""
     chat: bool = False
     """Hold a conversation in the terminal: /reset starts a new one, /quit leaves."""
     raw: bool = False
@@ -105,54 +110,132 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(options: GenerateOptions) -> None:
-    directory = locate_model(options.model)
     if options.chat:
-        converse(options, directory)
-        return
-    records = read_prompts(Path(options.input)) if options.input else [{"prompt": options.prompt}]
-    if options.output and not Path(options.output).parent.is_dir():
-        raise UserError(f"--output: there is no directory {Path(options.output).parent}")
-
-    completions = complete(options, directory, [text_of(record) for record in records])
-
-    if options.input:
-        answers = [
-            {"completion": c.text, "finish_reason": c.finish_reason}
-            | ({"error": without_sections(c.error, "decode", "mesh")} if c.error else {})
-            for c in completions
-        ]
-        text = "".join(json.dumps(r | a, ensure_ascii=False) + "\n" for r, a in zip(records, answers, strict=True))
-        if options.output:
-            write_atomically(Path(options.output), text.encode())
-        else:
-            sys.stdout.write(text)
-    elif completions[0].finish_reason == "error":
-        raise UserError(f"--prompt: {completions[0].error}")
+        converse(options, locate_model(options.model))
+    elif options.input:
+        complete_file(options)
     else:
-        print(completions[0].text)
+        (completion,) = _completions(options, _open(options, locate_model(options.model)), {"0": options.prompt})
+        if completion.finish_reason == "error":
+            raise UserError(f"--prompt: {completion.error}")
+        print(completion.text)
 
 
-def complete(options: GenerateOptions, directory: epath.Path, prompts: Sequence[str]) -> list[Completion]:
-    """Returns a `Completion` for each prompt, in the order of the prompts."""
+def complete_file(options: GenerateOptions) -> None:
+    """Completes the prompts of --input, into --output or, in their order as they come, to standard output.
+
+    With --output, completions are kept in OUTPUT.partial until all are there, so that the same command goes on after it
+    was stopped; the output is the same as that of a command that was not. Raises `UserError` for bad input, and where
+    no prompt could be completed.
+    """
+    records = read_prompts(Path(options.input))
+    prompts = {str(i): text_of(record) for i, record in enumerate(records)}
+    output = check_output("--output", options.output) if options.output else None
+    model = _open(options, locate_model(options.model))
+    kept = _kept(options, model, output) if output and not is_device(output) else None
+    found = {id: completion for id, prompt in prompts.items() if kept and (completion := kept.find(id, prompt))}
+    failed: list[str] = []
+    lines = []
+    try:
+        todo = {id: prompt for id, prompt in prompts.items() if id not in found}
+        fresh = _completions(options, model, todo, len(prompts)) if todo else ()
+        made = _keeping(fresh, kept, prompts) if kept else fresh
+        for id, completion in _in_order(prompts, itertools.chain(found.values(), made)):
+            record = _completed(records[int(id)], completion)
+            if completion.finish_reason == "error":
+                failed.append(f"prompt {int(id) + 1}: {record['error']}")
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+            if not output:
+                sys.stdout.write(lines.pop())
+                sys.stdout.flush()
+    finally:
+        if kept:
+            kept.flush()
+    if output:
+        write_atomically(output, "".join(lines).encode())
+    if kept:
+        kept.remove()
+    if failed:
+        text = f"{len(failed)} of {len(records)} prompts have no completion, such as {failed[0]}"
+        if len(failed) == len(records):
+            raise UserError(f"--input: {text}")
+        print(f"note: {text}", file=sys.stderr)
+
+
+def _kept(options: GenerateOptions, model: "Pretrained", output: epath.Path) -> "KeptCompletions":
+    """Returns what is there of the completions that these options give."""
+    import jax
+
+    from isheep_jax.checkpoint.pretrained import weights_digest
+    from isheep_jax.runtime.kept_completions import KeptCompletions
+
+    decode = {name: getattr(options.decode, name) for name in ("max_length", "weights_dtype", "kv_cache_dtype")}
+    settings = {
+        "model": weights_digest(model.directory),
+        "chat_template": options.chat_template,
+        "raw": options.raw,
+        **dataclasses.asdict(options.sampling),
+        "seed": options.seed,
+        "compute_dtype": options.compute_dtype,
+        "platform": jax.default_backend(),
+        **decode,
+    }
+    return KeptCompletions(output.with_name(output.name + ".partial"), settings)
+
+
+def _keeping(
+    completions: Iterable[Completion], kept: "KeptCompletions", prompts: Mapping[str, str]
+) -> Iterator[Completion]:
+    for completion in completions:
+        kept.add(completion, prompts[completion.id])
+        yield completion
+
+
+def _in_order(ids: Iterable[str], completions: Iterable[Completion]) -> Iterator[tuple[str, Completion]]:
+    """Yields each completion with its id, in the order of the ids, as soon as it and all before it are there."""
+    waiting: dict[str, Completion] = {}
+    completions = iter(completions)
+    for id in ids:
+        while id not in waiting:
+            completion = next(completions)
+            waiting[completion.id] = completion
+        yield id, waiting.pop(id)
+
+
+def _completed(record: dict[str, Any], completion: Completion) -> dict[str, Any]:
+    """Returns a line of the input with its completion; what an earlier command wrote into these fields is gone."""
+    rest = {name: value for name, value in record.items() if name not in _WRITTEN}
+    answer = {"completion": completion.text, "finish_reason": completion.finish_reason}
+    return rest | answer | ({"error": without_sections(completion.error, "decode", "mesh")} if completion.error else {})
+
+
+def _open(options: GenerateOptions, directory: epath.Path) -> "Pretrained":
     # Imported here, as below, so that --help and mistakes in the settings answer at once.
     from isheep_jax.checkpoint.pretrained import open_model
 
-    model = open_model(directory, options.chat_template)
-    slots = min(options.decode.slots, len(prompts))
-    engine = _engine(options, model, dataclasses.replace(options.decode, slots=slots))
+    return open_model(directory, options.chat_template)
+
+
+def _completions(
+    options: GenerateOptions, model: "Pretrained", prompts: Mapping[str, str], most: int = 1
+) -> Iterator[Completion]:
+    """Yields a `Completion` for each prompt by its id, in the order in which they finish.
+
+    most: completions side by side that there may be, so that a command that goes on has the programs of the first.
+    """
+    engine = _engine(options, model, dataclasses.replace(options.decode, slots=min(options.decode.slots, most)))
     bare = options.raw or not model.tokenizer.has_chat_template
-    requests = [Request(str(i), text if bare else (Message("user", text),)) for i, text in enumerate(prompts)]
-    completions = {c.id: c for c in engine.generate(requests, options.sampling)}
-    # A template may put a space before an answer; the loop strips it too.
-    return [c if bare else dataclasses.replace(c, text=c.text.strip()) for c in (completions[r.id] for r in requests)]
+    requests = [Request(id, text if bare else (Message("user", text),)) for id, text in prompts.items()]
+    for completion in engine.generate(requests, options.sampling):
+        # A template may put a space before an answer; the loop strips it too.
+        yield completion if bare else dataclasses.replace(completion, text=completion.text.strip())
 
 
 def converse(options: GenerateOptions, directory: epath.Path) -> None:
     """Holds a conversation on standard input and output. Raises `UserError` for a model without a chat template."""
-    from isheep_jax.checkpoint.pretrained import open_model
     from isheep_jax.cli.chat import chat
 
-    model = open_model(directory, options.chat_template)
+    model = _open(options, directory)
     if not model.tokenizer.has_chat_template:
         raise UserError(
             f"--chat: {directory} is a base model without a chat template; name one, such as --chat_template=plain, or "

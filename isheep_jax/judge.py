@@ -6,7 +6,6 @@ python -m isheep_jax.judge --config=NAME [--judge=MODEL] [--readings=all]
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isheep_jax.cli.arguments import Command
@@ -15,6 +14,7 @@ from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.config_checks import check_values
 from isheep_jax.errors import UserError
+from isheep_jax.files import check_output
 
 if TYPE_CHECKING:
     from etils import epath
@@ -63,9 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     options = COMMAND.parse(arguments)
     config = _config(options)
     check_values(config)
-    output = Path(options.output) if options.output else None
-    if output and (output.is_dir() or not output.parent.is_dir()):
-        raise UserError(f"--output: {output} must be a file in a directory that is there")
+    output = check_output("--output", options.output) if options.output else None
     from isheep_jax.loop.judging.check import MIN_TASKS
 
     if 0 < options.limit < MIN_TASKS:
@@ -109,7 +107,7 @@ def _config(options: JudgeOptions) -> Config:
     return replace(options.settings, assess=replace(assess, readings=tuple(names)), select=select, guard=guard)
 
 
-def _run(config: Config, limit: int, output: Path | None) -> bool:
+def _run(config: Config, limit: int, output: "epath.Path | None") -> bool:
     """Prints the table and returns whether the judge passes."""
     from isheep_jax import distributed
     from isheep_jax.cli.console import Console

@@ -3,7 +3,6 @@
 python -m isheep_jax.plan --config=NAME
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.errors import UserError
+from isheep_jax.files import check_output, write_json
 from isheep_jax.text_files import read_object
 
 
@@ -50,9 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     if not options.config:
         return _print_table(options.table)
     config = options.settings
-    output = Path(options.output) if options.output else None
-    if output and not output.parent.is_dir():
-        raise UserError(f"--output: there is no directory {output.parent}")
+    output = check_output("--output", options.output) if options.output else None
 
     # Imported here, after the environment is set that jax reads at its first import.
     from isheep_jax.planning.hardware import parse_topology, prepare_environment
@@ -76,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"compiling {name} ..."))
     print("\n".join(report.lines(plan)))
     if output:
-        output.write_text(json.dumps(as_dict(plan) | fitted, indent=2) + "\n")
+        write_json(output, as_dict(plan) | fitted)
     if not plan.fits:
         sys.exit(1)
 

@@ -3,7 +3,6 @@
 python -m isheep_jax.study --config=tiny --study=filters
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etils import epath
+
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
+from isheep_jax.files import check_output, check_writable, write_json
 from isheep_jax.loop.summary import IterationSummary
 from isheep_jax.named_configs import named_config
 from isheep_jax.studies.definitions import STUDIES, Row, Study, chosen_rows, named_study
@@ -86,13 +88,15 @@ def main(arguments: Sequence[str]) -> None:
     from isheep_jax.runtime.locate import locate_judge
     from isheep_jax.studies import figure, report
 
-    outputs = {name: Path(getattr(options, name)) for name in ("results", "figure") if getattr(options, name)}
-    for name, path in outputs.items():
-        if not path.parent.is_dir():
-            raise UserError(f"--{name}: there is no directory {path.parent}")
+    outputs = {
+        name: check_output(f"--{name}", getattr(options, name))
+        for name in ("results", "figure")
+        if getattr(options, name)
+    }
     if "figure" in outputs:
         figure.check(outputs["figure"])
     if not options.report:
+        check_writable("--workdir", epath.Path(config.workdir))
         for row_settings in settings:
             # Hours may pass before a row that lacks a file or seeds would be run.
             held_out = frozenset(map(normalize, held_out_texts(row_settings.evaluate)))
@@ -102,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--report: {config.workdir} has no run of this study yet; without --report they are made")
     print("\n" + report.markdown(study, rows, results, config), flush=True)
     if "results" in outputs:
-        outputs["results"].write_text(json.dumps(report.values(study, rows, results, config), indent=1) + "\n")
+        write_json(outputs["results"], report.values(study, rows, results, config))
     if "figure" in outputs:
         figure.draw(outputs["figure"], study, rows, results)
 

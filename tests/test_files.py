@@ -2,13 +2,14 @@
 
 import errno
 import os
+import threading
 
 import pytest
 from etils import epath
 
 from isheep_jax import files
 from isheep_jax.errors import UserError
-from isheep_jax.files import check_writable, write_whole
+from isheep_jax.files import check_new_directory, check_output, check_writable, write_atomically, write_whole
 
 
 def test_a_write_removes_remainders_of_its_own_file_alone(tmp_path):
@@ -63,3 +64,48 @@ def test_a_bucket_without_its_package_is_refused_in_one_line(monkeypatch):
         UserError, match=r"--output: gs://.* needs a package that is not installed: Please install gcsfs to"
     ):
         check_writable("--output", epath.Path("gs://bucket/a"))
+
+
+def test_a_directory_that_could_be_made_is_not_made_by_the_check(tmp_path):
+    check_writable("--output", epath.Path(tmp_path / "a" / "b"), make=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output: cannot write in .*file/a: Not a directory"):
+        check_writable("--output", epath.Path(tmp_path / "file" / "a"), make=False)
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(".", "is a directory"), ("none/a", "there is no directory"), ("a" * 300, "File name too long")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_and_nothing_is_left(tmp_path, name, message):
+    with pytest.raises(UserError, match=f"^--output: .*{message}") as error:
+        check_output("--output", f"{tmp_path}/{name}")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_is_noticed_before_hours_are_spent(tmp_path, monkeypatch):
+    def refuse(self, data):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(epath.Path("/")), "write_bytes", refuse)
+    checks = [
+        lambda: check_output("--output", str(tmp_path / "a")),
+        lambda: check_new_directory("--output", epath.Path(tmp_path / "a")),
+        lambda: check_writable("--output", epath.Path(tmp_path)),
+    ]
+    for check in checks:
+        with pytest.raises(UserError, match=r"cannot write in .*Read-only file system"):
+            check()
+
+
+def test_a_pipe_is_written_and_stays_one(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(check_output("--output", str(pipe)), b"all")
+    reader.join(60)
+    assert read == [b"all"]
+    assert pipe.is_fifo()

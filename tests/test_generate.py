@@ -1,13 +1,20 @@
 """The generate command: which model, which prompts, what comes out."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from etils import epath
 
+from isheep_jax.decode.engine import Engine
+from isheep_jax.decode.requests import Completion
 from isheep_jax.errors import UserError
 from isheep_jax.generate import COMMAND, main, read_prompts, text_of
+from isheep_jax.runtime.kept_completions import KeptCompletions
 
 
 def test_prompts_are_read_from_both_kinds_of_lines(tmp_path):
@@ -41,6 +48,7 @@ def test_file_without_prompts_is_refused(tmp_path):
         (["--model=m", "--prompt=a", "--chat"], "either --prompt"),
         (["--model=m", "--raw", "--chat"], "--raw: a conversation needs the chat template"),
         (["--model=m", "--prompt=a", "--output=b"], "--output: .* give --input too"),
+        (["--model=m", "--prompt=\udcff"], r"'--prompt=\\udcff' on the command line is not UTF-8 text"),
         (["--model=/nowhere", "--prompt=a"], "--model: /nowhere is no directory"),
         (["--model=m", "--prompt=a", "--top_p=0"], "--top_p: 0.0 is out of range"),
         (["--model=m", "--prompt=a", "--max_token=3"], "did you mean --max_tokens"),
@@ -91,3 +99,94 @@ def test_count_of_slots_that_does_not_divide_is_rounded_up(small_checkpoint, tmp
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n' * 9)  # over 8 devices: slots for 16
     main([f"--model={small_checkpoint}", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out", "--max_tokens=2"])
     assert len((tmp_path / "out").read_text().splitlines()) == 9
+
+
+def _prompts(path, count):
+    path.write_text("".join(json.dumps({"prompt": f"Prompt {n}.", "id": n}) + "\n" for n in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [(".", "is a directory; name a file"), ("nowhere/out", "there is no directory"), ("in.jsonl/out", "no directory")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_looked_for(tmp_path, output, message):
+    _prompts(tmp_path / "in.jsonl", 1)
+    with pytest.raises(UserError, match=f"^--output: .*{message}"):
+        main(["--model=/nowhere", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/{output}"])
+
+
+def test_what_an_earlier_command_wrote_into_a_line_is_replaced(small_checkpoint, tmp_path, capsys):
+    stale = {"finish_reason": "error", "error": "too long", "completion": "", "prompt": "a", "id": 3}
+    (tmp_path / "in.jsonl").write_text(json.dumps(stale))
+    main([f"--model={small_checkpoint}", f"--input={tmp_path}/in.jsonl", "--max_tokens=2"])
+    line = json.loads(capsys.readouterr().out)
+    assert line.keys() == {"prompt", "id", "completion", "finish_reason"}
+    assert line["finish_reason"] != "error"
+
+
+def test_lines_without_a_completion_are_counted_and_no_completion_at_all_is_an_error(
+    small_checkpoint, tmp_path, capsys
+):
+    long = json.dumps({"prompt": "long " * 500}) + "\n"
+    arguments = [f"--model={small_checkpoint}", f"--input={tmp_path}/in.jsonl", "--max_tokens=2"]
+    (tmp_path / "in.jsonl").write_text(long + '{"prompt": "a"}\n')
+    main(arguments)
+    assert "note: 1 of 2 prompts have no completion, such as prompt 1: the prompt has" in capsys.readouterr().err
+    (tmp_path / "in.jsonl").write_text(long)
+    with pytest.raises(UserError, match=r"^--input: 1 of 1 prompts have no completion"):
+        main(arguments)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_command_that_was_killed_goes_on_and_writes_what_an_undisturbed_one_writes(
+    small_checkpoint, tmp_path, monkeypatch
+):
+    _prompts(tmp_path / "in.jsonl", 200)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [f"--model={small_checkpoint}", f"--input={tmp_path}/in.jsonl", "--max_tokens=9", "--temperature=1"]
+    main([*arguments, f"--output={whole}"])
+    # So that parts are written at once.
+    start = "import sys, isheep_jax.runtime.kept_completions as k; from isheep_jax.generate import main; k._SECONDS = 0"
+    command = [sys.executable, "-c", f"{start}; main(sys.argv[1:])", *arguments, f"--output={killed}", "--slots=8"]
+    process = subprocess.Popen(command)
+    parts, deadline = tmp_path / "killed.partial", time.monotonic() + 300
+    while len(list(parts.glob("part-*"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = sum(len(part.read_text().splitlines()) - 1 for part in parts.glob("part-*"))
+    assert 0 < done < 200
+    assert not killed.exists()
+
+    asked = []
+    generate = Engine.generate
+    monkeypatch.setattr(Engine, "generate", lambda self, r, s: (asked.extend(r), generate(self, r, s))[1])
+    # A part that was damaged since is made again.
+    first = parts / "part-000000.jsonl"
+    first.write_bytes(first.read_bytes().replace(b'"text": "', b'"text": "no', 1))
+    main([*arguments, f"--output={killed}"])
+    assert len(asked) == 200 - done + 32
+    assert killed.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "killed", "whole"]
+
+
+def test_completions_of_other_settings_are_refused_and_those_of_other_prompts_made_again(small_checkpoint, tmp_path):
+    directory = epath.Path(tmp_path / "out.partial")
+    kept = KeptCompletions(directory, {"temperature": 0.0})
+    kept.add(Completion("0", "yes"), "Yes or no?")
+    kept.flush()
+    with pytest.raises(UserError, match=r"out\.partial has .*temperature was 0\.0, now 1\.0; remove it, or"):
+        KeptCompletions(directory, {"temperature": 1.0})
+    again = KeptCompletions(directory, {"temperature": 0.0})
+    assert again.find("0", "Yes or no?") == Completion("0", "yes")
+    assert (again.find("0", "No or yes?"), again.find("1", "Yes or no?")) == (None, None)
+
+
+def test_what_is_in_a_directory_of_that_name_is_left_alone(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "notes").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        KeptCompletions(epath.Path(tmp_path / "out.partial"), {})
+    assert (tmp_path / "out.partial" / "notes").read_text() == "mine"

@@ -1,6 +1,8 @@
 """Reads the command line of every command into its dataclass of options, or says in one line what is wrong with it."""
 
+import contextlib
 import difflib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -96,7 +98,7 @@ def _given(
                 continue
             if open_for == 0:
                 raise UserError(f"'{word}' belongs to no setting; settings are written --section.field=value")
-            pairs[-1][1].extend(word.split(",") if open_for > 1 else [word])
+            pairs[-1][1].extend(_items(word) if open_for > 1 else [word])
             open_for -= 1
             continue
         _check_has_value(pairs, settings)
@@ -107,8 +109,7 @@ def _given(
             hint = f"did you mean --{near}? " if near else ""
             raise UserError(f"--{name}: there is no such setting; {hint}--help lists them all")
         is_list = settings[name].is_list
-        values = (value.split(",") if is_list else [value]) if equals else []
-        pairs.append((name, [v for v in values if v] if is_list else values))
+        pairs.append((name, (_items(value) if is_list else [value]) if equals else []))
         open_for = len(arguments) if is_list else int(not equals and settings[name].hint is not bool)
     _check_has_value(pairs, settings)
     return dict(pairs)
@@ -122,6 +123,16 @@ def _check_is_text(word: str) -> None:
         name, equals, _ = word.partition("=")
         shown = name if equals else word
         raise UserError(f"{shown.encode('utf-8', 'replace').decode()}: this is not UTF-8 text") from None
+
+
+def _items(word: str) -> list[str]:
+    """Returns the items of a list in one word: with commas between them, or a JSON array of texts that have commas."""
+    if word.startswith("["):
+        with contextlib.suppress(ValueError):
+            items = json.loads(word)
+            if all(isinstance(item, str) for item in items):
+                return items
+    return [item for item in word.split(",") if item]
 
 
 def _check_has_value(pairs: Sequence[tuple[str, list[str]]], settings: Mapping[str, Setting]) -> None:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import json
 import operator
 import textwrap
 import typing
@@ -83,7 +84,8 @@ def sections_of(options: type, prefix: str = "") -> dict[str, str]:
 def written(value: Any) -> str:
     """Returns the value as it is written on a command line."""
     if isinstance(value, tuple):
-        return ",".join(map(written, value))
+        items = list(map(written, value))
+        return json.dumps(items, ensure_ascii=False) if any("," in item for item in items) else ",".join(items)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -39,7 +39,7 @@ class SamplingParams:
     max_tokens: int = 256
     """New tokens per completion (count)."""
     stop: tuple[str, ...] = ()
-    """Strings that end a completion; they are cut off."""
+    """Strings that end a completion; they are cut off. As a JSON array where one has a comma: '["a, b", "c"]'."""
     top_k: int = 0
     """Sampling keeps so many of the most probable tokens (count; 0: all)."""
     min_p: float = 0.0

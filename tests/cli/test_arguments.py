@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from isheep_jax.cli.arguments import Command
-from isheep_jax.cli.settings import WITHOUT_PREFIX
+from isheep_jax.cli.settings import WITHOUT_PREFIX, written
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
 from isheep_jax.named_configs import named_config
@@ -102,6 +102,8 @@ class Switches:
     """Whether it is raw."""
     text: str = ""
     """What it says."""
+    words: tuple[str, ...] = ()
+    """What else."""
     flat: Inner = field(default_factory=Inner, metadata=WITHOUT_PREFIX)
     section: Inner = field(default_factory=lambda: Inner(size=9))
 
@@ -124,6 +126,23 @@ SWITCHES = Command(
 @pytest.mark.parametrize(("word", "value"), [("--raw", True), ("--raw=true", True), ("--raw=false", False)])
 def test_switches_take_true_and_false_or_nothing(word, value):
     assert SWITCHES.parse([word, "--text", "-a b"]) == Switches(raw=value, text="-a b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--words=a,b"], ("a", "b")),
+        (["--words=a, b"], ("a", " b")),
+        (['--words=["a, b", "c\\n"]'], ("a, b", "c\n")),
+        (["--words", '["a, b"]', "c"], ("a, b", "c")),
+        (["--words=[INST],b"], ("[INST]", "b")),
+        (["--words=[1]"], ("[1]",)),
+        (["--words=[]"], ()),
+    ],
+)
+def test_items_of_a_list_that_have_commas_are_written_as_json(arguments, words):
+    assert SWITCHES.parse(["hello", *arguments]).words == words
+    assert SWITCHES.parse(["hello", f"--words={written(words)}"]).words == words
 
 
 def test_switch_refuses_another_word():
