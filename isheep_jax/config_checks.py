@@ -1,9 +1,15 @@
 """Checks the values of a config: the range of each number, and settings that exclude or need each other."""
 
 import math
+import re
+import urllib.parse
 
 from isheep_jax.config import Config, SynthesizeConfig, flatten, is_server
 from isheep_jax.errors import UserError
+
+# Names of environment variables, and what looks like a key: letters and digits alone.
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY = re.compile(r"(?=.*\d)[A-Za-z0-9]+")
 
 # What a number may be, as an interval: a square bracket includes the end, a round one does not.
 RANGES = {
@@ -91,6 +97,31 @@ def check_section(section: str, settings: object) -> None:
             check_range(name, getattr(settings, name.removeprefix(f"{section}.")), interval)
 
 
+def check_server(section: str, url: str, key_variable: str) -> None:
+    """Raises `UserError` for the URL of a judge that is none, and for secrets in settings, which runs write down.
+
+    section: "assess" or "evaluate". url, key_variable: its judge and judge_key.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_url = bool(parts.hostname) and (parts.port or 1) > 0 and url.isprintable() and " " not in url
+    except ValueError:
+        is_url = False
+    # None of these messages shows a value that may be secret.
+    if not is_url:
+        raise UserError(f"--{section}.judge: it is no URL of a server, such as http://localhost:8000/v1")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UserError(
+            f"--{section}.judge: a user, a password or a query has no place in it, since runs write it down; a key "
+            f"belongs into the environment variable that --{section}.judge_key names"
+        )
+    if not _VARIABLE.fullmatch(key_variable) or (len(key_variable) >= 20 and _KEY.fullmatch(key_variable)):
+        raise UserError(
+            f"--{section}.judge_key: it must be the name of an environment variable, such as OPENAI_API_KEY, which has "
+            "the key; the key itself belongs into no setting, since runs write settings down"
+        )
+
+
 def check_together(config: Config) -> None:
     """Raises `UserError` for settings that are good by themselves but not with each other."""
     assess, select, stop = config.assess, config.select, config.stop
@@ -104,6 +135,7 @@ def check_together(config: Config) -> None:
             raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")
         if assess.framing == "chat":
             raise UserError("--assess.framing: a server as the judge is told to go on with a text; it must be text")
+        check_server("assess", assess.judge, assess.judge_key)
         if not assess.judge_model:
             raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
     if assess.samples > 1 and assess.read != "sampled":

@@ -118,6 +118,7 @@ def _run(config: Config, limit: int, output: "epath.Path | None") -> bool:
     from isheep_jax.loop.judging.check import check, known_pairs, result_of
     from isheep_jax.loop.judging.judges import framing_of
     from isheep_jax.loop.judging.reader import Reader
+    from isheep_jax.loop.judging.unread import Unread
     from isheep_jax.loop.prompting.templates import load as load_templates
     from isheep_jax.loop.stages.table import templates_of
     from isheep_jax.runtime.locate import locate_judge
@@ -136,10 +137,13 @@ def _run(config: Config, limit: int, output: "epath.Path | None") -> bool:
             templates = load_templates(config.prompts, templates_of(config))
             reader = Reader(config.assess, templates, model, framing, "check")
             records = {}
+            unread = Unread(console.note, server=is_server(config.assess.judge))
             with console.progress(f"judge {_name(config)}", len(pairs), "pairs") as progress:
                 for i, record in check(reader, pairs, bare=bare):
+                    unread.take(record.scores)
                     records[i] = record
                     progress.advance()
+                unread.end()
             return [records[i] for i in sorted(records)]
 
         if not is_server(judge):
@@ -169,7 +173,7 @@ def _model(config: Config, directory: "epath.Path | None") -> "Model":
     from isheep_jax.runtime.subjects import Decoding, OneModel
 
     if is_server(config.assess.judge):
-        return server_of(config, config.assess.judge)
+        return server_of(config, config.assess.judge, goes_on=False)
     model = config.model
     decoding = Decoding(model.chat_template, model.compute_dtype, config.seed, config.mesh.decode_tensor, config.decode)
     return OneModel(decoding).load(

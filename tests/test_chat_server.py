@@ -3,12 +3,13 @@
 import json
 import socket
 import threading
+import time
 
 import pytest
-from chat_stand_in import fails, says
+from chat_stand_in import Server, fails, says
 
 from isheep_jax import chat_server
-from isheep_jax.chat_server import ChatServer
+from isheep_jax.chat_server import ChatServer, without_thought
 from isheep_jax.errors import UserError
 
 KEY = "sk-a-secret"
@@ -115,10 +116,10 @@ def test_a_question_that_a_server_fails_at_while_it_answers_others_is_an_error_o
 
 
 def test_what_has_arrived_is_given_before_an_error(serve):
-    server = serve(lambda prompt, _: says("ok") if prompt in "ab" else fails(404, "gone"))
+    server = serve(lambda prompt, _: says("ok") if prompt in "ab" else fails(402, "gone"))
     answers = server_at(server.url, concurrency=1).answers([asked(p) for p in "abcd"])
     assert [(i, a.text) for i, a in (next(answers), next(answers))] == [(0, "ok"), (1, "ok")]
-    with pytest.raises(UserError, match=r"404.*gone"):
+    with pytest.raises(UserError, match=r"402.*gone"):
         next(answers)
 
 
@@ -226,3 +227,145 @@ def test_a_process_that_is_interrupted_waits_for_no_answer(serve):
     ask(serve(answer).url)
     assert threads
     assert all(thread.daemon for thread in threads)
+
+
+THOUGHTS = [
+    ("<think>\nIs it 3? No.\n</think>\n\n8||fine", "8||fine"),
+    ("<Thinking>3</Thinking><think>4</think>8", "8"),
+    ("[THINK]3[/THINK] 8", "8"),
+    ("It is 3.\n</think>\n8", "8"),  # of a template that begins the thought
+    ("<|channel|>analysis<|message|>3<|end|><|start|>assistant<|channel|>final<|message|>8", "8"),
+    ("<think>It is 3, since", ""),
+    ("8||it says </think> itself", "8||it says </think> itself"),
+    ("<b>8</b>", "<b>8</b>"),
+]
+
+
+@pytest.mark.parametrize(("said", "answer"), THOUGHTS)
+def test_a_thought_before_an_answer_is_no_part_of_it(serve, said, answer):
+    top = [{"token": said[0], "logprob": -0.1}]
+    server = serve(lambda prompt, _: says(said, logprobs={"content": [{"token": said[0], "top_logprobs": top}]}))
+    found = ask(server.url)[0]
+    assert found.text.strip() == answer
+    assert bool(found.alternatives) == (answer == said)
+
+
+@pytest.mark.parametrize("text", ["<think>" * 30_000, "\n" * 100_000, "<think></think>" * 20_000, " " * 100_000])
+def test_a_thought_without_end_is_read_at_once(text):
+    begun = time.monotonic()
+    without_thought(text)
+    assert time.monotonic() - begun < 5
+
+
+def test_an_answer_in_parts_is_the_text_that_is_no_thought(serve):
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "3"}]}, {"type": "text", "text": "8"}]
+    assert ask(serve(lambda prompt, _: says(parts)).url)[0].text == "8"
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": float("inf")}, {"prompt_tokens": "many"}, {"prompt_tokens": -1}])
+def test_a_count_of_tokens_that_is_none_does_not_spoil_an_answer(serve, usage):
+    answer = ask(serve(lambda prompt, _: says("8", usage=usage)).url)[0]
+    assert (answer.text, answer.sent) == ("8", 0)
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"choices": [{"message": {"content": "8"}, "logprobs": 3}]}', b"\xff"]
+)
+def test_an_answer_that_is_none_is_the_questions_own_error_where_others_have_good_ones(serve, body):
+    server = serve(lambda prompt, _: (200, body, {}) if prompt == "bad" else says("fine"))
+    answers = ask(server.url, asked("bad"), asked("good"), concurrency=1)
+    assert [answers[n].finish_reason for n in range(2)] == ["error", "stop"]
+
+
+def test_one_question_that_a_server_denies_is_an_error_of_its_own(serve):
+    """As of a server that looks at what is asked and says 403 to some of it."""
+    server = serve(lambda prompt, _: fails(403, "flagged") if prompt == "bad" else says("fine"))
+    answers = ask(server.url, asked("good"), asked("bad"), asked("good too"), concurrency=1)
+    assert [answers[n].finish_reason for n in range(3)] == ["stop", "error", "stop"]
+    assert "flagged" in answers[1].error
+
+
+def test_a_server_that_goes_on_to_fail_after_good_answers_ends_the_questions(serve):
+    server = serve(lambda prompt, _: says("fine") if prompt == "0" else fails(403, "no more"))
+    with pytest.raises(UserError, match="no more"):
+        ask(server.url, *(asked(str(n)) for n in range(40)), concurrency=1)
+    assert len(server.seen) < 12
+
+
+def test_a_server_that_never_answers_well_is_given_up_after_a_few_questions(serve):
+    server = serve(lambda prompt, _: fails(500, "boom"))
+    with pytest.raises(UserError, match=r"does not answer, after 3 attempts .*boom"):
+        ask(server.url, *(asked(str(n)) for n in range(40)), concurrency=1)
+    assert len(server.attempts) <= 3
+
+
+def test_a_server_that_takes_no_role_says_so_with_500_too(serve):
+    server = serve(lambda prompt, _: says("ok"))
+    server.refuses = lambda body: (
+        fails(500, "Conversation roles must alternate user/assistant") if len(body["messages"]) > 1 else None
+    )
+    messages = [{"role": "system", "content": "Judge."}, {"role": "user", "content": "this"}]
+    assert ask(server.url, {"messages": messages})[0].text == "ok"
+    assert len(server.seen) == 2
+
+
+def test_a_server_that_is_silent_is_given_up_soon(serve):
+    silent = threading.Event()
+    server = serve(lambda prompt, _: silent.wait(30) and says("late"))
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="does not answer, after 2 attempts"):
+        ask(server.url, timeout=0.3)
+    silent.set()
+    assert time.monotonic() - begun < 20
+
+
+def test_an_answer_without_end_is_cut(serve, monkeypatch):
+    monkeypatch.setattr(chat_server, "_MOST_BYTES", 1000)
+    server = serve(lambda prompt, _: says("x" * 2000) if prompt == "bad" else says("fine"))
+    answers = ask(server.url, asked("good"), asked("bad"), concurrency=1)
+    assert "an answer of more than 1000 bytes" in answers[1].error
+
+
+def test_a_server_that_was_there_before_may_be_away_for_a_while(serve, monkeypatch):
+    monkeypatch.setattr(chat_server, "PAUSES", (0.2,) * 6)
+    server = serve(lambda prompt, _: says(prompt))
+    client, address = server_at(server.url, concurrency=1), server.server_address
+    assert dict(client.answers([asked("a")]))[0].text == "a"
+    server.socket.close()
+    back = threading.Timer(0.7, lambda: again.append(restart(address)))
+    again = []
+
+    def restart(address):
+        other = Server(lambda prompt, _: says(prompt))
+        other.socket.close()
+        other.socket = socket.create_server(address, reuse_port=False)
+        threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
+        return other
+
+    server.shutdown()
+    back.start()
+    assert dict(client.answers([asked("b")]))[0].text == "b"
+    back.join()
+    again[0].shutdown()
+    again[0].server_close()
+
+
+def test_what_goes_on_is_said_as_it_is(serve):
+    for goes_on, words in ((True, "the same command goes on from here"), (False, "run the command again")):
+        with pytest.raises(UserError, match=words):
+            ask(serve(lambda prompt, _: fails(503)).url, goes_on=goes_on)
+
+
+def test_a_server_that_wants_a_key_names_the_variable_that_is_not_set(serve, monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(UserError, match="asks for an API key, and the environment variable SOME_KEY is not set"):
+        ask(serve(lambda prompt, _: fails(401)).url)
+
+
+def test_the_key_is_in_no_answer_and_in_no_part_of_an_error(serve, monkeypatch):
+    key = "sk-" + "k" * 40
+    monkeypatch.setenv("SOME_KEY", key)
+    assert key not in ask(serve(lambda prompt, _: says(f"8||your key is {key}")).url)[0].text
+    # The line is cut in the middle of the key.
+    server = serve(lambda prompt, _: fails(400, "x" * 170 + key))
+    assert "kkkk" not in ask(server.url)[0].error

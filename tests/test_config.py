@@ -6,9 +6,10 @@ import pytest
 
 from isheep_jax import named_configs
 from isheep_jax.cli.settings import settings_of
-from isheep_jax.config import EVERYDAY, Config, flatten
+from isheep_jax.config import EVERYDAY, AssessConfig, Config, EvaluateConfig, flatten
 from isheep_jax.config_checks import RANGES, check_values
 from isheep_jax.errors import UserError
+from isheep_jax.evaluation.judging import check_judge
 from isheep_jax.loop.card import model_card
 from isheep_jax.loop.prompting.methods import RESPOND_METHODS, SYNTHESIZE_METHODS
 from isheep_jax.loop.selection.rules import RULES
@@ -174,3 +175,36 @@ def test_configs_are_found_inside_installed_package(own_configs):
     assert config_names() == ["mine"]
     assert named_config("mine").name == "mine"
     assert config_description("mine") == "Mine."
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("judge", "key", "message"),
+    [
+        (f"http://me:{SECRET}@localhost/v1", "KEY", "--assess.judge: a user, a password or a query"),
+        (f"http://localhost/v1?key={SECRET}", "KEY", "--assess.judge: a user, a password or a query"),
+        ("http://localhost:port/v1", "KEY", "--assess.judge: it is no URL of a server"),
+        ("http://", "KEY", "--assess.judge: it is no URL of a server"),
+        ("http://[::1/v1", "KEY", "--assess.judge: it is no URL of a server"),
+        ("http://a b/v1", "KEY", "--assess.judge: it is no URL of a server"),
+        ("http://localhost/v1", f"sk-{SECRET}", "--assess.judge_key: it must be the name of an environment variable"),
+        ("http://localhost/v1", f"{SECRET}0123456789abcdef", "--assess.judge_key: it must be the name"),
+        ("http://localhost/v1", "", "--assess.judge_key: it must be the name"),
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_and_not_shown(judge, key, message):
+    assess = AssessConfig(judge=judge, judge_model="m", judge_key=key, read="sampled")
+    with pytest.raises(UserError, match=message) as error:
+        check_values(Config(assess=assess))
+    assert SECRET not in str(error.value)
+    evaluate = EvaluateConfig(judge=judge, judge_model="m", judge_key=key)
+    with pytest.raises(UserError, match=message.replace("assess", "evaluate")):
+        check_judge(evaluate)
+
+
+@pytest.mark.parametrize("key", ["OPENAI_API_KEY", "_key2", "MY_VERY_LONG_NAME_OF_A_KEY_2"])
+def test_a_server_by_its_url_and_the_name_of_a_variable_is_good(key):
+    assess = AssessConfig(judge="https://[::1]:8000/v1/", judge_model="m", judge_key=key, read="sampled")
+    check_values(Config(assess=assess))

@@ -83,7 +83,7 @@ def test_pairs_of_a_file_are_used_in_place_of_the_seeds(tmp_path, capsys):
         (["--config=tiny", "--judge=nowhere"], "--assess.judge: nowhere is no directory"),
         (["--config=tiny", "--limit=-1"], "--limit"),
         (["--config=tiny", "--limit=3"], "--limit: a check needs at least 5 tasks"),
-        (["--config=tiny", "--pairs=none.jsonl"], "guard.pairs: none.jsonl"),
+        (["--config=tiny", "--pairs=none.jsonl"], "guard.pairs: cannot read none.jsonl"),
         (["--config=tiny", "--output=nowhere/check.json"], "--output: there is no directory nowhere"),
     ],
 )  # fmt: skip

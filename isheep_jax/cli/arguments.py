@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.selection.rules import check_readings
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
+from isheep_jax.text_files import parse_json
 
 
 class Command(CommandDescription):
@@ -129,7 +129,7 @@ def _items(word: str) -> list[str]:
     """Returns the items of a list in one word: with commas between them, or a JSON array of texts that have commas."""
     if word.startswith("["):
         with contextlib.suppress(ValueError):
-            items = json.loads(word)
+            items = parse_json(word)
             if all(isinstance(item, str) for item in items):
                 return items
     return [item for item in word.split(",") if item]

@@ -10,7 +10,6 @@ evaluation/TASK/judging.json            who judged, how many verdicts, tokens se
 import dataclasses
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from etils import epath
 from isheep_jax import distributed
 from isheep_jax.chat_server import Answer, ChatServer
 from isheep_jax.config import EvaluateConfig, is_server
+from isheep_jax.config_checks import check_server
 from isheep_jax.decode.requests import ChoiceLogprobs, Request
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.task import Scoring
@@ -36,7 +36,6 @@ _UNREAD_AT_FIRST = 20
 # how often an object may change there.
 _PART = 64
 _SECONDS_IN_BUCKETS = 1.0
-_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,9 @@ class Verdict:
 
 
 def check_judge(settings: EvaluateConfig) -> None:
-    """Raises `UserError` where the settings name a server, but no model on it."""
+    """Raises `UserError` where the settings name a server badly, or no model on it."""
+    if is_server(settings.judge):
+        check_server("evaluate", settings.judge, settings.judge_key)
     if is_server(settings.judge) and not settings.judge_model:
         raise UserError("--evaluate.judge_model: it is empty; name the model that the server of --evaluate.judge has")
 
@@ -280,10 +281,9 @@ def _as_text(question: Question) -> str:
 
 
 def _verdict_of(answer: Answer) -> Verdict:
-    text = _THOUGHT.sub("", answer.text).strip()
-    # The probabilities of a thought's first token say nothing about the verdict.
-    alternatives = answer.alternatives if text == answer.text.strip() else ()
-    return Verdict(text, alternatives, error=answer.error, sent=answer.sent, received=answer.received)
+    return Verdict(
+        answer.text.strip(), answer.alternatives, error=answer.error, sent=answer.sent, received=answer.received
+    )
 
 
 def _cost(verdicts: Mapping[str, Verdict]) -> dict[str, int]:

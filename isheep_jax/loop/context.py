@@ -25,6 +25,8 @@ Result = TypeVar("Result", Completion, TextLogprob, Embedding)
 # Records per part: what a kill can cost. Items per call of the model: several parts, so that the decode slots run empty
 # only once in a while.
 PART = 256
+# The same of a judge on a server, whose every answer may be paid for.
+SERVER_PART = 16
 BLOCK = 8 * PART
 
 
@@ -72,8 +74,10 @@ class StageContext:
         return self.files(name).done() is not None
 
     @contextlib.contextmanager
-    def open(self, name: str, total: int) -> Iterator["OpenStage"]:
+    def open(self, name: str, total: int, *, part: int = PART) -> Iterator["OpenStage"]:
         """Opens a stage of `total` units; when the context ends without an error, the stage is DONE.
+
+        part: records per part, of which a kill may cost one.
 
         A stage that was DONE before has its records and nothing left to do.
         """
@@ -82,7 +86,7 @@ class StageContext:
             yield OpenStage(files, parts=files.parts())
             return
         with self.reporter.stage(self.iteration, spec.title_of(self.turn), total, spec.unit) as progress:
-            stage = OpenStage(files, progress, files.parts())
+            stage = OpenStage(files, progress, files.parts(), part=part)
             yield stage
             files.finish({**counts(stage.records), **stage.summary})
 
@@ -111,12 +115,14 @@ class OpenStage(Generic[T]):
     progress: shows how far it is; None for a stage that was DONE before.
     parts: records of the parts that are in place.
     summary: figures for DONE, besides the counts.
+    part: records per part that is written.
     """
 
     files: StageFiles[T]
     progress: StageReporter | None = None
     parts: list[list[T]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    part: int = PART
 
     def __post_init__(self):
         # The block that is being worked on: its records by index, how many it has, how many are committed.
@@ -161,7 +167,7 @@ class OpenStage(Generic[T]):
         self._block[index] = record
         self.advance()
         while self._committed < self._size:
-            part = range(self._committed, min(self._committed + PART, self._size))
+            part = range(self._committed, min(self._committed + self.part, self._size))
             if not all(i in self._block for i in part):
                 break
             self.write_part([self._block[i] for i in part])

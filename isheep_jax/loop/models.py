@@ -60,11 +60,16 @@ def writer_of(context: StageContext, backend: Backend) -> Model:
     return DeferredModel(backend, context.directory.model(context.iteration - 1))
 
 
-def server_of(config: Config, url: str) -> Model:
-    """Returns the judge on a server."""
+def server_of(config: Config, url: str, *, goes_on: bool = True) -> Model:
+    """Returns the judge on a server. goes_on: whether what it says is kept, so that a failure loses little."""
     settings = config.assess
     return Endpoint(
-        url, settings.judge_model, settings.judge_key, concurrency=settings.judge_requests, seed=config.seed
+        url,
+        settings.judge_model,
+        settings.judge_key,
+        concurrency=settings.judge_requests,
+        seed=config.seed,
+        goes_on=goes_on,
     )
 
 

@@ -233,7 +233,7 @@ def test_a_bucket_gets_verdicts_together_and_all_of_them_when_a_judging_fails(se
     write = judging.write_atomically
     monkeypatch.setattr(judging, "write_atomically", lambda path, data: (written.append(path.name), write(path, data)))
     bucket = memory_bucket(monkeypatch) / "task"
-    server = serve(lambda prompt, _: says(prompt) if prompt < "question 3" else fails(404, "gone"))
+    server = serve(lambda prompt, _: says(prompt) if prompt < "question 3" else fails(402, "gone"))
     texts = [f"question {n}" for n in range(6)]
     with pytest.raises(UserError, match="gone"):
         ask(texts, scoring(bucket, server.url, judge_requests=1))

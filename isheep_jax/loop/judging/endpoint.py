@@ -16,7 +16,7 @@ _SYSTEM = "Go on with the text where it ends. Begin with the number."
 class Endpoint:
     """A `Model` on a server, which only generates text. Only the first of several processes talks to the server."""
 
-    def __init__(self, url: str, model: str, key_variable: str, concurrency: int, seed: int):
+    def __init__(self, url: str, model: str, key_variable: str, concurrency: int, seed: int, *, goes_on: bool = True):
         """Describes the server; nothing is sent yet.
 
         Args:
@@ -25,18 +25,22 @@ class Endpoint:
             key_variable: Environment variable that holds the API key; if it is not set, no key is sent.
             concurrency: Concurrent requests.
             seed: Seed of the run; with the id of a request it gives the seed that is sent.
+            goes_on: Whether completions are kept, so that the same command goes on after a failure.
         """
-        self._server = ChatServer(url, model, key_variable, concurrency=concurrency, setting="assess.judge")
+        self._server = ChatServer(
+            url, model, key_variable, concurrency=concurrency, setting="assess.judge", goes_on=goes_on
+        )
         self._concurrency, self._seed = concurrency, seed
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
         """Yields one completion per request.
 
         A request that the server refuses gets a completion with an error, unless it refuses all of them. Raises
-        UserError when the server cannot be reached, refuses the key or gives another kind of answer.
+        UserError when the server cannot be reached, refuses the key or gives another kind of answer, and when the limit
+        of tokens ends every answer before it says anything.
         """
         step = 4 * self._concurrency
-        refused = 0
+        refused = empty = 0
         for start in range(0, len(requests), step):
             part = requests[start : start + step]
             answers = distributed.from_primary(lambda part=part: self._ask_all(part, sampling))
@@ -44,6 +48,13 @@ class Endpoint:
             refused += len(errors)
             if refused == start + len(part):
                 raise UserError(f"--assess.judge: {self._server.url} refuses every request: {errors[0]}")
+            empty += sum(answer["finish_reason"] == "length" and not answer["text"].strip() for answer in answers)
+            if empty == start + len(part):
+                raise UserError(
+                    f"--assess.max_tokens: each of the first {empty} answers of {self._server.url} was cut at "
+                    f"{sampling.max_tokens} tokens before it said anything; a judge that thinks first needs more of "
+                    "them, or its thinking switched off on the server"
+                )
             yield from (Completion(r.id, **answer) for r, answer in zip(part, answers, strict=True))
 
     def _ask_all(self, requests: Sequence[Request], sampling: SamplingParams) -> list[dict[str, str]]:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isheep_jax.loop.context import StageContext
+from isheep_jax.config import is_server
+from isheep_jax.loop.context import PART, SERVER_PART, StageContext
 from isheep_jax.loop.judging.judges import framing_of
 from isheep_jax.loop.judging.reader import Candidate, Reader
 from isheep_jax.loop.judging.readings import UNSCORED, read
 from isheep_jax.loop.judging.scores import median_mass
+from isheep_jax.loop.judging.unread import Unread
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Pair, Scores, kept
 from isheep_jax.text.conversation import Conversation, Prompt
@@ -61,10 +63,15 @@ def assess(
     settings = context.config.assess
     framing = framing_of(context.config, name, context.iteration)
     reader = Reader(settings, context.templates, judge, framing, context.request_id("assess"))
-    with context.open(stage, len(candidates)) as open_stage:
+    unread = Unread(
+        lambda text: context.reporter.warn(f"iteration {context.iteration}: {text}"), server=is_server(name)
+    )
+    with context.open(stage, len(candidates), part=SERVER_PART if is_server(name) else PART) as open_stage:
         for block in open_stage.blocks(candidates if settings.readings else []):
             for i, scores in read(reader, block):
+                unread.take(scores)
                 open_stage.put(i, scores)
+        unread.end()
         if (mass := median_mass(open_stage.records)) is not None:
             open_stage.summary["median_mass"] = mass
     scores = open_stage.records

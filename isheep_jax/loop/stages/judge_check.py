@@ -11,13 +11,14 @@ from isheep_jax import distributed
 from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json_if_there, write_json
-from isheep_jax.loop.context import StageContext
+from isheep_jax.loop.context import PART, SERVER_PART, StageContext
 from isheep_jax.loop.inputs import Inputs
 from isheep_jax.loop.judging.advice import advice
 from isheep_jax.loop.judging.check import JudgeCheck, KnownPair, check, checkable, known_pairs, result_of
 from isheep_jax.loop.judging.damages import TEXTS_FILE
 from isheep_jax.loop.judging.judges import framing_of, judging_iteration
 from isheep_jax.loop.judging.reader import Reader
+from isheep_jax.loop.judging.unread import Unread
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.prompting.zero_shot import is_bare
 from isheep_jax.loop.protocols import Model
@@ -43,10 +44,14 @@ def judge_check(context: StageContext, judge: Model) -> JudgeCheck | None:
     config = _checkable_part(context.config)
     pairs = known_pairs(config, context.seeds, context.templates)
     _discard_another(context)
-    with context.open(STAGE, len(pairs)) as stage:
+    server = is_server(config.assess.judge)
+    unread = Unread(lambda text: context.reporter.warn(f"iteration {context.iteration}: {text}"), server=server)
+    with context.open(STAGE, len(pairs), part=SERVER_PART if server else PART) as stage:
         for block in stage.blocks(pairs):
             for i, record in _read(context, config, judge, block):
+                unread.take(record.scores)
                 stage.put(i, record)
+        unread.end()
         result = result_of(config, stage.records)
         stage.summary["auc"] = result.selection.auc.value
     if stage.fresh:

@@ -66,3 +66,14 @@ def test_another_kind_of_server_is_told_from_its_answer(serve, answer):
 def test_an_answer_without_text_is_an_empty_one(serve):
     server = serve(lambda prompt, _: says(None))
     assert [c.text for c in ask(server.url)] == [""]
+
+
+def test_a_judge_whose_every_answer_is_cut_before_it_begins_names_the_setting(serve):
+    server = serve(lambda prompt, _: says("<think>It is", "length"))
+    with pytest.raises(UserError, match=r"^--assess.max_tokens: each of the first 2 answers .* cut at 16 tokens"):
+        ask(server.url, ["a", "b"])
+
+
+def test_some_answers_that_are_cut_are_no_more_than_that(serve):
+    server = serve(lambda prompt, _: says(None, "length") if prompt == "a" else says("8"))
+    assert [c.text for c in ask(server.url, ["a", "b"])] == ["", "8"]

@@ -3,6 +3,8 @@
 Each row is a judgment, the number wanted by either parser, and why. The numbers are written by hand.
 """
 
+import time
+
 import pytest
 
 from isheep_jax.config import AssessConfig
@@ -60,11 +62,54 @@ JUDGMENTS = [
     ("1.2.3", None, 1, "a version"),
     ("0.8||", None, 1, "a scale up to one"),
     ("10.4", None, 10, "above the scale"),
+    # Numbers that are no scores.
+    ("8 points out of 100", None, 8, "out of a hundred, in words"),
+    ("1. The answer is right. 2. It is short. Rating: 9", None, 1, "a list of reasons"),
+    ("1. The answer is", None, 1, "a list that is cut"),
+    ("1) Right. 2) Short.", None, 1, "a list with brackets"),
+    ("8. Right. 9. Short.", None, 8, "a list that goes on"),
+    ("3 things are wrong", None, 3, "a count"),
+    ("3 Fehler", None, 3, "a count in German"),
+    ("3 処", None, 3, "a count in Japanese"),
+    ("2 points deducted", None, 2, "points of something else"),
+    ("4 out of the 5", None, 4, "out of so many things"),
+    ("4 of the points", None, 4, "out of what is no number"),
+    ("8 out of 10 answers", None, 8, "ten things"),
+    ("10/10/2024", None, 10, "a date"),
+    ("8/10/12", None, 8, "another date"),
+    ("5 stars", None, 5, "a scale of stars"),
+    ("4★", None, 4, "a sign of stars"),
+    ("8 €", None, 8, "an amount"),
+    ("2 + 2 = 4", None, 2, "a sum"),
+    ("8-bit", None, 8, "a compound word"),
+    ("7, 8 or 9", None, 7, "a list of numbers"),
+    ("1\n2\n3", None, 1, "the scale, one number a line"),
+    ("8½", None, 8, "a fraction"),
+    ("10 000", None, 10, "a thousand"),
+    ("1_000", None, 1, "another thousand"),
+    # What chat models write.
+    ("8／１０", 8, 8, "out of ten, full-width"),
+    ("Rating: **8**/10. The answer is right.", 8, None, "a label first"),
+    ("**Rating:** 8", 8, None, "a bold label"),
+    ("Score: 8", 8, None, "a plain label"),
+    ("The score is 9", 9, None, "a short sentence"),
+    ("## Final score (1-10): 8", 8, None, "a heading"),
+    ('{"score": 8}', 8, None, "an object"),
+    ("评分：8分", 8, None, "a label in Chinese"),
+    ("Rating: 8 points out of 100", None, None, "a label, out of a hundred"),
+    ("Rating: 1-10", None, None, "a label, the scale"),
+    ("8 out of 10 because", 8, 8, "a reason"),
+    ("8 (out of 10)", 8, 8, "out of ten, in brackets"),
+    ("8 on a scale of 1 to 10", 8, 8, "the scale behind it"),
+    ("8 on a scale of 1 to 100", None, 8, "another scale behind it"),
+    ("8 points", 8, 8, "a unit"),
+    ("8 out of ten", 8, 8, "out of ten, spelled out"),
+    ("<think>It is 3 or 4.</think>\n\n8||fine", 8, None, "a thought first"),
+    ("It is 3 or 4.\n</think>\n\n8||fine", 8, None, "a thought that the prompt begins"),
+    ("<think>8 is", None, None, "a thought that is cut"),
     # None reads a number.
     ("", None, None, "nothing"),
     (" \n", None, None, "white space"),
-    ("Score: 8", None, None, "a label first: only a number at the start counts"),
-    ("The score is 9", None, None, "a sentence first"),
     ("I'd rate it 7 out of 10", None, None, "the same"),
     ("ten", None, None, "a word"),
     ("八", None, None, "a word in Chinese"),
@@ -82,6 +127,14 @@ JUDGMENTS = [
 @pytest.mark.parametrize(("text", "strict", "paper", "why"), JUDGMENTS, ids=[row[3] for row in JUDGMENTS])
 def test_a_judgment_counts_by_the_number_it_begins_with(text, strict, paper, why):
     assert (parse_score(text), parse_score(text, "paper")) == (strict, paper)
+
+
+@pytest.mark.parametrize("text", ["9" * 64_000, "1" * 400, "8." * 32_000, "1 " * 32_000, "\n" * 64_000, "(" * 64_000])
+@pytest.mark.parametrize("parser", ["strict", "paper"])
+def test_judgments_without_end_are_read_at_once(text, parser):
+    begun = time.monotonic()
+    assert parse_score(text, parser) in (None, 1, 8, 9)
+    assert time.monotonic() - begun < 5
 
 
 def test_the_table_says_each_thing_once():
