@@ -5,19 +5,47 @@ from typing import Any
 
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.model.architecture import FAMILIES, Architecture, Family, RopeScaling
 from isheep_jax.text.eos import configured_eos_ids
 from isheep_jax.text.json_files import has_file, read_json_object
 
 # Fields that change the mathematics, each with the one value that is implemented.
 _ONLY = {
-    "attention_bias": False,
     "mlp_bias": False,
     "pretraining_tp": 1,
     "partial_rotary_factor": 1.0,
     "use_bidirectional_attention": False,
+    # Of other families, and of code that comes with a model, some of which call themselves by a class that is known.
+    "add_bias_linear": False,
+    "add_cross_attention": False,
+    "alibi": False,
+    "attention_multiplier": None,
+    "clip_qkv": None,
+    "embedding_multiplier": 1.0,
+    "is_encoder_decoder": False,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "mup_width_multiplier": 1.0,
+    "n_routed_experts": 0,
+    "no_rope_layers": None,
+    "num_experts": 0,
+    "num_local_experts": 0,
+    "parallel_attn": False,
+    "residual_multiplier": 1.0,
+    "rope_interleave": False,
+    "rope_interleaved": False,
+    "rotary_pct": 1.0,
+    "scale_depth": 1.0,
+    "scale_emb": 1.0,
+    "use_alibi": False,
+    "use_parallel_residual": False,
+    "use_qk_norm": False,
 }
+# Fields of quantized weights: of Hugging Face, of an older llm-compressor and of MLX.
+_QUANTIZED = ("quantization_config", "compression_config", "quantization")
+# Larger numbers, and reals further from one, belong to no model: arrays of them are not worth the wait for memory.
+_MOST_LAYERS, _MOST, _LARGEST = 2**14, 2**31, 1e30
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -33,12 +61,17 @@ def read_architecture(directory: epath.PathLike) -> Architecture:
     traits = FAMILIES[family]
     for name, value in _ONLY.items():
         fields.require(name, value)
+    if not traits.qkv_bias:
+        fields.require("attention_bias", False)
     fields.require(traits.activation_field, traits.activation)
-    if fields["quantization_config"]:
-        raise UserError(f"{path}: quantized weights (quantization_config) are not implemented; give the full ones")
+    for name in _QUANTIZED:
+        if fields[name]:
+            raise UserError(f"{path}: quantized weights ({name}) are not implemented; give the full ones")
 
     width, heads = fields.number("hidden_size", int), fields.number("num_attention_heads", int)
     layers = fields.number("num_hidden_layers", int)
+    if layers > _MOST_LAYERS:
+        raise UserError(f"{path}: num_hidden_layers={layers} is more than any model has; {_MOST_LAYERS} are read")
     kv_heads = fields.number("num_key_value_heads", int, heads)
     head_dim = fields.number("head_dim", int, traits.head_dim or width / heads)
     if heads % kv_heads:
@@ -54,7 +87,6 @@ def read_architecture(directory: epath.PathLike) -> Architecture:
             "attention_softcap": fields.optional("attn_logit_softcapping", float, traits.attention_softcap),
             "logit_softcap": fields.optional("final_logit_softcapping", float, traits.logit_softcap),
         }
-    tied = fields["tie_word_embeddings"]
     return Architecture(
         family=family,
         vocab_size=fields.number("vocab_size", int),
@@ -68,7 +100,7 @@ def read_architecture(directory: epath.PathLike) -> Architecture:
         rope_theta=theta,
         rope_scaling=scaling,
         context_length=fields.number("max_position_embeddings", int),
-        tied_embeddings=traits.tied_embeddings if tied is None else bool(tied),
+        tied_embeddings=fields.flag("tie_word_embeddings", traits.tied_embeddings),
         bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
         eos_token_ids=configured_eos_ids(path.parent),
         window=window,
@@ -89,9 +121,13 @@ class _Fields:
         """Returns the value of a field; None if it is missing or null."""
         return self.values.get(name)
 
+    def shown(self, name: str, value: Any) -> str:
+        """Returns how an error begins that is about the value of a field."""
+        return f"{self.path}: {name}={quoted(repr(value))}"
+
     def not_implemented(self, name: str, instead: str) -> UserError:
         """Returns the error for a value that is not implemented. instead: what is."""
-        return UserError(f"{self.path}: {name}={self[name]!r} is not implemented; only {instead} is")
+        return UserError(f"{self.shown(name, self[name])} is not implemented; only {instead} is")
 
     def require(self, name: str, value: Any) -> None:
         """Raises `UserError` when the field has another value than this one or none."""
@@ -106,8 +142,17 @@ class _Fields:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not 0 < value < math.inf or (kind is int and value != int(value)):
             expected = "integer" if kind is int else "number"
-            raise UserError(f"{self.path}: {name}={value!r} has the wrong type or sign; it is a positive {expected}")
+            raise UserError(f"{self.shown(name, value)} has the wrong type or sign; it is a positive {expected}")
+        if value >= (_MOST if kind is int else _LARGEST) or value <= 1 / _LARGEST:
+            raise UserError(f"{self.shown(name, value)} is a number that no model has")
         return kind(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Returns a field that is true or false; the default if it is missing or null."""
+        value = default if self[name] is None else self[name]
+        if not isinstance(value, bool):
+            raise UserError(f"{self.shown(name, value)} has the wrong type; it is true or false")
+        return value
 
     def optional(self, name: str, kind: type = float, default: float | None = None) -> Any:
         """Returns a positive number, None for null, or the default if the field is missing."""
@@ -117,9 +162,9 @@ class _Fields:
         """Returns the ids in a field that holds one id, a list of them or none."""
         value = self[name]
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) for i in ids):
-            raise UserError(f"{self.path}: {name}={value!r} has the wrong type; it is a token's id or a list of them")
-        return ids
+        if not all(type(i) is int for i in ids):
+            raise UserError(f"{self.shown(name, value)} has the wrong type; it is a token's id or a list of them")
+        return [i for i in ids if i >= 0]  # some files say -1 for none
 
 
 def _read_fields(path: epath.Path) -> _Fields:
@@ -133,17 +178,22 @@ def _read_fields(path: epath.Path) -> _Fields:
 def _family(fields: _Fields) -> str:
     """Returns the key of `FAMILIES`: by the class in architectures or, where that is missing, by model_type.
 
-    The class decides because other models, such as classifiers, share the model_type of a language model.
+    The class decides because other models, such as classifiers, share the model_type of a language model; a model_type
+    of another family beside it is an error, since other libraries go by that.
     """
     classes, model_type = fields["architectures"], fields["model_type"]
     class_name = classes[0] if classes and isinstance(classes, list) else classes
     for family, traits in FAMILIES.items():
+        if class_name == traits.class_name and model_type not in (family, None, ""):
+            raise UserError(
+                f"{fields.shown('model_type', model_type)} is not that of {class_name} (architectures), {family!r}"
+            )
         if class_name == traits.class_name or (not class_name and model_type == family):
             return family
     if class_name:
-        problem = f"architectures={classes!r} is not supported"
+        problem = f"architectures={quoted(repr(classes))} is not supported"
     elif model_type:
-        problem = f"model_type={model_type!r} is not supported"
+        problem = f"model_type={quoted(repr(model_type))} is not supported"
     else:
         problem = "architectures and model_type are missing, one of which must name the kind of model"
     supported = ", ".join(f"{traits.class_name} ({family})" for family, traits in FAMILIES.items())
@@ -154,14 +204,14 @@ def _windows(fields: _Fields, traits: Family, layers: int) -> tuple[int | None, 
     """Returns the attention window (tokens) and the layers that have it."""
     kinds = fields["layer_types"]
     if kinds is not None and (
-        not isinstance(kinds, list) or len(kinds) != layers or not {_SLIDING, _FULL}.issuperset(kinds)
+        not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (_SLIDING, _FULL) for kind in kinds)
     ):
         raise fields.not_implemented("layer_types", f"a list of {layers} names, '{_FULL}' or '{_SLIDING}',")
     if traits.windows == "none":
         if _SLIDING in (kinds or ()):
             raise fields.not_implemented("layer_types", f"'{_FULL}'")
         return None, ()
-    if traits.windows == "upper" and not fields["use_sliding_window"]:
+    if traits.windows == "upper" and not fields.flag("use_sliding_window", False):
         return None, ()
     window = fields.optional("sliding_window", int, 4096)
     if window is None:
@@ -184,21 +234,30 @@ def _read_rope(fields: _Fields, traits: Family) -> tuple[float, RopeScaling | No
     """Returns RoPE's base and scaling, and the base of windowed layers if it is another one.
 
     There are two spellings: rope_theta + rope_scaling (and Gemma 3's rope_local_base_freq), or rope_parameters of
-    transformers 5, which Gemma 3 has by kind of layer.
+    transformers 5, which Gemma 3 has by kind of layer. Where a file has both, as exports do, they say the same.
     """
-    spelling = "rope_parameters" if fields["rope_parameters"] else "rope_scaling"
+    found = [_rope_of_spelling(fields, traits, name) for name in ("rope_parameters", "rope_scaling") if fields[name]]
+    if len(found) == 2 and found[0] != found[1]:
+        raise UserError(f"{fields.path}: rope_parameters and rope_scaling say different things; remove the wrong one")
+    return found[0] if found else _rope_of_spelling(fields, traits, "rope_scaling")
+
+
+def _rope_of_spelling(fields: _Fields, traits: Family, spelling: str) -> tuple[float, RopeScaling | None, float | None]:
     values = fields[spelling] or {}
     if not isinstance(values, dict):
-        raise UserError(f"{fields.path}: {spelling}={values!r} is not an object")
+        raise UserError(f"{fields.shown(spelling, values)} is not an object")
     theta, window_theta = traits.rope_theta, traits.window_rope_theta
-    if window_theta is None:
-        return *_rope(fields, values, theta), None
-    if {_FULL, _SLIDING} & values.keys():
-        local, local_scaling = _rope(fields, values.get(_SLIDING) or {}, window_theta, nested=True)
+    nested = {kind: values[kind] or {} for kind in (_FULL, _SLIDING) if kind in values}
+    if (nested and window_theta is None) or not all(isinstance(value, dict) for value in nested.values()):
+        raise fields.not_implemented(spelling, "one set of numbers")
+    if nested:
+        local, local_scaling = _rope(fields, nested.get(_SLIDING, {}), window_theta, nested=True)
         if local_scaling is not None:
             raise fields.not_implemented(spelling, f"rope_type 'default' for '{_SLIDING}'")
-        return *_rope(fields, values.get(_FULL) or {}, theta, nested=True), local
-    return *_rope(fields, values, theta), fields.number("rope_local_base_freq", float, window_theta)
+        return *_rope(fields, nested.get(_FULL, {}), theta, nested=True), local
+    if window_theta is not None:
+        window_theta = fields.number("rope_local_base_freq", float, window_theta)
+    return *_rope(fields, values, theta), window_theta
 
 
 def _rope(
@@ -214,12 +273,17 @@ def _rope(
     """
     inner = _Fields(fields.path, values)
     inner.require("partial_rotary_factor", 1.0)
-    holder = fields if values.get("rope_theta") is None and not nested else inner
+    holder = fields if inner["rope_theta"] is None and not nested else inner
     theta = holder.number("rope_theta", float, default_theta)
-    kind = values.get("rope_type", values.get("type", "default"))
+    if not nested and fields["rope_theta"] is not None and fields.number("rope_theta") != theta:
+        raise UserError(
+            f"{fields.shown('rope_theta', fields['rope_theta'])}, but rope_parameters has {theta:g}; remove the wrong "
+            "one"
+        )
+    kind = inner["rope_type"] or inner["type"] or "default"
 
     def number(name: str, number_type: type = float) -> Any:
-        if values.get(name) is None:
+        if inner[name] is None:
             raise UserError(f"{fields.path}: RoPE scaling '{kind}' lacks the field {name}")
         return inner.number(name, number_type)
 
@@ -228,9 +292,13 @@ def _rope(
     if kind == "linear":
         return theta, RopeScaling("linear", number("factor"))
     if kind == "llama3":
-        factors = [number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")]
-        return theta, RopeScaling("llama3", *factors, number("original_max_position_embeddings", int))
-    raise UserError(f"{fields.path}: RoPE scaling '{kind}' is not implemented; known: default, linear, llama3")
+        factor, low, high = (number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+        if low >= high:
+            raise UserError(f"{inner.shown('low_freq_factor', low)} must be less than high_freq_factor={high:g}")
+        return theta, RopeScaling("llama3", factor, low, high, number("original_max_position_embeddings", int))
+    raise UserError(
+        f"{fields.path}: RoPE scaling {quoted(repr(kind))} is not implemented; known: default, linear, llama3"
+    )
 
 
 def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
