@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -492,9 +493,20 @@ EVERYDAY = (
 )
 
 
-def to_json(config: Config) -> str:
-    """Returns the config as the text of a run's config.json."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+# What the program did before a setting came, by the setting's name, where that is not what its default does now. A run
+# of an earlier version goes on with these values.
+BEFORE_THEY_CAME: dict[str, object] = {}
+
+
+def to_json(config: Config, names: Collection[str] | None = None) -> str:
+    """Returns the config as the text of a run's config.json. names: of the settings to leave in; None: all."""
+
+    def chosen(tree: dict, prefix: str = "") -> dict:
+        values = {n: chosen(v, f"{prefix}{n}.") if isinstance(v, dict) else v for n, v in tree.items()}
+        return {n: v for n, v in values.items() if v != {} and (isinstance(v, dict) or f"{prefix}{n}" in names)}
+
+    tree = dataclasses.asdict(config)
+    return json.dumps(tree if names is None else chosen(tree), indent=2) + "\n"
 
 
 def flatten(config: Config) -> dict[str, object]:

@@ -19,6 +19,7 @@ from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError
 from isheep_jax.files import check_new_directory
+from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.text.tokenizer import Tokenizer
 
@@ -109,6 +110,7 @@ def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.P
         raise UserError(f"--adapter: the run trained all weights (sft.method={method}), so that it has no adapter")
     if not source.is_dir():
         raise UserError(f"--{'adapter' if adapter else 'run'}: {source} is missing; restore it, or start a new run")
+    made_models.check(source)
     return source
 
 

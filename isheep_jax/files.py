@@ -1,10 +1,15 @@
-"""Atomic writes of files and directories, on disks and in object stores; the primary process writes."""
+"""Atomic writes of files and directories, on disks and in object stores, and digests by which damage to them is found.
+
+The primary process writes.
+"""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,12 @@ from etils import epath
 from isheep_jax import distributed
 from isheep_jax.errors import UserError, one_line
 
+# Name of the digest that an object carries, and what it does not cover: times, in which equal runs differ.
+_SEAL = "sha256"
+_UNSEALED = (_SEAL, "seconds")
+# Bytes that are hashed at a time, and files that are hashed side by side: one thread cannot saturate a disk.
+_BLOCK = 16 * 2**20
+_READERS = 8
 # Of a write whose temporary file another process removes.
 _TRIES = 5
 
@@ -195,6 +206,82 @@ def read_json(path: epath.PathLike) -> Any:
         return json.loads(epath.Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from error
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a JSON object with the digest of its values, which `check_seal` compares; "seconds" may differ."""
+    return {**{name: v for name, v in value.items() if name != _SEAL}, _SEAL: _seal_of(value)}
+
+
+def check_seal(value: Any, where: str, remedy: str) -> dict[str, Any]:
+    """Returns a JSON object that `sealed` made; one without a digest, of an older version, as it is.
+
+    where: the file, and what in it. remedy: what the user can do.
+    Raises UserError when it is no object, or not the one that was written.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is damaged: it should be a JSON object; {remedy}")
+    if _SEAL in value and value[_SEAL] != _seal_of(value):
+        raise UserError(f"{where} has changed since it was written; {remedy}")
+    return value
+
+
+def _seal_of(value: Mapping[str, Any]) -> str:
+    covered = {name: v for name, v in value.items() if name not in _UNSEALED}
+    return sha256(utf8(json.dumps(covered, sort_keys=True, ensure_ascii=False)))
+
+
+def sha256(data: bytes) -> str:
+    """Returns the sha256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_digests(paths: Sequence[epath.Path]) -> list[str]:
+    """Returns the sha256 of each file, of any size. Raises OSError for one that cannot be read."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        return list(readers.map(_file_digest, paths))
+
+
+def _file_digest(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_with_digest(path: epath.Path, data: bytes) -> None:
+    """Writes a file atomically, and its digest beside it. Raises UserError when the file system refuses.
+
+    A kill at any instant leaves a file that `read_with_digest` takes: the one before or the new one.
+    """
+    if not distributed.is_primary():
+        return
+    place, new = _digest_place(path), sha256(data)
+    before = sha256(path.read_bytes()) if path.exists() else new
+    write_atomically(place, "".join(f"{digest}\n" for digest in dict.fromkeys((new, before))).encode())
+    write_atomically(path, data)
+    if before != new:
+        write_atomically(place, f"{new}\n".encode())
+
+
+def read_with_digest(path: epath.Path, remedy: str) -> bytes:
+    """Returns the bytes of a file that `write_with_digest` wrote; of a file without a digest, what is there.
+
+    remedy: what the user can do with a damaged file. Raises UserError when it has changed or cannot be read.
+    """
+    try:
+        data, place = path.read_bytes(), _digest_place(path)
+        known = place.read_bytes().decode("ascii", "replace").split() if place.exists() else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {remedy}") from error
+    if known is not None and sha256(data) not in known:
+        raise UserError(f"{path} has changed since it was written; {remedy}")
+    return data
+
+
+def _digest_place(path: epath.Path) -> epath.Path:
+    return path.with_name(f"{path.name}.{_SEAL}")
 
 
 def read_json_if_there(path: epath.Path) -> Any:

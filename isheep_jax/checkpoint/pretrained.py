@@ -55,14 +55,17 @@ class Pretrained:
 def weights_digest(directory: epath.Path) -> str:
     """Returns the sha256 of the weights with all files that say how they are used: config, tokenizer, template."""
     digest = hashlib.sha256()
-    for path in _files(directory):
-        if path.suffix.lower() not in (*_WEIGHTS, *_SUFFIXES):
-            continue
+    for path in model_files(directory):
         digest.update(f"{path.name} {path.stat().length}\n".encode())
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def model_files(directory: epath.Path) -> list[epath.Path]:
+    """Returns the files that define a model, in a fixed order: weights, config, tokenizer, templates."""
+    return [path for path in _files(directory) if path.suffix.lower() in (*_WEIGHTS, *_SUFFIXES)]
 
 
 def _files(directory: epath.Path) -> list[epath.Path]:

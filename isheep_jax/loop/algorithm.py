@@ -74,8 +74,8 @@ def _run(
     held_out = frozenset(normalize(text) for text in held_out)
     inputs = read_inputs(config, backend.judge, held_out)
     read_material(config, inputs)
-    directory = RunDirectory.open(config, inputs.digests, environment())
-    for warning in inputs.warnings:
+    directory = RunDirectory.open(config, inputs.digests, environment(), backend.files())
+    for warning in (*inputs.warnings, *directory.warnings):
         reporter.warn(warning)
     context = StageContext(config, inputs.templates, inputs.seeds, held_out, directory, reporter, iteration=0)
     summaries: list[IterationSummary] = []

@@ -87,6 +87,8 @@ class StageContext:
             return
         with self.reporter.stage(self.iteration, spec.title_of(self.turn), total, spec.unit) as progress:
             stage = OpenStage(files, progress, files.parts(), part=part)
+            if files.damaged:
+                self.reporter.warn(f"{files.directory / files.damaged} was damaged; it and what follows are made again")
             yield stage
             files.finish({**counts(stage.records), **stage.summary})
 

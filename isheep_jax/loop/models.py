@@ -15,6 +15,7 @@ from isheep_jax.decode.requests import (
     TextLogprob,
     TokenIds,
 )
+from isheep_jax.loop import made_models
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.judging.endpoint import Endpoint
 from isheep_jax.loop.judging.judges import own_model
@@ -25,34 +26,40 @@ from isheep_jax.loop.protocols import Backend, Model, Tokenizer
 class DeferredModel:
     """A `Model` in a directory (None: the base model), which the backend loads when it is first asked something.
 
-    A stage that is DONE asks nothing, so a run that resumes loads no weights for it.
+    A stage that is DONE asks nothing, so a run that resumes loads no weights for it. A model that the run made is
+    compared with its digests before.
     """
 
     backend: Backend
     directory: epath.Path | None
 
+    def _model(self) -> Model:
+        if self.directory is not None:
+            made_models.check(self.directory)
+        return self.backend.load(self.directory)
+
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.backend.load(self.directory).tokenizer
+        return self._model().tokenizer
 
     @property
     def max_length(self) -> int:
-        return self.backend.load(self.directory).max_length
+        return self._model().max_length
 
     def weights_digest(self) -> str:
         return self.backend.weights_digest(self.directory)
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        return self.backend.load(self.directory).generate(requests, sampling)
+        return self._model().generate(requests, sampling)
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
-        return self.backend.load(self.directory).choice_logprobs(requests, choices)
+        return self._model().choice_logprobs(requests, choices)
 
     def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str | TokenIds]) -> Iterator[TextLogprob]:
-        return self.backend.load(self.directory).text_logprobs(requests, texts)
+        return self._model().text_logprobs(requests, texts)
 
     def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
-        return self.backend.load(self.directory).embed(requests)
+        return self._model().embed(requests)
 
 
 def writer_of(context: StageContext, backend: Backend) -> Model:

@@ -160,6 +160,9 @@ class Backend(Protocol):
     decoding: Mapping[str, Any]
     """What responses depend on besides weights and prompts, for the record: chat template, dtypes, length, seed."""
 
+    def files(self) -> Mapping[str, epath.Path]:
+        """Returns the files of the models that no iteration makes, by names such as "model.path/config.json"."""
+
     def load(self, directory: epath.Path | None) -> Model:
         """Returns the model in an iteration's `model/` directory, or the base model for None.
 

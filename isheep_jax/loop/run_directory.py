@@ -6,19 +6,30 @@ instant resumes with the first part that is missing. Of several processes, proce
 and tells the others.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from isheep_jax import directory_lock, distributed
-from isheep_jax.config import Config, flatten, to_json
+from isheep_jax.config import BEFORE_THEY_CAME, Config, flatten, to_json
 from isheep_jax.errors import UserError
-from isheep_jax.files import check_writable, make_directory, read_json, write_atomically, write_json
+from isheep_jax.files import (
+    check_writable,
+    file_digests,
+    make_directory,
+    on_object_store,
+    read_json,
+    utf8,
+    write_atomically,
+    write_json,
+)
 from isheep_jax.loop.stage_files import StageFiles
 from isheep_jax.loop.stages.table import LEVELS, STAGES, StageSpec, inputs_after, later_sections
 
@@ -29,6 +40,10 @@ _FREE = (
     *("evaluate.task_data", "evaluate.allow_code_execution", "evaluate.judge_key", "evaluate.judge_requests"),
     *("mesh.", "decode.slots", "decode.steps_per_call"),
 )
+# Models that a run begins with; "model.path/config.json" is the name of a file among its inputs.
+MODEL_INPUTS = ("model.path", "assess.judge")
+# Settings that change no result but in the last digits: they may differ as well, but are part of the digests.
+_NOT_COMPARED = (*_FREE, "sft.remat")
 # What may lie in the directory of a new run: hidden files, what a fresh volume or a desktop brings along, the job's own
 # log, and what a start that was interrupted left.
 _HARMLESS = re.compile(
@@ -44,25 +59,50 @@ def digest(values: Any) -> str:
 
 
 class RunDirectory:
-    """The directory of a run. `RunDirectory.open` creates it, or takes it up again."""
+    """The directory of a run. `RunDirectory.open` creates it, or takes it up again.
 
-    def __init__(self, path: epath.Path, config: Config):
-        self.path = path
-        self._settings = flatten(config)
+    path: where it is.
+    config: the settings.
+    names: those of the settings that the run's config.json has; None: all.
+    warnings: lines for the user.
+    """
+
+    def __init__(
+        self,
+        path: epath.Path,
+        config: Config,
+        names: Collection[str] | None = None,
+        warnings: Sequence[str] = (),
+    ):
+        self.path, self.warnings = path, warnings
+        self._all_settings = flatten(config)
+        self._settings = {n: v for n, v in self._all_settings.items() if names is None or n in names}
 
     @classmethod
-    def open(cls, config: Config, inputs: dict[str, str], environment: dict[str, Any]) -> "RunDirectory":
+    def open(
+        cls,
+        config: Config,
+        inputs: Mapping[str, str],
+        environment: Mapping[str, Any],
+        models: Mapping[str, epath.Path] | None = None,
+    ) -> "RunDirectory":
         """Creates the run directory, or resumes it.
 
-        inputs: digests of the files that the run reads (seeds, prompt templates). environment: versions and devices,
-        recorded once. Raises UserError when the directory holds something else, cannot be written, or holds a run with
-        other settings or inputs; the message names them.
+        Args:
+            config: The settings.
+            inputs: Digests of the files that the run reads (seeds, prompt templates), by name.
+            environment: Versions and devices, recorded once.
+            models: The files of the models that it begins with, by name. They are inputs, too, whose digests are taken
+                again only where size or time have changed.
+
+        Raises UserError when the directory holds something else, cannot be written, or holds a run with other settings
+        or inputs; the message names them.
         """
-        path = config.directory
-        distributed.from_primary(lambda: _check(path, config, inputs))
+        path, models = config.directory, models or {}
+        opening = distributed.from_primary(lambda: _check(path, config, inputs, environment, models))
         distributed.check_shared(path)
-        distributed.from_primary(lambda: _write(path, config, inputs, environment))
-        return cls(path, config)
+        distributed.from_primary(lambda: _write(path, config, environment, opening))
+        return cls(path, config, opening["names"], opening["warnings"])
 
     def iteration(self, number: int) -> epath.Path:
         """Returns the directory of an iteration; 0 is the base model's."""
@@ -79,10 +119,14 @@ class RunDirectory:
         """
         directory_lock.check(self.path)
         directory = self.iteration(iteration) / "second_turn" if turn == 2 else self.iteration(iteration)
-        return StageFiles(directory / spec.directory, spec.record, self.digest(spec.level))
+        equal = {digest(settings_of(spec.level, self._all_settings))}
+        return StageFiles(directory / spec.directory, spec.record, self.digest(spec.level), equal)
 
     def digest(self, level: str) -> str:
-        """Returns the digest of the settings that the results of a level of an iteration depend on."""
+        """Returns the digest of the settings that the results of a level of an iteration depend on.
+
+        Those that the run began without are not among them while they have the value that changes nothing.
+        """
         return digest(settings_of(level, self._settings))
 
 
@@ -104,71 +148,174 @@ def inputs_of(level: str, inputs: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in inputs.items() if not name.startswith(inputs_after(level))}
 
 
-def _check(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
-    """Raises UserError unless `path` can become the run's directory, or is it already."""
+def stored_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings in a config.json by their command-line names."""
+    settings = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            settings |= stored_settings(value, f"{prefix}{name}.")
+        else:
+            settings[f"{prefix}{name}"] = value
+    return settings
+
+
+def with_later_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a run's settings with those that came after its version, at the values that change nothing."""
+    return {**flatten(Config()), **BEFORE_THEY_CAME, **settings}
+
+
+def _check(
+    path: epath.Path,
+    config: Config,
+    inputs: Mapping[str, str],
+    environment: Mapping[str, Any],
+    models: Mapping[str, epath.Path],
+) -> dict[str, Any]:
+    """Raises UserError unless `path` can become the run's directory, or is it already.
+
+    Returns what is to be written: "names" of the settings, "inputs" with those of the models, "stamps" of their files;
+    and "warnings".
+    """
     make_directory("workdir", path)
-    if (path / "config.json").exists():
-        _check_resumable(path, config, inputs)
-        check_writable("workdir", path)
-        return
+    resumes = (path / "config.json").exists()
+    if not resumes:
+        _check_unused(path)
+    recorded = _recorded_inputs(path) if resumes else {}
+    stamps = {name: _stamp(file) for name, file in models.items()}
+    inputs = {**inputs, **_model_digests(path, models, stamps, recorded)}
+    names, warnings = list(flatten(config)), []
+    if resumes:
+        names = _check_settings(path, config)
+        _check_inputs(path, recorded, inputs)
+        warnings = _other_versions(path, environment)
+    check_writable("workdir", path)
+    return {"names": names, "inputs": inputs, "stamps": stamps, "warnings": warnings}
+
+
+def _write(path: epath.Path, config: Config, environment: Mapping[str, Any], opening: Mapping[str, Any]) -> None:
+    if not _is_environment(path / "environment.json"):
+        write_json(path / "environment.json", environment)
+    # Both may have changed in what no stage has used yet. The settings come last: they make it the directory of a run.
+    if opening["stamps"]:
+        _replace(path / "model_files.json", json.dumps(opening["stamps"], indent=2) + "\n")
+    _replace(path / "inputs.json", json.dumps(opening["inputs"], indent=2, ensure_ascii=False) + "\n")
+    _replace(path / "config.json", to_json(config, opening["names"]))
+
+
+def _replace(path: epath.Path, text: str) -> None:
+    """Writes a file unless it has this text."""
+    data = utf8(text)
+    if not path.exists() or path.read_bytes() != data:
+        write_atomically(path, data)
+
+
+def _check_unused(path: epath.Path) -> None:
     others = sorted(p.name for p in path.iterdir() if not _HARMLESS.fullmatch(p.name))
     if others:
         raise UserError(
             f"workdir: {path} holds something else ({', '.join(others[:3])}{', ...' if others[3:] else ''}); "
             "name an empty or new directory"
         )
-    check_writable("workdir", path)
 
 
-def _write(path: epath.Path, config: Config, inputs: dict[str, str], environment: dict[str, Any]) -> None:
-    known = path / "config.json"
-    text = to_json(config).encode()
-    if not known.exists():
-        write_json(path / "inputs.json", inputs)
-        write_json(path / "environment.json", environment)
-        write_atomically(known, text)
-        return
-    # Both may have changed in what no stage has used yet.
-    if read_json(path / "inputs.json") != inputs:
-        write_json(path / "inputs.json", inputs)
-    if known.read_bytes() != text:
-        write_atomically(known, text)
+def _check_settings(path: epath.Path, config: Config) -> list[str]:
+    """Returns the names of the settings that the run's config.json is to have.
 
-
-def _check_resumable(path: epath.Path, config: Config, inputs: dict[str, str]) -> None:
-    def settings(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from settings(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
+    Raises UserError when it has others than `config` in what its stages have used.
+    """
     tree = read_json(path / "config.json")
     if not isinstance(tree, dict) or not {f.name for f in dataclasses.fields(Config)} & set(tree):
         raise UserError(f"workdir: {path}/config.json is not that of a run; name an empty or new directory")
-    before, now = dict(settings(tree)), flatten(config)
-    begun = _begun(path / "iteration_1")
-    unused = tuple(f"{section}." for section in sorted(later_sections(begun)))
+    stored, now = stored_settings(tree), flatten(config)
+    before = with_later_settings(stored)
+    unused = tuple(f"{section}." for section in sorted(later_sections(_begun(path / "iteration_1"))))
     differ = [
-        f"{name} was {_show(before.get(name))}, now {_show(now.get(name))}"
+        f"{name} was {_show(before[name])}, now {_show(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(_FREE + unused)
+        if before[name] != now.get(name) and not name.startswith(_NOT_COMPARED + unused)
     ]
-    if now["iterations"] < before.get("iterations", 0):
-        differ.append(f"iterations was {before['iterations']}, now {now['iterations']} (it may only grow)")
+    begun = stored.get("iterations")
+    if isinstance(begun, int) and now["iterations"] < begun:
+        differ.append(f"iterations was {begun}, now {now['iterations']} (it may only grow)")
     if differ:
         raise UserError(f"workdir: {path} holds a run with other settings: {'; '.join(differ)}; name another directory")
+    return [name for name in now if name in stored or now[name] != before[name]]
+
+
+def _recorded_inputs(path: epath.Path) -> dict[str, str]:
     recorded = read_json(path / "inputs.json")
-    unread = inputs_after(begun)
+    if not isinstance(recorded, dict):
+        raise UserError(f"{path}/inputs.json is damaged: it should be an object; restore it, or name another directory")
+    return recorded
+
+
+def _check_inputs(path: epath.Path, recorded: Mapping[str, str], inputs: Mapping[str, str]) -> None:
+    unread = inputs_after(_begun(path / "iteration_1"))
+    # Earlier versions did not record the files of models.
+    unrecorded = tuple(f"{kind}/" for kind in MODEL_INPUTS if not any(n.startswith(f"{kind}/") for n in recorded))
     changed = sorted(
         name
         for name in recorded.keys() | inputs.keys()
-        if recorded.get(name) != inputs.get(name) and not name.startswith(unread)
+        if recorded.get(name) != inputs.get(name) and not name.startswith(unread + unrecorded)
     )
     if changed:
         raise UserError(
-            f"workdir: {path} holds a run made with other files: {', '.join(changed)} changed since it began"
+            f"workdir: {path} holds a run made with other files: {', '.join(changed[:5])}"
+            f"{', ...' if changed[5:] else ''} changed since it began; restore them, or name another directory"
         )
+
+
+def _stamp(file: epath.Path) -> list[int]:
+    """Returns by what it is seen, without reading it, that a file may have changed."""
+    if on_object_store(file):
+        found = file.stat()
+        return [found.length, found.mtime]
+    found = Path(file).stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _model_digests(
+    path: epath.Path,
+    models: Mapping[str, epath.Path],
+    stamps: Mapping[str, list[int]],
+    recorded: Mapping[str, str],
+) -> dict[str, str]:
+    """Returns the sha256 of the files of models: as recorded where nothing says that a file has changed."""
+    known = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((path / "model_files.json").read_bytes())
+    known = known if isinstance(known, dict) else {}
+    digests = {n: recorded[n] for n in models if n in recorded and known.get(n) == stamps[n]}
+    unknown = [name for name in models if name not in digests]
+    try:
+        return {**digests, **dict(zip(unknown, file_digests([models[n] for n in unknown]), strict=True))}
+    except OSError as error:
+        raise UserError(f"model.path: {error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
+def _is_environment(path: epath.Path) -> bool:
+    """Returns whether a file is an environment.json that can be read."""
+    try:
+        environment = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(environment, dict) and isinstance(environment.get("packages", {}), dict)
+
+
+def _other_versions(path: epath.Path, environment: Mapping[str, Any]) -> list[str]:
+    """Returns a warning where a run goes on with other versions than it began with."""
+    if not _is_environment(path / "environment.json"):
+        return [f"{path}/environment.json is missing or damaged, and written anew"]
+    before, now = (
+        {"python": versions.get("python"), **versions.get("packages", {})}
+        for versions in (read_json(path / "environment.json"), environment)
+    )
+    changed = [
+        f"{name} {before[name]} (now {now[name]})" for name in before if now.get(name, before[name]) != before[name]
+    ]
+    if not changed:
+        return []
+    return [f"the run began with {', '.join(changed)}: what it makes from here on may differ in the last digits"]
 
 
 def _begun(iteration: epath.Path) -> str:

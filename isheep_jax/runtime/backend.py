@@ -10,7 +10,7 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.checkpoint.hf_weights import load_parameters
-from isheep_jax.checkpoint.pretrained import Pretrained, open_model, weights_digest
+from isheep_jax.checkpoint.pretrained import Pretrained, model_files, open_model, weights_digest
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
@@ -72,6 +72,15 @@ class JaxBackend:
             f"{_short(parameter_count(self._architecture))} parameters, {self._dtype.name}) on "
             f"{describe_devices(list(self._train_mesh.devices.flat))}, mesh {mesh}"
         )
+
+    def files(self) -> dict[str, epath.Path]:
+        models = {"model.path": self._base, "assess.judge": self.judge}
+        return {
+            f"{setting}/{path.name}": path
+            for setting, directory in models.items()
+            if directory is not None
+            for path in model_files(directory)
+        }
 
     def load(self, directory: epath.Path | None) -> Engine:
         directory = directory or self._base

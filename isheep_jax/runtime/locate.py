@@ -9,6 +9,7 @@ from etils import epath
 from isheep_jax.config import OWN_JUDGES, Config, EvaluateConfig, is_server
 from isheep_jax.errors import UserError, one_line
 from isheep_jax.gguf_model.files import is_gguf
+from isheep_jax.loop import made_models
 from isheep_jax.text.json_files import read_json_object
 from isheep_jax.tiny import EMBEDDED
 
@@ -83,6 +84,7 @@ def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
             " or, if a run made it, give the run's directory, whose models are merged"
         )
     if has_config:
+        made_models.check(directory)
         return directory
     raise UserError(
         f"{setting}: {path} is neither a model directory in Hugging Face format (it has no config.json) nor a run's "
@@ -164,6 +166,7 @@ def _newest_model(run: epath.Path, setting: str) -> epath.Path:
     models = finished_models(run)
     if not models:
         raise UserError(f"{setting}: the run {run} has no finished model yet; run its command again to go on")
+    made_models.check(models[max(models)])
     return models[max(models)]
 
 

@@ -15,6 +15,7 @@ from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.files import read_json
+from isheep_jax.loop import made_models
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import default_dtype
 from isheep_jax.runtime.load import make_engine
@@ -52,7 +53,8 @@ class Subject:
     decoding: Decoding
 
     def open(self) -> Pretrained:
-        """Returns the model without its weights. Raises `UserError` as `open_model`."""
+        """Returns the model without its weights. Raises `UserError` as `open_model`, and for a damaged one of a run."""
+        made_models.check(self.directory)
         return open_model(self.directory, self.decoding.chat_template)
 
     def facts(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def run_or_resume(config: Config, factory: RunFactory) -> Result:
         begun = time.monotonic()
         backend = factory.backend(config)
         inputs = read_inputs(config, backend.judge).digests
-        RunDirectory.open(config, inputs, environment())
+        RunDirectory.open(config, inputs, environment(), backend.files())
         shared = share(Run.read(directory), config, _sibling_runs(directory))
         stopped = ""
         try:

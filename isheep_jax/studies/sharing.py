@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from isheep_jax.config import OWN_JUDGES, AssessConfig, Config
-from isheep_jax.files import read_json, write_json
+from isheep_jax.files import read_json, sealed, write_json
 from isheep_jax.loop.judging.judges import judging_iteration, second_judge
-from isheep_jax.loop.run_directory import digest, inputs_of, settings_of
+from isheep_jax.loop.run_directory import digest, inputs_of, settings_of, stored_settings, with_later_settings
 from isheep_jax.loop.selection.rules import needs_clusters
 from isheep_jax.loop.stages.table import LEVELS, STAGES
 
@@ -34,12 +34,16 @@ class Run:
     @classmethod
     def read(cls, directory: Path) -> "Run":
         """Reads a run that has begun."""
-        settings = dict(_flat(read_json(directory / "config.json")))
+        settings = stored_settings(read_json(directory / "config.json"))
         inputs, environment = (read_json(directory / f"{name}.json") for name in ("inputs", "environment"))
-        return cls(directory, settings, step_keys(settings, inputs, environment))
+        return cls(directory, settings, step_keys(with_later_settings(settings), inputs, environment))
 
     def iteration(self, number: int) -> Path:
         return self.directory / f"iteration_{number}"
+
+    def made(self, manifest: Path) -> bool:
+        """Returns whether a fine-tuning has finished, with the settings that this run has."""
+        return manifest.exists() and read_json(manifest)["config"] == digest(settings_of("train", self.settings))
 
     def level(self, manifest: Path) -> str | None:
         """Returns the level of the key of a finished stage of this run; None if it has other settings."""
@@ -122,7 +126,7 @@ def _share_iteration(run: Run, other: Run, number: int, same: set[str], config: 
 
 def _share_model(run: Run, other: Run, target: Path, source: Path, name: str, same: set[str]) -> Iterator[str]:
     trained, measured = source / "fine_tune.json", source / "evaluation.json"
-    if "train" in same and trained.exists() and not (target / "fine_tune.json").exists():
+    if "train" in same and other.made(trained) and not (target / "fine_tune.json").exists():
         for part in ("model", "adapter"):
             shutil.rmtree(target / part, ignore_errors=True)
             if (source / part).exists():
@@ -141,7 +145,7 @@ def _rewrite(manifest: Path, target: Path, run: Run, other: Run) -> None:
     """Writes a manifest of the other run as this run would have written it, with the other's duration."""
     digests = {digest(settings_of(level, other.settings)): digest(settings_of(level, run.settings)) for level in LEVELS}
     content = read_json(manifest)
-    write_json(target, {**content, "config": digests[content["config"]]})
+    write_json(target, sealed({**content, "config": digests[content["config"]]}))
 
 
 def _link(source: Path, target: Path, leave_out: tuple[str, ...] = ()) -> None:
@@ -159,11 +163,3 @@ def _link(source: Path, target: Path, leave_out: tuple[str, ...] = ()) -> None:
     except OSError:
         # The file system has no hard links.
         shutil.copy2(source, target)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

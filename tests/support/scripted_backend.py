@@ -183,6 +183,9 @@ class ScriptedBackend:
         self.calls: list[FineTuneJob] = []
         self._held: Path | None = None
 
+    def files(self):
+        return {}
+
     def load(self, directory):
         if not self.models or self._held != directory:
             self.fuse.tick()

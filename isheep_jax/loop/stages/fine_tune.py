@@ -3,7 +3,7 @@
 import time
 
 from isheep_jax import distributed
-from isheep_jax.files import read_json_if_there, write_json
+from isheep_jax.loop import made_models
 from isheep_jax.loop.card import model_card
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.prompting.zero_shot import prompt_for
@@ -51,8 +51,7 @@ def fine_tune(context: StageContext, backend: Backend, instructions: int, *, sta
     iteration, number = context.directory.iteration(context.iteration), context.iteration
     directory = iteration if stage == "model" else iteration / STAGES[stage].directory
     thorough = context.config.clone.enabled and stage == "model"
-    manifest = directory / "fine_tune.json"
-    if finished := read_json_if_there(manifest):
+    if finished := made_models.read(directory):
         return finished["metrics"]
     begun = time.monotonic()
     examples = training_examples(context, thorough=thorough)
@@ -64,11 +63,13 @@ def fine_tune(context: StageContext, backend: Backend, instructions: int, *, sta
         directory=directory,
         card=model_card(context.config, number, instructions, len(examples), thorough, check and check.as_dict()),
     )
+    if job.start is not None:
+        made_models.check(job.start)
     # An earlier attempt may have left a model and ended before its manifest.
     distributed.from_primary(lambda: job.model.rmtree(missing_ok=True))
     with context.reporter.stage(number, STAGES[stage].title, None, STAGES[stage].unit) as progress:
         metrics = backend.fine_tune(job, progress)
     seconds = round(time.monotonic() - begun, 3)
     digest = context.directory.digest(STAGES[stage].level)
-    write_json(manifest, {"metrics": metrics, "config": digest, "seconds": seconds})
+    made_models.record(directory, {"metrics": metrics, "config": digest, "seconds": seconds})
     return metrics

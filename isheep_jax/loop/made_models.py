@@ -1,0 +1,83 @@
+"""The models that a run made, known by the digests of their files: recorded in fine_tune.json, compared before use."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from isheep_jax import distributed
+from isheep_jax.errors import UserError
+from isheep_jax.files import check_seal, file_digests, on_object_store, read_json, sealed, write_json
+
+MANIFEST = "fine_tune.json"
+# What a fine-tuning leaves besides its checkpoints, and the file there that people may write in.
+_DIRECTORIES = ("model", "adapter")
+_CARD = "README.md"
+# Directories that this process has written or compared; files change only by damage, and are read once.
+_known: set[str] = set()
+
+
+def record(directory: epath.Path, values: Mapping[str, Any]) -> None:
+    """Writes the manifest of a fine-tuning in `directory`: the values, and the sha256 of the files that it made."""
+    if not distributed.is_primary():
+        return
+    paths = [path for name in _DIRECTORIES if (directory / name).is_dir() for path in _files(directory / name)]
+    digests = dict(zip((f"{path.parent.name}/{path.name}" for path in paths), file_digests(paths), strict=True))
+    write_json(directory / MANIFEST, sealed({**values, "files": digests}))
+    _known.update(str(directory / name) for name in _DIRECTORIES)
+
+
+def read(directory: epath.Path) -> dict[str, Any] | None:
+    """Returns the manifest of the fine-tuning in `directory`; None where there is none.
+
+    All processes call this. Raises UserError when it is damaged.
+    """
+    return distributed.from_primary(lambda: _read(directory))
+
+
+def check(model: epath.Path) -> None:
+    """Raises UserError when a file of a model or adapter that a run made is missing or has changed; call it before use.
+
+    Every file is read, but for those in a bucket, whose store compares digests of its own: there they must exist.
+    Other directories, and those of runs of a version that recorded no digests, pass. All processes call this.
+    """
+    distributed.from_primary(lambda: _check(model))
+
+
+def _read(directory: epath.Path) -> dict[str, Any] | None:
+    path = directory / MANIFEST
+    if not path.exists():
+        return None
+    manifest = check_seal(read_json(path), str(path), _remedy(directory))
+    if not isinstance(manifest.get("metrics"), dict):
+        raise UserError(f"{path} is damaged: it has no metrics; {_remedy(directory)}")
+    return manifest
+
+
+def _check(model: epath.Path) -> None:
+    directory = model.parent
+    if str(model) in _known or model.name not in _DIRECTORIES or not (directory / MANIFEST).exists():
+        return
+    files = (_read(directory) or {}).get("files", {})
+    expected = {model / name.partition("/")[2]: digest for name, digest in files.items() if _is_in(name, model.name)}
+    remedy = _remedy(directory)
+    for path in expected:
+        if not path.exists():
+            raise UserError(f"{path} is missing; {remedy}")
+    if not on_object_store(model):
+        for path, digest in zip(expected, file_digests(list(expected)), strict=True):
+            if digest != expected[path]:
+                raise UserError(f"{path} has changed since the run made it; {remedy}")
+    _known.add(str(model))
+
+
+def _is_in(name: str, directory: str) -> bool:
+    return name.startswith(f"{directory}/")
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    return (path for path in sorted(directory.iterdir()) if path.is_file() and path.name != _CARD)
+
+
+def _remedy(directory: epath.Path) -> str:
+    return f"restore it, or remove {directory / MANIFEST} and the run's command makes the model again"
