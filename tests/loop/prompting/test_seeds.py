@@ -35,6 +35,13 @@ def test_three_dialects_give_the_same_seed(tmp_path):
     assert (seeds[2].input, seeds[2].output) == ("", "")
 
 
+def test_a_seed_whose_input_says_that_there_is_none_has_none(tmp_path):
+    said = ["No input", "noinput", "<no input>", "N/A", "None", "No input required."]
+    assert {
+        s.input for s in read_seeds(write(tmp_path, *({"instruction": "Do it.", "input": x} for x in said)), 1)
+    } == {""}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
