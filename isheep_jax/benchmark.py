@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
+from isheep_jax.cli.output import show
 from isheep_jax.config import Config
 from isheep_jax.files import check_output, write_json
 
@@ -96,11 +97,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     del params
     figures = report.Report(describe_devices(jax.devices()), model.name, dtype.name, ceilings, quantization_error)
-    print("\n".join(figures.opening()), flush=True)
+    show("\n".join(figures.opening()))
     for name in options.workload:
         workload = WORKLOADS[name](options.requests, config.seed).within(engine.config.max_length)
         figures.speeds.append(decoding.measure_speed(engine, workload, ceilings))
-        print(figures.row(figures.speeds[-1]), flush=True)
+        show(figures.row(figures.speeds[-1]))
     if output:
         write_json(output, figures.as_dict())
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from etils import epath
 
 from isheep_jax import distributed
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, printable
 from isheep_jax.files import as_user_error, make_directory, on_object_store
 
 NAME = ".lock"
@@ -258,10 +258,8 @@ class _Lock:
 
     def _is_counting(self, before: _Record) -> bool:
         """Returns whether a record changes within the time in which that of a live owner does."""
-        print(
-            f"{self.directory} was in use by {before.owner}; waiting up to {_SILENCE:.0f} s to see whether it still is",
-            file=sys.stderr,
-        )
+        waits = f"waiting up to {_SILENCE:.0f} s to see whether it still is"
+        print(printable(f"{self.directory} was in use by {before.owner}; {waits}"), file=sys.stderr)
         deadline = time.monotonic() + _SILENCE
         while time.monotonic() < deadline:
             time.sleep(_POLL)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, printable
 
 T = TypeVar("T")
 
@@ -244,7 +244,7 @@ class _ProcessGroup:
                 if "NOT_FOUND" in str(error) or self._shutting_down.is_set():
                     continue
                 with self._exiting:
-                    print(f"error: {self.name(0)}, which coordinates the others, is gone", file=sys.stderr)
+                    print(printable(f"error: {self.name(0)}, which coordinates the others, is gone"), file=sys.stderr)
                     _exit(1)
             else:
                 self._exit_after(failure)
@@ -275,7 +275,7 @@ class _ProcessGroup:
         if report["process"] == self.index:
             return
         with self._exiting:
-            print(f"error: {self.name(report['process'])}: {report['line']}", file=sys.stderr)
+            print(printable(f"error: {self.name(report['process'])}: {report['line']}"), file=sys.stderr)
             self._exit_with(report["code"])
 
     def _exit_with(self, code: int) -> None:

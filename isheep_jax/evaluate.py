@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import report_error, run_command, without_sections
+from isheep_jax.cli.output import show
 from isheep_jax.cli.settings import WITHOUT_PREFIX
 from isheep_jax.config import ChatTemplate, DecodeConfig, EvaluateConfig
 from isheep_jax.config_checks import RANGES
@@ -136,12 +137,12 @@ def _compare(options: EvaluateOptions) -> None:
     if directory:
         check_writable("--output", directory)
     comparisons, refused = compare(a, b, options.evaluate.tasks)
-    print("\n".join(comparison_lines(a.name, b.name, comparisons, refused)))
+    show("\n".join(comparison_lines(a.name, b.name, comparisons, refused)))
     if directory:
         path = directory / "comparison.json"
         tasks = {comparison.task: comparison.as_dict() for comparison in comparisons}
         write_json(path, {"a": a.name, "b": b.name, "tasks": tasks, "refused": refused})
-        print(f"\nevery sample that changed: {path}")
+        show(f"\nevery sample that changed: {path}")
 
 
 def _run(options: EvaluateOptions) -> None:

@@ -17,6 +17,7 @@ from etils import epath
 
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
+from isheep_jax.cli.output import show
 from isheep_jax.errors import UserError
 from isheep_jax.files import check_new_directory
 from isheep_jax.loop import made_models
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     except ImportError as error:
         raise UserError(f"a path in cloud storage needs another package: {error}") from None
     kind = "adapter" if options.adapter else "model"
-    print(f"{output}: the {kind} of iteration {number} of {run}, {len(files)} files")
+    show(f"{output}: the {kind} of iteration {number} of {run}, {len(files)} files")
 
 
 def _settings(run: epath.Path) -> tuple[dict[str, Any], str]:

@@ -16,6 +16,7 @@ from etils import epath
 
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command, without_sections
+from isheep_jax.cli.output import as_data, show
 from isheep_jax.cli.settings import WITHOUT_PREFIX
 from isheep_jax.config import ChatTemplate, DecodeConfig
 from isheep_jax.config_checks import RANGES
@@ -118,7 +119,7 @@ def _run(options: GenerateOptions) -> None:
         (completion,) = _completions(options, _open(options, locate_model(options.model)), {"0": options.prompt})
         if completion.finish_reason == "error":
             raise UserError(f"--prompt: {completion.error}")
-        print(completion.text)
+        print(as_data(completion.text))
 
 
 def complete_file(options: GenerateOptions) -> None:
@@ -146,7 +147,7 @@ def complete_file(options: GenerateOptions) -> None:
                 failed.append(f"prompt {int(id) + 1}: {record['error']}")
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
             if not output:
-                sys.stdout.write(lines.pop())
+                sys.stdout.write(as_data(lines.pop()))
                 sys.stdout.flush()
     finally:
         if kept:
@@ -159,7 +160,7 @@ def complete_file(options: GenerateOptions) -> None:
         text = f"{len(failed)} of {len(records)} prompts have no completion, such as {failed[0]}"
         if len(failed) == len(records):
             raise UserError(f"--input: {text}")
-        print(f"note: {text}", file=sys.stderr)
+        show(f"note: {text}", stream=sys.stderr)
 
 
 def _kept(options: GenerateOptions, model: "Pretrained", output: epath.Path) -> "KeptCompletions":

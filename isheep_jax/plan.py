@@ -12,6 +12,7 @@ from pathlib import Path
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
+from isheep_jax.cli.output import show
 from isheep_jax.errors import UserError
 from isheep_jax.files import check_output, write_json
 from isheep_jax.text_files import read_object
@@ -70,9 +71,9 @@ def main(arguments: Sequence[str]) -> None:
         before = config
         config = fit.fit(config, architecture, hardware, _note_attempt)
         fitted = {"fit": fit.changes(before, config)}
-        print(f"the largest that fits: {' '.join(fitted['fit']) or 'the config as it is'}\n")
+        show(f"the largest that fits: {' '.join(fitted['fit']) or 'the config as it is'}\n")
     plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"compiling {name} ..."))
-    print("\n".join(report.lines(plan)))
+    show("\n".join(report.lines(plan)))
     if output:
         write_json(output, as_dict(plan) | fitted)
     if not plan.fits:
@@ -90,7 +91,7 @@ def _print_table(names: Sequence[str]) -> None:
             report.table([plan])
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"--table: {name} is not a file that --output wrote") from None
-    print("\n".join(report.table(plans)))
+    show("\n".join(report.table(plans)))
 
 
 def _note_attempt(program: str, setting: str, fits: bool) -> None:
@@ -98,7 +99,7 @@ def _note_attempt(program: str, setting: str, fits: bool) -> None:
 
 
 def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    show(line, stream=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from etils import epath
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
+from isheep_jax.cli.output import show
 from isheep_jax.config import Config
 from isheep_jax.errors import UserError
 from isheep_jax.files import check_output, check_writable, write_json
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
     results = _results(study, rows, settings, options)
     if not results:
         raise UserError(f"--report: {config.workdir} has no run of this study yet; without --report they are made")
-    print("\n" + report.markdown(study, rows, results, config), flush=True)
+    show("\n" + report.markdown(study, rows, results, config))
     if "results" in outputs:
         write_json(outputs["results"], report.values(study, rows, results, config))
     if "figure" in outputs:
@@ -143,9 +144,9 @@ def _results(
                 if result.seconds is not None:
                     made, shared = made + 1, shared + len(result.shared)
                     line += f"  ({result.seconds:.0f} s, {len(result.shared)} stages shared)"
-                print(line + (f"  stopped: {result.stopped}" if result.stopped else ""), flush=True)
+                show(line + (f"  stopped: {result.stopped}" if result.stopped else ""))
     if made:
-        print(f"{made} runs made in {time.monotonic() - begun:.0f} s, {shared} of their stages by other runs")
+        show(f"{made} runs made in {time.monotonic() - begun:.0f} s, {shared} of their stages by other runs")
     return {base: by_row for base, by_row in found.items() if any(by_row.values())}
 
 
@@ -172,7 +173,7 @@ class WarningReporter:
         pass
 
     def warn(self, text: str) -> None:
-        print(f"  {text}", flush=True)
+        show(f"  {text}")
 
 
 def _run_factory() -> "RunFactory":

@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 
+from isheep_jax.cli.output import as_data, show
 from isheep_jax.cli.signals import interrupts_handled
 from isheep_jax.decode.engine import Engine
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
@@ -80,7 +81,7 @@ def _show(engine: Engine, request: Request, sampling: SamplingParams) -> tuple[s
             text += next(stream)
             # A template may put a space before an answer; the loop strips it too.
             visible = text.strip()
-            print(visible[len(shown) :], end="", flush=True)
+            print(as_data(visible[len(shown) :]), end="", flush=True)
             shown = visible
     except StopIteration as end:
         completion = end.value
@@ -92,4 +93,4 @@ def _show(engine: Engine, request: Request, sampling: SamplingParams) -> tuple[s
 
 
 def _note(text: str) -> None:
-    print(f"({text})", file=sys.stderr, flush=True)
+    show(f"({text})", stream=sys.stderr)

@@ -15,7 +15,7 @@ from isheep_jax import distributed
 from isheep_jax.cli.progress import StageProgress
 from isheep_jax.cli.results import before_and_after, row_cells, row_warnings, table_line
 from isheep_jax.config import Config
-from isheep_jax.errors import one_line
+from isheep_jax.errors import one_line, printable
 from isheep_jax.files import on_object_store, utf8
 from isheep_jax.loop.selection.select import describe
 from isheep_jax.loop.summary import IterationSummary
@@ -168,9 +168,9 @@ class Console:
             transient=True,
         )
         with bar:
-            task = bar.add_task(escape(title), total=progress.total, line=escape(progress.line()))
+            task = bar.add_task(escape(printable(title)), total=progress.total, line=escape(printable(progress.line())))
             progress.changed = lambda: bar.update(
-                task, total=progress.total, completed=progress.done, line=escape(progress.line())
+                task, total=progress.total, completed=progress.done, line=escape(printable(progress.line()))
             )
             yield
 
@@ -181,7 +181,8 @@ class Console:
         opening, self._opening = self._opening, []
         for first in opening:
             self._print(first)
-        self._rich.print(escape(line), style=style)
+        line = printable(line)
+        self._rich.print(line, style=style, markup=False, emoji=False)
         if self._log is None:
             self._waiting_for_log.append(line)
         else:

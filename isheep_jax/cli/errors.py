@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from isheep_jax.cli import signals
+from isheep_jax.cli.output import show
 from isheep_jax.cli.streams import OutputError, discard_output
 from isheep_jax.errors import UserError
 
@@ -86,4 +87,4 @@ def _fail(message: str) -> int:
 
 def _print(line: str) -> None:
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
+        show(line, stream=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from isheep_jax import distributed
+from isheep_jax.errors import printable
 
 # Programs that compile faster than this (in seconds) are not worth a file in the compilation cache.
 MIN_CACHED_COMPILE_SECONDS = 0.3
@@ -79,7 +80,7 @@ def _is_writable(directory: Path) -> bool:
 
 def _note(reason: str) -> None:
     if distributed.is_primary():
-        print(f"note: programs are compiled in each start: {reason}", file=sys.stderr)
+        print(printable(f"note: programs are compiled in each start: {reason}"), file=sys.stderr)
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:
