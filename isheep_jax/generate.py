@@ -20,11 +20,11 @@ from isheep_jax.cli.output import as_data, show
 from isheep_jax.cli.settings import WITHOUT_PREFIX
 from isheep_jax.config import ChatTemplate, DecodeConfig
 from isheep_jax.config_checks import RANGES
-from isheep_jax.decode.requests import SAMPLING_RANGES, Completion, Request, SamplingParams
+from isheep_jax.decode.requests import SAMPLING_RANGES, Completion, Request, SamplingParams, TokenIds
 from isheep_jax.errors import UserError
 from isheep_jax.files import check_output, is_device, write_atomically
 from isheep_jax.runtime.locate import locate_model
-from isheep_jax.text.conversation import Message
+from isheep_jax.text.conversation import Message, Prompt
 from isheep_jax.text_files import read_objects, texts
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class GenerateOptions:
     chat: bool = False
     """Hold a conversation in the terminal: /reset starts a new one, /quit leaves."""
     raw: bool = False
-    """Continue the bare text. Otherwise the prompt becomes a user's turn, if the model has a chat template."""
+    """Continue the bare text, where names of special tokens are these tokens. Otherwise the prompt is a user's turn, if
+    there is a chat template."""
     chat_template: ChatTemplate = "auto"
     """Chat template. 'auto': the tokenizer's own."""
     sampling: SamplingParams = field(
@@ -226,7 +227,13 @@ def _completions(
     """
     engine = _engine(options, model, dataclasses.replace(options.decode, slots=min(options.decode.slots, most)))
     bare = options.raw or not model.tokenizer.has_chat_template
-    requests = [Request(id, text if bare else (Message("user", text),)) for id, text in prompts.items()]
+
+    def prompt_of(text: str) -> Prompt | TokenIds:
+        if options.raw:  # the user may have written the model's own markers
+            return TokenIds(tuple(model.tokenizer.encode(text)))
+        return text if bare else (Message("user", text),)
+
+    requests = [Request(id, prompt_of(text)) for id, text in prompts.items()]
     for completion in engine.generate(requests, options.sampling):
         # A template may put a space before an answer; the loop strips it too.
         yield completion if bare else dataclasses.replace(completion, text=completion.text.strip())

@@ -27,7 +27,7 @@ from isheep_jax.decode.requests import (
 from isheep_jax.decode.scheduler import Scheduler
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.stops import incomplete_utf8_token, stable_text
-from isheep_jax.decode.tokenization import PromptError, TokenizedPrompt
+from isheep_jax.decode.tokenization import TokenizedPrompt
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.text.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ class Engine:
         for request in requests:
             try:
                 prompt = self.model.tokenize(request)
-            except PromptError as error:
+            except UserError as error:
                 yield Completion(request.id, "", finish_reason="error", error=str(error))
             else:
                 groups.setdefault(prompt.prefix, []).append(prompt)
@@ -154,7 +154,7 @@ class Engine:
     def _stream(self, request: Request, sampling: SamplingParams) -> Generator[str, None, Completion]:
         try:
             prompt = self.model.tokenize(request)
-        except PromptError as error:
+        except UserError as error:
             return Completion(request.id, "", finish_reason="error", error=str(error))
         scheduler, shown = Scheduler(self.model, [prompt], sampling), ""
         for finished in scheduler.run():

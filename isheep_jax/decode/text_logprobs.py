@@ -162,7 +162,7 @@ def embed(model: LoadedModel, requests: Sequence[Request]) -> Iterator[Embedding
         try:
             # Without a prefix, whose hidden states a shared prefill does not keep.
             prompt = model.tokenize(Request(request.id, request.prompt), spare=0)
-        except PromptError as error:
+        except UserError as error:
             yield Embedding(request.id, error=str(error))
         else:
             items.append(_Prompt(request.id, prompt.suffix))

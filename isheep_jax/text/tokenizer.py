@@ -16,6 +16,7 @@ from isheep_jax.text.chat_template import (
     render_template,
     without_thinking,
 )
+from isheep_jax.text.control_names import HiddenNames, align_after_text
 from isheep_jax.text.conversation import Conversation, Message, Prompt, opened
 from isheep_jax.text.eos import configured_eos_ids
 from isheep_jax.text.json_files import has_file, read_file, read_json_object, read_text_file
@@ -126,7 +127,11 @@ class Tokenizer:
         return tuple((end + 1, begin) for end, begin in zip([-1, *known], [*known, rows]) if end + 1 < begin)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Returns the ids of a text, after the beginning-of-text token that the model expects unless bos is False."""
+        """Returns the ids of a text, after the beginning-of-text token that the model expects unless bos is False.
+
+        Names of special tokens in the text are read as these tokens, as other tools do: for text that its author has
+        put in the form of the model. Prompts and examples have none but those of the chat template.
+        """
         return [*(self._prefix if bos else []), *self._backend.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -144,10 +149,23 @@ class Tokenizer:
         return token if special else None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Returns the ids of plain text, or of a conversation up to where the assistant goes on, as `render`."""
+        """Returns the ids of plain text, or of a conversation up to where the assistant goes on, as `render`.
+
+        Names of control tokens in the text or in messages are text.
+        """
+        hidden = self._hidden_names(prompt)
+        return [*(self._prefix if isinstance(prompt, str) else ()), *hidden.encode(self._written(prompt, hidden))]
+
+    def _hidden_names(self, prompt: Prompt, *texts: str) -> HiddenNames:
+        said = (prompt,) if isinstance(prompt, str) else (message.content for message in prompt)
+        return HiddenNames(self._backend, (*said, *texts))
+
+    def _written(self, prompt: Prompt, hidden: HiddenNames, response: str | None = None) -> str:
+        """Returns plain text, or a conversation as `render`, with the names of control tokens hidden."""
         if isinstance(prompt, str):
-            return self.encode(prompt)
-        return self._backend.encode(self.render(prompt))
+            return hidden.hide(prompt)
+        turns = tuple(Message(message.role, hidden.hide(message.content)) for message in prompt)
+        return self.render(turns, None if response is None else hidden.hide(response))
 
     def encode_choices(self, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
         """Returns for each choice the ids that follow the prompt's when both are tokenized together.
@@ -170,10 +188,11 @@ class Tokenizer:
         return ids[:-1], spans[: len(ids) - 1], ids[-1]
 
     def _align_after(self, prompt: Prompt, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
-        before = prompt if isinstance(prompt, str) else self.render(prompt)
-        start, aligned = self._backend.encode(before), []
+        hidden = self._hidden_names(prompt, *texts)
+        marked = self._written(prompt, hidden)
+        before, start, aligned = hidden.restore(marked), hidden.encode(marked), []
         for text in texts:
-            ids, spans = self._backend.align(before + text)
+            ids, spans = hidden.align(marked + hidden.hide(text))
             if ids[: len(start)] != start:
                 raise UserError(
                     f"the choice {text!r} changes the tokens of the prompt that ends in {before[-20:]!r}: "
@@ -195,31 +214,27 @@ class Tokenizer:
 
         The end of turn may have no characters in that last list.
         """
-        prompt, whole = self.render(conversation), self.render(conversation, response)
+        hidden = self._hidden_names(conversation, response)
+        prompt = self._written(conversation, hidden)
+        whole = self._written(conversation, hidden, response)
         if not whole.startswith(prompt):
             raise UserError(
                 "the chat template is not stable when the answer is appended, so a model trained with it would not see "
                 f"the prompt that it answers; it renders {prompt!r} and then {whole!r}"
             )
-        start, (ids, spans) = self._backend.encode(prompt), self._backend.align(whole)
+        start, (ids, spans) = hidden.encode(prompt), hidden.align(whole)
+        first = len(hidden.restore(prompt))
         if ids[: len(start)] == start:
             ids, spans = ids[len(start) :], spans[len(start) :]
         else:
             # The first letters of the response merge with the last ones of the prompt, but decoding keeps the prompt.
-            ids, spans = self._align_inner(whole[len(prompt) :])
-            spans = [(begin + len(prompt), end + len(prompt)) for begin, end in spans]
+            ids, spans = align_after_text(hidden.align, whole[len(prompt) :])
+            spans = [(begin + first, end + first) for begin, end in spans]
         # A completion ends at the first eos token, whatever a template writes after it.
         end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
         ids = ids[: end + 1] if end is not None else [*ids, *self.eos_ids[:1]]
-        begin = max(whole.find(response.strip(), len(prompt)), len(prompt))
+        begin = max(hidden.restore(whole).find(response.strip(), first), first)
         return start, ids, _within(spans, begin - (len(response) - len(response.lstrip())), response)
-
-    def _align_inner(self, text: str) -> tuple[list[int], list[Span]]:
-        """Aligns a text that follows another one, so that no space is inserted before it."""
-        line, (ids, spans) = self._backend.encode("\n"), self._backend.align("\n" + text)
-        if ids[: len(line)] != line:
-            return self._backend.align(text)
-        return ids[len(line) :], [(begin - 1, end - 1) for begin, end in spans[len(line) :]]
 
     def render(self, conversation: Conversation, response: str | None = None) -> str:
         """Renders a conversation up to where the assistant goes on, or with a response and the end of its turn.

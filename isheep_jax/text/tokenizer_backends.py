@@ -1,12 +1,14 @@
 """The two tokenizer formats, tokenizer.json and tokenizer.model, read by the libraries that define them."""
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import sentencepiece
 from etils import epath
+from sentencepiece import sentencepiece_model_pb2
 from sentencepiece.sentencepiece_pb2 import SentencePieceText
 
 from isheep_jax.errors import UserError, one_line
@@ -22,14 +24,18 @@ class Backend(Protocol):
 
     `encode` reads names of special tokens in the text as those tokens, and adds none. `align` gives the same ids and
     the characters of the text that each of them stands for. `decode` writes the names only if `special` is set. `ids`
-    are those of all tokens. `add` gives a new token the next id.
+    are those of all tokens. `add` gives a new token the next id. Control tokens are special, or mark turns;
+    `control_names` finds their names in a text. `align_plain` takes these as text like any other.
     """
 
     size: int
+    control_ids: Mapping[int, str]
+    control_names: re.Pattern
     prefix: list[int]  # ids that precede every text
 
     def encode(self, text: str) -> list[int]: ...
     def align(self, text: str) -> tuple[list[int], list[Span]]: ...
+    def align_plain(self, text: str) -> tuple[list[int], list[Span]]: ...
     def decode(self, ids: list[int], special: bool = False) -> str: ...
     def token_id(self, token: str) -> int | None: ...
     def ids(self) -> Iterable[int]: ...
@@ -45,11 +51,31 @@ class FastBackend:
     def __init__(self, path: epath.Path, rows: int | None = None):
         text = read_text_file(path)
         self._fast = _fast_tokenizer(text, path)
+        self._path = path
         self.size = self._count()
         if rows is not None and self.size > rows:
             self._fast = _fast_tokenizer(_without_added(text, rows), path)
             self.size = self._count()
         self.prefix = self._leading_ids()
+
+    @functools.cached_property
+    def control_ids(self) -> dict[int, str]:
+        added = self._fast.get_added_tokens_decoder()
+        return {i: token.content for i, token in added.items() if token.special or is_marker(token.content)}
+
+    @functools.cached_property
+    def control_names(self) -> re.Pattern:
+        return _any_of(self.control_ids.values())
+
+    @functools.cached_property
+    def _plain(self) -> Any:
+        """The library's tokenizer without control tokens."""
+        file = json.loads(self._fast.to_str())
+        for token in file["added_tokens"]:
+            token["special"] = token["id"] in self.control_ids
+        plain = _fast_tokenizer(json.dumps(file), self._path)
+        plain.encode_special_tokens = True
+        return plain
 
     def _count(self) -> int:
         # Added tokens may leave gaps after the vocabulary.
@@ -64,8 +90,10 @@ class FastBackend:
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def align(self, text: str) -> tuple[list[int], list[Span]]:
-        encoding = self._fast.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        return _aligned(self._fast, text)
+
+    def align_plain(self, text: str) -> tuple[list[int], list[Span]]:
+        return _aligned(self._plain, text)
 
     def decode(self, ids: list[int], special: bool = False) -> str:
         return self._fast.decode(ids, skip_special_tokens=not special)
@@ -83,6 +111,8 @@ class FastBackend:
 
         self._fast.add_tokens([AddedToken(token, special=special, normalized=False)])
         self.size = self._count()
+        for name in ("control_ids", "control_names", "_plain"):
+            self.__dict__.pop(name, None)
 
 
 class SentencePieceBackend:
@@ -104,9 +134,20 @@ class SentencePieceBackend:
         pieces = [self.model.id_to_piece(i) for i in range(self.size)]
         # Tokens that the model does not find in a text: control symbols, and those of other files.
         self._outside = {piece: i for i, piece in enumerate(pieces) if self.model.is_control(i)}
-        self._special = {i for i, piece in enumerate(pieces) if piece in self._outside or is_marker(piece)}
+        self.control_ids = {i: piece for i, piece in enumerate(pieces) if piece in self._outside or is_marker(piece)}
         self._added: dict[str, bool] = {}
-        self._split = _splitter(self._outside)
+        self._find_names()
+
+    def _find_names(self) -> None:
+        self._outside_names, self.control_names = _any_of(self._outside), _any_of(self.control_ids.values())
+
+    @functools.cached_property
+    def _plain(self) -> sentencepiece.SentencePieceProcessor:
+        """The library's model with markers as control symbols, which it does not find in a text."""
+        proto = sentencepiece_model_pb2.ModelProto.FromString(self.model.serialized_model_proto())
+        for i in self.control_ids.keys() & range(len(self.model)):
+            proto.pieces[i].type = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -123,24 +164,31 @@ class SentencePieceBackend:
                 ids.append(self._outside[part])
                 spans.append((begin, begin + len(part)))
             else:
-                pieces = SentencePieceText.FromString(self.model.encode(part, out_type="serialized_proto")).pieces
-                ids.extend(piece.id for piece in pieces)
-                spans.extend((begin + first, begin + last) for first, last in _characters(part, pieces))
+                part_ids, part_spans = _aligned_pieces(self.model, part)
+                ids.extend(part_ids)
+                spans.extend((begin + first, begin + last) for first, last in part_spans)
             begin += len(part)
         return ids, spans
 
+    def align_plain(self, text: str) -> tuple[list[int], list[Span]]:
+        return _aligned_pieces(self._plain, text)
+
     def _parts(self, text: str) -> list[str]:
         """Returns the names of tokens outside the model in a text, and the texts between them."""
-        return [part for part in (self._split.split(text) if self._split else [text]) if part]
+        parts, begin = [], 0
+        for name in self._outside_names.finditer(text):
+            parts += [text[begin : name.start()], name.group()]
+            begin = name.end()
+        return [part for part in (*parts, text[begin:]) if part]
 
     def decode(self, ids: list[int], special: bool = False) -> str:
         # The library drops control symbols and knows no added tokens, so the text between them is decoded separately.
-        names = {i: piece for piece, i in self._outside.items() if special or i not in self._special}
+        names = {i: piece for piece, i in self._outside.items() if special or i not in self.control_ids}
         text, part = "", []
         for i in ids:
             if i in names:
                 text, part = text + self.model.decode(part) + names[i], []
-            elif i < len(self.model) and (special or i not in self._special):
+            elif i < len(self.model) and (special or i not in self.control_ids):
                 part.append(i)
         return text + self.model.decode(part)
 
@@ -156,9 +204,9 @@ class SentencePieceBackend:
     def add(self, token: str, special: bool) -> None:
         self._outside[token] = self.size
         self._added[token] = special
-        self._split = _splitter(self._outside)
-        if special:
-            self._special.add(self.size)
+        if special or is_marker(token):
+            self.control_ids[self.size] = token
+        self._find_names()
         self.size += 1
 
     def tokenizer_json(self, bos_id: int | None) -> str | None:
@@ -166,10 +214,20 @@ class SentencePieceBackend:
         return tokenizer_json(self.model, bos_id, self._added)
 
 
-def _splitter(names: Iterable[str]) -> re.Pattern | None:
-    """Returns a pattern that splits a text at any of the names and keeps them; None without names."""
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+def _any_of(names: Iterable[str]) -> re.Pattern:
+    """Returns a pattern that finds any of the names, the longest where one begins another."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _aligned(fast: Any, text: str) -> tuple[list[int], list[Span]]:
+    encoding = fast.encode(text, add_special_tokens=False)
+    return encoding.ids, encoding.offsets
+
+
+def _aligned_pieces(model: sentencepiece.SentencePieceProcessor, text: str) -> tuple[list[int], list[Span]]:
+    pieces = SentencePieceText.FromString(model.encode(text, out_type="serialized_proto")).pieces
+    return [piece.id for piece in pieces], _characters(text, pieces)
 
 
 def _fast_tokenizer(text: str, path: epath.Path) -> Any:
