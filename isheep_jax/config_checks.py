@@ -77,6 +77,9 @@ RANGES = {
     "evaluate.judge_requests": "[1, inf)",
 }
 
+# Kinds of object stores that paths may be in.
+_SCHEMES = ("gs", "s3", "az", "hf")
+
 
 def check_values(config: Config) -> None:
     """Raises `UserError` for a number out of its range and for an empty list that needs an item."""
@@ -130,6 +133,12 @@ def check_together(config: Config) -> None:
         raise UserError(
             f"--name: {config.name!r} is no name; it needs letters or digits, without / or control characters"
         )
+    settings = flatten(config)
+    for name in ("workdir", "synthesize.seeds", "guard.pairs"):
+        scheme, is_remote, _ = settings[name].partition("://")
+        if is_remote and scheme not in _SCHEMES:
+            known = ", ".join(f"{known}://" for known in _SCHEMES)
+            raise UserError(f"--{name}: {scheme}:// is not known; name a local path, or one that begins with {known}")
     if is_server(assess.judge):
         if assess.read != "sampled":
             raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")

@@ -27,8 +27,11 @@ def read_text(path: epath.PathLike, setting: str) -> str:
     """
     try:
         data = epath.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{setting}: cannot read {path}: {error.strerror or one_line(error)}") from None
+    except Exception as error:
+        # Each kind of bucket has errors of its own.
+        if not isinstance(error, OSError) and "://" not in str(path):
+            raise
+        raise UserError(f"{setting}: cannot read {path}: {getattr(error, 'strerror', '') or one_line(error)}") from None
     return decoded(data, f"{setting}: {path}")
 
 

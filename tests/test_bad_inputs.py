@@ -102,6 +102,9 @@ CASES = [
     ([*TINY, "--workdir={tmp}/thesis"], "workdir: {tmp}/thesis holds something else (thesis.tex)"),
     ([*TINY, "--workdir={tmp}/file"], "workdir: {tmp}/file is a file"),
     ([*TINY, "--workdir=/proc/run"], "workdir: cannot write in /proc/run"),
+    ([*TINY, "--workdir=nosuch://a/b"], "workdir: nosuch://a/b: 'nosuch://' is not known"),
+    ([*TRAIN, "--synthesize.seeds=nosuch://a/b"], "synthesize.seeds"),
+    ([*TRAIN, "--model.path=nosuch://a/b"], "--model.path: nosuch://a/b cannot be reached"),
     # Models.
     ([*TRAIN, "--model.path="], "--model.path: it is empty"),
     ([*TRAIN, "--model.path={tmp}/nowhere"], "--model.path: {tmp}/nowhere is no directory"),

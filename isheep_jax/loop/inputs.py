@@ -7,7 +7,6 @@ import platform
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 
 from etils import epath
 
@@ -70,7 +69,9 @@ def read_inputs(config: Config, foreign_judge: epath.Path | None, held_out: Set[
     return Inputs(templates, seeds, {**digests, **judges.identity(foreign_judge)}, warnings)
 
 
-def _leave_out(held_out: Set[str], path: Path, seeds: Sequence[Seed], shots: int) -> tuple[list[Seed], tuple[str, ...]]:
+def _leave_out(
+    held_out: Set[str], path: epath.Path, seeds: Sequence[Seed], shots: int
+) -> tuple[list[Seed], tuple[str, ...]]:
     """Returns the seeds that are in no evaluation set, and warnings about the others.
 
     Args:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from isheep_jax.errors import UserError
 from isheep_jax.loop.filters.labels import is_no_input
@@ -30,7 +31,7 @@ class Seed:
     output: str
 
 
-def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
+def read_seeds(path: epath.Path, shots: int, rules: str = "basic") -> list[Seed]:
     """Returns the seed tasks of a JSON Lines file, or of a file with one JSON array, in its order.
 
     A task is an object in one of three formats: Alpaca's (`instruction`, `input` and `output`; the last two may be
@@ -60,7 +61,7 @@ def read_seeds(path: Path, shots: int, rules: str = "basic") -> list[Seed]:
     return seeds
 
 
-def check_outputs(path: Path, seeds: Sequence[Seed]) -> None:
+def check_outputs(path: epath.Path, seeds: Sequence[Seed]) -> None:
     """Raises UserError if a task has no output, for settings that need the outputs."""
     missing = [seed.id for seed in seeds if not seed.output]
     if missing:

@@ -39,6 +39,7 @@ from pathlib import Path
 
 import jinja2
 import jinja2.meta
+from etils import epath
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from isheep_jax.errors import UserError
@@ -97,12 +98,12 @@ class Templates:
                 raise UserError(f"prompts: {directory / name}.jinja{line}: {error}") from error
         self.synthesize_stop = _read_format(directory / "format.json")
 
-    def seeds_file(self, setting: str) -> Path:
+    def seeds_file(self, setting: str) -> epath.Path:
         """Returns the file that a value of `synthesize.seeds` names."""
         builtin, colon, name = setting.partition(":")
         if builtin == "builtin" and name.isidentifier() == bool(colon):
-            return self.directory / f"{name or 'seeds'}.jsonl"
-        return Path(setting)
+            return epath.Path(self.directory / f"{name or 'seeds'}.jsonl")
+        return epath.Path(setting)
 
     def render(self, name: str, **variables: object) -> str:
         """Returns the text of a template without the line breaks at its end.
