@@ -102,8 +102,8 @@ CASES = [
     ([*TINY, "--workdir={tmp}/thesis"], "workdir: {tmp}/thesis holds something else (thesis.tex)"),
     ([*TINY, "--workdir={tmp}/file"], "workdir: {tmp}/file is a file"),
     ([*TINY, "--workdir=/proc/run"], "workdir: cannot write in /proc/run"),
-    ([*TINY, "--workdir=nosuch://a/b"], "workdir: nosuch://a/b: 'nosuch://' is not known"),
-    ([*TRAIN, "--synthesize.seeds=nosuch://a/b"], "synthesize.seeds"),
+    ([*TINY, "--workdir=nosuch://a/b"], "--workdir: nosuch:// is not known"),
+    ([*TRAIN, "--synthesize.seeds=nosuch://a/b"], "--synthesize.seeds: nosuch:// is not known"),
     ([*TRAIN, "--model.path=nosuch://a/b"], "--model.path: nosuch://a/b cannot be reached"),
     # Models.
     ([*TRAIN, "--model.path="], "--model.path: it is empty"),
