@@ -6,6 +6,7 @@ python -m isheep_jax.generate --model runs/tiny --prompt "..."
 import dataclasses
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--raw: a conversation needs the chat template; leave out --raw or --chat")
     if options.output and not options.input:
         raise UserError("--output: it holds the lines of --input with their completions; give --input too")
+    if options.output and os.path.realpath(options.output) == os.path.realpath(options.input):
+        raise UserError(f"--output: {options.output} is the file of --input; name another")
     try:
         _run(options)
     except UserError as error:

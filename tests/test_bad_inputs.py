@@ -137,6 +137,8 @@ CASES = [
         [*GENERATE, "--input={tmp}/good.jsonl", "--output={tmp}/no/out.jsonl"],
         "--output: there is no directory {tmp}/no",
     ),
+    ([*GENERATE, "--input={tmp}/good.jsonl", "--output={tmp}/thesis"], "--output: {tmp}/thesis is a directory"),
+    ([*GENERATE, "--input={tmp}/good.jsonl", "--output={tmp}/good.jsonl"], "--output: {tmp}/good.jsonl"),
     ([*EVALUATE], "--tasks is missing"),
     ([*EVALUATE, "--tasks=nosuch"], "--tasks: there is no task 'nosuch'"),
     (["evaluate", "--model={tmp}/nowhere", "--tasks=tiny"], "--model: {tmp}/nowhere is no directory"),

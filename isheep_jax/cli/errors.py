@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from isheep_jax.cli import signals
 from isheep_jax.cli.output import show
 from isheep_jax.cli.streams import OutputError, discard_output
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, one_line
+
+_OUT_OF_MEMORY = (
+    "out of memory: lower decode.slots, decode.max_length, sft.batch_size or sft.sequence_length, or use more devices; "
+    "python -m isheep_jax.plan says what fits"
+)
+# Characters of another library's message.
+_QUOTED = 120
 
 
 def run_command(main: Callable[[list[str]], None], module: str) -> int:
@@ -59,12 +66,21 @@ def report_error(error: BaseException, module: str, arguments: Sequence[str]) ->
         return 128 + signal.SIGINT
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}")
+    if memory_is_full(error):
+        return _fail(f"{_OUT_OF_MEMORY} ({one_line(error)[:_QUOTED]})")
     return None
 
 
 def without_sections(message: str, *sections: str) -> str:
     """Returns a message with the names that settings of these sections have on a command line without sections."""
     return re.sub(rf"(--)?\b({'|'.join(sections)})\.(?=[a-z])", "--", message)
+
+
+def memory_is_full(error: BaseException) -> bool:
+    """Returns whether the devices, or the machine, have less memory than was asked for."""
+    # By its name: most commands that end early have not imported jax.
+    is_xla = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    return is_xla or isinstance(error, MemoryError)
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import sys
 
+import jax
 import pytest
 
 from isheep_jax.cli.errors import disk_is_full, run_command
@@ -41,6 +42,20 @@ def test_bad_input_ends_with_its_line_and_code_2(capsys):
 def test_file_that_cannot_be_opened_is_named(capsys):
     code, line = exit_code_and_line(capsys, PermissionError(errno.EACCES, "Permission denied", "/x/y"))
     assert (code, line) == (2, "error: /x/y: Permission denied")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nMore.")]
+)
+def test_too_little_memory_names_the_settings_that_need_less(capsys, error):
+    code, line = exit_code_and_line(capsys, error)
+    assert code == 2
+    assert line.startswith("error: out of memory: lower decode.slots")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        exit_code_and_line(None, jax.errors.JaxRuntimeError("INTERNAL: something else"))
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
