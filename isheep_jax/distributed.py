@@ -10,6 +10,8 @@ any length. Importing this module does not import jax.
 
 import collections
 import contextlib
+import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -33,7 +35,7 @@ T = TypeVar("T")
 _HEARTBEAT_INTERVAL = 2.0
 # A process without a heartbeat for this long (s) is considered dead. Well below the 100 s after which jax itself ends
 # the other processes, with a stack trace.
-_HEARTBEAT_TIMEOUT = 60.0
+_HEARTBEAT_TIMEOUT = 40.0
 # Grace period (s) for error messages to travel: a failing process waits for the root cause, and the primary keeps the
 # store open.
 _GRACE_PERIOD = 3 * _HEARTBEAT_INTERVAL
@@ -41,6 +43,9 @@ _GRACE_PERIOD = 3 * _HEARTBEAT_INTERVAL
 _VISIBLE_WITHIN = 60.0
 # Calls that wait for the primary have no deadline of their own: the heartbeats detect a dead process (ms).
 _NO_DEADLINE = 7 * 24 * 3600 * 1000
+
+# What helps when a process is lost.
+_ALL_AGAIN = "start every process again"
 
 # Keys of the store.
 _FAILURE = "isheep_jax/failed"
@@ -243,11 +248,17 @@ class _ProcessGroup:
             except Exception as error:
                 if "NOT_FOUND" in str(error) or self._shutting_down.is_set():
                     continue
-                with self._exiting:
-                    print(printable(f"error: {self.name(0)}, which coordinates the others, is gone"), file=sys.stderr)
-                    _exit(1)
+                self.exit_without_primary()
             else:
                 self._exit_after(failure)
+
+    def exit_without_primary(self) -> NoReturn:
+        """Exits because the store, which is in the primary process, no longer answers."""
+        # The thread that has the lock may be waiting for the store.
+        if self._exiting.acquire(timeout=1):
+            line = f"error: {self.name(0)}, which coordinates the others, is gone; {_ALL_AGAIN}"
+            print(printable(line), file=sys.stderr)
+        _exit(1)
 
     def _send_heartbeat(self) -> None:
         if self.index:
@@ -263,10 +274,7 @@ class _ProcessGroup:
             # Checks are counted, not seconds: after a pause of this machine the other processes are not dead.
             heartbeats[key] = (heartbeat, unchanged + 1 if heartbeat == last else 0)
             if heartbeats[key][1] * _HEARTBEAT_INTERVAL >= _HEARTBEAT_TIMEOUT:
-                line = (
-                    f"no sign of life for {_HEARTBEAT_TIMEOUT:.0f} s: killed, preempted or cut off; start every "
-                    "process again"
-                )
+                line = f"no sign of life for {_HEARTBEAT_TIMEOUT:.0f} s: killed, preempted or cut off; {_ALL_AGAIN}"
                 self._report(int(key.rpartition("/")[2]), line, 1)
 
     def _exit_after(self, failure: str) -> None:
@@ -302,13 +310,18 @@ def _join() -> _ProcessGroup | None:
     settings = _cluster_arguments(os.environ)
     if settings is None:
         return None
+    # Unless the user wants to see them: errors of libraries, which follow from the one that is reported here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 
     # The public functions compute on devices, which fail if the hosts disagree. Orbax uses this client as well.
     from jax._src import distributed
 
+    # Schedulers end a process with SIGTERM, which jax's service would take for itself and only record.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**settings)
+        with _own_line_for_lost_primary(distributed._jax):
+            jax.distributed.initialize(**settings)
     except Exception as error:
         # A single TPU host may be unable to describe its cluster.
         if settings or jax.process_count() > 1:
@@ -316,6 +329,46 @@ def _join() -> _ProcessGroup | None:
     if jax.process_count() == 1:
         return None
     return _ProcessGroup(distributed.global_state.client, jax.process_index(), jax.process_count())
+
+
+@contextlib.contextmanager
+def _own_line_for_lost_primary(library) -> Iterator[None]:
+    """Lets clients made in the context end the process with one line when they lose the coordinator.
+
+    Usually they print a stack trace and abort, within milliseconds. They would call a function of Python's instead, but
+    jaxlib, up to 0.11 at least, cannot hand it the status: that is an uncaught `std::bad_cast`, and C++ calls a handler
+    that can be set. Without libstdc++ all stays as it is.
+
+    library: jax's module of compiled code.
+    """
+    try:
+        standard = ctypes.CDLL("libstdc++.so.6")
+        set_handler, exception_type = standard["_ZSt13set_terminatePFvvE"], standard["__cxa_current_exception_type"]
+    except (OSError, AttributeError):
+        yield
+        return
+    set_handler.restype, exception_type.restype = ctypes.c_void_p, ctypes.POINTER(ctypes.c_char_p)
+
+    @ctypes.CFUNCTYPE(None)
+    def handler() -> None:
+        # A `std::type_info`: a pointer to its class, then one to the name.
+        kind = exception_type()
+        if _group is not None and kind and kind[1] == b"St8bad_cast":
+            _group.exit_without_primary()
+        ctypes.CFUNCTYPE(None)(usual)()
+
+    usual = set_handler(handler)
+    _kept.append(handler)
+    make = library.get_distributed_runtime_client
+    library.get_distributed_runtime_client = functools.partial(make, missed_heartbeat_callback=lambda status: None)
+    try:
+        yield
+    finally:
+        library.get_distributed_runtime_client = make
+
+
+# Functions that compiled code may call.
+_kept: list[Any] = []
 
 
 def _may_be_caused_by_another(error: BaseException) -> bool:

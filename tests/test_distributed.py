@@ -79,11 +79,15 @@ class Group:
         """Returns the exit codes once all processes have exited; a process that hangs is an error."""
         return [process.wait(seconds) for process in self.processes]
 
-    def kill(self, index: int, word: str) -> None:
-        """Kills a process as soon as process 0 has printed the word."""
-        while word not in self.text(0, "out"):
+    def wait_for(self, index: int, word: str) -> None:
+        """Waits until a process has printed the word."""
+        while word not in self.text(index, "out"):
             assert all(process.poll() is None for process in self.processes), self.text(0, "err")
             time.sleep(0.1)
+
+    def kill(self, index: int, word: str) -> None:
+        """Kills a process as soon as process 0 has printed the word."""
+        self.wait_for(0, word)
         self.processes[index].kill()
 
     def text(self, index: int, stream: str) -> str:
@@ -188,7 +192,8 @@ def test_other_version_of_code_is_difference_of_host(tmp_path, monkeypatch):
 PROGRAM = """
 import os, sys, time
 from isheep_jax import distributed
-from isheep_jax.cli.errors import report_error
+from isheep_jax.cli import signals
+from isheep_jax.cli.errors import report_error, run_command
 from isheep_jax.errors import UserError
 
 distributed._HEARTBEAT_TIMEOUT, distributed._VISIBLE_WITHIN = 6.0, 2.0
@@ -204,12 +209,17 @@ def refuse():
     raise UserError("there is no such file")
 
 
-with distributed.distributed_session(lambda error: report_error(error, "program", [])):
-    assert distributed.is_distributed() and distributed.is_primary() == (index == 0)
-    assert distributed.from_primary(asked_once) == {"seen by": 0}
-    print("joined", flush=True)
-    exec(sys.argv[1])
-    print("done", flush=True)
+def main(arguments):
+    with distributed.distributed_session(lambda error: report_error(error, "program", [])):
+        assert distributed.is_distributed() and distributed.is_primary() == (index == 0)
+        assert distributed.from_primary(asked_once) == {"seen by": 0}
+        print("joined", flush=True)
+        exec(sys.argv[1], globals())
+        print("done", flush=True)
+
+
+signals.listen()
+sys.exit(run_command(main, "program"))
 """
 
 
@@ -259,12 +269,33 @@ def test_of_three_processes_one_that_is_killed_is_named_by_others(tmp_path):
             ]
 
 
-def test_without_process_0_others_end(tmp_path):
-    with small_program(tmp_path, "while True: time.sleep(1)") as group:
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(
+    "body", ["while True: time.sleep(1)", "distributed.from_primary(lambda: time.sleep(100))"], ids=["busy", "waiting"]
+)
+def test_without_process_0_others_end_with_one_line(tmp_path, count, body):
+    with small_program(tmp_path, body, count) as group:
         group.kill(0, "joined")
-        killed, other = group.codes(60)
-        assert killed == -9
-        assert other not in (0, None)
+        assert group.codes(60) == [-9] + [1] * (count - 1)
+        for index in range(1, count):
+            (line,) = group.text(index, "err").splitlines()
+            assert line == (
+                f"error: {host(0, count)}, which coordinates the others, is gone; start every process again"
+            )
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    "body", ["while True: time.sleep(1)", "distributed.from_primary(lambda: time.sleep(100))"], ids=["busy", "waiting"]
+)
+def test_signal_to_one_process_ends_all_with_one_line(tmp_path, index, body):
+    with small_program(tmp_path, body) as group:
+        group.wait_for(0, "joined")
+        group.processes[index].terminate()
+        assert group.codes(60) == [143, 143]
+        (line,), (other,) = (group.text(i, "err").splitlines() for i in (index, 1 - index))
+    assert line.startswith("stopped by SIGTERM; ")
+    assert other == f"error: {host(index)}: stopped by SIGTERM"
 
 
 def test_directory_that_only_some_hosts_see_names_others(tmp_path):
@@ -285,7 +316,7 @@ def test_run_whose_processes_are_killed_resumes_to_same_records(tmp_path):
         group.kill(1, "iteration 1 · respond")
         assert group.codes(200) == [1, -9]
         assert group.errors(0) == [
-            f"error: {host(1)}: no sign of life for 60 s: killed, preempted or cut off; start every process again"
+            f"error: {host(1)}: no sign of life for 40 s: killed, preempted or cut off; start every process again"
         ]
     with Group([command] * 2, tmp_path / "second") as group:
         group.kill(0, "iteration 1 · fine-tune")

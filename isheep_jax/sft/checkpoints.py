@@ -47,8 +47,6 @@ class Checkpoints:
                 self.directory,
                 context=context,
                 preservation_policy=self._policy,
-                # Used by `preemption`; `save` itself is forced.
-                save_decision_policy=ocp.training.save_decision_policies.PreemptionCheckpointingPolicy(),
                 cleanup_tmp_directories=True,
             )
         except OSError as error:
@@ -62,10 +60,6 @@ class Checkpoints:
             return  # Orbax waits at a barrier that the other processes may never reach
         with _full_disk_as_user_error(self.directory):
             self._checkpointer.close()
-
-    def preemption(self, step: int) -> bool:
-        """Returns whether `step` should be saved because a machine is about to be preempted; all hosts agree."""
-        return self._checkpointer.should_save(step)
 
     def save(self, step: int, weights: Tree, optimizer: Tree, progress: dict, best_step: int | None) -> None:
         """Starts to save in the background. All checkpoints but this one and that of `best_step` are then deleted.

@@ -197,7 +197,7 @@ class _Run:
                 progress.validation_losses.append((step, metrics["validation_loss"]))
             if not all(map(math.isfinite, metrics.values())):
                 raise UserError(f"sft.learning_rate: the loss is not finite at update {step} of {steps}; lower it")
-            if is_checkpoint or self.checkpoints.preemption(step):
+            if is_checkpoint:
                 progress.position = iterator.get_state()
                 saved = dataclasses.asdict(progress)
                 self.checkpoints.save(step, state.weights, state.optimizer, saved, progress.best_step)
