@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 
 # Status codes worth another attempt; of those, the ones that tell to come back later; the ones that concern one
 # question, such as a prompt that is too long; and the ones that concern every question.
@@ -494,5 +494,4 @@ def _message(answer: bytes) -> str:
 
 def _line(text: str) -> str:
     """Returns the beginning of a text on one short line."""
-    printable = "".join(c if c.isprintable() else " " for c in text[:2000])
-    return " ".join(printable.split())[:200]
+    return quoted(" ".join(text[:2000].split()), 200)

@@ -22,7 +22,7 @@ from isheep_jax.chat_server import Answer, ChatServer
 from isheep_jax.config import EvaluateConfig, is_server
 from isheep_jax.config_checks import check_server
 from isheep_jax.decode.requests import ChoiceLogprobs, Request
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.evaluation.task import Scoring
 from isheep_jax.files import on_object_store, utf8, write_atomically, write_json
 from isheep_jax.loop.protocols import Model, StageReporter
@@ -294,10 +294,10 @@ def _cost(verdicts: Mapping[str, Verdict]) -> dict[str, int]:
 def _unreadable(verdicts: Collection[Verdict]) -> UserError:
     """Returns the error for a judge of whose first verdicts none can be read."""
     last = list(verdicts)[-1]
-    shown = " ".join((last.error or last.text).split())[:80]
+    shown = quoted(" ".join((last.error or last.text).split()))
     advice = "" if last.error else "; a judge that thinks first needs its thinking switched off on the server"
     return UserError(
-        f"--evaluate.judge: none of the first {len(verdicts)} verdicts can be read, such as {shown!r}{advice}"
+        f"--evaluate.judge: none of the first {len(verdicts)} verdicts can be read, such as '{shown}'{advice}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.loop.judging.readings import UNSCORED
 from isheep_jax.loop.records import Scores
 
@@ -41,7 +41,7 @@ class Unread:
             self._decide()
 
     def _decide(self) -> None:
-        shown = f", such as {self._shown!r}" if self._shown else ""
+        shown = f", such as '{self._shown}'" if self._shown else ""
         if self._server and self._unread == self._seen:
             raise UserError(
                 f"--assess.judge: none of the judgments of the first {self._seen} pairs begins with a score{shown}; "
@@ -55,5 +55,4 @@ def _reason(scores: Scores) -> str:
     """Returns a judgment without a score, or why there is none, on one short line."""
     texts = [score.text for score in (scores.quality, scores.following) if score and score.value is None]
     texts += [value.error for value in (scores.readings or {}).values() if value.value is None]
-    text = "".join(c if c.isprintable() else " " for c in next(filter(None, texts), "")[: 4 * _SHOWN])
-    return " ".join(text.split())[:_SHOWN]
+    return quoted(" ".join(next(filter(None, texts), "").split()), _SHOWN)
