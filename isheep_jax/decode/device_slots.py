@@ -29,6 +29,8 @@ CONTROL_COLUMNS = 5
 # The host's updates of the control [B, 6] have one more column: 1 where the row replaces that of the control.
 CHANGED = 5
 UPDATE_COLUMNS = 6
+# In place of a token that was sampled from logits that are not numbers (NaN or infinity).
+NOT_NUMBERS = -2
 
 
 @flax.struct.dataclass

@@ -15,6 +15,7 @@ from isheep_jax.config import DecodeConfig
 from isheep_jax.config_checks import check_range
 from isheep_jax.decode import choice_logprobs, loaded, text_logprobs
 from isheep_jax.decode.requests import (
+    NOT_NUMBERS,
     SAMPLING_RANGES,
     ChoiceLogprobs,
     Completion,
@@ -31,6 +32,9 @@ from isheep_jax.decode.tokenization import TokenizedPrompt
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.text.tokenizer import Tokenizer
+
+# From so many prompts on, a model that computes numbers for none of them is at fault, not the prompts.
+_SEVERAL = 8
 
 
 class Engine:
@@ -91,7 +95,8 @@ class Engine:
         """Yields one completion for each request, in the order in which they finish.
 
         A prompt that does not fit is a completion with finish_reason "error". Raises ValueError for an id that occurs
-        twice and `UserError` for sampling parameters out of range, both before anything is decoded.
+        twice and `UserError` for sampling parameters out of range, both before anything is decoded, and `UserError` at
+        the end if the model computes numbers for none of several prompts.
         """
         _check_ids(requests)
         _check_sampling(sampling)
@@ -147,9 +152,13 @@ class Engine:
                 yield Completion(request.id, "", finish_reason="error", error=str(error))
             else:
                 groups.setdefault(prompt.prefix, []).append(prompt)
+        worthless = sum(map(len, groups.values())) >= _SEVERAL
         for _, prompts in sorted(groups.items()):
             for finished in Scheduler(self.model, prompts, sampling).run():
+                worthless &= all(completion.error == NOT_NUMBERS for completion in finished)
                 yield from finished
+        if worthless:
+            raise UserError(NOT_NUMBERS)
 
     def _stream(self, request: Request, sampling: SamplingParams) -> Generator[str, None, Completion]:
         try:

@@ -33,6 +33,7 @@ from isheep_jax.decode.device_slots import (
     CONTROL_COLUMNS,
     KEY,
     LAST_TOKEN,
+    NOT_NUMBERS,
     REMAINING,
     UPDATE_COLUMNS,
     DeviceSlots,
@@ -129,7 +130,8 @@ class DecodeState:
     cache_position: jax.Array  # [B] int32, where it writes them
     remaining: jax.Array  # [B] int32, tokens that may still be sampled
     seen: jax.Array | None  # [B, V] uint8, bits of `sampling`; None: there are no penalties
-    sampled: jax.Array  # [1, B, steps] int32, -1 where a slot was idle; [2, B, steps] with the bits of float32 logprobs
+    # [1, B, steps] int32, -1 where a slot was idle, or `NOT_NUMBERS`; [2, B, steps] with the bits of float32 logprobs.
+    sampled: jax.Array
 
 
 def decode_steps(
@@ -181,7 +183,8 @@ def decode_steps(
         next_logits = logits(params, architecture, hidden[:, 0], compute_dtype)  # [B, V]
         possible = without(next_logits, shape.missing_ids)
         token = sample(possible, keys, position + 1, sampling, state.seen, mesh=mesh)  # [B]
-        outputs = [jnp.where(busy, token, -1)]
+        are_numbers = jnp.isfinite(jnp.max(next_logits, axis=-1))
+        outputs = [jnp.where(busy, jnp.where(are_numbers, token, NOT_NUMBERS), -1)]
         if shape.logprobs:
             outputs.append(jax.lax.bitcast_convert_type(logprobs_of(next_logits, token), jnp.int32))
         ended = functools.reduce(jnp.logical_or, [token == eos for eos in shape.eos_ids], jnp.zeros_like(busy))

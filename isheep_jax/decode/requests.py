@@ -69,12 +69,17 @@ SAMPLING_RANGES = {
 }
 
 
+NOT_NUMBERS = (
+    "what the model computes is not numbers (NaN or infinity): its weights are damaged, or too large for compute_dtype"
+)
+
+
 @dataclass(frozen=True)
 class Completion:
     """The result of generating for the `Request` with the same id.
 
     finish_reason: "stop" (end-of-turn token or stop string), "length" (max_tokens or decode.max_length is reached) or
-    "error" (the prompt does not fit; `error` says why in one line).
+    "error" (the prompt does not fit, or `NOT_NUMBERS`; `error` says why in one line).
     logprobs: natural logarithm of each token's probability under the model, before temperature, filters and penalties;
     empty unless the sampling parameters ask for it.
     """

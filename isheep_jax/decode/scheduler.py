@@ -28,7 +28,7 @@ from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import pack, pack_batch
 from isheep_jax.decode.prefill import prefill
 from isheep_jax.decode.programs import compile_decode_steps
-from isheep_jax.decode.requests import Completion, SamplingParams
+from isheep_jax.decode.requests import NOT_NUMBERS, Completion, SamplingParams
 from isheep_jax.decode.sampling import DeviceSamplingParams
 from isheep_jax.decode.slots import SlotTable
 from isheep_jax.decode.stops import cut_at_stop
@@ -240,13 +240,16 @@ class Scheduler:
         outputs = jax.device_get(on_device)
         self._idle_since = time.perf_counter()
         steps = int(np.count_nonzero((outputs[0] >= 0).any(axis=0)))
-        new, ended = self._table.append(outputs, owners, self._model.eos_ids)
+        new, ended, failed = self._table.append(outputs, owners, self._model.eos_ids)
         self._statistics.calls += 1
         self._statistics.steps += steps
         self._statistics.slot_steps += steps * len(owners)
         self._statistics.sampled_tokens += int(new.sum())
-        for slot in np.flatnonzero(new):
-            completion = self._completion(slot, int(self._table.count[slot] - new[slot]), bool(ended[slot]))
+        for slot in np.flatnonzero(new.astype(bool) | failed):
+            if failed[slot]:
+                completion = Completion(self._table.owner[slot].id, "", finish_reason="error", error=NOT_NUMBERS)
+            else:
+                completion = self._completion(slot, int(self._table.count[slot] - new[slot]), bool(ended[slot]))
             if completion is not None:
                 self._table.release(slot)
                 yield completion

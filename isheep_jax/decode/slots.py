@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, LAST_TOKEN, REMAINING, UPDATE_COLUMNS
+from isheep_jax.decode.device_slots import (
+    CACHE_POSITION,
+    CHANGED,
+    KEY,
+    LAST_TOKEN,
+    NOT_NUMBERS,
+    REMAINING,
+    UPDATE_COLUMNS,
+)
 from isheep_jax.decode.tokenization import TokenizedPrompt
 
 
@@ -72,7 +80,7 @@ class SlotTable:
 
     def append(
         self, outputs: np.ndarray, owners: Sequence[TokenizedPrompt | None], eos_ids: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Takes in the results of a call.
 
         Args:
@@ -81,7 +89,8 @@ class SlotTable:
                 have finished in the meantime; what it sampled for these is dropped.
             eos_ids: tokens that end a sequence.
 
-        Returns the number of new tokens of each slot, [B] int64, and whether the last is an end token, [B] bool.
+        Returns the number of new tokens of each slot, [B] int64, whether the last is an end token, [B] bool, and
+        whether logits of the slot were not numbers, [B] bool.
         """
         is_owner = np.asarray([owner is not None and owner is now for owner, now in zip(owners, self.owner)])
         sampled = np.where(is_owner[:, None], outputs[0], -1)
@@ -95,4 +104,4 @@ class SlotTable:
         last = self.tokens[np.arange(len(new)), np.maximum(self.count - 1, 0)]
         ended = (new > 0) & np.isin(last, eos_ids)
         self.remaining = np.where(ended, 0, self.remaining - new)
-        return new, ended
+        return new, ended, np.any(sampled == NOT_NUMBERS, axis=1)

@@ -15,7 +15,7 @@ from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, forward_packed
 from isheep_jax.decode.prefill_logprobs import greedy_logprobs, one_behind, packed_batches, power_of_two
-from isheep_jax.decode.requests import Embedding, Request, TextLogprob, TokenIds
+from isheep_jax.decode.requests import NOT_NUMBERS, Embedding, Request, TextLogprob, TokenIds
 from isheep_jax.decode.tokenization import PromptError, known_tokens
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
@@ -170,7 +170,10 @@ def embed(model: LoadedModel, requests: Sequence[Request]) -> Iterator[Embedding
     for batch, means in one_behind(calls):
         for row, vectors in zip(batch.rows, jax.device_get(means)):
             for (item, _), vector in zip(row, vectors):
-                yield Embedding(item.id, tuple(vector.tolist()))
+                if np.isfinite(vector).all():
+                    yield Embedding(item.id, tuple(vector.tolist()))
+                else:
+                    yield Embedding(item.id, error=NOT_NUMBERS)
 
 
 def _dispatch_embed(model: LoadedModel, batch: PackedBatch) -> jax.Array:

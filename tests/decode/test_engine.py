@@ -19,7 +19,7 @@ from isheep_jax.decode import scheduler
 from isheep_jax.decode.cache import allocate_cache, rows_sharding
 from isheep_jax.decode.packing import POSITION, empty_rows
 from isheep_jax.decode.prefill import prefill
-from isheep_jax.decode.requests import Request, SamplingParams
+from isheep_jax.decode.requests import NOT_NUMBERS, Request, SamplingParams
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import parameter_table
 from isheep_jax.sharding import DECODE_RULES, param_shardings, put
@@ -40,6 +40,22 @@ def dispatch_ahead(monkeypatch, calls: int) -> None:
             self.calls_ahead = calls
 
     monkeypatch.setattr("isheep_jax.decode.engine.Scheduler", Ahead)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_an_error_and_never_text(params, temperature):
+    # Finite weights, whose products are not.
+    huge = params | {"final_norm": np.full_like(params["final_norm"], 3e38)}
+    sampling = dataclasses.replace(GREEDY, temperature=temperature)
+    engine = make_engine(huge)
+    (completion,) = engine.generate(ragged(1), sampling)
+    assert (completion.finish_reason, completion.error, completion.text) == ("error", NOT_NUMBERS, "")
+    stream = engine.stream(*ragged(1), sampling)
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    assert end.value.value == completion
+    with pytest.raises(UserError, match="not numbers"):
+        list(engine.generate(ragged(9), sampling))
 
 
 class GappyTokenizer(TableTokenizer):

@@ -7,7 +7,7 @@ from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine,
 
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.prefill_logprobs import packed_logprobs
-from isheep_jax.decode.requests import Request, SamplingParams, TokenIds
+from isheep_jax.decode.requests import NOT_NUMBERS, Request, SamplingParams, TokenIds
 from isheep_jax.decode.text_logprobs import _token_logprobs
 from isheep_jax.model.transformer import ForwardSetup, forward
 
@@ -195,6 +195,12 @@ def test_text_that_does_not_fit_is_error_of_that_request_alone(params):
     results = {result.id: result for result in make_engine(params).text_logprobs(requests, ["0" * 60, "0"])}
     assert "decode.max_length=48" in results["a"].error
     assert not results["b"].error
+
+
+def test_embedding_that_is_not_numbers_is_an_error(params):
+    huge = params | {"final_norm": np.full_like(params["final_norm"], 3e38)}
+    (embedding,) = make_engine(huge).embed(ragged(1))
+    assert (embedding.vector, embedding.error) == ((), NOT_NUMBERS)
 
 
 def test_embedding_is_mean_of_prompts_hidden_states(params):

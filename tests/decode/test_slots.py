@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, LAST_TOKEN, REMAINING
+from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, LAST_TOKEN, NOT_NUMBERS, REMAINING
 from isheep_jax.decode.sampling import request_key
 from isheep_jax.decode.slots import SlotTable
 from isheep_jax.decode.tokenization import TokenizedPrompt
@@ -39,14 +39,24 @@ def test_admitted_prompt_is_sent_with_next_updates_alone():
 
 def test_new_tokens_follow_earlier_ones_until_end_token():
     table, _ = filled()
-    new, ended = table.append(outputs((9, 9), (-1, -1), (3, -1), (2, 1)), table.owner, EOS)
+    new, ended, failed = table.append(outputs((9, 9), (-1, -1), (3, -1), (2, 1)), table.owner, EOS)
     assert (new.tolist(), ended.tolist()) == ([2, 0, 1, 2], [False, False, False, True])
+    assert not failed.any()
     assert table.remaining.tolist() == [2, 0, 3, 0]
-    new, _ = table.append(outputs((8, -1), (-1, -1), (4, 5), (-1, -1)), table.owner, EOS)
+    new, *_ = table.append(outputs((8, -1), (-1, -1), (4, 5), (-1, -1)), table.owner, EOS)
     assert new.tolist() == [1, 0, 2, 0]
     assert table.tokens[0, :3].tolist() == [9, 9, 8]
     assert table.tokens[2, :3].tolist() == [3, 4, 5]
     assert table.count.tolist() == [3, 0, 3, 2]
+
+
+def test_slot_whose_logits_are_not_numbers_has_failed_and_is_stopped():
+    table, _ = filled()
+    new, _, failed = table.append(outputs((9, NOT_NUMBERS), (-1, -1), (3, 1), (2, 2)), table.owner, EOS)
+    assert (new.tolist(), failed.tolist()) == ([1, 0, 2, 2], [True, False, False, False])
+    table.take_updates()
+    table.release(0)
+    assert table.take_updates()[:, CHANGED].tolist() == [1, 0, 0, 0]
 
 
 def test_tokens_of_finished_sequence_are_dropped_when_its_slot_has_another_owner():
@@ -54,7 +64,7 @@ def test_tokens_of_finished_sequence_are_dropped_when_its_slot_has_another_owner
     before = list(table.owner)
     table.release(0)
     table.admit(0, prompt("e", 9), 4)
-    new, _ = table.append(outputs((7, 7), (-1, -1), (3, 3), (-1, -1)), before, EOS)
+    new, *_ = table.append(outputs((7, 7), (-1, -1), (3, 3), (-1, -1)), before, EOS)
     assert new.tolist() == [0, 0, 2, 0]
     assert table.remaining[0] == 4
 
