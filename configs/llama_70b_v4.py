@@ -27,7 +27,7 @@ def config() -> Config:
     return Config(
         name="llama_70b_v4",
         iterations=3,
-        model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="llama3"),
+        model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="plain"),
         mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=8, topology="v4-256"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),

@@ -23,7 +23,7 @@ def config() -> Config:
     return Config(
         name="llama_70b_v5p",
         iterations=3,
-        model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="llama3"),
+        model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="plain"),
         mesh=MeshConfig(fsdp=16, tensor=2, decode_tensor=8, topology="v5p-64"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),

@@ -16,7 +16,7 @@ def config() -> Config:
     return Config(
         name="llama_8b_gpu",
         iterations=3,
-        model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="llama3"),
+        model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="plain"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),

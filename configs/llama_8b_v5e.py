@@ -23,7 +23,7 @@ def config() -> Config:
     return Config(
         name="llama_8b_v5e",
         iterations=3,
-        model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="llama3"),
+        model=ModelConfig(path="meta-llama/Meta-Llama-3-8B", chat_template="plain"),
         mesh=MeshConfig(fsdp=16, decode_tensor=8, topology="v5e-16"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),

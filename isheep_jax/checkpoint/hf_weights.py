@@ -28,6 +28,8 @@ from isheep_jax.sharding import AXES, ShardingRules, partition
 from isheep_jax.text.json_files import read_json_object
 from isheep_jax.text.tokenizer import Tokenizer
 
+Tensor = StoredTensor | GGUFTensor
+
 # Maximum size of an exported weight file (bytes); larger exports have several files and an index.
 SHARD_BYTES = 4_500_000_000
 # RoPE frequencies, which old checkpoints have and config.json says.
@@ -41,7 +43,7 @@ _COMPARED = 4 * 2**20
 _READER_THREADS = 8  # one thread cannot saturate a disk or a bucket
 
 
-def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, StoredTensor | GGUFTensor]:
+def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, Tensor]:
     """Finds every tensor of the architecture in a Hugging Face directory or GGUF file, reading only the file headers.
 
     With tied embeddings the lm_head is among them if there is one, for `_check_head`.
@@ -67,7 +69,7 @@ def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[
     return expected
 
 
-def _checked(tensor: StoredTensor | GGUFTensor, shape: tuple[int, ...]) -> StoredTensor | GGUFTensor:
+def _checked(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Returns a tensor that can be read and has this shape. Raises `UserError` for any other."""
     if tensor.dtype_name not in DTYPES:
         raise UserError(
@@ -79,7 +81,7 @@ def _checked(tensor: StoredTensor | GGUFTensor, shape: tuple[int, ...]) -> Store
     return tensor
 
 
-def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, StoredTensor | GGUFTensor]]:
+def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, Tensor]]:
     """Returns the tensors by name, after the file that says which there are."""
     single, index = directory / _single_name("model"), directory / _index_name("model")
     if is_gguf(directory):
@@ -170,7 +172,7 @@ def load_parameters(
     return jax.tree.unflatten(tree, loaded)
 
 
-def _check_head(head: StoredTensor | GGUFTensor, embeddings: StoredTensor | GGUFTensor) -> None:
+def _check_head(head: Tensor, embeddings: Tensor) -> None:
     """Raises `UserError` unless a stored lm_head that config.json ties to the embeddings is the same as they."""
     rows, width = head.shape
     step = max(1, _COMPARED // width)
@@ -187,7 +189,7 @@ def _check_head(head: StoredTensor | GGUFTensor, embeddings: StoredTensor | GGUF
             )
 
 
-def _check_finite(tensors: list[StoredTensor | GGUFTensor], finite: np.ndarray) -> None:
+def _check_finite(tensors: list[Tensor], finite: np.ndarray) -> None:
     """Raises `UserError` that names the first tensor with a number that is not finite. finite: by tensor."""
     if not finite.all():
         tensor = tensors[int(np.argmin(finite))]
@@ -198,7 +200,7 @@ def _check_finite(tensors: list[StoredTensor | GGUFTensor], finite: np.ndarray) 
 
 
 def _read_stored(
-    tensors: list[StoredTensor | GGUFTensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
+    tensors: list[Tensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
 ) -> jax.Array:
     """Reads a leaf in its stored layout, [L, *hf_shape] or hf_shape if not stacked, with its rows split over the mesh.
 

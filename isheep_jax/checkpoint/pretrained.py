@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.hf_weights import find_tensors, load_parameters
+from isheep_jax.checkpoint.untrained import untrained
 from isheep_jax.errors import UserError
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.sharding import ShardingRules
-from isheep_jax.text.template_check import check_template
+from isheep_jax.text.template_check import check_template, fitting_templates, template_markers
 from isheep_jax.text.tokenizer import Tokenizer
 
 _WEIGHTS = (".safetensors", ".gguf")
@@ -35,6 +36,25 @@ class Pretrained:
     def check_chat(self) -> None:
         """Raises `UserError` unless the model can hold conversations and be trained on them."""
         check_template(self.tokenizer)
+
+    def check_adapters(self) -> None:
+        """Raises `UserError` where adapters cannot learn the chat template, since its markers were never trained."""
+        tensors = find_tensors(self.directory, self.architecture)
+
+        def names(tokenizer: Tokenizer) -> list[str]:
+            markers = template_markers(tokenizer)
+            others = [i for i in tokenizer.control_ids if i not in markers and i < self.architecture.vocab_size]
+            return [markers[i] for i in untrained(tensors, self.architecture, list(markers), others)]
+
+        if not (never := names(self.tokenizer)):
+            return
+        others = [name for name in fitting_templates(self.tokenizer) if not names(self.tokenizer.with_template(name))]
+        instead = f", or model.chat_template={' or '.join(others)}" if others else ""
+        raise UserError(
+            f"sft.method=lora leaves the embeddings as they are, and in {self.directory} those of {', '.join(never)} "
+            "were never trained: they are all alike or near zero, so that the model would not learn to end its turns; "
+            f"set sft.method=full{instead}"
+        )
 
     def digest(self) -> str:
         """Returns the sha256 of the model's files; weights count by file name and size only."""

@@ -62,6 +62,8 @@ class JaxBackend:
         if distributed.from_primary(lambda: not (config.directory / "config.json").exists()):
             # A new run loads the weights now, so that a damaged file or settings that do not fit the model are found
             # before anything is written. A resumed run may need other weights first.
+            if config.sft.method == "lora":
+                model.check_adapters()
             self.load(None)
 
     def description(self) -> str:

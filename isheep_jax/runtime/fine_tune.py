@@ -55,6 +55,8 @@ def fine_tune(
     use_compilation_cache()
     pretrained = open_model(locate_model(model), chat_template)
     pretrained.check_chat()
+    if sft.method == "lora":
+        pretrained.check_adapters()
     devices = make_mesh(mesh)
     check_settings(sft, pretrained.architecture, devices)
     dtype = jnp.dtype(default_dtype() if compute_dtype == "auto" else compute_dtype)

@@ -33,8 +33,22 @@ def check_template(tokenizer: Tokenizer) -> None:
         raise UserError(f"{tokenizer.directory}: {problem}; {_advice(tokenizer)}")
 
 
+def template_markers(tokenizer: Tokenizer) -> dict[int, str]:
+    """Returns the control tokens that the chat template writes, and the end of an answer, by their ids.
+
+    Not among them is the token that begins every text.
+    """
+    ids, _ = tokenizer.encode_example((_QUESTION,), _ANSWERS[0])
+    return {i: tokenizer.spell([i]) for i in dict.fromkeys(ids) if i in tokenizer.control_ids and i != tokenizer.bos_id}
+
+
+def fitting_templates(tokenizer: Tokenizer) -> list[str]:
+    """Returns the names of `CHAT_TEMPLATES` that suit the tokenizer."""
+    return [name for name in CHAT_TEMPLATES if _problem(tokenizer.with_template(name)) is None]
+
+
 def _advice(tokenizer: Tokenizer) -> str:
-    fitting = [name for name in CHAT_TEMPLATES if _problem(tokenizer.with_template(name)) is None]
+    fitting = fitting_templates(tokenizer)
     if not fitting:
         return "no named template fits this tokenizer either"
     return f"set model.chat_template to one of: {', '.join(fitting)}"

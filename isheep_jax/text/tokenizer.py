@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -114,6 +114,11 @@ class Tokenizer:
     def chat_template(self) -> str:
         """Source of the chat template in use; "" without one."""
         return self._template or ""
+
+    @property
+    def control_ids(self) -> Mapping[int, str]:
+        """Names of the tokens that are special or mark turns, by their ids."""
+        return self._backend.control_ids
 
     @property
     def start_id(self) -> int | None:
