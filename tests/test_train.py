@@ -1,6 +1,7 @@
 """The train command as the user sees it: one line and exit code 2 for bad input, a table at the end, resume."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import one_device
+from run_kinds import wait_for
 
 from isheep_jax import generate
 from isheep_jax.cli.errors import run_command
@@ -192,6 +194,22 @@ def test_run_killed_at_every_step_ends_with_same_files(finished, tmp_path):
         assert code == -signal.SIGKILL
         kills += 1
     assert kills >= 10
+    assert results(tmp_path / "run") == results(reference)
+
+
+def test_run_stopped_by_signals_says_one_line_each_and_ends_with_same_files(finished, tmp_path):
+    reference, arguments, _ = finished
+    command = [sys.executable, "-m", "isheep_jax.train", *arguments, f"--workdir={tmp_path}/run"]
+    for number, words in ((signal.SIGTERM, "iteration 1 · synthesize"), (signal.SIGINT, "iteration 1 · fine-tune")):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=ROOT, env=one_device(), text=True, **pipes)
+        wait_for(process, words)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 128 + number
+        (line,) = errors.splitlines()
+        assert line.endswith(f"the same command goes on from here: {shlex.join(['python', *command[1:]])}")
+    main([*arguments, f"--workdir={tmp_path}/run"])
     assert results(tmp_path / "run") == results(reference)
 
 
