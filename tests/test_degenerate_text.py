@@ -5,10 +5,12 @@ import signal
 
 import pytest
 
+from isheep_jax.chat_server import without_thought
 from isheep_jax.cli.errors import without_sections
 from isheep_jax.evaluation import alpaca_eval, answers, judging, mt_bench, programs, squad, xstest
 from isheep_jax.loop.filters import blind_spots, held_out, junk, labels, text_rules
 from isheep_jax.loop.filters.novelty import Pool
+from isheep_jax.loop.judging.scores import parse_score
 from isheep_jax.loop.prompting import few_shot, principles, topics
 from isheep_jax.loop.records import KEPT, Instruction
 from isheep_jax.loop.selection.select import sentences
@@ -71,6 +73,11 @@ def reads_answer(text):
     clone.echo_reason(Instruction("1", text, "", 0, (), KEPT), "Answer this at great length, please.", text)
 
 
+def reads_scores(text):
+    for parser in ("strict", "paper"):
+        parse_score(text, parser)
+
+
 def reads_novelty(text):
     pool = Pool(0.7)
     pool.admit(["a", "b"], [text, text + " more"], ["", ""])
@@ -90,7 +97,7 @@ def reads_short_answer(text):
 
 
 def reads_verdicts(text):
-    verdict = judging.Verdict(judging._THOUGHT.sub("", text))
+    verdict = judging.Verdict(without_thought(text))
     mt_bench.rating(verdict)
     alpaca_eval.probability_of_a(verdict)
 
@@ -103,6 +110,7 @@ READERS = {
     "rules for responses": reads_response,
     "blind spots": reads_blind_spots,
     "answers by principles": reads_answer,
+    "scores": reads_scores,
     "novelty": reads_novelty,
     "sentences": sentences,
     "programs": reads_program,

@@ -82,6 +82,7 @@ class Completion:
     "error" (the prompt does not fit, or `NOT_NUMBERS`; `error` says why in one line).
     logprobs: natural logarithm of each token's probability under the model, before temperature, filters and penalties;
     empty unless the sampling parameters ask for it.
+    stop: the stop string that ended it; "" where none did.
     """
 
     id: str
@@ -90,6 +91,7 @@ class Completion:
     finish_reason: Literal["stop", "length", "error"] = "stop"
     error: str = ""
     logprobs: tuple[float, ...] = ()
+    stop: str = ""
 
 
 @dataclass(frozen=True)

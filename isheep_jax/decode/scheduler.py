@@ -270,15 +270,15 @@ class Scheduler:
         if stop and tokens:
             cut = cut_at_stop(decode, tokens, stop, searched)
             if cut is not None:
-                text, kept = cut
-                return self._result(slot, text, tokens[:kept], "stop")
+                text, kept, string = cut
+                return self._result(slot, text, tokens[:kept], "stop", string)
         if not finished:
             return None
         return self._result(slot, decode(tokens), tokens, "stop" if ended else "length")
 
-    def _result(self, slot: int, text: str, tokens: list[int], finish_reason: str) -> Completion:
+    def _result(self, slot: int, text: str, tokens: list[int], finish_reason: str, stop: str = "") -> Completion:
         logprobs = tuple(self._table.logprobs[slot, : len(tokens)].tolist())
-        return Completion(self._table.owner[slot].id, text, tuple(tokens), finish_reason, logprobs=logprobs)
+        return Completion(self._table.owner[slot].id, text, tuple(tokens), finish_reason, logprobs=logprobs, stop=stop)
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:

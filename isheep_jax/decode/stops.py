@@ -8,8 +8,10 @@ Decode = Callable[[Sequence[int]], str]
 _INVALID = "\ufffd"
 
 
-def cut_at_stop(decode: Decode, tokens: Sequence[int], stop: Sequence[str], searched: int) -> tuple[str, int] | None:
-    """Returns the text before the first stop string and how many tokens it takes, or None without a stop string.
+def cut_at_stop(
+    decode: Decode, tokens: Sequence[int], stop: Sequence[str], searched: int
+) -> tuple[str, int, str] | None:
+    """Returns the text before the first stop string, how many tokens it takes, and the string; None without one.
 
     The first stop string is the one that is complete after the fewest tokens; among several, the one that begins first.
     So the result is the same however many tokens arrive between two searches. The last token that is kept may reach
@@ -28,8 +30,9 @@ def cut_at_stop(decode: Decode, tokens: Sequence[int], stop: Sequence[str], sear
         return any(string in decode(tokens[:count]) for string in stop)
 
     text = decode(tokens[: _first_true(searched + 1, len(tokens), holds_stop)])
-    text = text[: min(text.index(string) for string in stop if string in text)]
-    return text, _first_true(0, len(tokens), lambda count: len(decode(tokens[:count])) >= len(text))
+    start, found = min(((text.index(string), string) for string in stop if string in text), key=lambda pair: pair[0])
+    kept = _first_true(0, len(tokens), lambda count: len(decode(tokens[:count])) >= start)
+    return text[:start], kept, found
 
 
 def incomplete_utf8_token(decode: Decode, vocab_size: int) -> int | None:

@@ -74,7 +74,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Pair:
-    """An instruction with one response. thoughts: what the model wrote down before it, if it was asked to."""
+    """An instruction with one response.
+
+    thoughts: what the model wrote down before it, if it was asked to. stop: the stop string that ended the completion;
+    None where the model ended it or its length did.
+    """
 
     id: str
     instruction_id: str
@@ -83,6 +87,7 @@ class Pair:
     response: str
     verdict: Verdict
     thoughts: str | None = field(default=None, metadata=_RARE)
+    stop: str | None = field(default=None, metadata=_RARE)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,8 @@ def test_stop_strings_cut_text_wherever_tokens_and_calls_end(params):
             stopped += 1
             assert completion.finish_reason == "stop"
             assert completion.text == whole.text[: min(ends)]
+            assert whole.text.startswith(completion.text + completion.stop)
+            assert completion.stop in stop
             assert whole.tokens[: len(completion.tokens)] == completion.tokens
             assert TableTokenizer().decode(completion.tokens).startswith(completion.text)
         else:

@@ -15,11 +15,11 @@ def tokens(*pieces):
 
 def test_text_is_cut_exactly_where_stop_string_begins():
     completion = tokens("a", "b", "\n", "H", "uman:", "a")
-    assert cut_at_stop(decode, completion, ("\nHuman:",), 0) == ("ab", 2)
+    assert cut_at_stop(decode, completion, ("\nHuman:",), 0) == ("ab", 2, "\nHuman:")
 
 
 def test_token_that_reaches_into_stop_string_is_kept_but_its_text_is_cut():
-    assert cut_at_stop(decode, tokens("a", "ab", "b"), ("bb",), 0) == ("aa", 2)
+    assert cut_at_stop(decode, tokens("a", "ab", "b"), ("bb",), 0) == ("aa", 2, "bb")
 
 
 def test_no_stop_string_is_none():
@@ -27,7 +27,7 @@ def test_no_stop_string_is_none():
 
 
 def test_stop_string_at_start_leaves_nothing():
-    assert cut_at_stop(decode, tokens("\n\n", "a"), ("\n",), 0) == ("", 0)
+    assert cut_at_stop(decode, tokens("\n\n", "a"), ("\n",), 0) == ("", 0, "\n")
 
 
 def test_result_does_not_depend_on_when_text_is_searched():

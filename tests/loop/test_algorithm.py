@@ -63,6 +63,17 @@ def test_more_iterations_go_on_from_the_last(tmp_path):
     assert len(rows) == 3
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(2, 0), (3, 1), (20, 1)])
+def test_a_warm_up_as_long_as_the_training_is_a_warning_with_both_numbers(tmp_path, warmup, warned):
+    config = tiny_config(tmp_path, iterations=1, sft=SFTConfig(warmup_steps=warmup))
+    _, _, reporter = go(config)
+    about = [line for line in reporter.lines if "warmup" in line]
+    assert len(about) == warned
+    assert all(f"warmup_steps={warmup}" in line and "3 updates" in line for line in about)
+    # What is finished is not warned of again.
+    assert not [line for line in go(config)[2].lines if "warmup" in line]
+
+
 def test_training_starts_from_the_base_or_the_previous_model(tmp_path):
     _, backend, _ = go(tiny_config(tmp_path / "base"))
     assert [c.start for c in backend.calls] == [None, None]

@@ -11,11 +11,13 @@ import numpy as np
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
 
-from isheep_jax.loop.filters.normalization import tokenize
+from isheep_jax.loop.filters.normalization import is_symbol, tokenize, with_symbols
 from isheep_jax.loop.filters.rouge import Bounds, Pairs, Segment, Texts, Vocabulary, all_pairs, batched
 
 # Instructions compared with the pool at a time.
 _BLOCK = 2048
+# Words and symbols of a text in their order; None for a text without symbols.
+Symbols = tuple[str, ...] | None
 # Comparisons per call above which threads pay for themselves.
 _MIN_THREADED = 20_000
 
@@ -56,6 +58,7 @@ class Pool:
         self._vocabulary = Vocabulary()
         self._bounds = Bounds(limit)
         self._texts = Texts()
+        self._symbols: list[Symbols] = []
         self._segments: list[Segment] = []
         self._segment = segment
 
@@ -90,8 +93,9 @@ class Pool:
         self, ids: Sequence[str], instructions: Sequence[str], inputs: Sequence[str]
     ) -> list[NearDuplicate | None]:
         encoded = self._encode(instructions)
-        verdicts = self._against_pool(encoded)
-        within = self._within(encoded)
+        symbols = [with_symbols(text) for text in instructions]
+        verdicts = self._against_pool(encoded, symbols)
+        within = self._within(encoded, symbols)
         accepted: list[int] = []
         is_accepted = [False] * len(ids)
         for i, id in enumerate(ids):
@@ -108,7 +112,7 @@ class Pool:
                 is_accepted[i] = True
                 self._exact[key] = id
         self._ids += [ids[i] for i in accepted]
-        self._index(encoded.take(accepted))
+        self._index(encoded.take(accepted), [symbols[i] for i in accepted])
         return verdicts
 
     def _encode(self, instructions: Sequence[str]) -> Texts:
@@ -117,10 +121,11 @@ class Pool:
 
     def _index_waiting(self) -> None:
         if self._waiting:
-            self._index(self._encode(self._waiting))
+            self._index(self._encode(self._waiting), [with_symbols(text) for text in self._waiting])
             self._waiting = []
 
-    def _index(self, texts: Texts) -> None:
+    def _index(self, texts: Texts, symbols: Sequence[Symbols]) -> None:
+        self._symbols += symbols
         self._texts.extend(texts.strings, texts.elements, texts.lengths)
         start, stop = self._indexed, len(self._texts)
         if stop - start < self._segment or self.limit >= 1:
@@ -134,9 +139,10 @@ class Pool:
     def _indexed(self) -> int:
         return self._segments[-1].stop if self._segments else 0
 
-    def _against_pool(self, encoded: Texts) -> list[NearDuplicate | None]:
+    def _against_pool(self, encoded: Texts, symbols: Sequence[Symbols]) -> list[NearDuplicate | None]:
         best: dict[int, tuple[float, int]] = {}
-        for i, j, similarity in self._close(encoded, self._texts, self._candidates(encoded)):
+        pairs = self._close(encoded, self._texts, self._candidates(encoded), (symbols, self._symbols))
+        for i, j, similarity in pairs:
             order = np.lexsort((j, -similarity, i))
             first = order[np.unique(i[order], return_index=True)[1]]
             for q, k, value in zip(i[first].tolist(), j[first].tolist(), similarity[first].tolist()):
@@ -151,19 +157,28 @@ class Pool:
         for i, j in all_pairs(encoded, np.arange(len(encoded)), lengths, narrow, self._bounds):
             yield i, j + self._indexed
 
-    def _within(self, encoded: Texts) -> dict[int, list[tuple[int, float]]]:
+    def _within(self, encoded: Texts, symbols: Sequence[Symbols]) -> dict[int, list[tuple[int, float]]]:
         """The earlier instructions of a block that are too similar to each one: (index, similarity) by index."""
         pairs = all_pairs(encoded, np.arange(len(encoded)), encoded.lengths, encoded.narrow, self._bounds)
         within: dict[int, list[tuple[int, float]]] = {}
-        for columns in self._close(encoded, encoded, ((i[j < i], j[j < i]) for i, j in pairs)):
+        earlier = ((i[j < i], j[j < i]) for i, j in pairs)
+        for columns in self._close(encoded, encoded, earlier, (symbols, symbols)):
             for i, j, similarity in zip(*(column.tolist() for column in columns)):
                 within.setdefault(i, []).append((j, similarity))
         return within
 
     def _close(
-        self, queries: Texts, members: Texts, pairs: Iterable[Pairs]
+        self,
+        queries: Texts,
+        members: Texts,
+        pairs: Iterable[Pairs],
+        symbols: tuple[Sequence[Symbols], Sequence[Symbols]],
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields the pairs whose ROUGE-L F1 is above the limit: indices of queries and members, and F1 [pairs]."""
+        """Yields the pairs whose ROUGE-L F1 is above the limit: indices of queries and members, and F1 [pairs].
+
+        symbols: of the queries and of the members. ROUGE's words are blind to them, so that they count as words where
+        two texts have the same words.
+        """
         for i, j in batched(pairs):
             m, n = queries.lengths[i], members.lengths[j]
             need = self._bounds.need(m, n)
@@ -183,6 +198,10 @@ class Pool:
             close = np.flatnonzero(lcs > 0)
             i, j, lcs = i[close], j[close], lcs[close]
             similarity = _f1(lcs / queries.lengths[i], lcs / members.lengths[j])
+            for k in np.flatnonzero(similarity == 1.0).tolist():
+                a, b = symbols[0][i[k]], symbols[1][j[k]]
+                if a != b:
+                    similarity[k] = _with_symbols(a, b)
             close = similarity > self.limit
             yield i[close], j[close], similarity[close]
 
@@ -225,6 +244,13 @@ class RestartingPool:
         self._kept += kept
         if self._kept == self._every:
             self._pool, self._kept = self._start(), 0
+
+
+def _with_symbols(a: Symbols, b: Symbols) -> float:
+    """Returns the ROUGE-L F1 of two texts of the same words, with their symbols as words."""
+    words = [part for part in a or b if not is_symbol(part)]
+    a, b = a or words, b or words
+    return rouge_l(LCSseq.similarity(a, b), len(a), len(b))
 
 
 def _f1(precision, recall):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from isheep_jax.config import Config, SelectConfig, is_server
 from isheep_jax.errors import UserError
-from isheep_jax.loop.filters.verdicts import EMPTY, NO_ANSWER, NO_THOUGHTS, NOT_DECODED, UNFINISHED
+from isheep_jax.loop.filters.verdicts import CUT, EMPTY, NO_ANSWER, NO_THOUGHTS, NOT_DECODED, UNFINISHED
 from isheep_jax.loop.judging.scores import criteria_of
 from isheep_jax.loop.records import Selected, Verdict, dropped
 
@@ -22,7 +22,7 @@ from isheep_jax.loop.records import Selected, Verdict, dropped
 Need = Literal["readings", "rubric", "likelihood", "clusters"]
 
 # Reasons after which a pair has nothing to learn from, whatever a rule says.
-_UNUSABLE = (NOT_DECODED, UNFINISHED, EMPTY, NO_THOUGHTS, NO_ANSWER)
+_UNUSABLE = (NOT_DECODED, UNFINISHED, CUT, EMPTY, NO_THOUGHTS, NO_ANSWER)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,12 @@ def fine_tune(context: StageContext, backend: Backend, instructions: int, *, sta
     distributed.from_primary(lambda: job.model.rmtree(missing_ok=True))
     with context.reporter.stage(number, STAGES[stage].title, None, STAGES[stage].unit) as progress:
         metrics = backend.fine_tune(job, progress)
+    warmup, steps = context.config.sft.warmup_steps, metrics.get("steps")
+    if steps is not None and warmup >= steps:
+        context.reporter.warn(
+            f"iteration {number}: sft.warmup_steps={warmup}, but the fine-tuning has only {steps} updates: the "
+            "learning rate rises until the end and never falls; lower sft.warmup_steps, or keep more pairs"
+        )
     seconds = round(time.monotonic() - begun, 3)
     digest = context.directory.digest(STAGES[stage].level)
     made_models.record(directory, {"metrics": metrics, "config": digest, "seconds": seconds})

@@ -10,7 +10,7 @@ from isheep_jax.loop.context import StageContext, by_request
 from isheep_jax.loop.filters.held_out import is_held_out
 from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.text_rules import instruction_reason
-from isheep_jax.loop.filters.verdicts import IN_EVALUATION_SET, verdict_of
+from isheep_jax.loop.filters.verdicts import IN_EVALUATION_SET, cut_reason, verdict_of
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import Instruction, Selected, user_text
 from isheep_jax.text.conversation import Conversation, Message
@@ -36,7 +36,7 @@ def write_follow_ups(context: StageContext, writer: Model, pairs: Sequence[Selec
             for i, completion in by_request(requests, writer.generate(requests, sampling)):
                 number, pair = block[i]
                 text = completion.text.strip()
-                verdict = verdict_of(completion, _reason(context, text, pair))
+                verdict = verdict_of(completion, _reason(context, text, pair) or cut_reason(completion, "", text))
                 stage.put(i, Instruction(f"{pair.id}.2", text, "", number, (pair.id,), verdict))
     return stage.records
 

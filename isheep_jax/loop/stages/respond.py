@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from isheep_jax.decode.requests import Completion, SamplingParams
 from isheep_jax.loop.context import StageContext, by_request
 from isheep_jax.loop.filters.text_rules import clean_response, response_reason
-from isheep_jax.loop.filters.verdicts import verdict_of
+from isheep_jax.loop.filters.verdicts import cut_reason, verdict_of
 from isheep_jax.loop.prompting.protocols import ResponsePrompts
 from isheep_jax.loop.protocols import Model
-from isheep_jax.loop.records import Instruction, Pair
+from isheep_jax.loop.records import Instruction, Pair, user_text
 
 
 def respond(
@@ -39,6 +39,7 @@ def respond(
 def _pair(rules: str, instruction: Instruction, sample: int, completion: Completion, prompts: ResponsePrompts) -> Pair:
     parsed = prompts.parse(completion.text, instruction)
     text = clean_response(rules, parsed.text)
+    task = user_text(instruction.instruction, instruction.input)
     reason = parsed.reason or response_reason(rules, instruction.instruction, instruction.input, text)
     return Pair(
         f"{instruction.id}-{sample}",
@@ -46,6 +47,7 @@ def _pair(rules: str, instruction: Instruction, sample: int, completion: Complet
         instruction.instruction,
         instruction.input,
         text,
-        verdict_of(completion, reason),
+        verdict_of(completion, reason or cut_reason(completion, task, text)),
         parsed.thoughts,
+        completion.stop or None,
     )

@@ -13,6 +13,27 @@ from isheep_jax.loop.prompting import templates
 from isheep_jax.loop.prompting.seeds import read_seeds
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "similarity"),
+    [
+        ("Write a function in C# that adds.", "Write a function in C++ that adds.", 2 * 7 / 17),
+        ("What is 2 - 2?", "What is 2 + 2?", 0.8),
+        ("What is C?", "What is C++?", 2 * 3 / 8),
+        ("Is 5 < 3?", "Is 5 > 3?", 0.75),
+        ("Explain -5.", "Explain 5!", 0.8),
+        ("Is a well-known man, he?", "“Is a well known man – he”", 1.0),
+    ],
+)
+def test_symbols_count_where_the_words_are_the_same(one, other, similarity):
+    pool = Pool(0.6)
+    pool.add("first", one)
+    (near,) = pool.admit(["second"], [other], [""])
+    assert near.similarity == pytest.approx(similarity)
+    (within,) = Pool(0.6).admit(["first", "second"], [one, other], ["", ""])[1:]
+    assert within.similarity == pytest.approx(similarity)
+    assert Pool(0.9).admit(["first", "second"], [one, other], ["", ""])[1] is None or similarity > 0.9
+
+
 def lcs(a, b):
     row = [0] * (len(b) + 1)
     for x in a:
