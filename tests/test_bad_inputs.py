@@ -67,7 +67,7 @@ CASES = [
     ([*TRAIN, "--name=a/b"], "--name: 'a/b' is no name"),
     ([*TRAIN, "--name=\x1b[31m"], r"--name: '\x1b[31m' is no name"),
     ([*TRAIN, "--name="], "--name: '' is no name"),
-    ([*TRAIN, "--prompts=\udcff"], "--prompts: this is not UTF-8 text"),
+    ([*TRAIN, "--prompts=\udcff"], "--prompts: this is not text in utf-8"),
     # Values.
     ([*TRAIN, "--iterations=1.5"], "--iterations: '1.5' is not a whole number"),
     ([*TRAIN, "--iterations=0"], "--iterations: 0 is out of range"),
@@ -119,7 +119,7 @@ CASES = [
     (["generate", "--prompt=a"], "--model is missing"),
     (GENERATE, "give either --prompt"),
     ([*GENERATE, "--prompt=a", "--chat"], "give either --prompt"),
-    ([*GENERATE, "--prompt=\udcff"], "--prompt: this is not UTF-8 text"),
+    ([*GENERATE, "--prompt", "\udcff"], "--prompt: this is not text in utf-8"),
     ([*GENERATE, "--prompt=a", "--output={tmp}/out.jsonl"], "--output"),
     ([*GENERATE, "--prompt=" + "long " * 10_000], "--prompt: the prompt has 30004 tokens; --max_length=128"),
     ([*GENERATE, "--prompt=a", "--max_tokens=0"], "--max_tokens: 0 is out of range"),

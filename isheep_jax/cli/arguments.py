@@ -1,6 +1,5 @@
 """Reads the command line of every command into its dataclass of options, or says in one line what is wrong with it."""
 
-import contextlib
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.selection.rules import check_readings
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
-from isheep_jax.text_files import parse_json
 
 
 class Command(CommandDescription):
@@ -91,7 +89,7 @@ def _given(
     unnamed = [name for name in positional if f"--{name}" not in named]
     open_for = 0  # how many more words the last setting may take as values
     for word in arguments:
-        _check_is_text(word)
+        _check_is_text(word, f"--{pairs[-1][0]}" if pairs else "")
         if not word.startswith("--"):
             if open_for == 0 and unnamed and not word.startswith("-"):
                 pairs.append((unnamed.pop(0), [word]))
@@ -115,24 +113,18 @@ def _given(
     return dict(pairs)
 
 
-def _check_is_text(word: str) -> None:
-    """Raises `UserError` for a word whose bytes are no text: Python hands them on as halves of surrogate pairs."""
+def _check_is_text(word: str, after: str) -> None:
+    """Raises `UserError` for a word whose bytes are no text: Python hands them on as halves of surrogate pairs.
+
+    after: the setting before the word, whose value it may be.
+    """
     try:
         word.encode("utf-8")
     except UnicodeEncodeError:
-        name, equals, _ = word.partition("=")
-        shown = name if equals else word
-        raise UserError(f"{shown.encode('utf-8', 'replace').decode()}: this is not UTF-8 text") from None
-
-
-def _items(word: str) -> list[str]:
-    """Returns the items of a list in one word: with commas between them, or a JSON array of texts that have commas."""
-    if word.startswith("["):
-        with contextlib.suppress(ValueError):
-            items = parse_json(word)
-            if all(isinstance(item, str) for item in items):
-                return items
-    return [item for item in word.split(",") if item]
+        name = word.partition("=")[0] if word.startswith("--") else after
+        encoding = sys.getfilesystemencoding()
+        hint = "" if encoding == "utf-8" else ", the encoding of this environment; PYTHONUTF8=1 makes it UTF-8"
+        raise UserError(f"{name.encode('ascii', 'replace').decode()}: this is not text in {encoding}{hint}") from None
 
 
 def _check_has_value(pairs: Sequence[tuple[str, list[str]]], settings: Mapping[str, Setting]) -> None:
