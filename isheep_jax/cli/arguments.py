@@ -127,6 +127,16 @@ def _check_is_text(word: str, after: str) -> None:
         raise UserError(f"{name.encode('ascii', 'replace').decode()}: this is not text in {encoding}{hint}") from None
 
 
+def _items(word: str) -> list[str]:
+    """Returns the items of a list in one word: with commas between them, or a JSON array of texts that have commas."""
+    if word.startswith("["):
+        with contextlib.suppress(ValueError):
+            items = parse_json(word)
+            if all(isinstance(item, str) for item in items):
+                return items
+    return [item for item in word.split(",") if item]
+
+
 def _check_has_value(pairs: Sequence[tuple[str, list[str]]], settings: Mapping[str, Setting]) -> None:
     """Raises `UserError` when the last setting has no value but needs one."""
     if not pairs:
