@@ -1,5 +1,6 @@
 """Reads the command line of every command into its dataclass of options, or says in one line what is wrong with it."""
 
+import contextlib
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.loop.selection.rules import check_readings
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
+from isheep_jax.text_files import parse_json
 
 
 class Command(CommandDescription):
