@@ -188,8 +188,9 @@ class AssessConfig:
     samples: int = 1
     """Judgments per score of 'sampled' (count); the score is the mean of those with a number."""
     parser: Literal["strict", "paper"] = "strict"
-    """How 'sampled' parses the number at the start of a judgment. 'strict': rounds halves up, and takes no negative
-    numbers or ranges. 'paper': as the authors' code, rounds halves to even, reads "-3" as 3 and "1-10" as 1."""
+    """How 'sampled' parses the number at the start of a judgment. 'strict': rounds halves up, takes a label ("Rating:
+    8") and what follows a thought, and no number that is none of a scale to ten: "-3", "1-10", "8 out of 100", "3
+    errors". 'paper': as the authors' code, rounds halves to even, reads "-3" as 3 and "1-10" as 1."""
     temperature: float = 1.0
     """Sampling temperature of 'sampled'."""
     top_p: float = 0.95

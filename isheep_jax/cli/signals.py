@@ -40,9 +40,15 @@ def command_line(module: str, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", module, *arguments])
 
 
+def _keeps(module: str, arguments: Sequence[str]) -> bool:
+    """Returns whether a command keeps what it has done; `generate` does with a file as its output."""
+    writes_file = any(word.partition("=")[0] == "--output" for word in arguments)
+    return module in _RESUMED or (module == "isheep_jax.generate" and writes_file)
+
+
 def how_to_go_on(module: str, arguments: Sequence[str]) -> str:
     """Returns what the same command does once this one has ended early."""
-    again = "goes on from here" if module in _RESUMED else "starts again"
+    again = "goes on from here" if _keeps(module, arguments) else "starts again"
     return f"the same command {again}: {command_line(module, arguments)}"
 
 

@@ -294,8 +294,8 @@ def _cost(verdicts: Mapping[str, Verdict]) -> dict[str, int]:
 def _unreadable(verdicts: Collection[Verdict]) -> UserError:
     """Returns the error for a judge of whose first verdicts none can be read."""
     last = list(verdicts)[-1]
-    shown = quoted(" ".join((last.error or last.text).split()))
-    advice = "" if last.error else "; a judge that thinks first needs its thinking switched off on the server"
+    shown = quoted(" ".join((last.error or last.text).split())) or "an answer without text"
+    advice = "" if last.error else "; a judge whose thoughts are cut needs its thinking switched off on the server"
     return UserError(
         f"--evaluate.judge: none of the first {len(verdicts)} verdicts can be read, such as '{shown}'{advice}"
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from isheep_jax.cli import signals
+
 # A command whose body is its first argument; it says "ready" when it is time for a signal.
 PROGRAM = """
 import ctypes, sys, time
@@ -160,3 +162,18 @@ def test_signal_while_a_command_is_being_imported_is_no_traceback(delay):
     process.send_signal(signal.SIGINT)
     code, lines = ending(process)
     assert (code, len(lines)) == (130, 1), lines
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "goes_on"),
+    [
+        ("train", ["--config=tiny"], True),
+        ("judge", ["--config=tiny", "--output=check.json"], False),
+        ("generate", ["--model=m", "--prompt=a"], False),
+        ("generate", ["--model=m", "--input=a"], False),
+        ("generate", ["--model=m", "--input=a", "--output=b"], True),
+        ("generate", ["--model", "m", "--input", "a", "--output", "b"], True),
+    ],
+)
+def test_only_a_command_that_keeps_what_it_has_done_is_said_to_go_on(module, arguments, goes_on):
+    assert ("goes on" in signals.how_to_go_on(f"isheep_jax.{module}", arguments)) == goes_on
