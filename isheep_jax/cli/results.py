@@ -10,6 +10,8 @@ from isheep_jax.loop.summary import IterationSummary
 
 # Kept answers this many times shorter than the first iteration's are worth a warning.
 MUCH_SHORTER = 1.5
+# A smaller share of responses that come to an end is warned of.
+FEW_ENDED = 0.5
 
 # Half the width of a 95 % interval of a mean, in standard errors.
 NINETY_FIVE_PERCENT = 1.96
@@ -44,14 +46,20 @@ def table_line(values: Iterable[str], columns: Iterable[str]) -> str:
 
 
 def row_warnings(rows: Sequence[IterationSummary]) -> list[str]:
-    """Returns warnings about the last of the rows: the kept answers get much shorter."""
+    """Returns warnings about the last of the rows: kept answers get much shorter, or few responses come to an end."""
+    last, warnings = rows[-1], []
     lengths = [row.kept_characters for row in rows if row.kept_characters]
-    if len(lengths) < 2 or not rows[-1].kept_characters or lengths[-1] > lengths[0] / MUCH_SHORTER:
-        return []
-    return [
-        f"iteration {rows[-1].iteration}: the kept answers are much shorter than in the first iteration "
-        f"({lengths[-1]:.0f} characters on average, then {lengths[0]:.0f})"
-    ]
+    if len(lengths) > 1 and last.kept_characters and lengths[-1] <= lengths[0] / MUCH_SHORTER:
+        warnings.append(
+            f"iteration {last.iteration}: the kept answers are much shorter than in the first iteration "
+            f"({lengths[-1]:.0f} characters on average, then {lengths[0]:.0f})"
+        )
+    if last.ended is not None and last.ended < FEW_ENDED:
+        warnings.append(
+            f"iteration {last.iteration}: only {last.ended:.0%} of the responses came to an end before "
+            "respond.max_tokens; the others were dropped"
+        )
+    return warnings
 
 
 def before_and_after(directory: epath.Path, rows: Sequence[IterationSummary], count: int = 3) -> list[str]:

@@ -14,6 +14,7 @@ from isheep_jax.loop import guards
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
+from isheep_jax.loop.filters.verdicts import NOT_DECODED, UNFINISHED
 from isheep_jax.loop.inputs import environment, read_inputs
 from isheep_jax.loop.judging.agreement import measure_agreement, sample_candidates
 from isheep_jax.loop.judging.judges import framing_of, own_model, second_judge
@@ -138,6 +139,7 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
         kept_following=mean(s.following for s in selected),
         readings=_means(first.selected),
         kept_characters=mean(float(len(s.response)) for s in selected),
+        ended=mean(float(s.verdict.reason != UNFINISHED) for s in first.selected if s.verdict.reason != NOT_DECODED),
         train_loss=training.get("train_loss"),
         validation_loss=training.get("validation_loss"),
         novelty=guards.novelty(instructions),

@@ -23,6 +23,7 @@ class IterationSummary:
     readings: {reading: {"mean", "kept"}}, mean final values over all pairs and over the selected ones; None where the
         scores say it all.
     kept_characters: mean length of the selected responses.
+    ended: share of the responses that came to an end before `respond.max_tokens` (0 to 1).
     train_loss, validation_loss: of the fine-tuning (nats per loss token).
     novelty: share of the well-formed instructions that were new (0 to 1).
     per_thousand_tokens: instructions that were kept per thousand new tokens of their prompts.
@@ -44,6 +45,7 @@ class IterationSummary:
     kept_following: float | None = None
     readings: Mapping[str, Mapping[str, float]] | None = None
     kept_characters: float | None = None
+    ended: float | None = None
     train_loss: float | None = None
     validation_loss: float | None = None
     novelty: float | None = None

@@ -134,6 +134,12 @@ def test_much_shorter_answers_are_warned_of():
     assert "150 characters" in warning
 
 
+def test_responses_that_do_not_come_to_an_end_are_warned_of():
+    assert row_warnings([replace(ROW, ended=0.9)]) == []
+    (warning,) = row_warnings([ROW, replace(ROW, iteration=2, ended=0.25)])
+    assert "iteration 2: only 25% of the responses came to an end before respond.max_tokens" in warning
+
+
 def write_examples(directory, iteration, answers):
     path = directory / f"iteration_{iteration}" / "evaluation.json"
     path.parent.mkdir(parents=True)

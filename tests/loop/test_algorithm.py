@@ -43,7 +43,11 @@ def test_a_run_leaves_the_whole_directory(tmp_path):
     assert json.loads((place / "evaluation.json").read_text())["fake"]["count"] == 8
     assert json.loads((place / "summary.json").read_text()) == rows[2].as_dict()
     selected = lines(place / "selected", Selected)
-    assert [p.id for p in lines(place / "responses", Pair)] == [s.id for s in selected]
+    responses = lines(place / "responses", Pair)
+    assert [p.id for p in responses] == [s.id for s in selected]
+    unfinished = sum(p.verdict.reason == "unfinished" for p in responses)
+    assert unfinished
+    assert rows[2].ended == pytest.approx(1 - unfinished / len(responses), abs=1e-3)
     assert [e.id for e in backend.calls[1].examples] == [s.id for s in selected if s.verdict.kept]
     assert all(total == done for _, _, total, _, done in reporter.stages)
     assert not list((tmp_path / "run").rglob("*.tmp"))
