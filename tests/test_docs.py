@@ -180,6 +180,13 @@ def test_index_names_every_page():
     assert {page for page in PAGES if page.name != "index.md"} <= linked
 
 
+def test_promises_name_tests_that_there_are():
+    promised = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXTS["docs/reliability.md"])
+    assert len(promised) > 30
+    for path, name in promised:
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), flags=re.MULTILINE), f"{path}::{name}"
+
+
 def test_readme_is_short_and_begins_with_the_two_commands():
     readme = TEXTS["README.md"]
     assert len(readme.splitlines()) <= 150
