@@ -18,13 +18,17 @@ from etils import epath
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.output import show
+from isheep_jax.directory_lock import owner_of
 from isheep_jax.errors import UserError
-from isheep_jax.files import check_new_directory
+from isheep_jax.files import check_new_directory, check_seal
 from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
+from isheep_jax.loop.stages.evaluate import read_results
 from isheep_jax.text.tokenizer import Tokenizer
 
 _CARD = "README.md"
+# What mends a damaged file of a run that only the run could write.
+_RESTORE = "restore it, or run its command again"
 # Bytes copied at a time: large enough for object stores, small enough for any host.
 _BLOCK = 16 * 2**20
 
@@ -102,7 +106,13 @@ def _iteration(run: epath.Path, number: int) -> int:
         raise UserError(
             f"--iteration: iteration {number} of {run} is not finished; finished: {', '.join(map(str, finished))}"
         )
-    return finished[-1] if number == -1 else number
+    chosen = finished[-1] if number == -1 else number
+    if not (run / f"iteration_{chosen}" / "summary.json").exists() and (owner := owner_of(run)):
+        raise UserError(
+            f"--iteration: iteration {chosen} of {run} is being measured by {owner}; wait for it"
+            + (f", or export another: {', '.join(map(str, finished[:-1]))}" if finished[:-1] else "")
+        )
+    return chosen
 
 
 def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.Path:
@@ -117,15 +127,20 @@ def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.P
 
 def _step(run: epath.Path, number: int) -> Step:
     iteration = run / f"iteration_{number}"
-    evaluation = iteration / "evaluation.json"
-    results = _read(evaluation) if evaluation.exists() else {}
+    results = read_results(iteration / "evaluation.json") or {}
     if not number:
         return Step(0, evaluation=results)
     trained_on = "thorough" if (iteration / "thorough").exists() else "selected"
-    counts = (
-        _read(iteration / stage / "DONE")["counts"]["kept"] for stage in ("instructions", "responses", trained_on)
-    )
+    counts = (_kept(iteration / stage / "DONE") for stage in ("instructions", "responses", trained_on))
     return Step(number, *counts, results)
+
+
+def _kept(manifest: epath.Path) -> int:
+    """Returns how many records of a finished stage are kept."""
+    counts = _read(manifest).get("counts")
+    if not isinstance(counts, dict) or not isinstance(counts.get("kept"), int):
+        raise UserError(f"{manifest} is damaged: it does not say how many records are kept; {_RESTORE}")
+    return counts["kept"]
 
 
 def _judge_check(run: epath.Path, number: int) -> dict[str, Any] | None:
@@ -142,7 +157,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from None
     if not isinstance(value, dict):
         raise UserError(f"cannot read {path}: it should be the JSON object that the run wrote")
-    return value
+    return check_seal(value, str(path), _RESTORE)
 
 
 def _copy(source: epath.Path, output: epath.Path, card: str) -> list[str]:

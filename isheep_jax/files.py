@@ -222,7 +222,7 @@ def check_seal(value: Any, where: str, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where} is damaged: it should be a JSON object; {remedy}")
     if _SEAL in value and value[_SEAL] != _seal_of(value):
-        raise UserError(f"{where} has changed since it was written; {remedy}")
+        raise UserError(f"{where} is damaged: it has changed since it was written; {remedy}")
     return value
 
 
@@ -276,7 +276,7 @@ def read_with_digest(path: epath.Path, remedy: str) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {remedy}") from error
     if known is not None and sha256(data) not in known:
-        raise UserError(f"{path} has changed since it was written; {remedy}")
+        raise UserError(f"{path} is damaged: it has changed since it was written; {remedy}")
     return data
 
 

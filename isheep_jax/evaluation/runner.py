@@ -22,7 +22,7 @@ from isheep_jax.decode.requests import Completion, Request
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.figures import Figure, figures_of
 from isheep_jax.evaluation.task import JudgeModel, Response, Sample, Score, Scoring, Task, TaskOptions
-from isheep_jax.files import read_json_if_there, utf8, write_atomically, write_json
+from isheep_jax.files import read_json_if_there, read_with_digest, utf8, write_json, write_with_digest
 from isheep_jax.loop.context import by_request
 from isheep_jax.loop.protocols import ExampleAnswer, Model, OpenProgress, TaskResult, TokenModel, is_fuller
 from isheep_jax.loop.records import from_line
@@ -31,6 +31,7 @@ from isheep_jax.text.conversation import Message, Prompt
 
 # Responses per part: what a kill can cost.
 _PART = 32
+_ANEW = "remove it to make it anew"
 _EXAMPLES = 3  # of a task without groups
 _LOGPROB_PLACES = 4  # above the noise of another device count
 
@@ -167,7 +168,7 @@ class TaskEvaluator:
                 score = by_key.get(key, Score({}))
                 scored = {"values": dict(score.values), "details": dict(score.details)}
                 lines.append(json.dumps(dataclasses.asdict(responses[key]) | scored, ensure_ascii=False) + "\n")
-        write_atomically(directory / "samples.jsonl", utf8("".join(lines)))
+        write_with_digest(directory / "samples.jsonl", utf8("".join(lines)))
         if distributed.is_primary():
             # Another process may be writing there; what remains is read again, and says the same.
             with contextlib.suppress(OSError):
@@ -359,10 +360,10 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _kept_responses(path: epath.Path) -> list[Response]:
     """Reads the responses of `samples.jsonl`; none if it is not there. Raises `UserError` for a damaged one."""
     try:
-        text = distributed.from_primary(lambda: path.read_text(encoding="utf-8") if path.exists() else "")
+        text = distributed.from_primary(lambda: read_with_digest(path, _ANEW).decode() if path.exists() else "")
         return [from_line(Response, line) for line in text.split("\n") if line]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); remove it to make it anew") from error
+        raise UserError(f"{path} is damaged ({error!r}); {_ANEW}") from error
 
 
 def _last_message(prompt: Prompt) -> str:

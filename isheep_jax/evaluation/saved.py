@@ -10,7 +10,7 @@ from etils import epath
 
 from isheep_jax.errors import UserError
 from isheep_jax.evaluation.task import Response, Score
-from isheep_jax.files import read_json
+from isheep_jax.files import check_seal, read_json, read_with_digest
 from isheep_jax.loop.protocols import TaskResult
 
 # What a `TaskResult` must have for its readers.
@@ -97,6 +97,7 @@ def read_results(path: epath.Path) -> dict[str, TaskResult]:
     for task, result in results.items():
         if fault := _fault(result):
             raise UserError(f"cannot read {path}: {task} {fault}; {_RESULTS_ANEW}")
+        check_seal(result, f"{path}, {task}", _RESULTS_ANEW)
     return results
 
 
@@ -123,8 +124,8 @@ def _is_figure(value: Any) -> bool:
 def _lines(path: epath.Path) -> Iterator[tuple[dict, str]]:
     """Yields each line's object, and the file and line for errors."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_with_digest(path, _ANEW).decode().split("\n")
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: {error}; {_ANEW}") from error
     for number, line in enumerate(lines, 1):
         if not line:

@@ -16,6 +16,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.files import read_json
 from isheep_jax.loop import made_models
+from isheep_jax.loop.run_directory import stored_settings, with_later_settings
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import default_dtype
 from isheep_jax.runtime.load import make_engine
@@ -104,7 +105,7 @@ def _of_run(run: epath.Path, iterations: str, output: epath.Path, decoding: Deco
         if number and number not in models:
             known = ", ".join(["0 (the base)", *map(str, sorted(models))])
             raise UserError(f"--iteration: {run} has no model of iteration {number}; it has {known}")
-        checkpoint = models[number] if number else locate_model(settings["model"]["path"], "--model")
+        checkpoint = models[number] if number else locate_model(settings["model.path"], "--model")
         label = f"iteration {number}" if number else "iteration 0 (base)"
         return Subject(label, checkpoint, output / f"iteration_{number}", output, decoding)
 
@@ -112,25 +113,26 @@ def _of_run(run: epath.Path, iterations: str, output: epath.Path, decoding: Deco
 
 
 def _settings(run: epath.Path) -> Mapping[str, Any]:
-    settings = read_json(run / "config.json")
-    try:
-        _as_in_run(Decoding(), settings)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"--model: {run}/config.json is not that of a run of this version ({error!r}); name one of its "
-            "model directories"
-        ) from error
-    return settings
+    """Returns the settings of a run by their command-line names."""
+    tree = read_json(run / "config.json")
+    settings = stored_settings(tree) if isinstance(tree, dict) else {}
+    if "model.path" not in settings:
+        raise UserError(f"--model: {run}/config.json is not that of a run; name one of its model directories")
+    return with_later_settings(settings)
 
 
 def _as_in_run(decoding: Decoding, settings: Mapping[str, Any]) -> Decoding:
     """Returns the decoding with a run's settings in place of defaults, so that its own figures can be compared."""
-    default, decode, model = Decoding(), decoding.decode, settings["model"]
+    default, decode = Decoding(), decoding.decode
     names = ("max_length", "weights_dtype", "kv_cache_dtype")
-    own = {n: settings["decode"][n] for n in names if getattr(decode, n) == getattr(DecodeConfig(), n)}
+    own = {n: settings[f"decode.{n}"] for n in names if getattr(decode, n) == getattr(DecodeConfig(), n)}
     return replace(
         decoding,
-        **{n: model[n] for n in ("chat_template", "compute_dtype") if getattr(decoding, n) == getattr(default, n)},
+        **{
+            n: settings[f"model.{n}"]
+            for n in ("chat_template", "compute_dtype")
+            if getattr(decoding, n) == getattr(default, n)
+        },
         seed=decoding.seed or settings["seed"],
         decode=replace(decode, **own),
     )

@@ -1,18 +1,29 @@
-"""Training checkpoints with Orbax: weights, optimizer, position in the data and history, saved together."""
+"""Training checkpoints with Orbax: weights, optimizer, position in the data and history, saved together.
+
+A checkpoint has a checksum of each array, which is compared when it is restored: the files of arrays have none.
+"""
 
 import contextlib
 import errno
+import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from isheep_jax import distributed
-from isheep_jax.errors import UserError
-from isheep_jax.files import on_object_store
+from isheep_jax.errors import UserError, one_line
+from isheep_jax.files import check_seal, on_object_store, sealed
 
 Tree = Any
+
+_REMEDY = "restore it, or remove it to train again from the one before or from the beginning"
+# Characters of a library's error that a message quotes.
+_QUOTED = 200
+# What a disk says that takes no more, or nothing at all.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class _LatestAndBest:
@@ -72,10 +83,11 @@ class Checkpoints:
             best_step: the update with the best validation loss; None: only this checkpoint stays.
         """
         self._policy.best_step = best_step
+        arrays = {"weights": weights, "optimizer": optimizer}
+        checksums = {name: _checksums(tree) for name, tree in arrays.items()}
         items = {
-            "weights": weights,
-            "optimizer": optimizer,
-            "progress": {"fingerprint": self.fingerprint, **progress},
+            **arrays,
+            "progress": sealed({"fingerprint": self.fingerprint, "checksums": checksums, **progress}),
         }
         with _full_disk_as_user_error(self.directory):
             self._checkpointer.save_checkpointables_async(step, items, force=True, overwrite=True)
@@ -89,35 +101,88 @@ class Checkpoints:
         """Returns (step, weights, optimizer, progress) of the newest checkpoint; None when there is none.
 
         weights, optimizer: trees of `jax.ShapeDtypeStruct` with the shardings of the result, which need not be those
-        that were saved. Raises `UserError` that names the first setting or array in which the checkpoint differs.
+        that were saved. Raises `UserError` that names the first setting or array in which the checkpoint differs, or
+        the checkpoint if it is damaged.
         """
         if self._checkpointer.latest is None:
             return None
         step = self._checkpointer.latest.step
-        path = self.directory / str(step)
-        progress = self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
-        _check_fingerprint(path, progress.pop("fingerprint"), self.fingerprint)
-        stored = self._checkpointer.checkpointables_metadata(step).metadata
-        for name, expected in (("weights", weights), ("optimizer", optimizer)):
-            _check_tree(path, name, stored[name], expected)
-        items = self._checkpointer.load_checkpointables(step, {"weights": weights, "optimizer": optimizer})
+        progress, items = self._load(step, {"weights": weights, "optimizer": optimizer})
         return step, items["weights"], items["optimizer"], progress
 
     def weights(self, step: int, weights: Tree) -> Tree:
         """Returns the weights saved at `step`, in the shapes and shardings of `weights` (as in `restore`)."""
         self.wait()
-        return self._checkpointer.load_checkpointables(step, {"weights": weights})["weights"]
+        return self._load(step, {"weights": weights})[1]["weights"]
+
+    def _load(self, step: int, expected: dict[str, Tree]) -> tuple[dict, dict[str, Tree]]:
+        """Returns the progress and the trees of a checkpoint, compared with what was saved. Raises as `restore`."""
+        path = self.directory / str(step)
+        with _damage_as_user_error(path):
+            progress = self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
+            progress = dict(check_seal(progress, str(path), _REMEDY))
+            _check_fingerprint(path, progress.pop("fingerprint"), self.fingerprint)
+            stored = self._checkpointer.checkpointables_metadata(step).metadata
+            for name, tree in expected.items():
+                _check_tree(path, name, stored[name], tree)
+            items = self._checkpointer.load_checkpointables(step, expected)
+            checksums = progress.pop("checksums", {})
+            for name, tree in items.items():
+                _check_sums(path, name, checksums.get(name), tree)
+        progress.pop("sha256", None)
+        return progress, items
 
 
 @contextlib.contextmanager
 def _full_disk_as_user_error(directory: epath.Path):
-    """Turns Orbax's errors about a full disk into one line that names the directory."""
+    """Turns Orbax's errors about a disk that is full or cannot be written into one line that names the directory."""
     try:
         yield
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise UserError(f"{directory}: no space left on the disk for a checkpoint") from error
+        if getattr(error, "errno", None) in _REFUSED:
+            raise UserError(f"{directory}: a checkpoint cannot be written: {os.strerror(error.errno)}") from error
         raise
+
+
+@contextlib.contextmanager
+def _damage_as_user_error(checkpoint: epath.Path):
+    """Turns whatever goes wrong when a checkpoint is read into one line that names it."""
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError):
+        raise  # too little memory, or the loss of another process
+    except Exception as error:
+        raise UserError(f"{checkpoint} cannot be read ({one_line(error)[:_QUOTED]}); {_REMEDY}") from error
+
+
+def _checksums(tree: Tree) -> list[int]:
+    """Returns the sum (modulo 2**32) of the bits of each array, read as whole numbers: no flipped bit leaves it alone.
+
+    It is computed where the arrays are, and does not depend on how they are sharded.
+    """
+    return [int(value) for value in jax.device_get(_sums(tree))]
+
+
+@jax.jit
+def _sums(tree: Tree) -> jax.Array:
+    def of(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype != bool:
+            leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        return jnp.sum(leaf.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jnp.stack([of(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _check_sums(checkpoint: epath.Path, name: str, expected: list[int] | None, tree: Tree) -> None:
+    """Raises UserError where an array is not what was saved. expected: None for a checkpoint of an earlier version."""
+    if expected is None:
+        return
+    paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    for path, now, then in zip(paths, _checksums(tree), expected, strict=True):
+        if now != then:
+            raise UserError(f"{checkpoint} is damaged: {name}/{path} is not what was saved; {_REMEDY}")
 
 
 def _check_fingerprint(checkpoint: epath.Path, stored: dict, expected: dict) -> None:

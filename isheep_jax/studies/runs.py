@@ -6,19 +6,22 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from isheep_jax.config import Config, EvaluateConfig, flatten
 from isheep_jax.directory_lock import owned
-from isheep_jax.errors import NothingLeftError
-from isheep_jax.files import read_json, write_json
+from isheep_jax.errors import NothingLeftError, UserError
+from isheep_jax.files import check_seal, file_digests, read_json, sealed, write_json
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.inputs import environment, read_inputs
 from isheep_jax.loop.protocols import Backend, Evaluator, Reporter
 from isheep_jax.loop.run_directory import RunDirectory
+from isheep_jax.loop.stages.evaluate import read_results
 from isheep_jax.loop.summary import mean_accuracy
 from isheep_jax.studies.sharing import Run, share
 
@@ -79,15 +82,26 @@ def with_run_directory(config: Config, named: Config, base: str, seed: int) -> C
 
 
 def read_result(config: Config) -> Result | None:
-    """Reads the results of a run; None unless the run is finished."""
-    directory = Path(config.directory)
-    if not (directory / _MANIFEST).exists():
+    """Reads the results of a run; None unless the run is finished. Raises `UserError` where they are damaged."""
+    path = config.directory / _MANIFEST
+    if not path.exists():
         return None
-    manifest = read_json(directory / _MANIFEST)
-    iterations = [directory / f"iteration_{n}" for n in range(manifest["evaluations"])]
-    evaluations = [read_json(iteration / "evaluation.json") for iteration in iterations]
+    remedy = f"remove {path} and the study writes it again"
+    manifest = check_seal(read_json(path), str(path), remedy)
+    count, stopped = manifest.get("evaluations"), manifest.get("stopped")
+    if not isinstance(count, int) or not isinstance(stopped, str):
+        raise UserError(f"{path} is damaged: it needs evaluations and stopped; {remedy}")
+    iterations = [config.directory / f"iteration_{n}" for n in range(count)]
+    evaluations = [read_results(iteration / "evaluation.json") or {} for iteration in iterations]
     rows = [read_json(iteration / "summary.json") for iteration in iterations]
-    return Result(evaluations, rows, manifest["stopped"])
+    if "summaries" in manifest and manifest["summaries"] != _digests_of(iterations):
+        raise UserError(f"{config.directory}: a summary.json is damaged: it has changed since it was written; {remedy}")
+    return Result(evaluations, rows, stopped)
+
+
+def _digests_of(iterations: Sequence[epath.Path]) -> list[str]:
+    """Returns the sha256 of the summary of each iteration."""
+    return file_digests([iteration / "summary.json" for iteration in iterations])
 
 
 def run_or_resume(config: Config, factory: RunFactory) -> Result:
@@ -114,7 +128,8 @@ def run_or_resume(config: Config, factory: RunFactory) -> Result:
         except NothingLeftError as collapse:
             stopped = str(collapse)
         done = sum((directory / f"iteration_{n}" / "summary.json").exists() for n in range(config.iterations + 1))
-        write_json(directory / _MANIFEST, {"evaluations": done, "stopped": stopped})
+        summaries = _digests_of([config.directory / f"iteration_{n}" for n in range(done)])
+        write_json(directory / _MANIFEST, sealed({"evaluations": done, "stopped": stopped, "summaries": summaries}))
         # Training is over, and checkpoints take most of the space of a run.
         for checkpoints in directory.glob("iteration_*/**/checkpoints"):
             shutil.rmtree(checkpoints)

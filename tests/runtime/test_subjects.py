@@ -97,7 +97,14 @@ def test_a_run_without_a_model_offers_its_base(run):
         labels(str(run), "newest")
 
 
-def test_a_run_of_another_version_is_refused_in_one_line(run):
+def test_a_run_of_an_earlier_version_has_the_values_that_later_settings_changed_nothing_at(run):
+    expected = labels(str(run), "newest")
     (run / "config.json").write_text('{"model": {"path": "tiny"}}')
-    with pytest.raises(UserError, match=r"config\.json is not that of a run of this version"):
+    assert labels(str(run), "newest") == expected
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"model": {}}', "3"])
+def test_settings_that_are_no_runs_are_refused_in_one_line(run, text):
+    (run / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is not that of a run"):
         labels(str(run), "newest")

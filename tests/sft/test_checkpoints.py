@@ -8,6 +8,7 @@ from small_model import same_bits
 
 from isheep_jax.errors import UserError
 from isheep_jax.sft.checkpoints import Checkpoints
+from isheep_jax.sft.checkpoints import _checksums as checksums
 
 FINGERPRINT = {"seed": 1, "sft.learning_rate": 0.1}
 
@@ -111,4 +112,68 @@ def test_progress_is_one_readable_file(tmp_path):
     with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         save(checkpoints, 3)
     stored = json.loads((tmp_path / "3" / "progress" / "data.json").read_text())
-    assert stored == {"fingerprint": FINGERPRINT, "losses": [0.5, 0.5, 0.5]}
+    assert stored.keys() == {"fingerprint", "checksums", "losses", "sha256"}
+    assert (stored["fingerprint"], stored["losses"]) == (FINGERPRINT, [0.5, 0.5, 0.5])
+
+
+def damaged_restores(directory, files, damage):
+    """Damages one file after the other; returns what is restored each time: the step, or the error."""
+    results = {}
+    for path in files:
+        copy = directory.with_name("copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(directory, copy)
+        target = copy / path.relative_to(directory)
+        damage(target)
+        try:
+            with Checkpoints(copy, FINGERPRINT) as checkpoints:
+                found = restore(checkpoints)
+                if found is not None:
+                    assert same_bits(found[1], weights(3)), path
+                    assert found[3] == {"losses": [0.5] * 3}, path
+                results[str(path.relative_to(directory))] = found and found[0]
+        except UserError as error:
+            is_good = "\n" not in str(error) and str(copy / "3") in str(error)
+            results[str(path.relative_to(directory))] = "refused" if is_good else str(error)
+    return results
+
+
+def flip(path, at):
+    data = path.read_bytes()
+    if data:
+        at %= len(data)
+        path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_checkpoint_is_refused_in_one_line_or_restored_as_it_was(tmp_path):
+    with Checkpoints(tmp_path / "whole", FINGERPRINT) as checkpoints:
+        save(checkpoints, 3)
+    files = [p for p in sorted((tmp_path / "whole").rglob("*")) if p.is_file()]
+    for damage in (lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.unlink(), lambda p: flip(p, -20)):
+        results = damaged_restores(tmp_path / "whole", files, damage)
+        assert set(results.values()) <= {"refused", 3, None}
+        assert results["3/progress/data.json"] == "refused"
+
+
+def test_array_that_changed_in_the_store_is_refused_by_its_name(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
+        save(checkpoints, 1)
+        load = checkpoints._checkpointer.load_checkpointables
+
+        def loaded(step, items):
+            found = load(step, items)
+            if "weights" in items:
+                found["weights"]["layers"]["wq"]["b"] = (
+                    found["weights"]["layers"]["wq"]["b"].at[0, 0, 0].set(1 + 2**-23)
+                )
+            return found
+
+        monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", loaded)
+        with pytest.raises(UserError, match="1 is damaged: weights/layers/wq/b is not what was saved"):
+            restore(checkpoints)
+
+
+def test_checksums_do_not_depend_on_dtype_widths_or_signs():
+    tree = {"a": jnp.bfloat16(-1.5), "b": jnp.arange(3, dtype=jnp.int32), "c": jnp.array([True]), "d": jnp.uint8(7)}
+    assert checksums(tree) == [0xBFC0, 3, 1, 7]

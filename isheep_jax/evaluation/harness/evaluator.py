@@ -22,7 +22,7 @@ from isheep_jax.evaluation.harness import PREFIX
 from isheep_jax.evaluation.harness.definitions import data_digest, load_task
 from isheep_jax.evaluation.runner import holds_conversations
 from isheep_jax.evaluation.task import Response
-from isheep_jax.files import utf8, write_atomically
+from isheep_jax.files import utf8, write_atomically, write_with_digest
 from isheep_jax.loop.protocols import ExampleAnswer, OpenProgress, TaskResult, TokenModel
 
 # Resamplings for the standard error of figures that are not means; the harness takes 100 for slow ones.
@@ -76,7 +76,7 @@ class HarnessEvaluator:
         settings = {**self._settings(), "weights": weights, "prompts": harness_model.digests}
         report = _Report(self.name.removeprefix(PREFIX), results, loaded, harness_model.cut_off)
         lines = "".join(json.dumps(_line(sample), ensure_ascii=False) + "\n" for sample in report.samples())
-        write_atomically(directory / "samples.jsonl", utf8(lines))
+        write_with_digest(directory / "samples.jsonl", utf8(lines))
         write_atomically(directory / "harness.log", utf8(log.getvalue()))
         # One process's figures for all: bootstraps of another processor may differ in their last digits.
         return distributed.from_primary(lambda: _result(report, harness_model, settings))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from etils import epath
 
 from isheep_jax import distributed
-from isheep_jax.files import read_json_if_there, write_json
+from isheep_jax.files import check_seal, read_json_if_there, read_with_digest, sealed, write_json
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.models import DeferredModel
 from isheep_jax.loop.protocols import Backend, Evaluator, OpenProgress, TaskResult, is_fuller
@@ -55,7 +55,7 @@ def measure(
         progress_of: Opens progress bars of a task.
     """
     path = directory / "evaluation.json"
-    known = read_json_if_there(path)
+    known = read_results(path)
     results, measured = dict(known or {}), {}
     for task, evaluator in evaluators.items():
         place = directory / "evaluation" / task
@@ -63,12 +63,34 @@ def measure(
             continue
         measured[task] = evaluator(model, place, progress_of(task), results.get(task))
         if not is_fuller(results.get(task), measured[task]):
-            results[task] = measured[task]
+            results[task] = sealed(measured[task])
             write_json(path, results)
     if known is None and not evaluators:
         write_json(path, results)
     return {task: measured.get(task) or results[task] for task in evaluators}
 
 
+def read_results(path: epath.Path) -> dict[str, TaskResult] | None:
+    """Returns the results in an `evaluation.json` by task; None if it is not there.
+
+    All processes call this. Raises UserError when it is damaged.
+    """
+    results = read_json_if_there(path)
+    remedy = "remove it and evaluate the model again: its responses are kept"
+    if results is not None:
+        for task, result in check_seal(results, str(path), remedy).items():
+            check_seal(result, f"{path}, {task}", remedy)
+    return results
+
+
 def _has_samples(directory: epath.Path) -> bool:
-    return distributed.from_primary(lambda: (directory / "samples.jsonl").exists())
+    """Returns whether the samples of a task are there. Raises UserError when they are damaged."""
+    path = directory / "samples.jsonl"
+
+    def is_whole() -> bool:
+        if not path.exists():
+            return False
+        read_with_digest(path, f"remove {directory} to evaluate the model again")
+        return True
+
+    return distributed.from_primary(is_whole)

@@ -11,6 +11,7 @@ from isheep_jax import distributed
 from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json_if_there, write_json
+from isheep_jax.loop import made_models
 from isheep_jax.loop.context import PART, SERVER_PART, StageContext
 from isheep_jax.loop.inputs import Inputs
 from isheep_jax.loop.judging.advice import advice
@@ -109,6 +110,9 @@ def _discard_another(context: StageContext) -> None:
     asked = {"digest": _asked(context)}
     directory = context.files(STAGE).directory
     if read_json_if_there(directory / _ASKED) != asked:
+        # The summary of a finished iteration tells of the check, and is written again after it.
+        summary = context.directory.iteration(context.iteration) / "summary.json"
+        distributed.from_primary(lambda: summary.unlink(missing_ok=True))
         distributed.from_primary(lambda: directory.rmtree(missing_ok=True))
         write_json(directory / _ASKED, asked)
 
@@ -141,10 +145,12 @@ def _refuse(
 ) -> None:
     """Warns of a judge that failed, or raises NothingLeftError, with the settings that would do.
 
+    An iteration whose model is made goes on with a warning: there is nothing left to be paid for.
     fresh: whether this process has made the check; a user is warned once.
     """
     guard = config.guard
-    if guard.judge == "warn" and not fresh:
+    stops = guard.judge == "stop" and not made_models.read(context.directory.iteration(context.iteration))
+    if not stops and not fresh:
         return
     if fresh:
         context.reporter.note(f"iteration {context.iteration}: the judge fails; its other readings are tried")
@@ -157,6 +163,6 @@ def _refuse(
         f"iteration {context.iteration}: by {result.chosen}, the judge puts a good response above a damaged one with "
         f"AUC {auc} (guard.min_auc {guard.min_auc:g}; 0.5 is a coin){result.selection.losses()}; {advice(config, read)}"
     )
-    if guard.judge == "stop":
+    if stops:
         raise NothingLeftError(f"{message}; with guard.judge=warn the run goes on with it")
     context.reporter.warn(message)

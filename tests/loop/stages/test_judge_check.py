@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from scripted_backend import ScriptedBackend, ScriptedModel, SilentReporter, evaluator, tiny_config
+from scripted_backend import Fuse, Killed, ScriptedBackend, ScriptedModel, SilentReporter, evaluator, tiny_config
 
 from isheep_jax.config import AssessConfig, GuardConfig, SelectConfig
 from isheep_jax.decode.requests import ChoiceLogprobs
@@ -126,6 +126,36 @@ def test_a_coin_stops_the_run_before_it_writes_anything_and_a_better_reading_is_
     _, reporter, summaries = go(dataclasses.replace(config, **settings), Backend())
     assert checks(reporter) == [1, 2]
     assert summaries[1].judge_check["chosen"] == "likelihood per token"
+
+
+def test_finished_run_whose_judge_fails_on_other_pairs_says_so_in_records_and_summary(tmp_path):
+    go(config_of(tmp_path, iterations=1), GoodBackend())
+    rows = [
+        {"instruction": f"Say {n}.", "better": "no", "worse": output} for n, output in enumerate(sorted(OUTPUTS)[:9])
+    ]
+    path = tmp_path.with_suffix(".jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tiny_config(tmp_path, guard=GuardConfig(judge="stop", pairs=str(path)), iterations=1)
+    _, reporter, summaries = go(config, GoodBackend())
+    assert any("the judge puts a good response above a damaged one" in line for line in reporter.lines)
+    auc = summaries[1].judge_check["readings"]["rubric"]["auc"]["value"]
+    assert auc < 0.5
+    place = tmp_path / "iteration_1"
+    assert json.loads((place / "judge_check" / "DONE").read_text())["counts"]["auc"] == auc
+    assert json.loads((place / "summary.json").read_text())["judge_check"]["readings"]["rubric"]["auc"]["value"] == auc
+
+
+def test_check_of_other_pairs_that_is_killed_leaves_no_summary_of_the_former(tmp_path):
+    go(config_of(tmp_path, iterations=1), GoodBackend())
+    path = tmp_path.with_suffix(".jsonl")
+    row = {"better": "good", "worse": "bad"}
+    path.write_text("".join(json.dumps({"instruction": f"Say {n}.", **row}) + "\n" for n in range(9)))
+    config = tiny_config(tmp_path, guard=GuardConfig(pairs=str(path)), iterations=1)
+    with pytest.raises(Killed):
+        go(config, GoodBackend(Fuse(3)))
+    assert not (tmp_path / "iteration_1" / "summary.json").exists()
+    assert go(config, GoodBackend())[2][1].judge_check["tasks"] == 9
+    assert (tmp_path / "iteration_1" / "summary.json").exists()
 
 
 def test_pairs_that_cannot_be_read_stop_a_run_before_it_measures_anything(tmp_path):
