@@ -14,6 +14,7 @@ from scripted_backend import (
 
 from isheep_jax.config import AssessConfig, SelectConfig, SFTConfig, SynthesizeConfig
 from isheep_jax.errors import UserError
+from isheep_jax.files import sealed
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.inputs import read_inputs
 from isheep_jax.loop.records import Instruction, Pair, Selected, from_line, kept
@@ -211,7 +212,7 @@ def test_figures_with_other_settings_are_measured_again(tmp_path):
     rows, _, _ = go(config)
     path = tmp_path / "run" / "iteration_1" / "evaluation.json"
     results = json.loads(path.read_text())
-    path.write_text(json.dumps({"fake": {**results["fake"], "accuracy": 9.0}}))
+    path.write_text(json.dumps({"fake": sealed({**results["fake"], "accuracy": 9.0})}))
 
     class Other(ScriptedEvaluator):
         def is_current(self, result):
