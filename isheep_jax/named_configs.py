@@ -39,7 +39,7 @@ def config_description(name: str) -> str:
     The file is not run, so that a mistake in one config does not end the help of the others.
     """
     try:
-        text = ast.get_docstring(ast.parse((configs_directory() / f"{name}.py").read_text()))
+        text = ast.get_docstring(ast.parse((configs_directory() / f"{name}.py").read_bytes()))
     except (SyntaxError, ValueError) as error:
         return f"(cannot be read: {one_line(error)})"
     return text or "(no docstring)"

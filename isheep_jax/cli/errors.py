@@ -66,6 +66,9 @@ def report_error(error: BaseException, module: str, arguments: Sequence[str]) ->
         return 128 + signal.SIGINT
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}")
+    if disk_is_full(error):
+        again = signals.how_to_go_on(module, arguments)
+        return _fail(f"no space left on a disk ({one_line(error)[:_QUOTED]}); free some, and {again}")
     if memory_is_full(error):
         return _fail(f"{_OUT_OF_MEMORY} ({one_line(error)[:_QUOTED]})")
     return None

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 # Seconds that a command has to put away its things. Schedulers wait at least 10 until they kill.
@@ -110,11 +111,14 @@ class _Listener:
                 distributed.leave(lambda: _say(line), f"stopped by {_NAMES[number]}", 128 + number)
         os._exit(128 + number)
 
-    def _raise(self, number: int, _frame) -> None:
+    def _raise(self, number: int, frame: FrameType | None) -> None:
         if self.interrupts_are_handled and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.is_patient and self.received is None:
             self.received = number
+            if _is_importing(frame):
+                # Compiled modules print a traceback of their own; and there is little to put away.
+                self.end(number)
             # Threads of libraries report that the main thread has left them.
             logging.disable(logging.CRITICAL)
             threading.excepthook = lambda _: None
@@ -130,6 +134,14 @@ class _Listener:
             if first or not self.is_patient:
                 self.end(first or number)
             first = number
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _say(line: str) -> None:

@@ -58,6 +58,14 @@ def test_a_fault_of_the_program_keeps_its_traceback():
         exit_code_and_line(None, jax.errors.JaxRuntimeError("INTERNAL: something else"))
 
 
+def test_disk_that_is_full_is_one_line_where_library_names_no_file(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--model=m"])
+    code, line = exit_code_and_line(capsys, OSError(errno.ENOSPC, "No space left on device"))
+    assert code == 2
+    assert line.startswith("error: no space left on a disk ")
+    assert line.count("\n") == 0
+
+
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "--config=tiny", "--workdir=a b"])
     code, line = exit_code_and_line(capsys, KeyboardInterrupt())

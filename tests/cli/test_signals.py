@@ -55,6 +55,18 @@ gc.callbacks.append(lambda *_: (ready(), time.sleep(100)))
 gc.collect()
 time.sleep(100)
 """
+# Compiled modules of libraries import others, and print what interrupts them.
+IMPORTS = """
+import pathlib, tempfile
+with tempfile.TemporaryDirectory() as directory:
+    pathlib.Path(directory, "slow.py").write_text("import __main__; __main__.ready(); __main__.time.sleep(100)")
+    sys.path.insert(0, directory)
+    try:
+        import slow
+    finally:
+        print("goes on", flush=True)
+        time.sleep(100)
+"""
 CLEANS = """
 try:
     ready()
@@ -101,7 +113,9 @@ def test_signal_that_main_thread_does_not_see_ends_command_after_its_patience(bo
     assert (code, len(lines)) == (143, 1)
 
 
-@pytest.mark.parametrize("body", [LOST, CHANGED], ids=["lost in a callback", "changed to another error"])
+@pytest.mark.parametrize(
+    "body", [LOST, CHANGED, IMPORTS], ids=["lost in a callback", "changed to another error", "in an import"]
+)
 def test_signal_whose_exception_library_loses_ends_command_at_once(body):
     process = started(body)
     process.send_signal(signal.SIGINT)

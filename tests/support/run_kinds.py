@@ -86,10 +86,12 @@ def wait_for(process: subprocess.Popen, words: str) -> None:
 def results(directory: Path) -> dict[str, bytes]:
     """Returns what a run leaves, by path: all files whose content may not depend on when or how often it was started.
 
-    Left out are the log, what a run measured of its own speed, and what says where the directory is.
+    Left out are the log, what a run measured of its own speed, what says where the directory is, and checkpoints, in
+    which Orbax writes the time.
     """
     found = {}
-    for place, _, names in os.walk(directory):
+    for place, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if name != "checkpoints"]
         for name in names:
             path = Path(place, name)
             found[path.relative_to(directory).as_posix()] = path.read_bytes()
