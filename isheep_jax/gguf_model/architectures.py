@@ -57,6 +57,10 @@ ARCHITECTURES = {
 
 def architecture_of(header: Header) -> tuple[str, Stored]:
     """Returns the name of a file's architecture and its row. Raises `UserError` when it is none of `ARCHITECTURES`."""
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        what = "a LoRA adapter" if kind == "adapter" else f"a file of the type {kind!r} (general.type)"
+        raise UserError(f"{header.path} is {what}, not a model")
     name = header.need("general.architecture")
     if name not in ARCHITECTURES:
         raise UserError(

@@ -11,25 +11,31 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # bytes, unless general.alignment says otherwise
 # Types of metadata values by their number in the file; two more are strings and arrays.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 4
 
 # What the values of keys must be that are read here; the architecture's name before a key is left out.
-_NUMBERS = (
-    *("context_length", "embedding_length", "block_count", "feed_forward_length", "expert_count"),
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.sliding_window"),
-    *("attention.layer_norm_rms_epsilon", "attn_logit_softcapping", "final_logit_softcapping"),
-    *("rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "rope.scaling.factor"),
-    *("general.alignment", "split.count"),
+_POSITIVE = (
+    *("context_length", "embedding_length", "block_count", "feed_forward_length", "rope.dimension_count"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    "general.alignment",
+)
+_COUNTS = (
+    *("expert_count", "attention.sliding_window", "split.count"),
     *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")),
 )
+_REALS = (
+    *("attention.layer_norm_rms_epsilon", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor"),
+)
 _TEXTS = (
-    *("general.architecture", "rope.scaling.type"),
+    *("general.architecture", "general.type", "rope.scaling.type"),
     *("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"),
 )
 _LISTS = {
@@ -142,19 +148,24 @@ def _read(reader: _Reader) -> Header:
     for _ in range(metadata_count):
         key = reader.string()
         (kind,) = reader.values("I")
+        if key in metadata:
+            raise UserError(f"{path} is damaged: its metadata has {quoted(key)} twice")
         metadata[key] = reader.value(kind)
     reader.room_for(tensor_count, 24)
     blocks = {}
     for _ in range(tensor_count):
         name = reader.string()
         (dimensions,) = reader.values("I")
-        reader.room_for(dimensions, 8)
+        if dimensions > _MOST_DIMENSIONS:
+            raise UserError(f"{path} is damaged: tensor {quoted(name)} has {dimensions} dimensions")
+        if name in blocks:
+            raise UserError(f"{path} is damaged: it has tensor {quoted(name)} twice")
         shape = reader.values(f"{dimensions}Q")[::-1]
         ggml_type, offset = reader.values("IQ")
         blocks[name] = StoredBlock(name, shape, ggml_type, offset)
     _check_metadata(path, metadata)
     alignment = metadata.get("general.alignment", _ALIGNMENT)
-    if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
+    if alignment % 8:
         raise UserError(f"{path} is damaged: general.alignment={alignment!r} is not a positive multiple of 8")
     start = math.ceil(reader.position / alignment) * alignment
     tensors = {
@@ -168,8 +179,10 @@ def _check_metadata(path: epath.Path, metadata: dict[str, Any]) -> None:
     prefix = f"{metadata.get('general.architecture')}."
     for key, value in metadata.items():
         name = key.removeprefix(prefix)
-        if name in _NUMBERS:
-            right = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in (*_POSITIVE, *_COUNTS):
+            right = type(value) is int and value >= (name in _POSITIVE)
+        elif name in _REALS:
+            right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         elif name in _TEXTS:
             right = isinstance(value, str)
         elif name in _LISTS:
@@ -177,7 +190,7 @@ def _check_metadata(path: epath.Path, metadata: dict[str, Any]) -> None:
         else:
             continue
         if not right:
-            raise UserError(f"{path} is damaged or of a kind that is not read: {key} is {str(value)[:40]!r}")
+            raise UserError(f"{path} is damaged or of a kind that is not read: {key} is {quoted(str(value), 40)!r}")
     tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
     for key in _PER_TOKEN:
         if len(metadata.get(key, ())) not in (0, tokens):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.gguf_model.architectures import Stored, architecture_of
 from isheep_jax.gguf_model.header import Header, StoredBlock, read_header
 
@@ -90,8 +90,18 @@ def stored_tensors(path: epath.Path) -> dict[str, GGUFTensor]:
     """
     header = read_header(path)
     _, stored = architecture_of(header)
-    tensors = (stored_tensor(header, name, stored) for name in header.tensors if name not in _NOT_PARAMETERS)
-    return {tensor.name: tensor for tensor in tensors}
+    tensors: dict[str, GGUFTensor] = {}
+    end = 0
+    for block in sorted(header.tensors.values(), key=lambda block: block.offset):
+        tensor = stored_tensor(header, block.name, stored)
+        if tensor.offset < end:
+            raise UserError(f"{path} is damaged: tensor {quoted(block.name)} overlaps the one before it")
+        end = tensor.offset + tensor.row_bytes * tensor.shape[0]
+        if tensor.name in tensors:
+            raise UserError(f"{path} has tensor {quoted(tensor.name)} under two names, of which one can be meant")
+        if block.name not in _NOT_PARAMETERS:
+            tensors[tensor.name] = tensor
+    return tensors
 
 
 def stored_tensor(header: Header, name: str, stored: Stored | None = None) -> GGUFTensor:
@@ -102,9 +112,11 @@ def stored_tensor(header: Header, name: str, stored: Stored | None = None) -> GG
     """
     block = header.tensors[name]
     quantization, row_bytes = _layout(header, block)
-    end = block.offset + row_bytes * (block.shape[0] if block.shape else 1)
+    end = block.offset + row_bytes * block.shape[0]
     if end > header.size:
-        raise UserError(f"{header.path} is cut short: tensor {name} ends at byte {end}, the file at byte {header.size}")
+        raise UserError(
+            f"{header.path} is cut short: tensor {quoted(name)} ends at byte {end}, the file at byte {header.size}"
+        )
     tensor = GGUFTensor(header.path, name, block.shape, quantization, block.offset, row_bytes)
     return tensor if stored is None else _translated(header, tensor, stored)
 
@@ -128,7 +140,7 @@ def _translated(header: Header, tensor: GGUFTensor, stored: Stored) -> GGUFTenso
         head_dim, rest = divmod(tensor.shape[0], heads)
         if rest or head_dim % 2:
             raise UserError(
-                f"{header.path}: tensor {tensor.name} of {tensor.shape[0]} rows is not that of {heads} heads"
+                f"{header.path}: tensor {quoted(tensor.name)} of {tensor.shape[0]} rows is not that of {heads} heads"
             )
     return replace(tensor, name=name, head_dim=head_dim, added=stored.norm_offset if leaf.endswith("norm") else 0.0)
 
@@ -141,13 +153,15 @@ def _layout(header: Header, block: StoredBlock) -> tuple[str, int]:
     if kind is None or not _is_readable(kind):
         name = kind.name if kind else f"number {block.ggml_type}"
         raise UserError(
-            f"{header.path}: tensor {block.name} is stored as ggml type {name}, which the installed gguf package "
-            "cannot dequantize; take a file of another quantization, such as Q8_0 or Q4_K_M"
+            f"{header.path}: tensor {quoted(block.name)} is stored as ggml type {name}, which the installed gguf "
+            "package cannot dequantize; take a file of another quantization, such as Q8_0 or Q4_K_M"
         )
     numbers, size = gguf.GGML_QUANT_SIZES[kind]
     columns = math.prod(block.shape[1:])
     if not block.shape or not all(block.shape) or columns % numbers:
-        raise UserError(f"{header.path} is damaged: tensor {block.name} of shape {block.shape} cannot be {kind.name}")
+        raise UserError(
+            f"{header.path} is damaged: tensor {quoted(block.name)} of shape {block.shape} cannot be {kind.name}"
+        )
     return kind.name, columns // numbers * size
 
 

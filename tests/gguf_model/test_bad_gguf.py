@@ -5,6 +5,7 @@ import struct
 import pytest
 from small_tokenizers import write_byte_level
 
+from isheep_jax.checkpoint.hf_config import read_architecture
 from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.errors import UserError
 from isheep_jax.runtime.locate import locate_model
@@ -52,7 +53,23 @@ def test_model_of_these_tests_is_whole(make):
     ("changed", "reason"),
     [
         ({"general.architecture": "mamba"}, "the architecture 'mamba' is not read"),
-        ({"llama.expert_count": 8}, "mixtures of experts"),
+        ({"llama.expert_count": 8}, "llama.expert_count=8 is not implemented"),
+        ({"llama.attention.causal": False}, "llama.attention.causal=False is not implemented; only True is"),
+        ({"llama.attention.scale": 0.5}, "llama.attention.scale=0.5"),
+        ({"llama.residual_scale": 0.25}, "llama.residual_scale=0.25"),
+        ({"llama.rope.scale_linear": 2.0}, "llama.rope.scale_linear=2.0"),
+        ({"llama.rope.scaling.attn_factor": 1.5}, "llama.rope.scaling.attn_factor=1.5"),
+        ({"llama.attention.value_length": 2}, "values of 2 numbers for keys of"),
+        ({"general.type": "adapter"}, "is a LoRA adapter, not a model"),
+        ({"general.type": "mmproj"}, "a file of the type 'mmproj'"),
+        ({"llama.attention.head_count": 0}, "llama.attention.head_count is '0'"),
+        ({"llama.attention.head_count_kv": 0}, "llama.attention.head_count_kv is '0'"),
+        ({"llama.attention.head_count": 4.0}, "llama.attention.head_count is '4.0'"),
+        ({"llama.attention.key_length": 0}, "llama.attention.key_length is '0'"),
+        ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "layer_norm_rms_epsilon is 'nan'"),
+        ({"llama.rope.freq_base": -1.0}, "rope_theta=-1.0 has the wrong type or sign"),
+        ({"llama.block_count": 2**31}, "num_hidden_layers=2147483648"),
+        ({"tokenizer.ggml.bos_token_id": 1.5}, "tokenizer.ggml.bos_token_id is '1.5'"),
         ({"llama.block_count": None}, "has no llama.block_count"),
         ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn' is not implemented"),
         ({"llama.rope.dimension_count": 2}, "partial_rotary_factor"),
@@ -74,6 +91,7 @@ def test_model_of_these_tests_is_whole(make):
         ({"tokenizer.chat_template": 3}, "tokenizer.chat_template is '3'"),
         ({"split.count": "3"}, "split.count is '3'"),
         ({"general.alignment": 7}, "general.alignment=7 is not a positive multiple of 8"),
+        ({"general.alignment": 0}, "general.alignment is '0'"),
     ],
 )
 def test_file_of_another_kind_is_refused_by_name(changed, reason, make):
@@ -85,6 +103,45 @@ def test_file_cut_anywhere_is_refused(left, make):
     path = make()
     path.write_bytes(path.read_bytes()[:left])
     assert "cut short" in (message := refusal(path)) or "not a GGUF file" in message
+
+
+def test_factor_without_a_type_scales_as_in_llama_cpp(make):
+    path = make(**{"llama.rope.scaling.factor": 2.0})
+    scaling = read_architecture(path.rename(path.with_name("scaled.gguf"))).rope_scaling
+    assert (scaling.kind, scaling.factor) == ("linear", 2.0)
+    assert read_architecture(make(**{"llama.rope.scaling.factor": 1.0})).rope_scaling is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "it has tensor blk.0.ffn_up.weight twice"),
+        (b"tokenizer.ggml.merges", b"tokenizer.ggml.tokens", "its metadata has tokenizer.ggml.tokens twice"),
+        (b"blk.0.ffn_up.weight", b"\x1b[2Jffn_up.weight\n\n", r"model.layers.0.mlp.up_proj.weight is missing"),
+        (b"blk.0.ffn_up.weight", b"\xff\xfe0.ffn_up.weight", "is not UTF-8"),
+    ],
+)
+def test_names_are_there_once_and_shown_as_text(old, new, reason, make):
+    path = make()
+    data = path.read_bytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+    message = refusal(path)
+    assert message.isprintable()
+    assert reason in message
+
+
+def test_tensors_that_overlap_and_dimensions_beyond_all_files_are_refused(make):
+    path = make()
+    data = path.read_bytes()
+    tensor = b"blk.1.ffn_up.weight"
+    at = data.index(tensor) + len(tensor)  # dimensions, two sizes, type, offset
+    path.write_bytes(data[: at + 24] + struct.pack("<Q", 0) + data[at + 32 :])
+    assert "overlaps" in refusal(path)
+    path.write_bytes(data[:at] + struct.pack("<I", 2**31) + data[at + 4 :])
+    assert "has 2147483648 dimensions" in refusal(path)
+    path.write_bytes(data[: at + 4] + struct.pack("<QQ", 2**63, 2**63) + data[at + 20 :])
+    assert "is cut short" in refusal(path)
 
 
 def test_other_formats_and_versions_are_refused(make):
