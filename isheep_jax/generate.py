@@ -3,6 +3,7 @@
 python -m isheep_jax.generate --model runs/tiny --prompt "..."
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -137,29 +138,11 @@ def complete_file(options: GenerateOptions) -> None:
     prompts = {str(i): text_of(record) for i, record in enumerate(records)}
     output = check_output("--output", options.output) if options.output else None
     model = _open(options, locate_model(options.model))
-    kept = _kept(options, model, output) if output and not is_device(output) else None
-    found = {id: completion for id, prompt in prompts.items() if kept and (completion := kept.find(id, prompt))}
-    failed: list[str] = []
-    lines = []
-    try:
-        todo = {id: prompt for id, prompt in prompts.items() if id not in found}
-        fresh = _completions(options, model, todo, len(prompts)) if todo else ()
-        made = _keeping(fresh, kept, prompts) if kept else fresh
-        for id, completion in _in_order(prompts, itertools.chain(found.values(), made)):
-            record = _completed(records[int(id)], completion)
-            if completion.finish_reason == "error":
-                failed.append(f"prompt {int(id) + 1}: {record['error']}")
-            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-            if not output:
-                sys.stdout.write(as_data(lines.pop()))
-                sys.stdout.flush()
-    finally:
+    with _kept(options, model, output) if output and not is_device(output) else contextlib.nullcontext() as kept:
+        completions = _all_completions(options, model, prompts, kept)
+        failed = _write_completed(records, completions, output)
         if kept:
-            kept.flush()
-    if output:
-        write_atomically(output, "".join(lines).encode())
-    if kept:
-        kept.remove()
+            kept.remove()
     if failed:
         text = f"{len(failed)} of {len(records)} prompts have no completion, such as {failed[0]}"
         if len(failed) == len(records):
@@ -167,12 +150,45 @@ def complete_file(options: GenerateOptions) -> None:
         show(f"note: {text}", stream=sys.stderr)
 
 
-def _kept(options: GenerateOptions, model: "Pretrained", output: epath.Path) -> "KeptCompletions":
-    """Returns what is there of the completions that these options give."""
+def _all_completions(
+    options: GenerateOptions, model: "Pretrained", prompts: Mapping[str, str], kept: "KeptCompletions | None"
+) -> Iterator[Completion]:
+    """Yields the completion of each prompt, in the order of the prompts, as soon as it and all before it are there."""
+    found = {id: completion for id, prompt in prompts.items() if kept and (completion := kept.find(id, prompt))}
+    todo = {id: prompt for id, prompt in prompts.items() if id not in found}
+    fresh = _completions(options, model, todo, len(prompts)) if todo else ()
+    return _in_order(prompts, itertools.chain(found.values(), _keeping(fresh, kept, prompts) if kept else fresh))
+
+
+def _write_completed(
+    records: Sequence[dict[str, Any]], completions: Iterable[Completion], output: epath.Path | None
+) -> list[str]:
+    """Writes the records with their completions; returns what went wrong, for each one that has none.
+
+    output: a file, which gets all of them in the end; None: each goes to standard output as it comes.
+    """
+    failed, lines = [], []
+    for number, (record, completion) in enumerate(zip(records, completions, strict=True), start=1):
+        completed = _completed(record, completion)
+        if completion.finish_reason == "error":
+            failed.append(f"prompt {number}: {completed['error']}")
+        lines.append(json.dumps(completed, ensure_ascii=False) + "\n")
+        if not output:
+            sys.stdout.write(as_data(lines.pop()))
+            sys.stdout.flush()
+    if output:
+        write_atomically(output, "".join(lines).encode())
+    return failed
+
+
+def _kept(
+    options: GenerateOptions, model: "Pretrained", output: epath.Path
+) -> "contextlib.AbstractContextManager[KeptCompletions]":
+    """Opens what is there of the completions that these options give."""
     import jax
 
     from isheep_jax.checkpoint.pretrained import weights_digest
-    from isheep_jax.runtime.kept_completions import KeptCompletions
+    from isheep_jax.runtime.kept_completions import kept_completions
 
     decode = {name: getattr(options.decode, name) for name in ("max_length", "weights_dtype", "kv_cache_dtype")}
     settings = {
@@ -185,7 +201,7 @@ def _kept(options: GenerateOptions, model: "Pretrained", output: epath.Path) -> 
         "platform": jax.default_backend(),
         **decode,
     }
-    return KeptCompletions(output.with_name(output.name + ".partial"), settings)
+    return kept_completions(output.with_name(output.name + ".partial"), settings)
 
 
 def _keeping(
@@ -196,15 +212,14 @@ def _keeping(
         yield completion
 
 
-def _in_order(ids: Iterable[str], completions: Iterable[Completion]) -> Iterator[tuple[str, Completion]]:
-    """Yields each completion with its id, in the order of the ids, as soon as it and all before it are there."""
+def _in_order(ids: Iterable[str], completions: Iterable[Completion]) -> Iterator[Completion]:
     waiting: dict[str, Completion] = {}
     completions = iter(completions)
     for id in ids:
         while id not in waiting:
             completion = next(completions)
             waiting[completion.id] = completion
-        yield id, waiting.pop(id)
+        yield waiting.pop(id)
 
 
 def _completed(record: dict[str, Any], completion: Completion) -> dict[str, Any]:

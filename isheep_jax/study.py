@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     if "figure" in outputs:
         figure.check(outputs["figure"])
     if not options.report:
-        check_writable("--workdir", epath.Path(config.workdir))
+        check_writable("--workdir", epath.Path(config.workdir), make=False)
         for row_settings in settings:
             # Hours may pass before a row that lacks a file or seeds would be run.
             held_out = frozenset(map(normalize, held_out_texts(row_settings.evaluate)))

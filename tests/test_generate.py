@@ -189,3 +189,21 @@ def test_what_is_in_a_directory_of_that_name_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="holds something else"):
         KeptCompletions(epath.Path(tmp_path / "out.partial"), {})
     assert (tmp_path / "out.partial" / "notes").read_text() == "mine"
+
+
+def test_two_commands_do_not_write_one_output(small_checkpoint, tmp_path):
+    _prompts(tmp_path / "in.jsonl", 1)
+    arguments = [f"--model={small_checkpoint}", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out"]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys\nfrom isheep_jax.directory_lock import owned\n"
+         "with owned('', sys.argv[1]): print('held', flush=True); sys.stdin.read()", f"{tmp_path}/out.partial"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=rf"--output: .*out\.partial is in use by process {holder.pid}\b"):
+            main([*arguments, "--max_tokens=2"])
+    finally:
+        holder.communicate()
+    main([*arguments, "--max_tokens=2"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]

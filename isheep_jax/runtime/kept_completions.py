@@ -4,24 +4,44 @@ OUTPUT.partial/settings.json   what the completions depend on besides their prom
 OUTPUT.partial/part-*.jsonl    completions; the first line is the sha256 of the others
 """
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from etils import epath
 
 from isheep_jax.decode.requests import Completion
+from isheep_jax.directory_lock import owned
 from isheep_jax.errors import UserError
 from isheep_jax.files import read_json, utf8, write_atomically, write_json
 
 # What a kill can cost: so many completions, or those of so many seconds where they come faster.
 _PART = 32
 _SECONDS = 2.0
+_SETTINGS = "settings.json"
 # Fields of a completion that are kept.
 _FIELDS = ("text", "finish_reason", "error")
+
+
+@contextlib.contextmanager
+def kept_completions(directory: epath.Path, settings: Mapping[str, Any]) -> Iterator["KeptCompletions"]:
+    """Yields the completions that are kept in a directory, which this process owns until the context ends.
+
+    Raises UserError as `KeptCompletions`, and where another process works there.
+    """
+    with owned("--output", directory):
+        kept = KeptCompletions(directory, settings)
+        try:
+            yield kept
+        finally:
+            kept.flush()
+    # Empty after `remove`, unless another process has begun there.
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 class KeptCompletions:
@@ -65,16 +85,19 @@ class KeptCompletions:
         self._waiting, self._next, self._written = [], self._next + 1, time.monotonic()
 
     def remove(self) -> None:
-        """Removes the directory: the output has all that it held."""
-        self._directory.rmtree(missing_ok=True)
+        """Removes all that is kept: the output has it."""
+        self._waiting = []
+        for path in (*self._directory.glob("part-*.jsonl"), self._directory / _SETTINGS):
+            path.unlink(missing_ok=True)
 
     def _path(self, index: int) -> epath.Path:
         return self._directory / f"part-{index:06d}.jsonl"
 
     def _check(self, settings: dict[str, Any]) -> None:
-        path = self._directory / "settings.json"
+        path = self._directory / _SETTINGS
         if not path.exists():
-            if self._directory.exists() and any(self._directory.iterdir()):
+            there = self._directory.iterdir() if self._directory.exists() else ()
+            if any(not path.name.startswith(".") for path in there):
                 raise UserError(f"--output: {self._directory} holds something else; remove it, or name another output")
             write_json(path, settings)
             return

@@ -11,6 +11,8 @@ from isheep_jax.errors import UserError
 
 # The prompts are texts to be continued; this tells a chat model to do so.
 _SYSTEM = "Go on with the text where it ends. Begin with the number."
+# Requests in a row that a server refuses before it is to blame.
+_REFUSALS = 64
 
 
 class Endpoint:
@@ -40,13 +42,13 @@ class Endpoint:
         of tokens ends every answer before it says anything.
         """
         step = 4 * self._concurrency
-        refused = empty = 0
+        refused = empty = 0  # refused: in a row
         for start in range(0, len(requests), step):
             part = requests[start : start + step]
             answers = distributed.from_primary(lambda part=part: self._ask_all(part, sampling))
             errors = [answer["error"] for answer in answers if answer["finish_reason"] == "error"]
-            refused += len(errors)
-            if refused == start + len(part):
+            refused = refused + len(part) if len(errors) == len(part) else 0
+            if refused and refused >= min(_REFUSALS, start + len(part)):
                 raise UserError(f"--assess.judge: {self._server.url} refuses every request: {errors[0]}")
             empty += sum(answer["finish_reason"] == "length" and not answer["text"].strip() for answer in answers)
             if empty == start + len(part):

@@ -77,3 +77,10 @@ def test_a_judge_whose_every_answer_is_cut_before_it_begins_names_the_setting(se
 def test_some_answers_that_are_cut_are_no_more_than_that(serve):
     server = serve(lambda prompt, _: says(None, "length") if prompt == "a" else says("8"))
     assert [c.text for c in ask(server.url, ["a", "b"])] == ["", "8"]
+
+
+def test_a_server_that_refuses_everything_from_some_time_on_is_to_blame(serve):
+    server = serve(lambda prompt, _: says("8") if int(prompt) < 20 else fails(400, "no such model"))
+    with pytest.raises(UserError, match=r"refuses every request: 400 .*no such model"):
+        ask(server.url, [str(n) for n in range(1000)])
+    assert len(server.seen) < 200
