@@ -59,7 +59,7 @@ COMMAND = Command(
     example="decode --config=tiny",
     positional=("measure",),
     required=("measure",),
-    ranges={"requests": "[1, inf)"},
+    ranges={"requests": "[1, 1000000]"},
 )
 
 

@@ -11,38 +11,39 @@ from isheep_jax.errors import UserError
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEY = re.compile(r"(?=.*\d)[A-Za-z0-9]+")
 
-# What a number may be, as an interval: a square bracket includes the end, a round one does not.
+# What a number may be, as an interval: a square bracket includes the end, a round one does not. The upper ends of
+# counts are beyond all use: a mistyped number above them would end in days without a word, or without memory.
 RANGES = {
-    "iterations": "[1, inf)",
-    "mesh.slices": "[1, inf)",
-    "synthesize.instructions": "[1, inf)",
+    "iterations": "[1, 10000]",
+    "mesh.slices": "[1, 100000]",
+    "synthesize.instructions": "[1, 10000000]",
     "synthesize.topic_share": "(0, 1]",
-    "synthesize.shots": "[1, inf)",
+    "synthesize.shots": "[1, 1000]",
     "synthesize.temperature": "[0, inf)",
-    "synthesize.other_shots": "[1, inf)",
+    "synthesize.other_shots": "[1, 1000]",
     "synthesize.other_temperatures": "[0, inf)",
-    "synthesize.trial_prompts": "[1, inf)",
+    "synthesize.trial_prompts": "[1, 1000000]",
     "synthesize.top_p": "(0, 1]",
-    "synthesize.max_tokens": "[1, inf)",
+    "synthesize.max_tokens": "[1, 1000000]",
     "synthesize.drop_lowest": "[0, 1)",
     "synthesize.novelty": "[0, 1]",
-    "respond.samples": "[1, inf)",
+    "respond.samples": "[1, 10000]",
     "respond.temperature": "[0, inf)",
     "respond.top_p": "(0, 1]",
-    "respond.max_tokens": "[1, inf)",
-    "retrieval.examples": "[1, inf)",
-    "assess.judge_requests": "[1, inf)",
-    "assess.samples": "[1, inf)",
+    "respond.max_tokens": "[1, 1000000]",
+    "retrieval.examples": "[1, 1000]",
+    "assess.judge_requests": "[1, 10000]",
+    "assess.samples": "[1, 10000]",
     "assess.temperature": "[0, inf)",
     "assess.top_p": "(0, 1]",
-    "assess.max_tokens": "[1, inf)",
+    "assess.max_tokens": "[1, 1000000]",
     "assess.agreement": "[0, inf)",
     "select.threshold": "[-1, 10]",
     "select.fraction": "(0, 1]",
     "select.weights": "[0, inf)",
     "select.consistency": "[0, 1]",
     "select.perplexity": "(1, inf)",
-    "select.clusters": "[1, inf)",
+    "select.clusters": "[1, 1000000]",
     "select.bucket_share": "(0, 1]",
     "select.top_up_to": "[0, inf)",
     "select.following_ceiling": "[1, 10]",
@@ -53,29 +54,34 @@ RANGES = {
     "guard.min_score_mass": "[0, 1]",
     "guard.min_yield": "[0, 1]",
     "stop.patience": "[1, inf)",
-    "sft.lora_rank": "[1, inf)",
+    "sft.lora_rank": "[1, 65536]",
     "sft.lora_alpha": "(0, inf)",
     "sft.lora_dropout": "[0, 1)",
     "sft.learning_rate": "(0, inf)",
     "sft.warmup_steps": "[0, inf)",
     "sft.weight_decay": "[0, inf)",
     "sft.clip_norm": "(0, inf)",
-    "sft.epochs": "[1, inf)",
-    "sft.sequence_length": "[2, inf)",
-    "sft.batch_size": "[1, inf)",
+    "sft.epochs": "[1, 10000]",
+    "sft.sequence_length": "[2, 10000000]",
+    "sft.batch_size": "[1, 1000000]",
     "sft.validation_fraction": "[0, 1)",
     "sft.checkpoint_every": "[1, inf)",
     "clone.temperature": "[0, inf)",
     "clone.top_p": "(0, 1]",
-    "clone.max_tokens": "[1, inf)",
-    "decode.slots": "[0, inf)",
-    "decode.steps_per_call": "[1, inf)",
-    "decode.max_length": "[0, inf)",
+    "clone.max_tokens": "[1, 1000000]",
+    "decode.slots": "[0, 100000]",
+    "decode.steps_per_call": "[1, 10000]",
+    "decode.max_length": "[0, 10000000]",
     "evaluate.limit": "[0, inf)",
-    "evaluate.max_tokens": "[0, inf)",
-    "evaluate.attempts": "[1, inf)",
-    "evaluate.judge_requests": "[1, inf)",
+    "evaluate.max_tokens": "[0, 1000000]",
+    "evaluate.attempts": "[1, 10000]",
+    "evaluate.judge_requests": "[1, 10000]",
 }
+
+# Most pairs of an iteration: their records are in memory, a few kilobytes each.
+MOST_PAIRS = 10_000_000
+# Most tokens of a batch, and of all slots: their positions are 32-bit numbers.
+MOST_TOKENS = 2**31 - 1
 
 # Kinds of object stores that paths may be in.
 _SCHEMES = ("gs", "s3", "az", "hf")
@@ -147,6 +153,24 @@ def check_together(config: Config) -> None:
         check_server("assess", assess.judge, assess.judge_key)
         if not assess.judge_model:
             raise UserError("--assess.judge_model: it is empty; name the model that the server of --assess.judge has")
+    pairs = config.synthesize.instructions * config.respond.samples
+    if pairs > MOST_PAIRS:
+        raise UserError(
+            f"--respond.samples: {config.synthesize.instructions} instructions with {config.respond.samples} responses "
+            f"each are {pairs:,} pairs; an iteration has at most {MOST_PAIRS:,}"
+        )
+    for count, length in (("sft.batch_size", "sft.sequence_length"), ("decode.slots", "decode.max_length")):
+        settings = flatten(config)
+        if settings[count] * settings[length] > MOST_TOKENS:
+            raise UserError(
+                f"--{count}: {settings[count]:,} rows of --{length}={settings[length]} tokens are more than "
+                f"{MOST_TOKENS:,} tokens; use at most {MOST_TOKENS // settings[length]:,}"
+            )
+    if select.min_pairs > config.synthesize.instructions:
+        raise UserError(
+            f"--select.min_pairs: {select.min_pairs} pairs cannot be kept of {config.synthesize.instructions} "
+            "instructions, one pair each; lower it or raise --synthesize.instructions"
+        )
     if assess.samples > 1 and assess.read != "sampled":
         raise UserError("--assess.samples: several judgments per score need --assess.read=sampled")
     if select.ranking == "probability" and (assess.readings != ("rubric",) or assess.read != "expected"):
@@ -217,10 +241,14 @@ def describe_range(interval: str) -> str:
     low, high = _ends(interval)
     parts = []
     if math.isfinite(low):
-        parts.append(f"at least {low:g}" if interval[0] == "[" else f"above {low:g}")
+        parts.append(f"at least {_written(low)}" if interval[0] == "[" else f"above {_written(low)}")
     if math.isfinite(high):
-        parts.append(f"at most {high:g}" if interval[-1] == "]" else f"below {high:g}")
+        parts.append(f"at most {_written(high)}" if interval[-1] == "]" else f"below {_written(high)}")
     return " and ".join(parts) or "a finite number"
+
+
+def _written(number: float) -> str:
+    return f"{number:,.0f}" if number.is_integer() else f"{number:g}"
 
 
 def _ends(interval: str) -> tuple[float, float]:

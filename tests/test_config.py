@@ -113,6 +113,36 @@ def test_every_number_but_layouts_and_seeds_has_range():
     assert without == {"seed", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.decode_tensor"}
 
 
+# Numbers that only compare with something that is bounded itself.
+COMPARED = (
+    *("assess.agreement", "select.top_up_to", "select.max_pairs", "sft.warmup_steps", "sft.checkpoint_every"),
+    *("evaluate.limit", "stop.patience"),
+)
+
+
+def test_a_count_beyond_all_use_is_refused_before_anything_is_paid_for():
+    layout = [name for name in flatten(Config()) if name.startswith("mesh.") and name != "mesh.slices"]
+    for setting in settings_of(Config).values():
+        if setting.hint in (int, tuple[int, ...]) and setting.name not in (*COMPARED, *layout, "seed"):
+            beyond = replace_settings(Config(), {setting.name: 10**12 if setting.hint is int else (10**12,)})
+            with pytest.raises(UserError, match=f"--{setting.name}: "):
+                check_values(beyond)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"synthesize.instructions": 10**7, "respond.samples": 2}, "--respond.samples: .* are 20,000,000 pairs"),
+        ({"select.min_pairs": 10_001}, "--select.min_pairs: 10001 pairs cannot be kept of 10000 instructions"),
+        ({"sft.batch_size": 10**6, "sft.sequence_length": 4096}, "--sft.batch_size: .*use at most 524,287"),
+        ({"decode.slots": 10**5, "decode.max_length": 32_768}, "--decode.slots: .*use at most 65,535"),
+    ],
+)
+def test_counts_whose_product_is_beyond_all_use_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        check_values(replace_settings(Config(), settings))
+
+
 def test_every_setting_and_section_is_explained():
     assert [name for name, setting in settings_of(Config).items() if not setting.text.endswith(".")] == []
 

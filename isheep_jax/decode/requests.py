@@ -61,7 +61,7 @@ class SamplingParams:
 SAMPLING_RANGES = {
     "temperature": "[0, inf)",
     "top_p": "(0, 1]",
-    "max_tokens": "[1, inf)",
+    "max_tokens": "[1, 1000000]",
     "top_k": "[0, inf)",
     "min_p": "[0, 1]",
     "repetition_penalty": "(0, inf)",
