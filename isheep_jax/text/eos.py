@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.text.json_files import has_file, read_json_object
 
 
@@ -17,6 +17,8 @@ def configured_eos_ids(directory: epath.Path) -> tuple[int, ...]:
         value = read_json_object(path).get("eos_token_id") if has_file(path) else None
         values = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in values):
-            raise UserError(f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids")
+            raise UserError(
+                f"{path}: eos_token_id is {quoted(repr(value))}; it must be a token id or a list of token ids"
+            )
         ids |= dict.fromkeys(values)
     return tuple(ids)
