@@ -1,6 +1,6 @@
 """Tests a chat template with its tokenizer before anything is generated or trained."""
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.text.chat_template import CHAT_TEMPLATES
 from isheep_jax.text.conversation import Conversation, Message
 from isheep_jax.text.tokenizer import Tokenizer
@@ -12,6 +12,8 @@ _CONVERSATIONS: tuple[Conversation, ...] = (
     (_QUESTION, Message("assistant", "Red."), Message("user", "And one more?")),
     (Message("system", "Be brief."), _QUESTION),
 )
+# Characters of a rendered text that an error shows.
+_SHOWN = 1000
 _ANSWERS = ("Blue.", "Two come to mind:\n- blue\n- green")
 
 
@@ -76,13 +78,15 @@ def _problem(tokenizer: Tokenizer) -> str | None:
 
 def _prefix_problem(tokenizer: Tokenizer, prompt: str, whole: str) -> str | None:
     if not whole.startswith(prompt):
-        return f"the chat template rewrites the prompt once an answer follows it: {prompt!r} becomes {whole!r}"
+        return (
+            f"the chat template rewrites the prompt once an answer follows it: {_shown(prompt)} becomes {_shown(whole)}"
+        )
     start, ids = tokenizer.encode(prompt, bos=False), tokenizer.encode(whole, bos=False)
     if ids[: len(start)] != start:
         same = next(i for i, token in enumerate(start) if ids[i : i + 1] != [token])
         return (
             "the chat template ends the prompt inside a token, so that the answer changes the prompt's tokens: "
-            f"{prompt!r} ends in the tokens {_spelled(tokenizer, start[same:])}, which become "
+            f"{_shown(prompt)} ends in the tokens {_spelled(tokenizer, start[same:])}, which become "
             f"{_spelled(tokenizer, ids[same : same + 3])} when the answer follows"
         )
     return None
@@ -92,19 +96,26 @@ def _mask_problem(tokenizer: Tokenizer, conversation: Conversation, answer: str)
     ids, mask = tokenizer.encode_example(conversation, answer)
     trained = [token for token, is_trained in zip(ids, mask) if is_trained]
     marked = f"{tokenizer.spell(ids[: len(ids) - len(trained)])}[[{tokenizer.spell(trained)}]]"
-    shown = f"the trained part is in [[ ]]: {marked!r}"
+    shown = f"the trained part is in [[ ]]: {_shown(marked)}"
     expected = tokenizer.spell(tokenizer.encode(answer, bos=False)).strip()
+    if not expected:
+        return f"the tokenizer does not give back the text {answer!r}"
     before, match, after = tokenizer.spell(trained[:-1]).strip().partition(expected)
     if not match:
         return f"the chat template changes the answer; {shown}"
     if before:
-        return f"the chat template puts {before!r} between the prompt and the answer, and it is trained on; {shown}"
+        between = _shown(before)
+        return f"the chat template puts {between} between the prompt and the answer, and it is trained on; {shown}"
     if after:
         kind = "a token that does not stop generation (eos_token_id in generation_config.json can name it)"
         if len(tokenizer.encode(after.strip(), bos=False)) > 1:
             kind = "no token of this vocabulary and is trained on as text"
-        return f"the chat template ends the answer with {after.strip()!r}, which is {kind}; {shown}"
+        return f"the chat template ends the answer with {_shown(after.strip())}, which is {kind}; {shown}"
     return None
+
+
+def _shown(text: str) -> str:
+    return quoted(repr(text), _SHOWN)
 
 
 def _spelled(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.text.chat_template import (
     CHAT_TEMPLATES,
     check_syntax,
@@ -27,6 +27,8 @@ _END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>",
 # Marks the end of an opened message: a private-use character that occurs in no conversation, and a space, which tells
 # whether a template cuts white space there.
 _OPEN_END = "\ue001 "
+# Characters of a rendered text that an error shows.
+_SHOWN = 1000
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -200,8 +202,8 @@ class Tokenizer:
             ids, spans = hidden.align(marked + hidden.hide(text))
             if ids[: len(start)] != start:
                 raise UserError(
-                    f"the choice {text!r} changes the tokens of the prompt that ends in {before[-20:]!r}: "
-                    "end the prompt where a token ends, such as before a space"
+                    f"the choice {quoted(repr(text), _SHOWN)} changes the tokens of the prompt that ends in "
+                    f"{before[-20:]!r}: end the prompt where a token ends, such as before a space"
                 )
             aligned.append((ids[len(start) :], _within(spans[len(start) :], len(before), text)))
         return aligned
@@ -225,7 +227,8 @@ class Tokenizer:
         if not whole.startswith(prompt):
             raise UserError(
                 "the chat template is not stable when the answer is appended, so a model trained with it would not see "
-                f"the prompt that it answers; it renders {prompt!r} and then {whole!r}"
+                f"the prompt that it answers; it renders {quoted(repr(prompt), _SHOWN)} and then "
+                f"{quoted(repr(whole), _SHOWN)}"
             )
         start, (ids, spans) = hidden.encode(prompt), hidden.align(whole)
         first = len(hidden.restore(prompt))
@@ -334,7 +337,9 @@ def _special_tokens(directory: epath.Path, backend: Backend, config: dict[str, A
             if token is None:
                 continue
             if not isinstance(token, str) or backend.token_id(token) is None:
-                raise UserError(f"{source}: {name} is {token!r}, which is not in the tokenizer's vocabulary")
+                raise UserError(
+                    f"{source}: {name} is {quoted(repr(token))}, which is not in the tokenizer's vocabulary"
+                )
             tokens[name] = token
             break
         else:
@@ -362,8 +367,8 @@ def _add_tokens(directory: epath.Path, backend: Backend, config: dict[str, Any],
             elif known != i:
                 has = "is not there" if known is None else f"has the id {known}"
                 raise UserError(
-                    f"{source}: token {token!r} has the id {i!r}, but in the tokenizer's vocabulary it {has}; "
-                    "save the tokenizer anew with transformers, so that tokenizer.json holds every token"
+                    f"{source}: token {quoted(repr(token))} has the id {quoted(i)}, but in the tokenizer's vocabulary "
+                    f"it {has}; save the tokenizer anew with transformers, so that tokenizer.json holds every token"
                 )
 
 
@@ -387,8 +392,8 @@ def _own_template(directory: epath.Path, config: dict[str, Any]) -> str | None:
     else:
         template, source = config.get("chat_template"), f"{directory / 'tokenizer_config.json'}: chat_template"
     if isinstance(template, list):  # several named templates
-        by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = by_name.get("default")
+        named = [t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1] if named else None
     if template is not None and not isinstance(template, str):
         raise UserError(f"{source} is neither a string nor a list of named templates")
     if template is not None:

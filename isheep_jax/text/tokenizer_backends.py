@@ -15,6 +15,8 @@ from isheep_jax.errors import UserError, one_line
 from isheep_jax.text.json_files import read_text_file
 from isheep_jax.text.sentencepiece_json import is_marker, tokenizer_json
 
+# Characters that are quoted of an error of the tokenizers library, which may quote the file.
+_QUOTED = 300
 # Characters of a text, from and to.
 Span = tuple[int, int]
 
@@ -49,9 +51,9 @@ class FastBackend:
     """
 
     def __init__(self, path: epath.Path, rows: int | None = None):
+        self._path = path
         text = read_text_file(path)
         self._fast = _fast_tokenizer(text, path)
-        self._path = path
         self.size = self._count()
         if rows is not None and self.size > rows:
             self._fast = _fast_tokenizer(_without_added(text, rows), path)
@@ -82,21 +84,26 @@ class FastBackend:
         return max(self._fast.get_vocab_size(), *(i + 1 for i in self._fast.get_added_tokens_decoder()), 0)
 
     def _leading_ids(self) -> list[int]:
-        plain = self._fast.encode("a", add_special_tokens=False).ids
-        whole = self._fast.encode("a", add_special_tokens=True).ids
+        with _errors_of(self._path):
+            plain = self._fast.encode("a", add_special_tokens=False).ids
+            whole = self._fast.encode("a", add_special_tokens=True).ids
         return whole[: max(0, _find(whole, plain))]
 
     def encode(self, text: str) -> list[int]:
-        return self._fast.encode(text, add_special_tokens=False).ids
+        with _errors_of(self._path):
+            return self._fast.encode(text, add_special_tokens=False).ids
 
     def align(self, text: str) -> tuple[list[int], list[Span]]:
-        return _aligned(self._fast, text)
+        with _errors_of(self._path):
+            return _aligned(self._fast, text)
 
     def align_plain(self, text: str) -> tuple[list[int], list[Span]]:
-        return _aligned(self._plain, text)
+        with _errors_of(self._path):
+            return _aligned(self._plain, text)
 
     def decode(self, ids: list[int], special: bool = False) -> str:
-        return self._fast.decode(ids, skip_special_tokens=not special)
+        with _errors_of(self._path):
+            return self._fast.decode(ids, skip_special_tokens=not special)
 
     def token_id(self, token: str) -> int | None:
         return self._fast.token_to_id(token)
@@ -230,19 +237,33 @@ def _aligned_pieces(model: sentencepiece.SentencePieceProcessor, text: str) -> t
     return [piece.id for piece in pieces], _characters(text, pieces)
 
 
+class _errors_of:
+    """Raises `UserError`, naming the file, for what the tokenizers library raises: bare Exception, or a panic."""
+
+    def __init__(self, path: epath.Path, problem: str = "cannot tokenize a text"):
+        self._path, self._problem = path, problem
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        # A panic of the library is no Exception.
+        if kind is None or not (issubclass(kind, Exception) or kind.__name__ == "PanicException"):
+            return
+        import tokenizers
+
+        raise UserError(
+            f"{self._path} {self._problem}: {one_line(error)[:_QUOTED]} (a newer version of the tokenizers library "
+            f"than {tokenizers.__version__} may read it)"
+        ) from None
+
+
 def _fast_tokenizer(text: str, path: epath.Path) -> Any:
     """Returns the library's tokenizer. Raises `UserError` for a text that it does not read. path: for the message."""
     import tokenizers
 
-    try:
+    with _errors_of(path, "is not a readable tokenizer"):
         fast = tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # the library raises bare Exception, or PanicException, which is none
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        raise UserError(
-            f"{path} is not a readable tokenizer: {one_line(error)} (a newer version of the tokenizers library than "
-            f"{tokenizers.__version__} may read it)"
-        ) from None
     # A file may turn these on, but transformers uses them only when its caller asks for them.
     fast.no_truncation()
     fast.no_padding()

@@ -100,7 +100,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([*PIECES, "\U000f0000", "\ue000"]), st.text(max_size=3)), max_size=8))
 def test_any_text_is_text(tokenizer, pieces):
     text = "".join(pieces).encode("utf-8", "ignore").decode()
