@@ -10,9 +10,9 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from isheep_jax.loop.prompting.zero_shot import prompt_for
 from isheep_jax.loop.records import KEPT, Checked, Scores, Verdict, dropped
 from isheep_jax.loop.selection.ranking import rank
 from isheep_jax.text_files import read_objects, texts
+
+Item = TypeVar("Item")
 
 # Tasks of a check, as many as a small model on two cores reads in two minutes, and the longest output (words).
 TASKS = 16
@@ -160,13 +162,13 @@ def known_pairs(config: Config, seeds: Sequence[Seed], templates: Templates, lim
         pairs = pairs_of_file(path, limit)
     else:
         pairs = pairs_of_seeds(seeds, read_texts(templates.directory), config.seed, limit or TASKS)
-    tasks = len({pair.task for pair in pairs})
+    tasks = len({_folded(pair.instruction, pair.input) for pair in pairs})
     if tasks < MIN_TASKS:
         raise UserError(
-            f"guard.pairs: {path} has {tasks} tasks; the check of the judge needs at least {MIN_TASKS}"
+            f"guard.pairs: {path} has {tasks} different tasks; the check of the judge needs at least {MIN_TASKS}"
             if path
-            else f"synthesize.seeds: {tasks} have an output, and the check of the judge needs {MIN_TASKS}: add some, "
-            "name a file of pairs (guard.pairs), or leave it out (guard.judge=off)"
+            else f"synthesize.seeds: {tasks} different ones have an output, and the check of the judge needs "
+            f"{MIN_TASKS}: add some, name a file of pairs (guard.pairs), or leave it out (guard.judge=off)"
         )
     return pairs
 
@@ -185,7 +187,8 @@ def pairs_of_seeds(
         limit: Most tasks to use (count; 0: all), evenly spaced.
     """
     words = {seed.id: len(seed.output.split()) for seed in seeds}
-    answered = [seed for seed in seeds if words[seed.id]]
+    different = _first_of_each(seeds, lambda seed: (seed.instruction, seed.input, seed.output))
+    answered = [seed for seed in different if words[seed.id]]
     usable = [seed for seed in answered if words[seed.id] <= MAX_WORDS]
     if len(usable) < MIN_TASKS:
         usable = sorted(answered, key=lambda seed: words[seed.id])[:TASKS]
@@ -202,10 +205,25 @@ def pairs_of_seeds(
 def pairs_of_file(path: str, limit: int = 0) -> list[KnownPair]:
     """Returns the pairs of a JSON Lines file with the fields instruction, input (optional), better and worse.
 
+    A line that repeats another one says nothing new and is left out, so that no interval is too narrow.
     limit: most lines to use (count; 0: all), evenly spaced. Raises UserError for a file that cannot be read.
     """
     rows = [_known_pairs(where, row) for where, row in read_objects(path, "guard.pairs", _LIKE)]
+    rows = _first_of_each(rows, lambda row: (row[0].instruction, row[0].input, *(pair.response for pair in row)))
     return [pair for row in _spaced(rows, limit) for pair in row]
+
+
+def _first_of_each(items: Sequence[Item], texts_of: Callable[[Item], tuple[str, ...]]) -> list[Item]:
+    """Returns the items without those whose texts are those of an earlier one."""
+    found: dict[tuple[str, ...], Item] = {}
+    for item in items:
+        found.setdefault(_folded(*texts_of(item)), item)
+    return list(found.values())
+
+
+def _folded(*texts: str) -> tuple[str, ...]:
+    """Returns texts in a form in which those that differ in case and white space alone are the same."""
+    return tuple(" ".join(text.split()).casefold() for text in texts)
 
 
 def _known_pairs(where: str, row: dict[str, Any]) -> list[KnownPair]:

@@ -203,12 +203,28 @@ def test_a_file_that_is_not_there_or_too_short_is_refused_by_name(tmp_path):
     config = Config(guard=GuardConfig(pairs=str(path)))
     with pytest.raises(UserError, match=r"^guard\.pairs: cannot read .*pairs\.jsonl: No such file"):
         known_pairs(config, [], load("standard"))
-    path.write_text(f"{GOOD_LINE}\n" * 4)
-    with pytest.raises(UserError, match="has 4 tasks; the check of the judge needs at least 5"):
+    lines = [GOOD_LINE.replace('"a"', f'"a {n}"') for n in range(40)]
+    path.write_text("\n".join(lines[:4]))
+    with pytest.raises(UserError, match="has 4 different tasks; the check of the judge needs at least 5"):
         known_pairs(config, [], load("standard"))
     # A file of Windows, without an input.
-    path.write_text("\ufeff" + f'{GOOD_LINE[:-1]}, "input": null}}\r\n' * 40, encoding="utf-8")
+    path.write_text("\ufeff" + "".join(f'{x[:-1]}, "input": null}}\r\n' for x in lines), encoding="utf-8")
     assert len(known_pairs(config, [], load("standard"))) == 80
+
+
+def test_repeated_lines_and_seeds_are_no_more_tasks(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    config = Config(guard=GuardConfig(pairs=str(path)))
+    lines = [GOOD_LINE.replace('"a"', f'"a {n}"') for n in range(4)]
+    path.write_text("\n".join([*lines, *lines, lines[0].replace('"a 0"', '" A  0 "'), lines[0].replace('"b"', '"d"')]))
+    assert len(pairs_of_file(str(path))) == 10
+    with pytest.raises(UserError, match="has 4 different tasks"):
+        known_pairs(config, [], load("standard"))
+    path.write_text("\n".join([*lines, GOOD_LINE]))
+    assert len(known_pairs(config, [], load("standard"))) == 10
+    few = [dataclasses.replace(seed, id=f"{seed.id}-{n}") for n in range(9) for seed in SEEDS[:4]]
+    with pytest.raises(UserError, match=r"synthesize\.seeds: 4 different ones have an output"):
+        known_pairs(Config(), few, load("standard"))
 
 
 def test_responses_are_compared_with_those_of_other_standing(monkeypatch):
