@@ -19,7 +19,7 @@ from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.output import show
 from isheep_jax.directory_lock import owner_of
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.files import check_new_directory, check_seal
 from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
@@ -72,13 +72,16 @@ def main(arguments: Sequence[str]) -> None:
         environment = run / "environment.json"
         versions = _read(environment) if environment.exists() else {}
         card = lineage_card(settings, digest, versions, steps, options.adapter, _judge_check(run, number))
-        if not options.adapter and (note := Tokenizer.load(source).export_note) is not None:
+        note = _base_note(source) if options.adapter else Tokenizer.load(source).export_note
+        if note is not None:
             card = f"{card}\n{note}\n"
         files = _copy(source, output, card)
     except ImportError as error:
         raise UserError(f"a path in cloud storage needs another package: {error}") from None
     kind = "adapter" if options.adapter else "model"
     show(f"{output}: the {kind} of iteration {number} of {run}, {len(files)} files")
+    if options.adapter and note is not None:
+        show(f"note: {' '.join(note.split())}")
 
 
 def _settings(run: epath.Path) -> tuple[dict[str, Any], str]:
@@ -125,6 +128,18 @@ def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.P
     return source
 
 
+def _base_note(adapter: epath.Path) -> str | None:
+    """Returns what to know of an adapter whose base has no name on the hub; None of any other."""
+    path = adapter / "adapter_config.json"
+    base = (_read(path) if path.exists() else {}).get("base_model_name_or_path")
+    if not isinstance(base, str) or re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        return None
+    return (
+        "The adapter's base, base_model_name_or_path in adapter_config.json, is a path on the machine that made it:\n"
+        f"{quoted(base, 1000)}\nElsewhere, set it to where that model is."
+    )
+
+
 def _step(run: epath.Path, number: int) -> Step:
     iteration = run / f"iteration_{number}"
     results = read_results(iteration / "evaluation.json") or {}
@@ -152,7 +167,7 @@ def _judge_check(run: epath.Path, number: int) -> dict[str, Any] | None:
 
 def _read(path: epath.Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from None
     if not isinstance(value, dict):
@@ -169,7 +184,7 @@ def _copy(source: epath.Path, output: epath.Path, card: str) -> list[str]:
         for name in names:
             with (source / name).open("rb") as original, (staging / name).open("wb") as copy:
                 shutil.copyfileobj(original, copy, _BLOCK)
-        (staging / _CARD).write_text(card)
+        (staging / _CARD).write_bytes(card.encode())
         staging.rename(output)
     return [*names, _CARD]
 

@@ -98,6 +98,23 @@ def test_adapter_is_copied_with_card_of_its_own(run, tmp_path):
     assert "a LoRA adapter of rank 8 (alpha 16) for the base model" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_adapter_of_local_base_says_that_its_path_must_be_set(run, tmp_path, capsys):
+    config = run / "iteration_2" / "adapter" / "adapter_config.json"
+    for number, (base, is_path) in enumerate(
+        {"/runs/a/iteration_1/model": True, "gs://b/m": True, "org/base": False}.items()
+    ):
+        write(config, {"base_model_name_or_path": base})
+        out = tmp_path / f"out_{number}"
+        main([str(run), str(out), "--adapter"])
+        card = (out / "README.md").read_text()
+        assert ("set it to where that model is" in card) == is_path
+        note = capsys.readouterr().out.splitlines()[1:]
+        assert len(note) == is_path
+        if is_path:
+            assert base in note[0]
+            assert base in card
+
+
 def test_card_tells_base_chain_counts_digest_versions_and_evaluation(run, tmp_path):
     main([str(run), str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
