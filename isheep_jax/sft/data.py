@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from grain.experimental import FirstFitPackIterDataset
 
+from isheep_jax.errors import UserError
 from isheep_jax.sft.examples import Example
 from isheep_jax.text.conversation import Conversation
 
@@ -44,7 +45,8 @@ class TokenizedExamples:
 
     columns: tuple[np.ndarray, ...]  # per example int32 [length, 3]: token, next token, 1 if that is a loss token
     cut: int  # examples that lost their end to the sequence length
-    left_out: int  # examples dropped because nothing of their response was left
+    left_out: int  # examples dropped because nothing of their response was left, or the chat template refuses them
+    refusal: str  # why it refuses the first of those; "" if none
 
     def digest(self) -> str:
         """Returns the SHA-256 of all tokens and masks in order."""
@@ -79,13 +81,18 @@ def split_examples(
 def tokenize(tokenizer: ExampleEncoder, examples: Sequence[Example], sequence_length: int) -> TokenizedExamples:
     """Renders and masks the examples, and cuts each to `sequence_length` inputs.
 
-    The last token of an example is only ever a target, so an example takes one position less than it has tokens.
+    The last token of an example is only ever a target, so an example takes one position less than it has tokens. One
+    that the chat template refuses, or writes in another way than its prompt, is left out: a template may act on what
+    a response says, such as "</think>".
     """
-    columns, cut, left_out = [], 0, 0
+    columns, cut, left_out, refusal = [], 0, 0, ""
     for example in examples:
-        tokens, mask = (
-            np.asarray(x, np.int32) for x in tokenizer.encode_example(example.conversation, example.response)
-        )
+        try:
+            encoded = tokenizer.encode_example(example.conversation, example.response)
+        except UserError as error:
+            left_out, refusal = left_out + 1, refusal or str(error)
+            continue
+        tokens, mask = (np.asarray(x, np.int32) for x in encoded)
         column = np.stack([tokens[:-1], tokens[1:], mask[1:]], axis=1)
         kept = column[:sequence_length]
         if not kept[:, IN_LOSS].any():
@@ -93,7 +100,7 @@ def tokenize(tokenizer: ExampleEncoder, examples: Sequence[Example], sequence_le
             continue
         cut += len(kept) < len(column)
         columns.append(kept)
-    return TokenizedExamples(tuple(columns), cut, left_out)
+    return TokenizedExamples(tuple(columns), cut, left_out, refusal)
 
 
 def batches(

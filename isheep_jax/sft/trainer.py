@@ -48,7 +48,7 @@ class FineTuneResult:
     cut_examples: int
     """Examples, of training and validation, that lost their end to sequence_length."""
     left_out_examples: int
-    """Examples left out because nothing of their response fits into sequence_length."""
+    """Examples left out: nothing of their response fits into sequence_length, or the chat template refuses them."""
     losses: list[float] = field(default_factory=list)
     """Training loss of each update."""
     validation_losses: list[tuple[int, float]] = field(default_factory=list)
@@ -145,7 +145,8 @@ def _prepare(tokenizer: data.ExampleEncoder, examples: Sequence[Example], config
     validation = data.tokenize(tokenizer, held_out, config.sequence_length)
     if not training.columns:
         raise UserError(
-            f"sft.sequence_length: at {config.sequence_length} tokens nothing is left of any of {len(examples)} "
+            training.refusal
+            or f"sft.sequence_length: at {config.sequence_length} tokens nothing is left of any of {len(examples)} "
             "responses; raise it"
             if examples
             else "sft: there are no examples to learn from"

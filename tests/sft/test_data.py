@@ -5,6 +5,7 @@ import pytest
 from letter_tokenizer import LetterTokenizer
 from small_model import copying, example
 
+from isheep_jax.errors import UserError
 from isheep_jax.sft import data
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
@@ -52,6 +53,19 @@ def test_long_example_is_cut_and_counted_and_one_without_response_is_left_out():
     result = tokenized(examples, sequence_length=6)
     assert [len(c) for c in result.columns] == [6, 6]
     assert (result.cut, result.left_out) == (1, 1)
+
+
+def test_example_that_the_chat_template_refuses_is_left_out_and_counted():
+    class Refusing(LetterTokenizer):
+        def encode_example(self, conversation, response):
+            if response == "x":
+                raise UserError("the chat template refuses x")
+            return super().encode_example(conversation, response)
+
+    examples = [example("a", "ab", "cd"), example("b", "ab", "x"), example("c", "ab", "ef")]
+    result = data.tokenize(Refusing(), examples, 32)
+    assert (len(result.columns), result.left_out, result.refusal) == (2, 1, "the chat template refuses x")
+    assert data.tokenize(Refusing(), examples[::2], 32).refusal == ""
 
 
 def test_every_epoch_holds_every_example_once_in_its_own_order():

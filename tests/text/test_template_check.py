@@ -302,3 +302,12 @@ def test_embedded_models_own_template_passes():
     for name in CHAT_TEMPLATES.keys() - {"plain"}:
         with pytest.raises(UserError, match="one of: plain"):
             check_template(tokenizer.with_template(name))
+
+
+def test_response_that_spells_the_end_of_a_thought_is_refused_by_itself(tmp_path):
+    directory = write_family("qwen3", tmp_path / "in")
+    (directory / "chat_template.jinja").write_text(TEMPLATES["qwen3"])
+    tokenizer = Tokenizer.load(directory)
+    check_template(tokenizer)
+    with pytest.raises(UserError, match="not stable when the answer is appended"):
+        tokenizer.encode_example(QUESTION, "Thoughts end with </think> here.")

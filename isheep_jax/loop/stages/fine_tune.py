@@ -75,6 +75,11 @@ def fine_tune(context: StageContext, backend: Backend, instructions: int, *, sta
             f"iteration {number}: sft.warmup_steps={warmup}, but the fine-tuning has only {steps} updates: the "
             "learning rate rises until the end and never falls; lower sft.warmup_steps, or keep more pairs"
         )
+    if left_out := metrics.get("left_out_examples"):
+        context.reporter.warn(
+            f"iteration {number}: {left_out} of {len(examples)} pairs were not trained on: nothing of the response "
+            "fits into sft.sequence_length, or the chat template does not write the pair as it is"
+        )
     seconds = round(time.monotonic() - begun, 3)
     digest = context.directory.digest(STAGES[stage].level)
     made_models.record(directory, {"metrics": metrics, "config": digest, "seconds": seconds})
