@@ -8,6 +8,7 @@ twice, of which JSON keeps the last one silently, and numbers that are none (NaN
 
 import collections
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from isheep_jax.errors import UserError, one_line, quoted
 
 # Characters of a file that a message quotes.
 _QUOTED = 60
+# Of a whole number; Python refuses to read 4,300, and no field has a use for a hundred.
+_DIGITS = 100
 
 
 def read_text(path: epath.PathLike, setting: str) -> str:
@@ -47,7 +50,9 @@ def decoded(data: bytes, where: str) -> str:
 def parse_json(text: str) -> Any:
     """Returns the value of a JSON text. Raises `ValueError`, one line, for one that is malformed or says two things."""
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_float, parse_int=_int
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -147,5 +152,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:_QUOTED]} is beyond the numbers that are computed with")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a number of {len(text)} digits is beyond those that are computed with")
+    return int(text)
+
+
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
+
+
+_STRICT = {"object_pairs_hook": _object, "parse_constant": _no_number, "parse_float": _float, "parse_int": _int}

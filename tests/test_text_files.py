@@ -53,6 +53,7 @@ def test_an_emoji_that_is_escaped_as_two_halves_is_whole(tmp_path):
         ('{"a": -Infinity}', "-Infinity is no number"),
         ('{"a": ' + "9" * 5000 + "}", "digits"),
         ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ('{"a": 1e400}', "1e400 is beyond the numbers"),
     ],
 )
 def test_what_a_line_cannot_mean_is_refused_by_its_number(tmp_path, line, reason):
