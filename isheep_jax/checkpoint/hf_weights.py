@@ -36,6 +36,7 @@ SHARD_BYTES = 4_500_000_000
 _FREQUENCIES = re.compile(r"\.rotary_emb\.inv_freq$")
 # Beside tied embeddings it may only be a copy of them, see `_check_head`.
 _HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _FILE_NAME = re.compile(r"[\w.-]+\.safetensors")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Numbers of two tensors that are compared at a time.
@@ -86,10 +87,17 @@ def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, Tensor
     single, index = directory / _single_name("model"), directory / _index_name("model")
     if is_gguf(directory):
         return directory, stored_tensors(directory)
-    if single.exists():
-        return single, read_header(single)
+    shards = sorted(path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name))
     if index.exists():
-        return index, _indexed(directory, index)
+        stored = _indexed(directory, index)
+        used = {tensor.path.name for tensor in stored.values()}
+        if unused := [name for name in [single.name, *shards] if name not in used and (directory / name).exists()]:
+            raise UserError(f"{directory / unused[0]} is not in {index.name}; only one of them can be meant")
+        return index, stored
+    if single.exists():
+        if shards:
+            raise UserError(f"{directory / shards[0]} lies beside {single.name}; only one of them can be meant")
+        return single, read_header(single)
     others = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
     hint = f"there is neither {single.name} nor {index.name}"
     if others:

@@ -4,7 +4,7 @@ from typing import Any
 
 from etils import epath
 
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, one_line
 from isheep_jax.gguf_model.files import is_gguf, model_file
 from isheep_jax.text_files import decoded, parse_json
 
@@ -15,8 +15,13 @@ def has_file(path: epath.Path) -> bool:
 
 
 def read_file(path: epath.Path) -> bytes:
-    """Reads a file that a model has."""
-    return model_file(path.parent, path.name) if is_gguf(path.parent) else path.read_bytes()
+    """Reads a file that a model has. Raises `UserError` when that fails."""
+    if is_gguf(path.parent):
+        return model_file(path.parent, path.name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
 
 
 def read_text_file(path: epath.Path) -> str:

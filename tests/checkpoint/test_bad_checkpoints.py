@@ -163,6 +163,14 @@ HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 CASES = {
     "no config.json": (remove("config.json"), ["config.json"]),
     "config.json is not JSON": (write("config.json", b"{"), ["config.json", "not JSON"]),
+    "config.json is a directory": (
+        all_of(remove("config.json"), make_directory("config.json")),
+        ["config.json cannot be read: Is a directory"],
+    ),
+    "generation_config.json is a directory": (
+        all_of(remove("generation_config.json"), make_directory("generation_config.json")),
+        ["generation_config.json cannot be read"],
+    ),
     "config.json is a list": (write("config.json", b"[]"), ["config.json", "not a JSON object"]),
     "unknown architecture": (
         change_json("config.json", architectures=["MixtralForCausalLM"]),
@@ -274,6 +282,15 @@ CASES = {
     "an index of a file elsewhere": (
         all_of(write(INDEX, b'{"weight_map": {"a": "../model.safetensors"}}'), remove(WEIGHTS)),
         [INDEX, "../model.safetensors", "same directory"],
+    ),
+    "a part of another model": (copy_weights(PART), [PART, "beside model.safetensors", "only one"]),
+    "a part that the index leaves out": (
+        all_of(index_of(SECOND), copy_weights(PART), move_weights(SECOND)),
+        [PART, "is not in model.safetensors.index.json", "only one"],
+    ),
+    "weights beside the parts of an index": (
+        all_of(copy_weights(PART), index_of(PART)),
+        [f"/{WEIGHTS} is not in model.safetensors.index.json", "only one"],
     ),
     "a tensor in two files": (
         all_of(copy_weights(SECOND), index_of(PART), move_weights(PART), index_more("x", SECOND)),
