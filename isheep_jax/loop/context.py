@@ -90,7 +90,7 @@ class StageContext:
             if files.damaged:
                 self.reporter.warn(f"{files.directory / files.damaged} was damaged; it and what follows are made again")
             yield stage
-            files.finish({**counts(stage.records), **stage.summary})
+            files.finish({**counts(stage.records), **stage.summary}, stage.beside)
 
     def guard(self, name: str, value: float | None, *, hint: str, fresh: bool) -> None:
         """Warns, or raises NothingLeftError, where a measured share is below its limit `guard.NAME`.
@@ -117,6 +117,7 @@ class OpenStage(Generic[T]):
     progress: shows how far it is; None for a stage that was DONE before.
     parts: records of the parts that are in place.
     summary: figures for DONE, besides the counts.
+    beside: name of a directory that the stage writes besides its parts.
     part: records per part that is written.
     """
 
@@ -124,6 +125,7 @@ class OpenStage(Generic[T]):
     progress: StageReporter | None = None
     parts: list[list[T]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    beside: str = ""
     part: int = PART
 
     def __post_init__(self):

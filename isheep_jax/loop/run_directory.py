@@ -211,6 +211,10 @@ def _replace(path: epath.Path, text: str) -> None:
 
 def _check_unused(path: epath.Path) -> None:
     others = sorted(p.name for p in path.iterdir() if not _HARMLESS.fullmatch(p.name))
+    if any(name.startswith("iteration_") for name in others):
+        raise UserError(
+            f"workdir: {path} holds a run, but its config.json is missing; restore it, or name a new directory"
+        )
     if others:
         raise UserError(
             f"workdir: {path} holds something else ({', '.join(others[:3])}{', ...' if others[3:] else ''}); "

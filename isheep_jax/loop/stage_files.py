@@ -16,6 +16,7 @@ from isheep_jax import distributed
 from isheep_jax.errors import UserError
 from isheep_jax.files import (
     check_seal,
+    file_digests,
     read_json_if_there,
     remove_remainders,
     sealed,
@@ -103,16 +104,35 @@ class StageFiles(Generic[T]):
         write_json(self.directory / _PARTS, self._digests)
         write_atomically(path, data)
 
-    def finish(self, counts: dict[str, Any]) -> None:
-        """Writes DONE. Its seconds, counted since this process opened the stage, are all that two runs differ in."""
+    def finish(self, counts: dict[str, Any], beside: str = "") -> None:
+        """Writes DONE. Its seconds, counted since this process opened the stage, are all that two runs differ in.
+
+        counts: figures of the stage.
+        beside: name of a directory that the stage has written besides its parts; "" for none.
+        """
         if not distributed.is_primary():
             return
         digests = self._known_digests()
         parts = {p.name: digests[p.name] for p in sorted(self.directory.glob("part-*.jsonl"))}
         seconds = round(time.monotonic() - self._begun, 3)
         manifest = {"counts": counts, "parts": parts, "config": self._digest, "seconds": seconds}
+        if beside:
+            manifest["files"] = self._digests_beside(beside)
         write_json(self.directory / "DONE", sealed(manifest))
         (self.directory / _PARTS).unlink(missing_ok=True)
+
+    def is_whole(self, beside: str) -> bool:
+        """Returns whether a directory that the finished stage has written besides its parts is as DONE says.
+
+        Where DONE says nothing, of a run of an earlier version, it is.
+        """
+        files = (self.done() or {}).get("files")
+        return distributed.from_primary(lambda: files is None or files == self._digests_beside(beside))
+
+    def _digests_beside(self, name: str) -> dict[str, str]:
+        directory = self.directory / name
+        paths = [path for path in sorted(directory.iterdir()) if path.is_file()] if directory.is_dir() else []
+        return dict(zip((f"{name}/{path.name}" for path in paths), file_digests(paths), strict=True))
 
     def _texts(self, manifest: dict | None) -> tuple[list[str], str]:
         """Returns the texts of the parts, and the name of a damaged one that was removed with those after it, or ""."""

@@ -10,6 +10,8 @@ from isheep_jax.loop.selection.rules import hint
 from isheep_jax.loop.selection.select import select
 from isheep_jax.loop.stages.measure import measure
 
+_DATASET = "dataset"
+
 
 def select_pairs(
     context: StageContext,
@@ -26,7 +28,7 @@ def select_pairs(
     other settings of selection.
     """
     if context.is_done("selected"):
-        return context.files("selected").records()
+        return _finished(context)
     config = context.config
     clusters = measure(context, judge, kept(pairs))
     with context.open("selected", len(pairs)) as stage:
@@ -39,10 +41,21 @@ def select_pairs(
         stage.write_part(selected)
         # The library makes no dataset of nothing, which a second turn may come to.
         if kept(selected):
-            write_dataset(stage.files.directory / "dataset", kept(selected))
+            write_dataset(stage.files.directory / _DATASET, kept(selected))
+            stage.beside = _DATASET
         # What the paper's rule, all sampled scores above the threshold, would keep on average.
         chances = [s.above for s in selected if s.above is not None]
         if chances:
             stage.summary["expected_above_threshold"] = round(sum(chances), 2)
         stage.advance(len(pairs), kept=len(kept(selected)))
+    return selected
+
+
+def _finished(context: StageContext) -> list[Selected]:
+    """Returns the records of the finished stage; a dataset that is damaged is written again from them."""
+    files = context.files("selected")
+    selected = files.records()
+    if not files.is_whole(_DATASET):
+        context.reporter.warn(f"{files.directory / _DATASET} was damaged; it is written again")
+        write_dataset(files.directory / _DATASET, kept(selected))
     return selected
