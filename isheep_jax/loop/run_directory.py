@@ -265,8 +265,8 @@ def _check_inputs(path: epath.Path, recorded: Mapping[str, str], inputs: Mapping
     if changed:
         raise UserError(
             f"workdir: {path} holds a run made with other files: {', '.join(changed[:5])}"
-            f"{', ...' if changed[5:] else ''} changed since it began, by its inputs.json; restore them, or name another "
-            "directory"
+            f"{', ...' if changed[5:] else ''} changed since it began (its inputs.json says so); restore "
+            "them, or name another directory"
         )
 
 
