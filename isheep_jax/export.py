@@ -11,9 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from etils import epath
+from typing import TYPE_CHECKING, Any
 
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
@@ -25,6 +23,9 @@ from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.stages.evaluate import read_results
 from isheep_jax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from etils import epath
 
 _CARD = "README.md"
 # What mends a damaged file of a run that only the run could write.
@@ -62,6 +63,8 @@ COMMAND = Command(
 def main(arguments: Sequence[str]) -> None:
     """Copies one iteration's model, or its adapter. Raises `UserError` for bad input, before anything is written."""
     options = COMMAND.parse(arguments)
+    from etils import epath
+
     try:
         run, output = (epath.Path(path).expanduser() for path in (options.run, options.output))
         settings, digest = _settings(run)
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
         show(f"note: {' '.join(note.split())}")
 
 
-def _settings(run: epath.Path) -> tuple[dict[str, Any], str]:
+def _settings(run: "epath.Path") -> tuple[dict[str, Any], str]:
     """Returns the run's config.json, and the sha256 of its bytes."""
     path = run / "config.json"
     settings = _read(path) if path.is_file() else {}
@@ -93,7 +96,7 @@ def _settings(run: epath.Path) -> tuple[dict[str, Any], str]:
     return settings, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _iteration(run: epath.Path, number: int) -> int:
+def _iteration(run: "epath.Path", number: int) -> int:
     """Returns the iteration to export. number: as on the command line; -1: the newest that is finished."""
     # The manifest of fine-tuning is the last of the files that a finished model needs.
     finished = sorted(
@@ -118,7 +121,7 @@ def _iteration(run: epath.Path, number: int) -> int:
     return chosen
 
 
-def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.Path:
+def _source(run: "epath.Path", number: int, method: str, adapter: bool) -> "epath.Path":
     source = run / f"iteration_{number}" / ("adapter" if adapter else "model")
     if adapter and method != "lora":
         raise UserError(f"--adapter: the run trained all weights (sft.method={method}), so that it has no adapter")
@@ -128,7 +131,7 @@ def _source(run: epath.Path, number: int, method: str, adapter: bool) -> epath.P
     return source
 
 
-def _base_note(adapter: epath.Path) -> str | None:
+def _base_note(adapter: "epath.Path") -> str | None:
     """Returns what to know of an adapter whose base has no name on the hub; None of any other."""
     path = adapter / "adapter_config.json"
     base = (_read(path) if path.exists() else {}).get("base_model_name_or_path")
@@ -140,7 +143,7 @@ def _base_note(adapter: epath.Path) -> str | None:
     )
 
 
-def _step(run: epath.Path, number: int) -> Step:
+def _step(run: "epath.Path", number: int) -> Step:
     iteration = run / f"iteration_{number}"
     results = read_results(iteration / "evaluation.json") or {}
     if not number:
@@ -150,7 +153,7 @@ def _step(run: epath.Path, number: int) -> Step:
     return Step(number, *counts, results)
 
 
-def _kept(manifest: epath.Path) -> int:
+def _kept(manifest: "epath.Path") -> int:
     """Returns how many records of a finished stage are kept."""
     counts = _read(manifest).get("counts")
     if not isinstance(counts, dict) or not isinstance(counts.get("kept"), int):
@@ -158,14 +161,14 @@ def _kept(manifest: epath.Path) -> int:
     return counts["kept"]
 
 
-def _judge_check(run: epath.Path, number: int) -> dict[str, Any] | None:
+def _judge_check(run: "epath.Path", number: int) -> dict[str, Any] | None:
     """Returns the last check of the judge up to an iteration; None without one."""
     summaries = [run / f"iteration_{n}" / "summary.json" for n in range(number, 0, -1)]
     checks = (_read(path).get("judge_check") for path in summaries if path.exists())
     return next((check for check in checks if check), None)
 
 
-def _read(path: epath.Path) -> dict[str, Any]:
+def _read(path: "epath.Path") -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -175,7 +178,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
     return check_seal(value, str(path), _RESTORE)
 
 
-def _copy(source: epath.Path, output: epath.Path, card: str) -> list[str]:
+def _copy(source: "epath.Path", output: "epath.Path", card: str) -> list[str]:
     """Copies the files under a temporary name that is renamed at the end, and returns their names."""
     staging = output.with_name(output.name + ".partial")
     names = sorted(path.name for path in source.iterdir() if path.name != _CARD)
@@ -190,7 +193,7 @@ def _copy(source: epath.Path, output: epath.Path, card: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(staging: epath.Path) -> Iterator[None]:
+def _removed_on_failure(staging: "epath.Path") -> Iterator[None]:
     """Removes what an earlier attempt left, and what this one leaves when it fails."""
 
     def remove() -> None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from etils import epath
-
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command, without_sections
 from isheep_jax.cli.output import as_data, show
@@ -30,6 +28,8 @@ from isheep_jax.text.conversation import Message, Prompt
 from isheep_jax.text_files import read_objects, texts
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from isheep_jax.checkpoint.pretrained import Pretrained
     from isheep_jax.decode.engine import Engine
     from isheep_jax.runtime.kept_completions import KeptCompletions
@@ -161,7 +161,7 @@ def _all_completions(
 
 
 def _write_completed(
-    records: Sequence[dict[str, Any]], completions: Iterable[Completion], output: epath.Path | None
+    records: Sequence[dict[str, Any]], completions: Iterable[Completion], output: "epath.Path | None"
 ) -> list[str]:
     """Writes the records with their completions; returns what went wrong, for each one that has none.
 
@@ -182,7 +182,7 @@ def _write_completed(
 
 
 def _kept(
-    options: GenerateOptions, model: "Pretrained", output: epath.Path
+    options: GenerateOptions, model: "Pretrained", output: "epath.Path"
 ) -> "contextlib.AbstractContextManager[KeptCompletions]":
     """Opens what is there of the completions that these options give."""
     import jax
@@ -229,7 +229,7 @@ def _completed(record: dict[str, Any], completion: Completion) -> dict[str, Any]
     return rest | answer | ({"error": without_sections(completion.error, "decode", "mesh")} if completion.error else {})
 
 
-def _open(options: GenerateOptions, directory: epath.Path) -> "Pretrained":
+def _open(options: GenerateOptions, directory: "epath.Path") -> "Pretrained":
     # Imported here, as below, so that --help and mistakes in the settings answer at once.
     from isheep_jax.checkpoint.pretrained import open_model
 
@@ -257,7 +257,7 @@ def _completions(
         yield completion if bare else dataclasses.replace(completion, text=completion.text.strip())
 
 
-def converse(options: GenerateOptions, directory: epath.Path) -> None:
+def converse(options: GenerateOptions, directory: "epath.Path") -> None:
     """Holds a conversation on standard input and output. Raises `UserError` for a model without a chat template."""
     from isheep_jax.cli.chat import chat
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etils import epath
-
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.options import ConfigOptions
@@ -83,6 +81,8 @@ def main(arguments: Sequence[str]) -> None:
     settings = [row.settings(config) for row in rows]
 
     # Imported here so that --help and misspelled settings answer at once: these bring in jax.
+    from etils import epath
+
     from isheep_jax.evaluation.tasks import held_out_texts
     from isheep_jax.loop.filters.normalization import normalize
     from isheep_jax.loop.inputs import read_inputs
