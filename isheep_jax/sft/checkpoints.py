@@ -5,6 +5,7 @@ A checkpoint has a checksum of each array, which is compared when it is restored
 
 import contextlib
 import errno
+import logging
 import os
 from typing import Any
 
@@ -24,6 +25,14 @@ _REMEDY = "restore it, or remove it to train again from the one before or from t
 _QUOTED = 200
 # What a disk says that takes no more, or nothing at all.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Returns whether a line of the log says more than an exception of Orbax, which its threads log and raise."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_is_not_raised)
 
 
 class _LatestAndBest:
