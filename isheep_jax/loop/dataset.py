@@ -17,6 +17,8 @@ from isheep_jax.errors import UserError
 from isheep_jax.files import on_object_store
 from isheep_jax.loop.records import Selected
 
+# Examples that are in memory at a time.
+_BLOCK = 1024
 _DESCRIPTION = (
     "Instruction-response pairs that a language model wrote, scored and selected, in the order of generation."
 )
@@ -33,6 +35,9 @@ def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> Non
     # Here, not above: it takes most of a second, and not every import of the loop writes a dataset.
     import numpy as np
     import tensorflow_datasets as tfds
+
+    # The library keeps every class of a builder as long as the process lives: it must not hold the records.
+    waiting = [records]
 
     class SelectedPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -54,7 +59,7 @@ def write_dataset(directory: epath.PathLike, records: Sequence[Selected]) -> Non
             return {"train": self._generate_examples()}
 
         def _generate_examples(self) -> Iterable[tuple[int, dict]]:
-            for index, record in enumerate(records):
+            for index, record in enumerate(waiting.pop()):
                 yield index, _example(record)
 
     directory = epath.Path(directory)
@@ -98,13 +103,15 @@ def _sort_fields(path: Path) -> None:
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    reader = ArrayRecordReader(str(path))
-    examples = [tf_example_pb2.Example.FromString(data) for data in reader.read_all()] if reader.num_records() else []
+    ordered = path.with_name(f".{path.name}.tmp")
+    reader, writer = ArrayRecordReader(str(path)), ArrayRecordWriter(str(ordered), "group_size:1")
+    count = reader.num_records()
+    for first in range(0, count, _BLOCK):
+        for data in reader.read(first, min(first + _BLOCK, count)):
+            writer.write(tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True))
     reader.close()
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for example in examples:
-        writer.write(example.SerializeToString(deterministic=True))
     writer.close()
+    ordered.replace(path)
 
 
 def _example(record: Selected) -> dict:

@@ -89,7 +89,11 @@ class StageFiles(Generic[T]):
         """
         manifest = self.done()
         texts, self.damaged = distributed.from_primary(lambda: self._texts(manifest))
-        return [self._parse(self._path(index), text) for index, text in enumerate(texts)]
+        parts = []
+        for index, text in enumerate(texts):
+            texts[index] = ""  # as long as all of them, it would take as much memory as the records
+            parts.append(self._parse(self._path(index), text))
+        return parts
 
     def records(self) -> list[T]:
         """Returns the records of all parts that are in place."""
