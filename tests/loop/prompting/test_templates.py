@@ -145,3 +145,14 @@ def test_in_the_tiny_world_a_follow_up_is_the_next_task_of_a_list_as_its_base_ha
     assert f"{prompt} Copy dog.\n" == one + two
     # What the model writes behind its task begins with what ends a follow-up.
     assert f"\n{one}".startswith(STOP)
+
+
+def test_templates_saved_with_byte_order_marks_and_windows_line_ends_are_the_same(own):
+    names = ("synthesize", "quality", "following")
+    plain = load(str(own), names)
+    pair = {"instruction": "Add one.", "input": "2", "response": "3"}
+    expected = [plain.render("quality", **pair), plain.prefix("synthesize"), plain.synthesize_stop]
+    for path in own.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    saved = load(str(own), names)
+    assert [saved.render("quality", **pair), saved.prefix("synthesize"), saved.synthesize_stop] == expected
