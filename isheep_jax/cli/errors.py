@@ -27,6 +27,10 @@ def run_command(main: Callable[[list[str]], None], module: str) -> int:
     A signal ends the process with 128 + its number, such as 130 for Ctrl-C.
     """
     arguments = sys.argv[1:]
+    try:
+        os.getcwd()
+    except OSError:
+        return _fail("the working directory is gone: change to one that is there")
     # transformers is here for its tokenizers: its warning that there is no PyTorch would only confuse.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with signals.patiently(module, arguments):

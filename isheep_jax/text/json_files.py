@@ -18,6 +18,9 @@ def read_file(path: epath.Path) -> bytes:
     """Reads a file that a model has. Raises `UserError` when that fails."""
     if is_gguf(path.parent):
         return model_file(path.parent, path.name)
+    if path.exists() and not path.is_file():
+        # A directory, or a pipe, which nobody may ever write to.
+        raise UserError(f"{path} is no regular file")
     try:
         return path.read_bytes()
     except OSError as error:

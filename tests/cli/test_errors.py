@@ -39,6 +39,13 @@ def test_bad_input_ends_with_its_line_and_code_2(capsys):
     assert exit_code_and_line(capsys, UserError("a\nb")) == (2, "error: a b")
 
 
+def test_working_directory_that_is_gone_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    code, line = exit_code_and_line(capsys, None)
+    assert (code, line) == (2, "error: the working directory is gone: change to one that is there")
+
+
 def test_file_that_cannot_be_opened_is_named(capsys):
     code, line = exit_code_and_line(capsys, PermissionError(errno.EACCES, "Permission denied", "/x/y"))
     assert (code, line) == (2, "error: /x/y: Permission denied")
