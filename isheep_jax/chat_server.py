@@ -234,7 +234,9 @@ class ChatServer:
                 return _read(response, self._timeout)
         except urllib.error.HTTPError as error:
             text = self._hidden(_message(_read_error(error)))
-            what = f"{error.code} {error.reason}: {_line(text)}"
+            if error.code in range(300, 400):
+                text = f"{text} (moved to {self._hidden(str(error.headers.get('Location')))}; name that URL)".strip()
+            what = ": ".join(filter(None, (f"{error.code} {error.reason}", _line(text))))
             what = what.replace(key, "***") if key else what
             if error.code in _REFUSED:
                 raise _Refused(what, text) from None
@@ -250,11 +252,12 @@ class ChatServer:
     def _parse(self, data: bytes) -> Answer:
         """Returns the answer in a chat completion. Raises _Failed for anything else."""
         try:
-            answer = json.loads(data)
+            answer = json.loads(data.decode("utf-8-sig", "replace"))
             choice = answer["choices"][0]
             text = self._hidden(_valid(_text(choice["message"].get("content"))))
             said = without_thought(text)
-            usage = answer.get("usage") or {}
+            usage = answer.get("usage")
+            usage = usage if isinstance(usage, dict) else {}
             return Answer(
                 said,
                 "length" if choice.get("finish_reason") == "length" else "stop",
@@ -277,7 +280,8 @@ class ChatServer:
         if error.denied:
             return UserError(f"--{self._setting}: {self.url} answers {error}")
         if error.malformed:
-            return UserError(f"--{self._setting}: {self.url} does not answer like an OpenAI-compatible server: {error}")
+            message = f"--{self._setting}: {self.url} does not answer like an OpenAI-compatible server: {error}"
+            return UserError(message.rstrip(" :"))
         advice = "start the server, or mend the URL" if self._answered < 0 and not error.answered else ""
         goes_on = "the same command goes on from here" if self._goes_on else "run the command again when it does"
         return UserError(

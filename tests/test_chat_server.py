@@ -262,10 +262,23 @@ def test_an_answer_in_parts_is_the_text_that_is_no_thought(serve):
     assert ask(serve(lambda prompt, _: says(parts)).url)[0].text == "8"
 
 
-@pytest.mark.parametrize("usage", [{"prompt_tokens": float("inf")}, {"prompt_tokens": "many"}, {"prompt_tokens": -1}])
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": float("inf")}, {"prompt_tokens": "many"}, {"prompt_tokens": -1}, [1]]
+)
 def test_a_count_of_tokens_that_is_none_does_not_spoil_an_answer(serve, usage):
     answer = ask(serve(lambda prompt, _: says("8", usage=usage)).url)[0]
     assert (answer.text, answer.sent) == ("8", 0)
+
+
+def test_a_byte_that_is_no_text_is_replaced(serve):
+    body = b'\xef\xbb\xbf{"choices": [{"message": {"content": "8 \xff"}}]}'
+    assert ask(serve(lambda prompt, _: (200, body, {})).url)[0].text == "8 \ufffd"
+
+
+def test_a_server_that_has_moved_says_where_to(serve):
+    server = serve(lambda prompt, _: (307, b"", {"Location": "https://there/v1"}))
+    with pytest.raises(UserError, match=r"307 Temporary Redirect: \(moved to https://there/v1; name that URL\)$"):
+        ask(server.url)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from isheep_jax.cli import signals
 from isheep_jax.cli.output import show
@@ -28,7 +29,7 @@ def run_command(main: Callable[[list[str]], None], module: str) -> int:
     """
     arguments = sys.argv[1:]
     try:
-        os.getcwd()
+        Path.cwd()
     except OSError:
         return _fail("the working directory is gone: change to one that is there")
     # transformers is here for its tokenizers: its warning that there is no PyTorch would only confuse.
