@@ -1,6 +1,7 @@
 """A conversation in the terminal: what the model is shown, what the user sees, and how it ends."""
 
 import io
+import json
 import os
 import pty
 import shutil
@@ -154,5 +155,7 @@ def test_terminal_is_asked_with_prompt_and_left_by_end_of_input(small_checkpoint
 def test_base_model_without_template_is_told_so(small_checkpoint, tmp_path):
     shutil.copytree(small_checkpoint, tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").unlink()
+    settings = tmp_path / "base" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": None}))
     with pytest.raises(UserError, match=r"--chat: .*/base is a base model without a chat template; name one"):
         main([f"--model={tmp_path}/base", "--chat"])

@@ -187,7 +187,7 @@ def prepare_squad(directory) -> Path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"data": [\n{"title": }]}', r"dev-v1\.1\.json: not JSON: Expecting value at character 22"),
+        ('{"data": [\n{"title": }]}', r"dev-v1\.1\.json: not JSON: Expecting value at line 2, character 11"),
         ('{"rows": []}', r'dev-v1\.1\.json is not in the published layout: .* "data"'),
         ('["data"]', r'dev-v1\.1\.json is not in the published layout: .* "data"'),
         ('{"data": []}', r"dev-v1\.1\.json has no questions"),

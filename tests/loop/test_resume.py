@@ -158,7 +158,7 @@ def test_parts_commit_while_others_are_still_being_written(tmp_path, small_parts
     go(tiny_config(tmp_path / "whole"))
     config = tiny_config(tmp_path / "cut")
     with pytest.raises(Killed):
-        go(config, Fuse(70))
+        go(config, Fuse(78))
     assert not (tmp_path / "cut" / "iteration_1" / "responses" / "DONE").exists()
     assert len(list((tmp_path / "cut" / "iteration_1" / "responses").glob("part-*"))) >= 2
     go(config)
