@@ -141,10 +141,7 @@ def check_together(config: Config) -> None:
         )
     settings = flatten(config)
     for name in ("workdir", "synthesize.seeds", "guard.pairs"):
-        scheme, is_remote, _ = settings[name].partition("://")
-        if is_remote and scheme not in _SCHEMES:
-            known = ", ".join(f"{known}://" for known in _SCHEMES)
-            raise UserError(f"--{name}: {scheme}:// is not known; name a local path, or one that begins with {known}")
+        check_scheme(f"--{name}", settings[name])
     if is_server(assess.judge):
         if assess.read != "sampled":
             raise UserError("--assess.read: a server as the judge gives only sampled judgments; it must be sampled")
@@ -189,6 +186,17 @@ def check_together(config: Config) -> None:
         raise UserError("--stop.measure: accuracy needs a task in --evaluate.tasks")
     if stop.measure == "validation_loss" and not config.sft.validation_fraction:
         raise UserError("--stop.measure: validation_loss needs --sft.validation_fraction above 0")
+
+
+def check_scheme(setting: str, path: str) -> None:
+    """Raises `UserError` for a path in a kind of store that is not known; the path, which may have a key, is not shown.
+
+    setting: name of the setting that has the path, for the message.
+    """
+    scheme, is_remote, _ = path.partition("://")
+    if is_remote and scheme not in _SCHEMES:
+        known = ", ".join(f"{known}://" for known in _SCHEMES)
+        raise UserError(f"{setting}: {scheme[:20]}:// is not known; name a local path, or one that begins with {known}")
 
 
 def _check_ways(synthesize: SynthesizeConfig) -> None:

@@ -109,7 +109,7 @@ CASES = [
     ([*TINY, "--workdir=/proc/run"], "workdir: cannot write in /proc/run"),
     ([*TINY, "--workdir=nosuch://a/b"], "--workdir: nosuch:// is not known"),
     ([*TRAIN, "--synthesize.seeds=nosuch://a/b"], "--synthesize.seeds: nosuch:// is not known"),
-    ([*TRAIN, "--model.path=nosuch://a/b"], "--model.path: nosuch://a/b cannot be reached"),
+    ([*TRAIN, "--model.path=nosuch://u:key@a/b"], "--model.path: nosuch:// is not known"),
     # Models.
     ([*TRAIN, "--model.path="], "--model.path: it is empty"),
     ([*TRAIN, "--model.path={tmp}/nowhere"], "--model.path: {tmp}/nowhere is no directory"),

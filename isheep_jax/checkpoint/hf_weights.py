@@ -172,8 +172,13 @@ def load_parameters(
             stored = [tensors[name] for name in _names(spec)]
             leaf = _read_stored(stored, spec, sharding, threads)
             # Waiting bounds the memory: otherwise reading would run ahead of the devices.
-            leaf, finite = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
+            leaf, finite, empty = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
             _check_finite(stored, np.asarray(finite))
+            if stored[0].name == _EMBEDDINGS and np.asarray(empty):
+                # What a download that was interrupted leaves where the file was made in its full size.
+                raise UserError(
+                    f"{stored[0].path}: tensor {_EMBEDDINGS} has zeros only: the file is not complete; get it again"
+                )
             if weights_dtype == "int8" and spec.is_matrix:
                 leaf = quantize(leaf, spec.input_axes)
             loaded[i] = jax.block_until_ready(leaf)
@@ -257,7 +262,7 @@ def _read_stored(
 def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, sharding: NamedSharding):
     """Returns the program that brings a leaf from its stored layout into its final one.
 
-    It also returns whether all numbers are finite, of each layer if the leaf is stacked.
+    It also returns whether all numbers are finite, of each layer if the leaf is stacked, and whether all are zero.
 
     Args:
         spec: the leaf's parameter.
@@ -271,12 +276,13 @@ def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, s
     kept = tuple(axis for axis in rows if axis in sharding.spec)
     copied = NamedSharding(sharding.mesh, PartitionSpec(*[None] * spec.stacked, kept))
 
-    def arrange(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def arrange(leaf: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         leaf = jax.lax.with_sharding_constraint(leaf, copied)
         leaf = (leaf.swapaxes(-1, -2) if spec.transposed else leaf).reshape(spec.shape).astype(dtype)
-        return leaf, jnp.all(jnp.isfinite(leaf), axis=range(int(spec.stacked), leaf.ndim))
+        return leaf, jnp.all(jnp.isfinite(leaf), axis=range(int(spec.stacked), leaf.ndim)), ~jnp.any(leaf)
 
-    return jax.jit(arrange, out_shardings=(sharding, NamedSharding(sharding.mesh, PartitionSpec())))
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.jit(arrange, out_shardings=(sharding, everywhere, everywhere))
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "dtype", "sharding"))

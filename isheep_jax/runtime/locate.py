@@ -7,6 +7,7 @@ from pathlib import Path
 from etils import epath
 
 from isheep_jax.config import OWN_JUDGES, Config, EvaluateConfig, is_server
+from isheep_jax.config_checks import check_scheme
 from isheep_jax.errors import UserError, one_line
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.loop import made_models
@@ -39,6 +40,7 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         return epath.Path(EMBEDDED[path])
     if not path:
         raise UserError(f"{setting}: it is empty; {_FORMS}")
+    check_scheme(setting, path)
     try:
         directory = epath.Path(path).expanduser()
         if is_gguf(directory):

@@ -18,8 +18,8 @@ def read_file(path: epath.Path) -> bytes:
     """Reads a file that a model has. Raises `UserError` when that fails."""
     if is_gguf(path.parent):
         return model_file(path.parent, path.name)
-    if path.exists() and not path.is_file():
-        # A directory, or a pipe, which nobody may ever write to.
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # Such as a pipe, which nobody may ever write to.
         raise UserError(f"{path} is no regular file")
     try:
         return path.read_bytes()
