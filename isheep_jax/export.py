@@ -18,7 +18,7 @@ from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.output import show
 from isheep_jax.directory_lock import owner_of
 from isheep_jax.errors import UserError, quoted
-from isheep_jax.files import check_new_directory, check_seal
+from isheep_jax.files import check_new_directory, check_seal, is_there
 from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.stages.evaluate import read_results
@@ -90,9 +90,11 @@ def main(arguments: Sequence[str]) -> None:
 def _settings(run: "epath.Path") -> tuple[dict[str, Any], str]:
     """Returns the run's config.json, and the sha256 of its bytes."""
     path = run / "config.json"
-    settings = _read(path) if path.is_file() else {}
+    settings = _read(path) if is_there(path) else {}
     if not {"iterations", "model", "sft", "seed"} <= settings.keys():
         raise UserError(f"--run: {run} is not a run's directory; it must be the --workdir of isheep_jax.train")
+    if not all(isinstance(settings[name], dict) for name in ("model", "sft")):
+        raise UserError(f"--run: {path} is damaged: its model and sft should be objects; restore it")
     return settings, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -102,7 +104,7 @@ def _iteration(run: "epath.Path", number: int) -> int:
     finished = sorted(
         int(match[1])
         for directory in run.iterdir()
-        if (match := re.fullmatch(r"iteration_([1-9]\d*)", directory.name)) and (directory / "fine_tune.json").is_file()
+        if (match := re.fullmatch(r"iteration_([1-9]\d*)", directory.name)) and is_there(directory / "fine_tune.json")
     )
     if number == 0:
         raise UserError("--iteration: iteration 0 is the base model itself; the run has only measured it")

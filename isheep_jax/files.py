@@ -284,9 +284,25 @@ def _digest_place(path: epath.Path) -> epath.Path:
     return path.with_name(f"{path.name}.{_SEAL}")
 
 
+def is_there(path: epath.Path) -> bool:
+    """Returns whether there is a file or directory. Raises UserError where that cannot be known.
+
+    `Path.exists` takes one that may not be looked at (no permission, a server that is away) for one that is not there.
+    """
+    if on_object_store(path):
+        return path.exists()
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; mend that and run the same command again") from None
+    return True
+
+
 def read_json_if_there(path: epath.Path) -> Any:
     """Reads a JSON file on the primary for all processes; None if there is no such file."""
-    return distributed.from_primary(lambda: read_json(path) if path.exists() else None)
+    return distributed.from_primary(lambda: read_json(path) if is_there(path) else None)
 
 
 @contextlib.contextmanager

@@ -233,7 +233,10 @@ def _open(options: GenerateOptions, directory: "epath.Path") -> "Pretrained":
     # Imported here, as below, so that --help and mistakes in the settings answer at once.
     from isheep_jax.checkpoint.pretrained import open_model
 
-    return open_model(directory, options.chat_template)
+    model = open_model(directory, options.chat_template)
+    if not options.raw:
+        model.check_messages()
+    return model
 
 
 def _completions(

@@ -9,7 +9,7 @@ from etils import epath
 
 from isheep_jax import files
 from isheep_jax.errors import UserError
-from isheep_jax.files import check_new_directory, check_output, check_writable, write_atomically, write_whole
+from isheep_jax.files import check_new_directory, check_output, check_writable, is_there, write_atomically, write_whole
 
 
 def test_a_write_removes_remainders_of_its_own_file_alone(tmp_path):
@@ -109,3 +109,13 @@ def test_a_pipe_is_written_and_stays_one(tmp_path):
     reader.join(60)
     assert read == [b"all"]
     assert pipe.is_fifo()
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(tmp_path):
+    assert not is_there(epath.Path(tmp_path / "no"))
+    (tmp_path / "file").write_text("")
+    assert is_there(epath.Path(tmp_path / "file"))
+    assert not is_there(epath.Path(tmp_path / "file" / "within"))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop cannot be read: Too many levels of symbolic links"):
+        is_there(epath.Path(tmp_path / "loop"))

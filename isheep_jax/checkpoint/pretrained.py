@@ -15,7 +15,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.sharding import ShardingRules
-from isheep_jax.text.template_check import check_template, fitting_templates, template_markers
+from isheep_jax.text.template_check import check_shows_messages, check_template, fitting_templates, template_markers
 from isheep_jax.text.tokenizer import Tokenizer
 
 _WEIGHTS = (".safetensors", ".gguf")
@@ -36,6 +36,11 @@ class Pretrained:
     def check_chat(self) -> None:
         """Raises `UserError` unless the model can hold conversations and be trained on them."""
         check_template(self.tokenizer)
+
+    def check_messages(self) -> None:
+        """Raises `UserError` when the chat template, if there is one, leaves out what the user says."""
+        if self.tokenizer.has_chat_template:
+            check_shows_messages(self.tokenizer)
 
     def check_adapters(self) -> None:
         """Raises `UserError` where adapters cannot learn the chat template, since its markers were never trained."""

@@ -59,7 +59,7 @@ class SamplingParams:
 
 # Intervals of the sampling parameters, written as in `config_checks.RANGES`.
 SAMPLING_RANGES = {
-    "temperature": "[0, inf)",
+    "temperature": "[0, 100]",
     "top_p": "(0, 1]",
     "max_tokens": "[1, 1000000]",
     "top_k": "[0, inf)",

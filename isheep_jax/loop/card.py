@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isheep_jax.config import OWN_JUDGES, AssessConfig, Config, is_server
+from isheep_jax.errors import quoted
 from isheep_jax.loop.judging.judges import judging_iteration
 from isheep_jax.loop.judging.readings import READINGS
 from isheep_jax.loop.judging.scores import SINGLE
@@ -198,7 +199,7 @@ def lineage_card(
     else:
         what = f"a whole model: {start} with all weights trained"
     packages = {"python": environment.get("python"), **environment.get("packages", {})}
-    versions = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
+    versions = ", ".join(f"{package} {quoted(version, 40)}" for package, version in packages.items() if version)
     trained = f"Training began from the {'model before, too' if previous else 'base model each time'}."
     if sft.get("data") == "all":
         trained += " It was on the kept pairs of all iterations so far."

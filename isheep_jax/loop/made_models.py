@@ -7,7 +7,7 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.errors import UserError
-from isheep_jax.files import check_seal, file_digests, on_object_store, read_json, sealed, write_json
+from isheep_jax.files import check_seal, file_digests, is_there, on_object_store, read_json, sealed, write_json
 
 MANIFEST = "fine_tune.json"
 # What a fine-tuning leaves besides its checkpoints, and the file there that people may write in.
@@ -56,13 +56,13 @@ def _read(directory: epath.Path) -> dict[str, Any] | None:
 
 def _check(model: epath.Path) -> None:
     directory = model.parent
-    if str(model) in _known or model.name not in _DIRECTORIES or not (directory / MANIFEST).exists():
+    if str(model) in _known or model.name not in _DIRECTORIES or not is_there(directory / MANIFEST):
         return
     files = (_read(directory) or {}).get("files", {})
     expected = {model / name.partition("/")[2]: digest for name, digest in files.items() if _is_in(name, model.name)}
     remedy = _remedy(directory)
     for path in expected:
-        if not path.exists():
+        if not is_there(path):
             raise UserError(f"{path} is missing; {remedy}")
     if not on_object_store(model):
         for path, digest in zip(expected, file_digests(list(expected)), strict=True):

@@ -19,10 +19,11 @@ from etils import epath
 
 from isheep_jax import directory_lock, distributed
 from isheep_jax.config import BEFORE_THEY_CAME, Config, flatten, to_json
-from isheep_jax.errors import UserError
+from isheep_jax.errors import UserError, quoted
 from isheep_jax.files import (
     check_writable,
     file_digests,
+    is_there,
     make_directory,
     on_object_store,
     read_json,
@@ -177,7 +178,7 @@ def _check(
     and "warnings".
     """
     make_directory("workdir", path)
-    resumes = (path / "config.json").exists()
+    resumes = is_there(path / "config.json")
     if not resumes:
         _check_unused(path)
     recorded = _recorded_inputs(path) if resumes else {}
@@ -316,7 +317,9 @@ def _other_versions(path: epath.Path, environment: Mapping[str, Any]) -> list[st
         for versions in (read_json(path / "environment.json"), environment)
     )
     changed = [
-        f"{name} {before[name]} (now {now[name]})" for name in before if now.get(name, before[name]) != before[name]
+        f"{name} {quoted(before[name], 40)} (now {now[name]})"
+        for name in before
+        if now.get(name, before[name]) != before[name]
     ]
     if not changed:
         return []
@@ -331,7 +334,7 @@ def _begun(iteration: epath.Path) -> str:
     """
     traces = {level: [spec.directory for spec in STAGES.values() if spec.level == level] for level in LEVELS}
     traces["train"].append("checkpoints")
-    begun = [level for level, names in traces.items() if any((iteration / name).exists() for name in names)]
+    begun = [level for level, names in traces.items() if any(is_there(iteration / name) for name in names)]
     return begun[-1] if begun else next(iter(LEVELS))
 
 

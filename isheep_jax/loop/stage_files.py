@@ -17,6 +17,7 @@ from isheep_jax.errors import UserError
 from isheep_jax.files import (
     check_seal,
     file_digests,
+    is_there,
     read_json_if_there,
     remove_remainders,
     sealed,
@@ -146,7 +147,7 @@ class StageFiles(Generic[T]):
             return self._finished_texts(manifest), ""
         texts, known, damaged = [], self._recorded(), ""
         self._digests = {}
-        while not damaged and (path := self._path(len(texts))).exists():
+        while not damaged and is_there(path := self._path(len(texts))):
             data = path.read_bytes()
             digest = sha256(data)
             # A run of an older version knows no digests before DONE.
@@ -163,7 +164,7 @@ class StageFiles(Generic[T]):
         texts = []
         for index in range(len(manifest["parts"])):
             path = self._path(index)
-            if not path.exists():
+            if not is_there(path):
                 raise UserError(f"{path} is missing; restore it, or start a new run directory")
             data = path.read_bytes()
             if manifest["parts"].get(path.name) != sha256(data):

@@ -9,6 +9,7 @@ from etils import epath
 from isheep_jax.config import OWN_JUDGES, Config, EvaluateConfig, is_server
 from isheep_jax.config_checks import check_scheme
 from isheep_jax.errors import UserError, one_line
+from isheep_jax.files import is_there
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.loop import made_models
 from isheep_jax.text.json_files import read_json_object
@@ -159,7 +160,7 @@ def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:
     models = {}
     for iteration in epath.Path(run).iterdir():
         match = re.fullmatch(r"iteration_(\d+)", iteration.name)
-        if match and (iteration / "model" / "config.json").exists():
+        if match and is_there(iteration / "model" / "config.json"):
             models[int(match[1])] = iteration / "model"
     return models
 

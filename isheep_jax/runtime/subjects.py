@@ -56,7 +56,9 @@ class Subject:
     def open(self) -> Pretrained:
         """Returns the model without its weights. Raises `UserError` as `open_model`, and for a damaged one of a run."""
         made_models.check(self.directory)
-        return open_model(self.directory, self.decoding.chat_template)
+        model = open_model(self.directory, self.decoding.chat_template)
+        model.check_messages()
+        return model
 
     def facts(self) -> dict[str, Any]:
         """Returns what responses depend on besides prompts, with the digest of the weights, for the record."""

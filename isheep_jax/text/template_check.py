@@ -35,6 +35,19 @@ def check_template(tokenizer: Tokenizer) -> None:
         raise UserError(f"{tokenizer.directory}: {problem}; {_advice(tokenizer)}")
 
 
+def check_shows_messages(tokenizer: Tokenizer) -> None:
+    """Raises `UserError` when the chat template leaves out what the user says; one that refuses a question passes."""
+    try:
+        shown = tokenizer.render((_QUESTION,))
+    except UserError:
+        return
+    if _QUESTION.content not in shown:
+        raise UserError(
+            f"{tokenizer.directory}: the chat template leaves out what the user says: {_QUESTION.content!r} becomes "
+            f"{_shown(shown)}; {_advice(tokenizer)}"
+        )
+
+
 def template_markers(tokenizer: Tokenizer) -> dict[int, str]:
     """Returns the control tokens that the chat template writes, and the end of an answer, by their ids.
 
