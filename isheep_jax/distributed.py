@@ -310,8 +310,10 @@ def _join() -> _ProcessGroup | None:
     settings = _cluster_arguments(os.environ)
     if settings is None:
         return None
-    # Unless the user wants to see them: errors of libraries, which follow from the one that is reported here.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Unless the user wants to see them: errors of libraries, which follow from the one that is reported here. "1" is
+    # what jax itself sets, and what the processes that a program with jax starts inherit.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import jax
 
     # The public functions compute on devices, which fail if the hosts disagree. Orbax uses this client as well.
