@@ -58,6 +58,10 @@ print(json.dumps(go(sys.argv[1] + "/many", int(sys.argv[2])) - before))
 """
 
 
+def records_in_memory():
+    return [o for o in gc.get_objects() if isinstance(o, Instruction | Pair | Scores | Selected)]
+
+
 class Alive(SilentReporter):
     """Counts, after each iteration, the records in memory by the iteration that made them."""
 
@@ -65,12 +69,14 @@ class Alive(SilentReporter):
         super().__init__()
         self.backend = backend
         self.counts: list[set[str]] = []
+        self.others = records_in_memory()  # of tests before this one
 
     def row(self, summary):
         self.backend.calls.clear()
         del self.backend.models[:-1]
         gc.collect()
-        records = [o for o in gc.get_objects() if isinstance(o, Instruction | Pair | Scores | Selected)]
+        others = {id(record) for record in self.others}
+        records = [record for record in records_in_memory() if id(record) not in others]
         self.counts.append({record.id.partition("-")[0] for record in records})
 
 
