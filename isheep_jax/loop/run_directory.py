@@ -243,7 +243,10 @@ def _check_settings(path: epath.Path, config: Config) -> list[str]:
     if isinstance(begun, int) and now["iterations"] < begun:
         differ.append(f"iterations was {begun}, now {now['iterations']} (it may only grow)")
     if differ:
-        raise UserError(f"workdir: {path} holds a run with other settings: {'; '.join(differ)}; name another directory")
+        raise UserError(
+            f"workdir: {path} holds a run with other settings (config.json there): {'; '.join(differ)}; "
+            "name another directory"
+        )
     return [name for name in now if name in stored or now[name] != before[name]]
 
 
