@@ -5,7 +5,6 @@ python -m isheep_jax.export runs/tiny my-model
 
 import contextlib
 import hashlib
-import json
 import re
 import shutil
 import sys
@@ -18,10 +17,11 @@ from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.output import show
 from isheep_jax.directory_lock import owner_of
 from isheep_jax.errors import UserError, quoted
-from isheep_jax.files import check_new_directory, check_seal, is_there
+from isheep_jax.files import check_new_directory, check_seal, is_there, read_json
 from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.stages.evaluate import read_results
+from isheep_jax.runtime.locate import finished_models
 from isheep_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -100,12 +100,7 @@ def _settings(run: "epath.Path") -> tuple[dict[str, Any], str]:
 
 def _iteration(run: "epath.Path", number: int) -> int:
     """Returns the iteration to export. number: as on the command line; -1: the newest that is finished."""
-    # The manifest of fine-tuning is the last of the files that a finished model needs.
-    finished = sorted(
-        int(match[1])
-        for directory in run.iterdir()
-        if (match := re.fullmatch(r"iteration_([1-9]\d*)", directory.name)) and is_there(directory / "fine_tune.json")
-    )
+    finished = list(finished_models(run))
     if number == 0:
         raise UserError("--iteration: iteration 0 is the base model itself; the run has only measured it")
     if not finished:
@@ -171,10 +166,7 @@ def _judge_check(run: "epath.Path", number: int) -> dict[str, Any] | None:
 
 
 def _read(path: "epath.Path") -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from None
+    value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"cannot read {path}: it should be the JSON object that the run wrote")
     return check_seal(value, str(path), _RESTORE)

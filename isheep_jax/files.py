@@ -204,7 +204,9 @@ def read_json(path: epath.PathLike) -> Any:
     """Reads a JSON file that a run wrote. Raises UserError when it cannot be read or is not JSON."""
     try:
         return json.loads(epath.Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+    except ValueError as error:
         raise UserError(f"cannot read {path}: {error}; it should be the JSON file that the run wrote") from error
 
 

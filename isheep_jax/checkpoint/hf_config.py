@@ -87,6 +87,9 @@ def read_architecture(directory: epath.PathLike) -> Architecture:
             "attention_softcap": fields.optional("attn_logit_softcapping", float, traits.attention_softcap),
             "logit_softcap": fields.optional("final_logit_softcapping", float, traits.logit_softcap),
         }
+    context_length = fields.number("max_position_embeddings", int)
+    if context_length < 2:
+        raise UserError(f"{path}: max_position_embeddings={context_length} leaves no room for an answer; at least 2")
     return Architecture(
         family=family,
         vocab_size=fields.number("vocab_size", int),
@@ -99,7 +102,7 @@ def read_architecture(directory: epath.PathLike) -> Architecture:
         norm_eps=fields.number("rms_norm_eps"),
         rope_theta=theta,
         rope_scaling=scaling,
-        context_length=fields.number("max_position_embeddings", int),
+        context_length=context_length,
         tied_embeddings=fields.flag("tie_word_embeddings", traits.tied_embeddings),
         bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
         eos_token_ids=configured_eos_ids(path.parent),

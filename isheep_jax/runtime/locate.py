@@ -62,7 +62,8 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         raise UserError(f"{setting}: {path} needs a package that is not installed: {one_line(error)}") from None
     except Exception as error:
         # Every object store raises errors of its own.
-        raise UserError(f"{setting}: {path} cannot be reached: {type(error).__name__}: {one_line(error)}") from error
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise UserError(f"{setting}: {path} cannot be reached: {kind}{one_line(error)}") from error
 
 
 def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
@@ -74,7 +75,7 @@ def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
         return _newest_model(directory, setting)
     if (directory / "snapshots").is_dir():
         directory = _cached(directory, setting)
-    has_config = (directory / "config.json").exists()
+    has_config = is_there(directory / "config.json")
     if (directory / _ADAPTER).exists():
         base = _adapter_base(directory / _ADAPTER)
         if has_config and any((directory / name).exists() for name in _WEIGHTS):
@@ -98,6 +99,9 @@ def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
 def _hint(directory: epath.Path, path: str) -> str:
     """Returns where the model may be if a directory has no config.json, to be added to a sentence that says so."""
     names = sorted(entry.name for entry in directory.iterdir())
+    if "config.json" in names:
+        # As in a cache of the hub whose files were moved away.
+        return "; config.json there is a link to a file that is missing"
     # The directory of a run's iteration, and those that conversion tools make.
     inside = [name for name in names if (directory / name / "config.json").exists()]
     inside += [name for name in names if name.lower().endswith(".gguf")]
@@ -156,13 +160,14 @@ def locate_evaluation_judge(settings: EvaluateConfig, setting: str = "--evaluate
 
 
 def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:
-    """Returns the models of a run's finished iterations by iteration number."""
+    """Returns the models of a run's finished iterations by iteration number, in order of it."""
     models = {}
     for iteration in epath.Path(run).iterdir():
-        match = re.fullmatch(r"iteration_(\d+)", iteration.name)
-        if match and is_there(iteration / "model" / "config.json"):
+        match = re.fullmatch(r"iteration_([1-9]\d*)", iteration.name)
+        # The manifest is written last, and holds the digests by which the files of the model are checked.
+        if match and all(is_there(iteration / name) for name in (made_models.MANIFEST, "model/config.json")):
             models[int(match[1])] = iteration / "model"
-    return models
+    return dict(sorted(models.items()))
 
 
 def _newest_model(run: epath.Path, setting: str) -> epath.Path:

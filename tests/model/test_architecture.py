@@ -110,6 +110,7 @@ def test_exports_config_reads_back_equal(tmp_path, name):
         ({"rms_norm_eps": True}, "rms_norm_eps=True has the wrong type"),
         ({"rms_norm_eps": 1e-40}, "rms_norm_eps=1e-40 is a number that no model has"),
         ({"rope_parameters": {"rope_theta": 1e300}}, "rope_theta=1e+300 is a number that no model has"),
+        ({"max_position_embeddings": 1}, "max_position_embeddings=1 leaves no room for an answer"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is more than any model has"),
         ({"max_position_embeddings": 10**40}, "is a number that no model has"),
         ({"intermediate_size": 10**10}, "intermediate_size=10000000000 is a number that no model has"),

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from isheep_jax.errors import UserError
+from isheep_jax.files import write_json
 from isheep_jax.runtime.locate import finished_models, locate_model
 from isheep_jax.tiny import CHECKPOINT
 
@@ -24,10 +25,14 @@ def test_tiny_is_embedded_model():
 
 
 def test_run_directory_means_its_newest_finished_model(tmp_path):
-    models = {number: make_model(tmp_path / f"iteration_{number}" / "model") for number in (1, 2, 10)}
-    (tmp_path / "iteration_11" / "checkpoints").mkdir(parents=True)
+    models = {number: make_model(tmp_path / f"iteration_{number}" / "model") for number in (10, 1, 2, 11)}
+    for number in (1, 2, 10):
+        write_json(tmp_path / f"iteration_{number}" / "fine_tune.json", {"metrics": {}})
+    # Nobody can check what has no digests.
+    assert models.pop(11).is_dir()
+    (tmp_path / "iteration_12" / "checkpoints").mkdir(parents=True)
     assert str(locate_model(str(tmp_path))) == str(models[10])
-    assert sorted(finished_models(tmp_path)) == [1, 2, 10]
+    assert list(finished_models(tmp_path)) == [1, 2, 10]
 
 
 def test_run_without_finished_model_says_to_go_on(tmp_path):
@@ -206,3 +211,13 @@ def test_bucket_without_its_package_names_package():
     error = "UserError: --model: gs://bucket/model needs a package that is not installed: "
     assert error in run.stderr
     assert "gcsfs" in run.stderr.partition(error)[2]
+
+
+def test_links_to_nothing_and_to_themselves_are_named(tmp_path):
+    (tmp_path / "config.json").symlink_to(tmp_path / "blobs" / "1")
+    with pytest.raises(UserError, match=r"config\.json there is a link to a file that is missing"):
+        locate_model(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"config\.json cannot be read: Too many levels of symbolic links"):
+        locate_model(str(tmp_path))

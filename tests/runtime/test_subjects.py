@@ -7,6 +7,7 @@ import pytest
 
 from isheep_jax.config import Config, DecodeConfig, ModelConfig, to_json
 from isheep_jax.errors import UserError
+from isheep_jax.files import write_json
 from isheep_jax.runtime.subjects import Decoding, subjects
 from isheep_jax.tiny import EMBEDDED
 
@@ -20,6 +21,7 @@ def run(tmp_path):
     (directory / "config.json").write_text(to_json(config))
     for number in (1, 2, 10):
         shutil.copytree(EMBEDDED["tiny"], directory / f"iteration_{number}" / "model")
+        write_json(directory / f"iteration_{number}" / "fine_tune.json", {"metrics": {}})
     return directory
 
 
