@@ -5,10 +5,11 @@ python -m isheep_jax.export runs/tiny my-model
 
 import contextlib
 import hashlib
+import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.output import show
 from isheep_jax.directory_lock import owner_of
 from isheep_jax.errors import UserError, quoted
-from isheep_jax.files import check_new_directory, check_seal, is_there, read_json
+from isheep_jax.files import check_new_directory, check_seal, is_there, on_object_store, read_json
 from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.stages.evaluate import read_results
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from etils import epath
 
 _CARD = "README.md"
+_ADAPTER_CONFIG = "adapter_config.json"
 # What mends a damaged file of a run that only the run could write.
 _RESTORE = "restore it, or run its command again"
 # Bytes copied at a time: large enough for object stores, small enough for any host.
@@ -75,10 +77,16 @@ def main(arguments: Sequence[str]) -> None:
         environment = run / "environment.json"
         versions = _read(environment) if environment.exists() else {}
         card = lineage_card(settings, digest, versions, steps, options.adapter, _judge_check(run, number))
-        note = _base_note(source) if options.adapter else Tokenizer.load(source).export_note
+        changed: dict[str, bytes] = {}
+        if options.adapter:
+            adapter_config = _adapter_config(run, source)
+            note = _base_note(adapter_config["base_model_name_or_path"])
+            changed[_ADAPTER_CONFIG] = (json.dumps(adapter_config, indent=2) + "\n").encode()
+        else:
+            note = Tokenizer.load(source).export_note
         if note is not None:
             card = f"{card}\n{note}\n"
-        files = _copy(source, output, card)
+        files = _copy(source, output, {**changed, _CARD: card.encode()})
     except ImportError as error:
         raise UserError(f"a path in cloud storage needs another package: {error}") from None
     kind = "adapter" if options.adapter else "model"
@@ -128,11 +136,21 @@ def _source(run: "epath.Path", number: int, method: str, adapter: bool) -> "epat
     return source
 
 
-def _base_note(adapter: "epath.Path") -> str | None:
+def _adapter_config(run: "epath.Path", adapter: "epath.Path") -> dict[str, Any]:
+    """Returns an adapter's adapter_config.json, with the full path of a base that is a model of the run."""
+    path = adapter / _ADAPTER_CONFIG
+    config = _read(path)
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise UserError(f"{path} is damaged: it does not name the adapter's base; {_RESTORE}")
+    if re.fullmatch(r"iteration_\d+/(\w+/)?model", base):
+        config["base_model_name_or_path"] = str((run if on_object_store(run) else run.resolve()) / base)
+    return config
+
+
+def _base_note(base: str) -> str | None:
     """Returns what to know of an adapter whose base has no name on the hub; None of any other."""
-    path = adapter / "adapter_config.json"
-    base = (_read(path) if path.exists() else {}).get("base_model_name_or_path")
-    if not isinstance(base, str) or re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         return None
     return (
         "The adapter's base, base_model_name_or_path in adapter_config.json, is a path on the machine that made it:\n"
@@ -172,18 +190,22 @@ def _read(path: "epath.Path") -> dict[str, Any]:
     return check_seal(value, str(path), _RESTORE)
 
 
-def _copy(source: "epath.Path", output: "epath.Path", card: str) -> list[str]:
-    """Copies the files under a temporary name that is renamed at the end, and returns their names."""
+def _copy(source: "epath.Path", output: "epath.Path", changed: Mapping[str, bytes]) -> list[str]:
+    """Copies the files under a temporary name that is renamed at the end, and returns their names.
+
+    changed: files that are new or have other content, by name.
+    """
     staging = output.with_name(output.name + ".partial")
-    names = sorted(path.name for path in source.iterdir() if path.name != _CARD)
+    names = sorted(path.name for path in source.iterdir() if path.name not in changed)
     with _removed_on_failure(staging):
         staging.mkdir(parents=True)
         for name in names:
             with (source / name).open("rb") as original, (staging / name).open("wb") as copy:
                 shutil.copyfileobj(original, copy, _BLOCK)
-        (staging / _CARD).write_bytes(card.encode())
+        for name, data in changed.items():
+            (staging / name).write_bytes(data)
         staging.rename(output)
-    return [*names, _CARD]
+    return [*names, *changed]
 
 
 @contextlib.contextmanager

@@ -54,6 +54,9 @@ def make_run(run: Path, finished: int = 2, **sft) -> Path:
                 (place / kind / "weights.safetensors").write_bytes(f"{kind} {number}".encode() * 1000)
                 (place / kind / "config.json").write_text("{}")
                 (place / kind / "README.md").write_text("the card of the loop")
+                if kind == "adapter":
+                    config = {"r": 8, "base_model_name_or_path": "org/base"}
+                    (place / kind / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
                 for file in CHECKPOINT.glob("tokenizer*"):
                     shutil.copy(file, place / kind)
             if number <= finished:
@@ -113,6 +116,16 @@ def test_adapter_of_local_base_says_that_its_path_must_be_set(run, tmp_path, cap
         if is_path:
             assert base in note[0]
             assert base in card
+
+
+def test_adapter_of_the_runs_own_model_has_its_full_path_wherever_the_run_was_moved(run, tmp_path, capsys):
+    config = run / "iteration_2" / "adapter" / "adapter_config.json"
+    write(config, {"r": 8, "base_model_name_or_path": "iteration_1/model"})
+    moved = run.rename(tmp_path / "moved")
+    main([str(moved), str(tmp_path / "out"), "--adapter"])
+    exported = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert exported == {"r": 8, "base_model_name_or_path": f"{moved.resolve()}/iteration_1/model"}
+    assert f"{moved.resolve()}/iteration_1/model" in capsys.readouterr().out.splitlines()[1]
 
 
 def test_card_tells_base_chain_counts_digest_versions_and_evaluation(run, tmp_path):

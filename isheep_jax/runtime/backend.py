@@ -18,7 +18,7 @@ from isheep_jax.loop.protocols import FineTuneJob, StageReporter
 from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
-from isheep_jax.runtime.fine_tune import adapter_base, full_path, train_and_save
+from isheep_jax.runtime.fine_tune import adapter_base, train_and_save
 from isheep_jax.runtime.locate import locate_evaluation_judge, locate_judge, locate_model
 from isheep_jax.runtime.vector_index import Index
 from isheep_jax.sft.trainer import check_settings
@@ -129,7 +129,12 @@ class JaxBackend:
             mesh=self._train_mesh,
             dtype=self._dtype,
             seed=seed_of(self._config.seed, f"{job.iteration}/fine-tune"),
-            base=full_path(job.start) if job.start else adapter_base(self._config.model.path, self._base),
+            # Within the run, wherever that is or will be; an export gives the full path.
+            base=(
+                job.start.relative_to(self._config.directory).as_posix()
+                if job.start
+                else adapter_base(self._config.model.path, self._base)
+            ),
             on_step=lambda step, total, metrics: progress.update(step, total, **_shown(metrics)),
         )
         return dataclasses.asdict(result)

@@ -112,10 +112,6 @@ def train_and_save(
 
 def adapter_base(path: str, directory: epath.Path) -> str:
     """Returns the name by which other tools find the base model `path` in `directory`: its full path, or its hub id."""
-    is_local = path in EMBEDDED or epath.Path(path).expanduser().exists()
-    return full_path(directory) if is_local else path
-
-
-def full_path(directory: epath.Path) -> str:
-    """Returns the path from the root of the file system or bucket."""
+    if path not in EMBEDDED and not epath.Path(path).expanduser().exists():
+        return path
     return str(directory if on_object_store(directory) else directory.resolve())
