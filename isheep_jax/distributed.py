@@ -53,6 +53,10 @@ _HEARTBEATS = "isheep_jax/alive"
 _ACKNOWLEDGED = "isheep_jax/read"
 
 
+# Here so that `leave` is whole as soon as it is there: a signal may come while the module is being imported.
+_group: "_ProcessGroup | None" = None
+
+
 def is_primary() -> bool:
     """Returns whether this process writes and prints."""
     return _group is None or _group.index == 0
@@ -301,9 +305,6 @@ class _ProcessGroup:
         # All processes run the same schedule, so that their counters agree.
         self._calls += 1
         return f"isheep_jax/{self._calls}"
-
-
-_group: _ProcessGroup | None = None
 
 
 def _join() -> _ProcessGroup | None:

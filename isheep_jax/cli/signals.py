@@ -102,13 +102,14 @@ class _Listener:
 
     def end(self, number: int) -> NoReturn:
         """Says why, and ends the process at once."""
-        # Here because it brings in modules that a command needs only later.
-        from isheep_jax import distributed
-
         if self._ending.acquire(timeout=PATIENCE):
             with contextlib.suppress(Exception):
                 line = stop_line(number, *self.command)
-                distributed.leave(lambda: _say(line), f"stopped by {_NAMES[number]}", 128 + number)
+                # A process that has not imported it, or not wholly yet, has joined no others.
+                distributed = sys.modules.get("isheep_jax.distributed")
+                if hasattr(distributed, "leave"):
+                    distributed.leave(lambda: _say(line), f"stopped by {_NAMES[number]}", 128 + number)
+                _say(line)
         os._exit(128 + number)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 from typing import Any
 
 import jax
@@ -34,6 +35,17 @@ def _is_not_raised(record: logging.LogRecord) -> bool:
 
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).addFilter(_is_not_raised)
+
+_report_unraisable = sys.unraisablehook
+
+
+def _leave_out_late_arrays(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Reports an exception that nothing can catch, but for those of arrays whose save has failed by another one."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        _report_unraisable(unraisable)
+
+
+sys.unraisablehook = _leave_out_late_arrays
 
 
 class _LatestAndBest:

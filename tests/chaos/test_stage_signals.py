@@ -21,9 +21,11 @@ def whole(tmp_path_factory):
     return results(directory)
 
 
-def stopped(directory: Path, words: str, *signals: int, pause: float = 0.0, between: float = 0.1) -> None:
-    """Starts the run, sends the signals in the stage whose line has the words, and checks how it ends."""
-    process = RUN.start(directory)
+def stopped(
+    directory: Path, words: str, *signals: int, pause: float = 0.0, between: float = 0.1, command: RunCommand = RUN
+) -> None:
+    """Starts a run, sends the signals in the stage whose line has the words, and checks how it ends."""
+    process = command.start(directory)
     wait_for(process, words)
     time.sleep(pause)
     for number in signals:
@@ -46,10 +48,12 @@ def test_run_that_signals_stop_in_every_stage_ends_with_same_bytes(whole, tmp_pa
 
 @pytest.mark.parametrize("words", ["iteration 1 · synthesize", "iteration 1 · fine-tune"])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_second_signal_at_any_time_adds_no_line(whole, tmp_path, number, words):
+def test_second_signal_at_any_time_adds_no_line(tmp_path, number, words):
     pauses = instants(seed=number, longest=1.5)
+    long = RunCommand(("--sft.epochs=100",))
     for attempt in range(4):
-        stopped(tmp_path / f"run {attempt}", words, number, number, pause=next(pauses), between=next(pauses) / 10)
+        pause, between = next(pauses), next(pauses) / 10
+        stopped(tmp_path / f"run {attempt}", words, number, number, pause=pause, between=between, command=long)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -77,14 +81,15 @@ def test_reader_that_goes_away_in_a_stage_is_one_line_and_same_command_goes_on(w
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_full_standard_output_leaves_nothing(tmp_path):
+def test_full_standard_output_is_one_line_and_same_command_goes_on(whole, tmp_path):
     with Path("/dev/full").open("w") as full:
         process = RUN.start(tmp_path / "run", stdout=full)
         _, errors = process.communicate(timeout=100)
     assert process.returncode == 2
     (line,) = errors.splitlines()
     assert line.startswith("error: standard output cannot be written: No space left on device")
-    assert not (tmp_path / "run").exists()
+    RUN.finish(tmp_path / "run")
+    assert results(tmp_path / "run") == whole
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,12 @@ with tempfile.TemporaryDirectory() as directory:
         print("goes on", flush=True)
         time.sleep(100)
 """
+# What is found of a module whose import is interrupted in its middle.
+HALF_IMPORTED = """
+sys.modules["isheep_jax.distributed"] = type(sys)("isheep_jax.distributed")
+ready()
+time.sleep(100)
+"""
 CLEANS = """
 try:
     ready()
@@ -114,7 +120,9 @@ def test_signal_that_main_thread_does_not_see_ends_command_after_its_patience(bo
 
 
 @pytest.mark.parametrize(
-    "body", [LOST, CHANGED, IMPORTS], ids=["lost in a callback", "changed to another error", "in an import"]
+    "body",
+    [LOST, CHANGED, IMPORTS, HALF_IMPORTED],
+    ids=["lost in a callback", "changed to another error", "in an import", "half imported"],
 )
 def test_signal_whose_exception_library_loses_ends_command_at_once(body):
     process = started(body)

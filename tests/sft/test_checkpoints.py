@@ -1,6 +1,8 @@
 import gc
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -180,3 +182,37 @@ def test_array_that_changed_in_the_store_is_refused_by_its_name(tmp_path, monkey
 def test_checksums_do_not_depend_on_dtype_widths_or_signs():
     tree = {"a": jnp.bfloat16(-1.5), "b": jnp.arange(3, dtype=jnp.int32), "c": jnp.array([True]), "d": jnp.uint8(7)}
     assert checksums(tree) == [0xBFC0, 3, 1, 7]
+
+
+# A loop of events that ends while an array is still being written, as Orbax's does when another array has failed.
+LATE_ARRAY = """
+import asyncio, sys, time
+import numpy as np
+import tensorstore
+import isheep_jax.sft.checkpoints
+
+store = {"driver": "zarr", "kvstore": f"file://{sys.argv[1]}/"}
+array = tensorstore.open(store, create=True, dtype=tensorstore.float32, shape=[4000, 4000]).result()
+loop = asyncio.new_event_loop()
+writing = array.write(np.random.default_rng(0).random((4000, 4000), np.float32))
+
+
+async def wait():
+    await writing
+
+
+task = loop.create_task(wait())
+loop.call_soon(loop.stop)
+loop.run_forever()
+assert not writing.done()
+loop.close()
+writing.result()
+print("written")
+"""
+
+
+def test_array_that_is_late_for_a_save_that_failed_prints_nothing(tmp_path):
+    command = [sys.executable, "-c", LATE_ARRAY, str(tmp_path / "array")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.stdout == "written\n"
+    assert "Event loop is closed" not in result.stderr

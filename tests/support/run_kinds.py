@@ -26,6 +26,7 @@ SETTINGS = (
     "--evaluate.limit=8",
     "--sft.epochs=2",
     "--sft.checkpoint_every=1",
+    "--sft.warmup_steps=0",
     "--decode.slots=8",
 )
 LORA = ("--sft.method=lora", "--sft.start=previous", "--iterations=2")
