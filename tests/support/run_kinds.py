@@ -93,10 +93,10 @@ def results(directory: Path) -> dict[str, bytes]:
     found = {}
     for place, directories, names in os.walk(directory):
         directories[:] = [name for name in directories if name != "checkpoints"]
-        for name in names:
-            path = Path(place, name)
-            found[path.relative_to(directory).as_posix()] = path.read_bytes()
-    return {name: _content(name, data) for name, data in found.items() if name not in _OF_THIS_RUN}
+        paths = (Path(place, name) for name in names)
+        found |= {path.relative_to(directory).as_posix(): path for path in paths}
+    # The log may be a device that can be read for ever.
+    return {name: _content(name, path.read_bytes()) for name, path in found.items() if name not in _OF_THIS_RUN}
 
 
 _OF_THIS_RUN = {"log.txt", "config.json"}
