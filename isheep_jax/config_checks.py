@@ -57,7 +57,7 @@ RANGES = {
     "sft.lora_rank": "[1, 65536]",
     "sft.lora_alpha": "(0, inf)",
     "sft.lora_dropout": "[0, 1)",
-    "sft.learning_rate": "(0, inf)",
+    "sft.learning_rate": "(0, 1]",
     "sft.warmup_steps": "[0, inf)",
     "sft.weight_decay": "[0, inf)",
     "sft.clip_norm": "(0, inf)",

@@ -292,6 +292,8 @@ def read_prompts(path: Path) -> list[dict]:
     for where, record in read_objects(path, "--input", _LIKE):
         if "prompt" in record:
             texts(f"--input: {where}", record, ("prompt",))
+        elif "instruction" not in record:
+            raise UserError(f"--input: {where}: 'prompt' (or 'instruction') is missing")
         else:
             texts(f"--input: {where}", record, ("instruction",), ("input",))
         records.append(record)

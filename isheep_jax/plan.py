@@ -62,7 +62,10 @@ def main(arguments: Sequence[str]) -> None:
     from isheep_jax.planning import fit, report
     from isheep_jax.planning.models import planned_architecture
     from isheep_jax.planning.plan import as_dict, find_hardware, make_plan
+    from isheep_jax.runtime.devices import default_backend
 
+    if not config.mesh.topology:
+        default_backend()  # says what is wrong where there are no devices
     with tempfile.TemporaryDirectory() as work:
         architecture = planned_architecture(config.model.path, Path(work))
     hardware = find_hardware(config)

@@ -57,7 +57,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, character {error.colno}" if "\n" in text else f"character {error.pos + 1}"
-        raise ValueError(f"not JSON: {error.msg} at {place}") from None
+        raise ValueError(f"not JSON: {error.msg.removesuffix(' at')} at {place}") from None
     try:
         # Only an escape can make half a surrogate pair of a text that was UTF-8.
         if "\\u" in text:

@@ -104,6 +104,8 @@ def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, Tensor
         hint = f"only {others[0]}, a pickle file, which could run any code and is never read; convert it to safetensors"
     elif others := sorted(path.name for path in directory.glob("*.safetensors")):
         hint += f", only {quoted(others[0])}"
+        if single.name in others:
+            hint = f"{single.name} is a link to a file that is missing"
     raise UserError(f"{directory} holds no weights that can be read: {hint}")
 
 

@@ -22,6 +22,8 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # A larger header size means a damaged file: the header of a model with a thousand tensors takes 100 KB.
 _MAX_HEADER = 25_000_000
+# What a file begins with of which a clone has only the place, where a header's length would be.
+_LFS_POINTER = b"version "
 _MAX_DIMENSIONS = 8
 
 
@@ -70,7 +72,10 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
         if size < 8:  # also a pipe, which would be waited for
             raise UserError(f"{path} is truncated or not a safetensors file: it has {size} bytes")
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+            if start == _LFS_POINTER:
+                raise UserError(f"{path} is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that")
+            length = int.from_bytes(start, "little")
             if length > min(size - 8, _MAX_HEADER):
                 raise UserError(f"{path} is truncated or not a safetensors file: its header is not whole")
             header = parse_json(file.read(length).decode("utf-8"))

@@ -34,7 +34,7 @@ class TooLong(PromptError):
             message = f" and {continuation} {spare}; decode.max_length={max_length} must hold both"
         else:
             spare_tokens = {0: "", 1: " and a new token"}.get(spare, f" and {spare} more")
-            message = f"; decode.max_length={max_length} must hold it{spare_tokens}"
+            message = f"; decode.max_length={max_length} must hold it{spare_tokens} (at most the model's context)"
         super().__init__(f"the prompt has {tokens} tokens{message}")
 
 

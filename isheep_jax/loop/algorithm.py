@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from isheep_jax.config import OWN_JUDGES, Config
 from isheep_jax.directory_lock import owned
 from isheep_jax.files import write_json
-from isheep_jax.loop import guards
+from isheep_jax.loop import guards, made_models
 from isheep_jax.loop.context import StageContext
 from isheep_jax.loop.filters.normalization import normalize
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
@@ -90,6 +90,8 @@ def _run(
         if 0 < number < config.iterations and has_stopped_improving(summaries, config.stop):
             reporter.note(f"iteration {number} is the last: {config.stop.measure} has not improved (--stop.patience)")
             break
+    # Nothing has read it where the run was finished before.
+    made_models.check(directory.iteration(summaries[-1].iteration) / "model")
     if best:
         reporter.note(f"best: iteration {best['iteration']}, {best['measure']} {best['value']:.3f}")
     return summaries

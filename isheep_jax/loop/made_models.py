@@ -35,6 +35,24 @@ def read(directory: epath.Path) -> dict[str, Any] | None:
     return distributed.from_primary(lambda: _read(directory))
 
 
+def is_finished(iteration: epath.Path) -> bool:
+    """Returns whether an iteration's directory holds a model whose fine-tuning is finished.
+
+    Raises UserError when the manifest, or the model's config.json, was there and is lost.
+    """
+    config = iteration / "model" / "config.json"
+    if not is_there(iteration / MANIFEST):
+        # The summary of an iteration is written after all else.
+        if is_there(iteration / "summary.json"):
+            raise UserError(
+                f"{iteration / MANIFEST} is missing; restore it, or the run's command makes the model again"
+            )
+        return False
+    if not is_there(config):
+        raise UserError(f"{config} is missing; {_remedy(iteration)}")
+    return True
+
+
 def check(model: epath.Path) -> None:
     """Raises UserError when a file of a model or adapter that a run made is missing or has changed; call it before use.
 

@@ -251,6 +251,8 @@ def _check_settings(path: epath.Path, config: Config) -> list[str]:
 
 
 def _recorded_inputs(path: epath.Path) -> dict[str, str]:
+    if not is_there(path / "inputs.json"):
+        raise UserError(f"{path}/inputs.json is missing; restore it, or name another directory")
     recorded = read_json(path / "inputs.json")
     if not isinstance(recorded, dict):
         raise UserError(f"{path}/inputs.json is damaged: it should be an object; restore it, or name another directory")

@@ -12,10 +12,12 @@ from pathlib import Path
 import jax
 
 from isheep_jax import distributed
-from isheep_jax.errors import printable
+from isheep_jax.errors import UserError, one_line, printable
 
 # Programs that compile faster than this (in seconds) are not worth a file in the compilation cache.
 MIN_CACHED_COMPILE_SECONDS = 0.3
+# Characters of jax's message that an error quotes.
+_QUOTED = 200
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -35,7 +37,7 @@ def use_compilation_cache() -> None:
             _note(f"JAX_COMPILATION_CACHE_DIR={chosen} cannot be written")
         return
     kind = ""
-    if jax.default_backend() == "cpu":
+    if default_backend() == "cpu":
         features = _cpu_features()
         # XLA refuses on such CPUs what it wrote there itself, with a page of text for each program.
         if any(feature.startswith("avx512") for feature in features):
@@ -48,6 +50,20 @@ def use_compilation_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_CACHED_COMPILE_SECONDS)
+
+
+def default_backend() -> str:
+    """Returns the kind of the devices, such as "cpu".
+
+    Raises UserError where jax cannot open those that are asked for.
+    """
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        chosen = os.environ.get("JAX_PLATFORMS")
+        what = f"JAX_PLATFORMS={chosen}: jax finds no such device here" if chosen else "jax finds no device"
+        why = f" ({one_line(error)[:_QUOTED]})" if str(error) else ""
+        raise UserError(f"{what}{why}; unset it, or install jax for the device (the extras gpu and tpu)") from None
 
 
 def _cache_home() -> Path:
@@ -90,4 +106,4 @@ def describe_devices(devices: Sequence[jax.Device]) -> str:
 
 def default_dtype() -> str:
     """Returns the compute dtype "auto": float32 on CPUs, bfloat16 elsewhere."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if default_backend() == "cpu" else "bfloat16"

@@ -144,6 +144,8 @@ def locate_judge(config: Config) -> epath.Path | None:
     judge = config.assess.judge
     if judge in OWN_JUDGES or is_server(judge):
         return None
+    if re.match(r"[\w.-]+:\d+(/|$)", judge):
+        raise UserError(f"--assess.judge: {judge} is no URL without http:// or https:// in front of it")
     near = difflib.get_close_matches(judge, OWN_JUDGES, n=1)
     if near and not epath.Path(judge).expanduser().is_dir():
         raise UserError(f"--assess.judge: there is no judge '{judge}'; did you mean '{near[0]}'?")
@@ -160,12 +162,14 @@ def locate_evaluation_judge(settings: EvaluateConfig, setting: str = "--evaluate
 
 
 def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:
-    """Returns the models of a run's finished iterations by iteration number, in order of it."""
+    """Returns the models of a run's finished iterations by iteration number, in order of it.
+
+    Raises UserError when one has lost a file that it had when its iteration was finished.
+    """
     models = {}
     for iteration in epath.Path(run).iterdir():
         match = re.fullmatch(r"iteration_([1-9]\d*)", iteration.name)
-        # The manifest is written last, and holds the digests by which the files of the model are checked.
-        if match and all(is_there(iteration / name) for name in (made_models.MANIFEST, "model/config.json")):
+        if match and made_models.is_finished(iteration):
             models[int(match[1])] = iteration / "model"
     return dict(sorted(models.items()))
 

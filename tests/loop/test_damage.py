@@ -1,5 +1,6 @@
 """Any file of a run that is cut, changed or deleted is made again as it was, or refused by its name; none is used."""
 
+import re
 import shutil
 
 import pytest
@@ -77,3 +78,14 @@ def test_run_goes_on_to_the_same_bytes_or_names_the_damaged_file(finished, tmp_p
             if differ:
                 wrong.append((name, differ))
     assert wrong == []
+
+
+@pytest.mark.parametrize("damage", [cut, flip, delete])
+def test_finished_run_whose_last_model_is_damaged_says_so(finished, tmp_path, monkeypatch, damage):
+    source, _ = finished
+    shutil.copytree(source, tmp_path / "run")
+    (model,) = (path for path in (tmp_path / "run" / "iteration_1" / "model").iterdir() if path.name != "config.json")
+    damage(model)
+    monkeypatch.setattr(made_models, "_known", set())
+    with pytest.raises(UserError, match=rf"iteration_1/model/{re.escape(model.name)} (is missing|has changed)"):
+        go(tmp_path / "run", 1)

@@ -103,3 +103,17 @@ def test_home_that_cannot_be_written_is_no_obstacle():
     )
     assert (run.returncode, run.stdout) == (0, "2\n")
     assert len(run.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("command", [["generate", "--model=tiny", "--prompt=x"], ["plan", "--config=tiny"]])
+def test_devices_that_jax_cannot_open_are_one_line(command):
+    result = subprocess.run(
+        [sys.executable, "-m", f"isheep_jax.{command[0]}", *command[1:]],
+        env=os.environ | {"JAX_PLATFORMS": "nowhere"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: JAX_PLATFORMS=nowhere: jax finds no such device here")

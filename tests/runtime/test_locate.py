@@ -1,6 +1,7 @@
 """Every form of a model argument resolves to a directory, or is one line that says why not."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -220,4 +221,16 @@ def test_links_to_nothing_and_to_themselves_are_named(tmp_path):
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
     with pytest.raises(UserError, match=r"config\.json cannot be read: Too many levels of symbolic links"):
+        locate_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("lost", ["fine_tune.json", "model/config.json"])
+def test_newest_model_that_lost_a_file_is_named_and_no_earlier_one_is_used(tmp_path, lost):
+    for number in (1, 2):
+        iteration = tmp_path / f"iteration_{number}"
+        make_model(iteration / "model")
+        write_json(iteration / "fine_tune.json", {"metrics": {}})
+        write_json(iteration / "summary.json", {})
+    (tmp_path / "iteration_2" / lost).unlink()
+    with pytest.raises(UserError, match=f"iteration_2/{re.escape(lost)} is missing; restore it, or "):
         locate_model(str(tmp_path))

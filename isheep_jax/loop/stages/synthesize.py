@@ -17,7 +17,7 @@ from isheep_jax.loop.filters.held_out import is_held_out
 from isheep_jax.loop.filters.junk import junk_reason
 from isheep_jax.loop.filters.novelty import Pool, RestartingPool
 from isheep_jax.loop.filters.text_rules import instruction_reason
-from isheep_jax.loop.filters.verdicts import EMPTY, IN_EVALUATION_SET, NOT_NEW, not_decoded
+from isheep_jax.loop.filters.verdicts import EMPTY, IN_EVALUATION_SET, NOT_DECODED, NOT_NEW, UNFINISHED, not_decoded
 from isheep_jax.loop.prompting.own_lift import lowest, own_lifts
 from isheep_jax.loop.prompting.protocols import ParsedInstruction, PromptSource
 from isheep_jax.loop.prompting.topics import instructions_from_topics
@@ -32,6 +32,11 @@ SMALLEST_WAVE = 8
 # The stage gives up when this many waves in a row gave less than one new instruction per hundred prompts.
 PATIENCE = 6
 LOW_LIFT = "among the lowest lifts"
+# What helps where most prompts gave nothing for one of these reasons.
+_REMEDIES = {
+    NOT_DECODED: "raise decode.max_length, which must hold the prompt with its examples",
+    UNFINISHED: "raise synthesize.max_tokens",
+}
 
 
 def synthesize(
@@ -186,11 +191,16 @@ class _State:
         if len(self._recent) == PATIENCE and new * 100 < prompts:
             reasons = Counter(r.verdict.reason for r in self.all if not r.verdict.kept)
             most = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(3))
+            remedy = (
+                "lower synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
+                + (" or method=few_shot" if len(self._sources) > 1 else "")
+            )
+            if reasons:
+                ((commonest, _),) = reasons.most_common(1)
+                remedy = _REMEDIES.get(commonest, remedy)
             raise NothingLeftError(
                 f"synthesize: the last {prompts} prompts gave {new} new instructions, {self.accepted} of "
-                f"{self.settings.instructions} are there (dropped so far: {most}); in a new run lower "
-                "synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
-                + (" or method=few_shot" if len(self._sources) > 1 else "")
+                f"{self.settings.instructions} are there (dropped so far: {most}); in a new run {remedy}"
             )
 
     def requests(self) -> tuple[list[Request], list[Way]]:
