@@ -26,18 +26,19 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR names another directory.
 
     Where neither can be written, programs are compiled in each start, after one note on stderr. A program for CPUs is
-    machine code for one kind of CPU, so that each kind has a directory of its own.
+    machine code for one kind of CPU, so that each kind has a directory of its own. Raises UserError where jax cannot
+    open the devices.
     """
     # A damaged file, or a disk that has become full, costs the time of compiling, and no more.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
-    chosen = jax.config.jax_compilation_cache_dir
+    backend, chosen = default_backend(), jax.config.jax_compilation_cache_dir
     if chosen is not None:
         if "://" not in chosen and not _is_writable(Path(chosen)):
             jax.config.update("jax_enable_compilation_cache", False)
             _note(f"JAX_COMPILATION_CACHE_DIR={chosen} cannot be written")
         return
     kind = ""
-    if default_backend() == "cpu":
+    if backend == "cpu":
         features = _cpu_features()
         # XLA refuses on such CPUs what it wrote there itself, with a page of text for each program.
         if any(feature.startswith("avx512") for feature in features):

@@ -17,9 +17,15 @@ def tokens_of(request, **settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"spare": 0}, "the prompt has 65 tokens; decode.max_length=64 must hold it"),
-        ({"spare": 1}, "the prompt has 65 tokens; decode.max_length=64 must hold it and a new token"),
-        ({"spare": 3}, "the prompt has 65 tokens; decode.max_length=64 must hold it and 3 more"),
+        ({"spare": 0}, "the prompt has 65 tokens; decode.max_length=64 must hold it (at most the model's context)"),
+        (
+            {"spare": 1},
+            "the prompt has 65 tokens; decode.max_length=64 must hold it and a new token (at most the model's context)",
+        ),
+        (
+            {"spare": 3},
+            "the prompt has 65 tokens; decode.max_length=64 must hold it and 3 more (at most the model's context)",
+        ),
         (
             {"spare": 3, "continuation": "its longest choice"},
             "the prompt has 65 tokens and its longest choice 3; decode.max_length=64 must hold both",
