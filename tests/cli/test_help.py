@@ -44,7 +44,7 @@ def test_help_lists_everyday_settings_before_details(capsys):
 
 def test_help_shows_values_of_chosen_config(capsys):
     text = help_of(train, "--config=tiny", capsys=capsys)
-    assert "  --sft.learning_rate=FLOAT  (0.0003; above 0)\n" in text
+    assert "  --sft.learning_rate=FLOAT  (0.0003; above 0 and at most 1)\n" in text
     assert "in 'tiny'" in text
 
 
