@@ -23,6 +23,7 @@ from isheep_jax.config import AssessConfig, GuardConfig, RespondConfig, SelectCo
 from isheep_jax.config import SynthesizeConfig as Synthesize
 from isheep_jax.decode.requests import ChoiceLogprobs
 from isheep_jax.errors import UserError
+from isheep_jax.files import write_json
 from isheep_jax.loop.algorithm import run
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.records import Scores, Selected, Vector, from_line, kept
@@ -181,14 +182,15 @@ def test_a_judge_that_has_become_another_one_is_refused_once_it_has_scored(tmp_p
         (other / f"iteration_{n}" / "model").mkdir(parents=True)
     for n in (1, 2):
         (other / f"iteration_{n}" / "model" / "weights.json").write_text(str(n))
-    (other / "iteration_1" / "model" / "config.json").write_text("{}")
+        (other / f"iteration_{n}" / "model" / "config.json").write_text("{}")
+    write_json(other / "iteration_1" / "fine_tune.json", {"metrics": {}})
     config = tiny_config(tmp_path / "run", iterations=1, assess=AssessConfig(judge=str(other)))
     with pytest.raises(Killed):
         go(config, ScriptedBackend(Fuse(3)))
-    (other / "iteration_2" / "model" / "config.json").write_text("{}")
+    write_json(other / "iteration_2" / "fine_tune.json", {"metrics": {}})
     _, backend = go(config)
     assert set(asked(backend, "/assess/").values()) == {other / "iteration_2" / "model"}
-    (other / "iteration_2" / "model" / "config.json").unlink()
+    (other / "iteration_2" / "fine_tune.json").unlink()
     with pytest.raises(UserError, match=r"made with other files: assess\.judge changed"):
         go(config)
 

@@ -183,7 +183,7 @@ def test_rate_rises_to_its_peak_and_falls_to_zero():
         ({"examples": []}, "there are no examples to learn from"),
         ({"batch_size": 6, "mesh": (2, 2, 1)}, "6 rows do not divide .* 4 devices; nearest that do: 4 or 8"),
         ({"mesh": (1, 1, 4)}, "mesh.tensor=4 does not divide the model's key-value heads of 2"),
-        ({"learning_rate": 1e30}, "sft.learning_rate: the loss is not finite at update 2"),
+        ({"learning_rate": 1.0, "weight_decay": 1e30}, "sft.learning_rate: the loss is not finite at update 2"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(tmp_path, settings, message):

@@ -4,6 +4,7 @@ import pytest
 
 from isheep_jax.config import AssessConfig, Config, SelectConfig
 from isheep_jax.errors import UserError
+from isheep_jax.files import write_json
 from isheep_jax.loop.judging.agreement import measure_agreement, sample_candidates
 from isheep_jax.loop.judging.judges import identity, own_model
 from isheep_jax.loop.judging.reader import Candidate
@@ -29,6 +30,8 @@ def test_another_model_is_found_as_everywhere_and_named_by_the_end_of_its_path(t
     for name in ("iteration_0", "iteration_1/model", "iteration_2/model"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
+    for number in (1, 2):
+        write_json(tmp_path / f"iteration_{number}" / "fine_tune.json", {"metrics": {}})
     assert locate_judge(judged_by(tmp_path)) == tmp_path / "iteration_2" / "model"
     assert identity(locate_judge(judged_by(tmp_path))) == {"assess.judge": "iteration_2/model"}
     for judge in ("base", "current", "previous", "http://localhost:1/v1", "https://x/v1"):
