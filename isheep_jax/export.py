@@ -18,7 +18,7 @@ from isheep_jax.cli.errors import run_command
 from isheep_jax.cli.output import show
 from isheep_jax.directory_lock import owner_of
 from isheep_jax.errors import UserError, quoted
-from isheep_jax.files import check_new_directory, check_seal, is_there, on_object_store, read_json
+from isheep_jax.files import check_new_directory, check_seal, full_path, is_there, read_json
 from isheep_jax.loop import made_models
 from isheep_jax.loop.card import Step, lineage_card
 from isheep_jax.loop.stages.evaluate import read_results
@@ -144,7 +144,7 @@ def _adapter_config(run: "epath.Path", adapter: "epath.Path") -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path} is damaged: it does not name the adapter's base; {_RESTORE}")
     if re.fullmatch(r"iteration_\d+/(\w+/)?model", base):
-        config["base_model_name_or_path"] = str((run if on_object_store(run) else run.resolve()) / base)
+        config["base_model_name_or_path"] = str(full_path(run) / base)
     return config
 
 

@@ -286,6 +286,11 @@ def _digest_place(path: epath.Path) -> epath.Path:
     return path.with_name(f"{path.name}.{_SEAL}")
 
 
+def full_path(path: epath.Path) -> epath.Path:
+    """Returns the path from the root of the file system or bucket."""
+    return path if on_object_store(path) else path.resolve()
+
+
 def is_there(path: epath.Path) -> bool:
     """Returns whether there is a file or directory. Raises UserError where that cannot be known.
 

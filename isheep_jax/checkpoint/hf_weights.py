@@ -103,9 +103,8 @@ def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, Tensor
     if others:
         hint = f"only {others[0]}, a pickle file, which could run any code and is never read; convert it to safetensors"
     elif others := sorted(path.name for path in directory.glob("*.safetensors")):
-        hint += f", only {quoted(others[0])}"
-        if single.name in others:
-            hint = f"{single.name} is a link to a file that is missing"
+        is_lost = single.name in others
+        hint = f"{single.name} is a link to a file that is missing" if is_lost else f"{hint}, only {quoted(others[0])}"
     raise UserError(f"{directory} holds no weights that can be read: {hint}")
 
 

@@ -91,7 +91,8 @@ def _run(
             reporter.note(f"iteration {number} is the last: {config.stop.measure} has not improved (--stop.patience)")
             break
     # Nothing has read it where the run was finished before.
-    made_models.check(directory.iteration(summaries[-1].iteration) / "model")
+    if last := directory.model(summaries[-1].iteration):
+        made_models.check(last)
     if best:
         reporter.note(f"best: iteration {best['iteration']}, {best['measure']} {best['value']:.3f}")
     return summaries

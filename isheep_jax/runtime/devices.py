@@ -64,7 +64,8 @@ def default_backend() -> str:
         chosen = os.environ.get("JAX_PLATFORMS")
         what = f"JAX_PLATFORMS={chosen}: jax finds no such device here" if chosen else "jax finds no device"
         why = f" ({one_line(error)[:_QUOTED]})" if str(error) else ""
-        raise UserError(f"{what}{why}; unset it, or install jax for the device (the extras gpu and tpu)") from None
+        unset = "unset it, or " if chosen else ""
+        raise UserError(f"{what}{why}; {unset}install jax for the device (the extras gpu and tpu)") from None
 
 
 def _cache_home() -> Path:

@@ -10,7 +10,7 @@ from isheep_jax.checkpoint.hf_weights import save_checkpoint
 from isheep_jax.checkpoint.pretrained import Pretrained, open_model
 from isheep_jax.config import MeshConfig, SFTConfig
 from isheep_jax.directory_lock import owned
-from isheep_jax.files import on_object_store
+from isheep_jax.files import full_path
 from isheep_jax.loop.protocols import FineTuneJob
 from isheep_jax.runtime.devices import default_dtype, use_compilation_cache
 from isheep_jax.runtime.locate import locate_model
@@ -114,4 +114,4 @@ def adapter_base(path: str, directory: epath.Path) -> str:
     """Returns the name by which other tools find the base model `path` in `directory`: its full path, or its hub id."""
     if path not in EMBEDDED and not epath.Path(path).expanduser().exists():
         return path
-    return str(directory if on_object_store(directory) else directory.resolve())
+    return str(full_path(directory))

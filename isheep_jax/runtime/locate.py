@@ -144,8 +144,7 @@ def locate_judge(config: Config) -> epath.Path | None:
     judge = config.assess.judge
     if judge in OWN_JUDGES or is_server(judge):
         return None
-    if re.match(r"[\w.-]+:\d+(/|$)", judge):
-        raise UserError(f"--assess.judge: {judge} is no URL without http:// or https:// in front of it")
+    _check_no_bare_url(judge, "--assess.judge")
     near = difflib.get_close_matches(judge, OWN_JUDGES, n=1)
     if near and not epath.Path(judge).expanduser().is_dir():
         raise UserError(f"--assess.judge: there is no judge '{judge}'; did you mean '{near[0]}'?")
@@ -158,7 +157,15 @@ def locate_evaluation_judge(settings: EvaluateConfig, setting: str = "--evaluate
     Raises `UserError` when there is no such model.
     """
     judge = settings.judge
-    return None if not judge or is_server(judge) else locate_model(judge, setting)
+    if not judge or is_server(judge):
+        return None
+    _check_no_bare_url(judge, setting)
+    return locate_model(judge, setting)
+
+
+def _check_no_bare_url(judge: str, setting: str) -> None:
+    if re.match(r"[\w.-]+:\d+(/|$)", judge):
+        raise UserError(f"{setting}: {judge} is no URL without http:// or https:// in front of it")
 
 
 def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:

@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from isheep_jax import distributed
 from isheep_jax.errors import UserError, one_line
-from isheep_jax.files import check_seal, on_object_store, sealed
+from isheep_jax.files import check_seal, full_path, sealed
 
 Tree = Any
 
@@ -67,7 +67,7 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, fingerprint: dict[str, Any]):
         directory = epath.Path(directory)
-        self.directory = directory if on_object_store(directory) else directory.resolve()
+        self.directory = full_path(directory)
         self.fingerprint = fingerprint
         self._policy = _LatestAndBest()
         context = ocp.Context()

@@ -186,7 +186,7 @@ def test_checksums_do_not_depend_on_dtype_widths_or_signs():
 
 # A loop of events that ends while an array is still being written, as Orbax's does when another array has failed.
 LATE_ARRAY = """
-import asyncio, sys, time
+import asyncio, sys
 import numpy as np
 import tensorstore
 import isheep_jax.sft.checkpoints

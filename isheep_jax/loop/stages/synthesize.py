@@ -32,7 +32,7 @@ SMALLEST_WAVE = 8
 # The stage gives up when this many waves in a row gave less than one new instruction per hundred prompts.
 PATIENCE = 6
 LOW_LIFT = "among the lowest lifts"
-# What helps where most prompts gave nothing for one of these reasons.
+# What helps where one of these is the commonest reason.
 _REMEDIES = {
     NOT_DECODED: "raise decode.max_length, which must hold the prompt with its examples",
     UNFINISHED: "raise synthesize.max_tokens",
@@ -195,9 +195,7 @@ class _State:
                 "lower synthesize.instructions, raise synthesize.novelty or temperature, or use synthesize.rules=basic"
                 + (" or method=few_shot" if len(self._sources) > 1 else "")
             )
-            if reasons:
-                ((commonest, _),) = reasons.most_common(1)
-                remedy = _REMEDIES.get(commonest, remedy)
+            remedy = _REMEDIES.get(max(reasons, key=reasons.get, default=""), remedy)
             raise NothingLeftError(
                 f"synthesize: the last {prompts} prompts gave {new} new instructions, {self.accepted} of "
                 f"{self.settings.instructions} are there (dropped so far: {most}); in a new run {remedy}"
