@@ -5,6 +5,7 @@ With several hosts, the same command runs on each of them.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isheep_jax.cli.arguments import Command
@@ -13,14 +14,25 @@ from isheep_jax.cli.options import ConfigOptions
 from isheep_jax.cli.signals import how_to_go_on
 from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError
+from isheep_jax.runtime.stage_profile import check_stage
 
 if TYPE_CHECKING:
     from etils import epath
 
+
+@dataclass(frozen=True)
+class TrainOptions(ConfigOptions):
+    """Options of the command."""
+
+    profile: str = ""
+    """Stage to profile, such as respond or fine-tune: JAX's profiler traces a few device calls into profile/ of the
+    run's directory."""
+
+
 COMMAND = Command(
     module="isheep_jax.train",
-    options=ConfigOptions,
-    usage=("--config=NAME [--preset=NAME] [--section.field=value ...]",),
+    options=TrainOptions,
+    usage=("--config=NAME [--preset=NAME] [--profile=STAGE] [--section.field=value ...]",),
     about="Runs the loop of synthesize, respond, assess, select and fine-tune. The same command again resumes a run.",
     example="--config=tiny",
 )
@@ -34,7 +46,10 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises `UserError` for bad input, before anything is written.
     """
-    config = COMMAND.parse(arguments).settings
+    options = COMMAND.parse(arguments)
+    config = options.settings
+    if options.profile:
+        check_stage(options.profile)
 
     # Imported here so that --help and misspelled settings answer at once: these bring in jax.
     from isheep_jax import distributed
@@ -43,24 +58,29 @@ def main(arguments: Sequence[str]) -> None:
         if distributed.is_distributed():
             distributed.check_agreement(_fingerprint(config))
         try:
-            _run(config)
+            _run(config, options.profile)
         except Exception as error:
             if disk_is_full(error):
                 raise UserError(_disk_is_full(config.directory, arguments)) from error
             raise
 
 
-def _run(config: Config) -> None:
+def _run(config: Config, profile: str) -> None:
     from isheep_jax.cli.console import Console
     from isheep_jax.directory_lock import owned
     from isheep_jax.runtime.backend import JaxBackend
     from isheep_jax.runtime.run import run
+    from isheep_jax.runtime.stage_profile import StageProfiler
 
     with owned("workdir", config.directory):
         backend = JaxBackend(config)
         with Console(config.directory) as console:
             console.opening(config, backend.description())
-            console.closing(run(config, console, backend))
+            profiler = StageProfiler(console, profile, config.directory) if profile else None
+            rows = run(config, profiler or console, backend)
+            if profiler:
+                profiler.close()
+            console.closing(rows)
 
 
 def _fingerprint(config: Config) -> dict[str, Any]:

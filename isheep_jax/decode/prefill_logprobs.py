@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from isheep_jax import profiling
 from isheep_jax.decode.cache import (
     alignment,
     bucket_of,
@@ -43,6 +44,7 @@ def packed_batches(model: LoadedModel, items: Sequence[PackedItem]) -> Iterator[
     align, shards = alignment(model.mesh), data_shards(model.mesh)
 
     def batch(rows: list, length: int) -> PackedBatch:
+        profiling.step()
         model.statistics.prompt_tokens += sum(len(item.tokens) for row in rows for item, _ in row)
         model.statistics.padded_prompt_tokens += shards * length
         padding = [[]] * (shards - len(rows))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax import sharding
+from isheep_jax import profiling, sharding
 from isheep_jax.config import SFTConfig
 from isheep_jax.config_checks import check_section
 from isheep_jax.errors import UserError
@@ -186,6 +186,7 @@ class _Run:
             batch = sharding.put(next(iterator), programs.batch_sharding)
             rate = rates[step - 1]
             rate_and_step = sharding.put((rate, np.uint32(step)), programs.replicated)
+            profiling.step()
             state, metrics = programs.train_step(state, self.base, batch, *rate_and_step, self.seed)
             metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
             progress.losses.append(metrics["loss"])

@@ -1,10 +1,8 @@
 """The decode engine's speed on lists of requests like those of the loop, against what the machine's ceilings allow."""
 
-import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -15,11 +13,9 @@ from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.model.quantization import abstract_weights
 from isheep_jax.planning.cost import forward_flops, matrix_parameters
+from isheep_jax.runtime.compilations import compilations
 from isheep_jax.speed.ceilings import Ceilings
 from isheep_jax.speed.workloads import Workload
-
-# The event of jax.monitoring that a compilation sends.
-_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Speed:
 
     prompt_tokens: tokens of all prompts; a shared prefix counts once.
     new_tokens: tokens of all completions.
-    compilations: programs compiled during the run.
+    compilations: programs compiled, or taken from the cache of compiled programs, during the run.
     """
 
     workload: str
@@ -101,11 +97,10 @@ def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Spe
     engine: an engine with a `workloads.IdTokenizer`.
     """
     _run(engine, workload)
-    before = copy.copy(engine.statistics)
-    with _compilations() as compiled:
-        start = time.perf_counter()
-        _run(engine, workload)
-        seconds = time.perf_counter() - start
+    before, known = copy.copy(engine.statistics), compilations()
+    start = time.perf_counter()
+    _run(engine, workload)
+    seconds = time.perf_counter() - start
     prompt_tokens = workload.prefix_length + sum(workload.prompt_lengths)
     statistics = engine.statistics - before
     slots = 0 if workload.kind == "score" else statistics.slots
@@ -116,7 +111,7 @@ def measure_speed(engine: Engine, workload: Workload, ceilings: Ceilings) -> Spe
         seconds=seconds,
         prompt_tokens=prompt_tokens,
         new_tokens=sum(workload.new_tokens),
-        compilations=len(compiled),
+        compilations=(compilations() - known).programs,
         limit=least_time(engine, workload, slots, ceilings),
         statistics=statistics,
     )
@@ -170,19 +165,3 @@ def _run(engine: Engine, workload: Workload) -> None:
         wrong = [r.id for r in results if len(r.tokens) != lengths[r.id]]
     if wrong or len(results) != len(requests):
         raise RuntimeError(f"{len(wrong)} of {len(requests)} requests have results of another length: {wrong[:3]}")
-
-
-@contextlib.contextmanager
-def _compilations() -> Iterator[list[float]]:
-    """Collects the seconds of each compilation within the context."""
-    durations: list[float] = []
-
-    def listen(event: str, seconds: float, **_) -> None:
-        if event == _COMPILED:
-            durations.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield durations
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)

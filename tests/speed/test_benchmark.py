@@ -61,14 +61,11 @@ def test_scoring_is_bound_by_prompts_alone_and_prefix_counts_once(engine):
     assert (limit.prompts, limit.steps, limit.cache) == pytest.approx((operations / 1e3, 0, 0))
 
 
-def test_second_run_compiles_nothing_and_is_counted(engine):
+def test_the_measured_run_compiles_nothing_and_is_counted(engine):
     workload = Workload("some", "generate", prompt_lengths=(8, 4, 6), new_tokens=(2, 6, 3))
     speed = decoding.measure_speed(engine, workload, Ceilings(1e9, 1e9))
     assert (speed.compilations, speed.requests, speed.slots, speed.statistics.sampled_tokens) == (0, 3, 2, 11)
     assert speed.fraction == pytest.approx(speed.limit.seconds / speed.seconds)
-    with decoding._compilations() as compiled:
-        jax.jit(lambda x: x * 3 + 1)(2.0)
-    assert len(compiled) == 1
 
 
 @pytest.fixture
