@@ -45,9 +45,12 @@ _FREE = (
 MODEL_INPUTS = ("model.path", "assess.judge")
 # Settings that change no result but in the last digits: they may differ as well, but are part of the digests.
 _NOT_COMPARED = (*_FREE, "sft.remat")
+# Directories for what no stage reads: compiled programs and profiles.
+COMPILED, PROFILE = "compiled", "profile"
 # What may lie in the directory of a new run: hidden files, what a fresh volume or a desktop brings along, the job's own
-# log, and what a start that was interrupted left.
+# log, compiled programs, and what a start that was interrupted left.
 _HARMLESS = re.compile(
+    rf"{COMPILED}|{PROFILE}|"
     r"\..*|lost\+found|System Volume Information|\$RECYCLE\.BIN|desktop\.ini|Thumbs\.db|__pycache__|"
     r".*\.(log|out|err|[oe]\d+)|(log|std(out|err))\.txt|(inputs|environment)\.json",
     re.IGNORECASE,
@@ -180,7 +183,7 @@ def _check(
     make_directory("workdir", path)
     resumes = is_there(path / "config.json")
     if not resumes:
-        _check_unused(path)
+        check_unused(path)
     recorded = _recorded_inputs(path) if resumes else {}
     stamps = {name: _stamp(file) for name, file in models.items()}
     inputs = {**inputs, **_model_digests(path, models, stamps, recorded)}
@@ -210,7 +213,8 @@ def _replace(path: epath.Path, text: str) -> None:
         write_atomically(path, data)
 
 
-def _check_unused(path: epath.Path) -> None:
+def check_unused(path: epath.Path) -> None:
+    """Raises UserError where a directory without config.json holds anything that a new run would not."""
     others = sorted(p.name for p in path.iterdir() if not _HARMLESS.fullmatch(p.name))
     if any(name.startswith("iteration_") for name in others):
         raise UserError(

@@ -14,7 +14,9 @@ from isheep_jax.checkpoint.pretrained import Pretrained, model_files, open_model
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
+from isheep_jax.files import is_there
 from isheep_jax.loop.protocols import FineTuneJob, StageReporter
+from isheep_jax.loop.run_directory import check_unused
 from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
@@ -31,11 +33,13 @@ SHOWN_METRICS = ("loss", "validation_loss")
 class JaxBackend:
     """The `Backend` of the loop. Holds the weights of one model at a time.
 
-    Raises `UserError` when the model directory is not valid, or the mesh does not fit the devices or the model.
+    Raises `UserError` when the model directory is not valid, the mesh does not fit the devices or the model, or the
+    run's directory holds something else.
     """
 
     def __init__(self, config: Config):
-        use_compilation_cache()
+        is_new = distributed.from_primary(lambda: _is_new_run(config.directory))
+        use_compilation_cache(config.directory)
         self._config = config
         self._base = locate_model(config.model.path, "--model.path")
         model = open_model(self._base, config.model.chat_template)
@@ -59,7 +63,7 @@ class JaxBackend:
         if distributed.is_distributed():
             judges = {f"the files of {directory}": judge.digest() for directory, judge in self._judges.items()}
             distributed.check_agreement({"the files of --model.path": model.digest(), **judges})
-        if distributed.from_primary(lambda: not (config.directory / "config.json").exists()):
+        if is_new:
             # A new run loads the weights now, so that a damaged file or settings that do not fit the model are found
             # before anything is written. A resumed run may need other weights first.
             if config.sft.method == "lora":
@@ -154,6 +158,15 @@ class JaxBackend:
         # An engine may be part of reference cycles, and two sets of weights would not fit side by side.
         self._engine = None
         gc.collect()
+
+
+def _is_new_run(directory: epath.Path) -> bool:
+    """Returns whether no run has begun there. Raises `UserError` where something else is, before minutes are spent."""
+    if is_there(directory / "config.json"):
+        return False
+    if is_there(directory):
+        check_unused(directory)
+    return True
 
 
 def seed_of(seed: int, purpose: str) -> int:

@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 
 from isheep_jax import distributed
 from isheep_jax.errors import UserError, one_line, printable
+from isheep_jax.files import full_path, on_object_store
+from isheep_jax.loop.run_directory import COMPILED
 
 # Programs that compile faster than this (in seconds) are not worth a file in the compilation cache.
 MIN_CACHED_COMPILE_SECONDS = 0.3
@@ -21,36 +25,51 @@ _QUOTED = 200
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-@functools.cache  # once for all models of a process
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR names another directory.
+# The directory that this process keeps compiled programs in, of its own choice.
+_directory: str | None = None
 
-    Where neither can be written, programs are compiled in each start, after one note on stderr. A program for CPUs is
-    machine code for one kind of CPU, so that each kind has a directory of its own. Raises UserError where jax cannot
-    open the devices.
+
+@functools.cache  # once for all models of a run
+def use_compilation_cache(workdir: epath.Path | None = None) -> None:
+    """Keeps compiled programs on disk or in a bucket, for the next start; JAX_COMPILATION_CACHE_DIR says where.
+
+    Otherwise the programs of a run in a bucket, or of several processes, are in `compiled/` of its directory: there
+    jax writes those of process 0 alone, which the others and a new machine could not find in its home. All others are
+    in the user's cache directory. A program for CPUs is machine code for one kind of CPU, so that each kind has a
+    directory of its own.
+
+    Where nothing can be written, programs are compiled in each start, after one note on stderr.
+
+    workdir: a run's directory, which all processes see; None: there is no run.
+    Raises UserError where jax cannot open the devices.
     """
+    global _directory
     # A damaged file, or a disk that has become full, costs the time of compiling, and no more.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     backend, chosen = default_backend(), jax.config.jax_compilation_cache_dir
-    if chosen is not None:
-        if "://" not in chosen and not _is_writable(Path(chosen)):
+    if chosen not in (None, _directory):
+        if not on_object_store(chosen) and not _is_writable(Path(chosen)):
             jax.config.update("jax_enable_compilation_cache", False)
             _note(f"JAX_COMPILATION_CACHE_DIR={chosen} cannot be written")
         return
-    kind = ""
+    with_run = workdir is not None and (on_object_store(workdir) or distributed.is_distributed())
+    directory = full_path(workdir) / COMPILED if with_run else epath.Path(_cache_home() / "isheep_jax" / "compiled")
     if backend == "cpu":
         features = _cpu_features()
         # XLA refuses on such CPUs what it wrote there itself, with a page of text for each program.
         if any(feature.startswith("avx512") for feature in features):
             return
-        kind = "-cpu-" + hashlib.sha256(" ".join(features).encode()).hexdigest()[:8]
-    home = _cache_home()
-    directory = home / "isheep_jax" / f"compiled{kind}"
-    if not home.is_absolute() or not _is_writable(directory):
-        _note("there is no cache directory that can be written; JAX_COMPILATION_CACHE_DIR names one")
+        directory /= "cpu-" + hashlib.sha256(" ".join(features).encode()).hexdigest()[:8]
+    if not _is_usable(directory):
+        place = f"{directory} cannot be written" if with_run else "there is no cache directory that can be written"
+        _note(f"{place}; JAX_COMPILATION_CACHE_DIR names one")
         return
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_CACHED_COMPILE_SECONDS)
+    if _directory is not None:  # jax looks at the setting once
+        compilation_cache.reset_cache()
+    _directory = os.fspath(directory)
+    jax.config.update("jax_compilation_cache_dir", _directory)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_CACHED_COMPILE_SECONDS)
 
 
 def default_backend() -> str:
@@ -85,6 +104,13 @@ def _cpu_features() -> list[str]:
         return []
     features = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
     return sorted(next(features, []))
+
+
+def _is_usable(directory: epath.Path) -> bool:
+    """Returns whether programs can be kept in a directory: of a run, process 0 keeps them for all."""
+    if on_object_store(directory) or not distributed.is_primary():
+        return True
+    return directory.is_absolute() and _is_writable(Path(directory))
 
 
 def _is_writable(directory: Path) -> bool:

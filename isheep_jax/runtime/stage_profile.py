@@ -8,6 +8,7 @@ from etils import epath
 from isheep_jax import profiling
 from isheep_jax.errors import UserError
 from isheep_jax.loop.protocols import Reporter, StageReporter
+from isheep_jax.loop.run_directory import PROFILE
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.loop.summary import IterationSummary
 
@@ -36,7 +37,7 @@ class StageProfiler:
 
     def __init__(self, reporter: Reporter, name: str, workdir: epath.Path):
         self._reporter, self._name = reporter, name
-        self._directory = workdir / "profile" / name
+        self._directory = workdir / PROFILE / name
         self._begun = False
 
     @contextmanager

@@ -32,8 +32,9 @@ def test_a_new_directory_gets_config_and_environment(tmp_path):
     assert names == {"config.json", "inputs.json", "environment.json"}
 
 
-def test_a_log_beside_the_run_is_no_obstacle(tmp_path):
+def test_a_log_and_compiled_programs_beside_the_run_are_no_obstacle(tmp_path):
     (tmp_path / "log.txt").write_text("hello")
+    (tmp_path / run_directory.COMPILED).mkdir()
     open_(tiny_config(tmp_path))
 
 

@@ -6,9 +6,16 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
+from memory_bucket import memory_bucket
+from test_distributed import Group
 
+from isheep_jax.loop.run_directory import COMPILED
 from isheep_jax.runtime import devices
+from isheep_jax.runtime.compilations import compilations
 
 ROOT = Path(__file__).parents[2]
 CACHE, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
@@ -22,12 +29,15 @@ def start(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME")
 
-    def call(chosen: str | None = None) -> str | None:
-        jax.config.update(CACHE, chosen)
-        devices.use_compilation_cache.__wrapped__()
+    monkeypatch.setattr(devices, "_directory", None)
+
+    def call(chosen: str | None = None, workdir: epath.Path | None = None) -> str | None:
+        jax.config.update(CACHE, chosen or devices._directory)
+        devices.use_compilation_cache.__wrapped__(workdir)
         return getattr(jax.config, CACHE)
 
     yield call
+    compilation_cache.reset_cache()
     for name, value in before.items():
         jax.config.update(name, value)
 
@@ -46,6 +56,94 @@ def test_each_kind_of_cpu_has_a_cache_of_its_own(start, monkeypatch, tmp_path):
     assert all(Path(directory).is_dir() and tmp_path / "home" in Path(directory).parents for directory in directories)
     monkeypatch.setattr(devices, "_CPU_INFO", tmp_path / "nowhere")
     assert start() not in (None, *directories)
+
+
+# XLA does not take what it wrote on such CPUs.
+KEPT = not any(feature.startswith("avx512") for feature in devices._cpu_features())
+
+
+@pytest.mark.skipif(not KEPT, reason="programs for this CPU are not kept")
+def test_a_run_in_a_bucket_keeps_its_programs_there_and_finds_them(start, monkeypatch, tmp_path):
+    workdir = memory_bucket(monkeypatch) / "run"
+    cpu(monkeypatch, tmp_path, "fpu")
+    home = start(workdir=tmp_path / "run")
+    assert home.startswith(str(tmp_path / "home"))
+    directory = epath.Path(start(workdir=workdir))
+    assert directory.parent == workdir / COMPILED
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+    def times() -> tuple[int, int]:
+        """Starts anew and returns how often the program was compiled, and found."""
+        jax.clear_caches()
+        before = compilations()
+
+        @jax.jit
+        def ours(x):
+            return jnp.sin(x) * 2
+
+        assert float(ours(1.0)) == pytest.approx(1.683, abs=1e-3)
+        new = compilations() - before
+        return new.compiled["jit(ours)"], new.cached["jit(ours)"]
+
+    assert [times(), times()] == [(1, 0), (0, 1)]
+    (entry,) = directory.glob("jit_ours-*-cache")
+    whole = entry.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], bytes(len(whole))):
+        entry.write_bytes(damaged)
+        assert times() == (1, 0)
+    assert not Path(home).exists() or list(Path(home).iterdir()) == []
+    # Another run of the same process has a cache of its own.
+    other = start(workdir=workdir.parent / "other")
+    assert times() == (1, 0)
+    assert list(epath.Path(other).glob("jit_ours-*-cache"))
+
+
+# A process of a run: it prints how often it compiled the program, and how often it found it.
+PROCESS = """
+import os, sys
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["XDG_CACHE_HOME"] = os.environ["HOME"] = f"{sys.argv[1]}/home-{os.environ['JAX_PROCESS_ID']}"
+from isheep_jax import distributed
+
+with distributed.distributed_session(lambda error: None):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from etils import epath
+    from jax._src import cache_key
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from isheep_jax.runtime.compilations import compilations
+    from isheep_jax.runtime.devices import use_compilation_cache
+
+    # Part of jax's key is the topology. That of TPUs and GPUs is of all devices, that of CPUs of this process' own.
+    cache_key._hash_accelerator_config = cache_key._hash_devices
+    compilations()
+    use_compilation_cache(epath.Path(sys.argv[1]) / "run")
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
+    x = jax.make_array_from_callback((8,), sharding, lambda index: np.ones(8, np.float32)[index])
+
+    @jax.jit
+    def ours(x):
+        return jnp.sum(x * 2)
+
+    assert float(ours(x)) == 16.0
+    counts = compilations()
+    print("counts", counts.compiled["jit(ours)"], counts.cached["jit(ours)"])
+"""
+
+
+@pytest.mark.skipif(not KEPT, reason="programs for this CPU are not kept")
+def test_what_process_0_compiled_is_found_by_every_process_of_the_next_start(tmp_path):
+    found = []
+    for start in range(2):
+        with Group([["-c", PROCESS, str(tmp_path)]] * 2, tmp_path / f"output-{start}") as group:
+            assert group.codes(100) == [0, 0], group.text(1, "err")
+        lines = [group.text(index, "out").splitlines() for index in range(2)]
+        found.append([line for process in lines for line in process if line.startswith("counts")])
+    assert found == [["counts 1 0"] * 2, ["counts 0 1"] * 2]
+    assert not any(path.is_file() for path in tmp_path.glob("home-*/**/*"))
 
 
 def test_no_cache_on_cpus_that_xla_does_not_know_again(start, monkeypatch, tmp_path, capfd):
