@@ -16,7 +16,7 @@ from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
 from isheep_jax.files import is_there
 from isheep_jax.loop.protocols import FineTuneJob, StageReporter
-from isheep_jax.loop.run_directory import check_unused
+from isheep_jax.loop.run_directory import COMPILED, check_unused
 from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
@@ -39,7 +39,7 @@ class JaxBackend:
 
     def __init__(self, config: Config):
         is_new = distributed.from_primary(lambda: _is_new_run(config.directory))
-        use_compilation_cache(config.directory)
+        use_compilation_cache(config.directory / COMPILED)
         self._config = config
         self._base = locate_model(config.model.path, "--model.path")
         model = open_model(self._base, config.model.chat_template)

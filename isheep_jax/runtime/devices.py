@@ -16,7 +16,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from isheep_jax import distributed
 from isheep_jax.errors import UserError, one_line, printable
 from isheep_jax.files import full_path, on_object_store
-from isheep_jax.loop.run_directory import COMPILED
 
 # Programs that compile faster than this (in seconds) are not worth a file in the compilation cache.
 MIN_CACHED_COMPILE_SECONDS = 0.3
@@ -30,17 +29,17 @@ _directory: str | None = None
 
 
 @functools.cache  # once for all models of a run
-def use_compilation_cache(workdir: epath.Path | None = None) -> None:
+def use_compilation_cache(of_run: epath.Path | None = None) -> None:
     """Keeps compiled programs on disk or in a bucket, for the next start; JAX_COMPILATION_CACHE_DIR says where.
 
-    Otherwise the programs of a run in a bucket, or of several processes, are in `compiled/` of its directory: there
-    jax writes those of process 0 alone, which the others and a new machine could not find in its home. All others are
-    in the user's cache directory. A program for CPUs is machine code for one kind of CPU, so that each kind has a
-    directory of its own.
+    Otherwise the programs of a run in a bucket, or of several processes, are kept with the run: there jax writes those
+    of process 0 alone, which the others and a new machine could not find in its home. All others are in the user's
+    cache directory. A program for CPUs is machine code for one kind of CPU, so that each kind has a directory of its
+    own.
 
     Where nothing can be written, programs are compiled in each start, after one note on stderr.
 
-    workdir: a run's directory, which all processes see; None: there is no run.
+    of_run: a directory for them in the run's, which all processes see; None: there is no run.
     Raises UserError where jax cannot open the devices.
     """
     global _directory
@@ -52,8 +51,8 @@ def use_compilation_cache(workdir: epath.Path | None = None) -> None:
             jax.config.update("jax_enable_compilation_cache", False)
             _note(f"JAX_COMPILATION_CACHE_DIR={chosen} cannot be written")
         return
-    with_run = workdir is not None and (on_object_store(workdir) or distributed.is_distributed())
-    directory = full_path(workdir) / COMPILED if with_run else epath.Path(_cache_home() / "isheep_jax" / "compiled")
+    with_run = of_run is not None and (on_object_store(of_run) or distributed.is_distributed())
+    directory = full_path(of_run) if with_run else epath.Path(_cache_home() / "isheep_jax" / "compiled")
     if backend == "cpu":
         features = _cpu_features()
         # XLA refuses on such CPUs what it wrote there itself, with a page of text for each program.

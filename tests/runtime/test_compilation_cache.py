@@ -31,9 +31,9 @@ def start(monkeypatch, tmp_path):
 
     monkeypatch.setattr(devices, "_directory", None)
 
-    def call(chosen: str | None = None, workdir: epath.Path | None = None) -> str | None:
+    def call(chosen: str | None = None, of_run: epath.Path | None = None) -> str | None:
         jax.config.update(CACHE, chosen or devices._directory)
-        devices.use_compilation_cache.__wrapped__(workdir)
+        devices.use_compilation_cache.__wrapped__(of_run)
         return getattr(jax.config, CACHE)
 
     yield call
@@ -64,12 +64,12 @@ KEPT = not any(feature.startswith("avx512") for feature in devices._cpu_features
 
 @pytest.mark.skipif(not KEPT, reason="programs for this CPU are not kept")
 def test_a_run_in_a_bucket_keeps_its_programs_there_and_finds_them(start, monkeypatch, tmp_path):
-    workdir = memory_bucket(monkeypatch) / "run"
+    of_run = memory_bucket(monkeypatch) / "run" / COMPILED
     cpu(monkeypatch, tmp_path, "fpu")
-    home = start(workdir=tmp_path / "run")
+    home = start(of_run=tmp_path / "run" / COMPILED)
     assert home.startswith(str(tmp_path / "home"))
-    directory = epath.Path(start(workdir=workdir))
-    assert directory.parent == workdir / COMPILED
+    directory = epath.Path(start(of_run=of_run))
+    assert directory.parent == of_run
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
     def times() -> tuple[int, int]:
@@ -93,7 +93,7 @@ def test_a_run_in_a_bucket_keeps_its_programs_there_and_finds_them(start, monkey
         assert times() == (1, 0)
     assert not Path(home).exists() or list(Path(home).iterdir()) == []
     # Another run of the same process has a cache of its own.
-    other = start(workdir=workdir.parent / "other")
+    other = start(of_run=of_run.parent / "other")
     assert times() == (1, 0)
     assert list(epath.Path(other).glob("jit_ours-*-cache"))
 
@@ -120,7 +120,7 @@ with distributed.distributed_session(lambda error: None):
     # Part of jax's key is the topology. That of TPUs and GPUs is of all devices, that of CPUs of this process' own.
     cache_key._hash_accelerator_config = cache_key._hash_devices
     compilations()
-    use_compilation_cache(epath.Path(sys.argv[1]) / "run")
+    use_compilation_cache(epath.Path(sys.argv[1]) / "run" / "compiled")
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
     x = jax.make_array_from_callback((8,), sharding, lambda index: np.ones(8, np.float32)[index])
 
