@@ -26,6 +26,8 @@ class PlanOptions(ConfigOptions):
     """JSON file to write the plan to, too."""
     fit: bool = False
     """Search the largest decode.slots and sft.batch_size that fit, and the least remat."""
+    shape: str = ""
+    """Tokens of a prompt and of its completion, such as 1800/128: print the requests per second, too."""
     table: tuple[str, ...] = ()
     """Plan nothing: print plans that --output wrote as a Markdown table."""
 
@@ -34,12 +36,12 @@ COMMAND = Command(
     module="isheep_jax.plan",
     options=PlanOptions,
     usage=(
-        "--config=NAME [--preset=NAME] [--output=FILE] [--fit] [--section.field=value ...]",
+        "--config=NAME [--preset=NAME] [--output=FILE] [--fit] [--shape=PROMPT/NEW] [--section.field=value ...]",
         "--table FILE...",
     ),
     about="Compiles the programs of an iteration for the config's hardware (a TPU slice is compiled for without a TPU) "
-    "and prints memory per chip, collectives, least possible times and the cost of an iteration. Exit code 1: it does "
-    "not fit.",
+    "and prints memory per chip, collectives, and the times of steps and of an iteration: the bound that peaks allow, "
+    "and a forecast. Exit code 1: it does not fit.",
     example="--config=tiny",
     instead_of_config="table",
 )
@@ -59,11 +61,12 @@ def main(arguments: Sequence[str]) -> None:
     if config.mesh.topology:
         parse_topology(config.mesh.topology)
     prepare_environment(config.mesh.topology)
-    from isheep_jax.planning import fit, report
+    from isheep_jax.planning import fit, report, serving
     from isheep_jax.planning.models import planned_architecture
-    from isheep_jax.planning.plan import as_dict, find_hardware, make_plan
+    from isheep_jax.planning.plan import as_dict, find_hardware, make_plan, plan_throughput
     from isheep_jax.runtime.devices import default_backend
 
+    shape = serving.parse_shape(options.shape, config) if options.shape else None
     if not config.mesh.topology:
         default_backend()  # says what is wrong where there are no devices
     with tempfile.TemporaryDirectory() as work:
@@ -77,8 +80,13 @@ def main(arguments: Sequence[str]) -> None:
         show(f"the largest that fits: {' '.join(fitted['fit']) or 'the config as it is'}\n")
     plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"compiling {name} ..."))
     show("\n".join(report.lines(plan)))
+    result = as_dict(plan) | fitted
+    if shape and hardware.chip:
+        throughput = plan_throughput(plan, shape)
+        show("\n" + "\n".join(report.throughput_lines(throughput, len(hardware.devices))))
+        result["requests_per_second"] = throughput.as_dict()
     if output:
-        write_json(output, as_dict(plan) | fitted)
+        write_json(output, result)
     if not plan.fits:
         sys.exit(1)
 

@@ -55,7 +55,16 @@ def test_json_says_which_settings_it_is_of(planned):
 
 def test_plans_become_rows_of_table(planned, tmp_path, capsys):
     _, result = planned
-    on_a_chip = json.loads(json.dumps(result)) | {"iteration": {"seconds": 5400.0, "chip_hours": 12.0}}
+    on_a_chip = json.loads(json.dumps(result)) | {
+        "iteration": {
+            "bound": {"seconds": 5400.0, "chip_hours": 12.0},
+            "forecast": {"seconds": 7200.0, "chip_hours": 16.0},
+        },
+        "forecast_seconds_per_step": {
+            programs.DECODE: {"128": [{"seconds": 0.3}, {"seconds": 0.5}], "32": [{"seconds": 0.1}]},
+            programs.TRAIN: {"seconds": 0.75},
+        },
+    }
     for program in on_a_chip["programs"].values():
         program["least_seconds_per_step"] = {"seconds": 0.25}
         program["gib_per_chip"]["total"] = 7.25
@@ -69,8 +78,9 @@ def test_plans_become_rows_of_table(planned, tmp_path, capsys):
     cells = dict(zip(heads, chip))
     assert cells["config"] == "tiny"
     assert (cells["decode, GiB"], cells["train step, GiB"]) == ("7.2", "7.2 (too much)")
-    assert (cells["decode step, ms"], cells["train step, s"]) == ("250.0", "0.25")
-    assert (cells["iteration, minutes"], cells["chip-hours"]) == ("90.0", "12.0")
+    # All slots at the full length of the cache, as for the bound.
+    assert (cells["decode step, ms"], cells["train step, s"]) == ("250.0 / 500.0", "0.25 / 0.75")
+    assert (cells["iteration, minutes"], cells["chip-hours"]) == ("90.0 / 120.0", "12.0 / 16.0")
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"programs": {}}'])
@@ -123,6 +133,9 @@ def test_fit_finds_more_slots_where_there_is_room(monkeypatch, capsys, tmp_path)
         (["--config=tiny", "--mesh.slices=0"], "mesh.slices"),
         ([*SMALL, "--mesh.fsdp=3"], "mesh.fsdp=3"),
         ([*SMALL, "--decode.slots=3"], "decode.slots=3"),
+        ([*SMALL, "--shape=1800"], "--shape: '1800' is not PROMPT/NEW"),
+        ([*SMALL, "--shape=0/128"], "--shape: '0/128' is not PROMPT/NEW"),
+        ([*SMALL, "--shape=100/60"], "--shape: 100/60 takes 160 tokens, more than decode.max_length="),
     ],
 )
 def test_bad_input_is_reported_before_anything_is_compiled(arguments, words, monkeypatch):
@@ -156,6 +169,8 @@ def test_figures_of_docstring_agree_with_each_other_and_with_settings(name):
     tokens = config.sft.batch_size * config.sft.sequence_length
     assert documented["train_rate"] * documented["train_s"] * chips == pytest.approx(tokens, rel=0.02)
     assert documented["chip_hours"] == pytest.approx(documented["minutes"] * chips / 60, rel=0.02)
+    hours = documented["forecast_minutes"] * chips / 60
+    assert documented["forecast_chip_hours"] == pytest.approx(hours, rel=0.02)
 
 
 def figures(name):
@@ -170,6 +185,10 @@ def figures(name):
         "train_rate": r"train step at least [\d.]+ s \(([\d,]+) tokens/s per chip\)",
         "minutes": r"an iteration at least ([\d.]+) minutes",
         "chip_hours": r"([\d.]+) chip-hours",
+        "forecast_decode_ms": r"forecast: decode step ([\d.]+) ms",
+        "forecast_train_s": r"forecast: .*?train step ([\d.]+) s",
+        "forecast_minutes": r"forecast: .*?an iteration ([\d.]+) minutes",
+        "forecast_chip_hours": r"forecast: .*?([\d.]+) chip-hours",
     }
     return {key: float(re.search(pattern, text)[1].replace(",", "")) for key, pattern in patterns.items()}
 
@@ -189,6 +208,7 @@ def test_named_configs_with_judge_of_paper_follow_paper(name):
 def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
     result = assert_it_fits([f"--config={name}"], tmp_path)
     chips, made, documented = result["chips"], result["programs"], figures(name)
+    forecast, slots = result["forecast_seconds_per_step"], result["settings"]["decode.slots"]
     seconds = {program: made[program]["least_seconds_per_step"]["seconds"] for program in made}
     planned = {
         "decode_gib": max(p["gib_per_chip"]["total"] for name, p in made.items() if name != programs.TRAIN),
@@ -197,8 +217,12 @@ def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
         "decode_rate": made[programs.DECODE]["tokens"] / seconds[programs.DECODE] / chips,
         "train_s": seconds[programs.TRAIN],
         "train_rate": made[programs.TRAIN]["tokens"] / seconds[programs.TRAIN] / chips,
-        "minutes": result["iteration"]["seconds"] / 60,
-        "chip_hours": result["iteration"]["chip_hours"],
+        "minutes": result["iteration"]["bound"]["seconds"] / 60,
+        "chip_hours": result["iteration"]["bound"]["chip_hours"],
+        "forecast_decode_ms": 1000 * forecast[programs.DECODE][str(slots)][-1]["seconds"],
+        "forecast_train_s": forecast[programs.TRAIN]["seconds"],
+        "forecast_minutes": result["iteration"]["forecast"]["seconds"] / 60,
+        "forecast_chip_hours": result["iteration"]["forecast"]["chip_hours"],
     }
     assert documented == pytest.approx(planned, rel=0.05)
 
@@ -280,7 +304,9 @@ def assert_it_fits(arguments, tmp_path):
     result = json.loads(output.read_text())
     assert set(result["programs"]) == set(programs.NAMES)
     assert all(p["gib_per_chip"]["total"] <= 0.95 * result["hbm_gib"] for p in result["programs"].values())
-    assert result["iteration"]["chip_hours"] > 0
+    assert result["iteration"]["bound"]["chip_hours"] > 0
+    for stage in result["iteration"]["stages"]:
+        assert stage["forecast_seconds"] > stage["bound_seconds"], stage["name"]
     decode = result["programs"][programs.DECODE]
     assert decode["gib_per_chip"]["temporaries"] < 0.05 * result["hbm_gib"]
     settings = result["settings"]

@@ -9,6 +9,7 @@ from isheep_jax.model.architecture import Architecture
 from isheep_jax.planning import programs
 from isheep_jax.planning.collectives import Collective, collectives
 from isheep_jax.planning.hardware import GIB
+from isheep_jax.planning.module import Module
 from isheep_jax.planning.programs import Meshes, Program
 
 # Share of the memory that must stay free, for the runtime itself and for fragmentation.
@@ -45,7 +46,7 @@ class Compiled:
     seconds: float
     memory: Memory
     collectives: list[Collective] = field(default_factory=list)
-    text: str = ""
+    module: Module | None = None
     error: str = ""
 
     def fits(self, hbm: float) -> bool:
@@ -69,9 +70,9 @@ def compile_program(program: Program) -> Compiled:
         memory = Memory(program.weights, program.optimizer, program.cache, size, 0.0)
         return Compiled(program, time.monotonic() - start, memory, error=message[:300])
     seconds = time.monotonic() - start
-    text = compiled.as_text()
+    module = Module(compiled.as_text())
     memory = memory_split(program, compiled.memory_analysis())
-    return Compiled(program, seconds, memory, collectives(text), text)
+    return Compiled(program, seconds, memory, collectives(module), module)
 
 
 def memory_split(program: Program, analysis) -> Memory:

@@ -64,12 +64,18 @@ def forward_flops(architecture: Architecture, tokens: float, length: float) -> t
     return 2.0 * layers * tokens, 4.0 * a.layers * a.heads * a.head_dim * tokens * length
 
 
-def program_flops(program: Program, config: Config, architecture: Architecture) -> float:
-    """Returns the operations of one step of a program on all chips, including recomputation."""
+def program_flops(
+    program: Program, config: Config, architecture: Architecture, positions: float | None = None
+) -> float:
+    """Returns the operations of one step of a program on all chips, including recomputation.
+
+    positions: cache positions that a decode step reads of each slot; None: `decode.max_length`.
+    """
     decode, sft = config.decode, config.sft
     _, lm_head = matrix_parameters(architecture)
     if program.name == programs.DECODE:
-        return sum(forward_flops(architecture, program.rows, decode.max_length)) + 2.0 * lm_head * program.rows
+        length = decode.max_length if positions is None else positions
+        return sum(forward_flops(architecture, program.rows, length)) + 2.0 * lm_head * program.rows
     if program.name == programs.PREFILL:
         return sum(forward_flops(architecture, program.tokens, decode.max_length))
     if program.name == programs.SCORE:
@@ -93,7 +99,13 @@ def program_flops(program: Program, config: Config, architecture: Architecture) 
     )
 
 
-def program_hbm_bytes(program: Program, config: Config, architecture: Architecture, meshes: Meshes) -> float:
+def program_hbm_bytes(
+    program: Program,
+    config: Config,
+    architecture: Architecture,
+    meshes: Meshes,
+    positions: float | None = None,
+) -> float:
     """Returns the bytes that a step moves at least on a chip: weights, state, cache, gathered layers, activations.
 
     Args:
@@ -101,6 +113,7 @@ def program_hbm_bytes(program: Program, config: Config, architecture: Architectu
         config: settings.
         architecture: the model's.
         meshes: those of the config.
+        positions: cache positions that a decode step reads of each slot; None: `decode.max_length`.
     """
     a, itemsize = architecture, jnp.dtype(config.model.compute_dtype).itemsize
     layers, lm_head = matrix_parameters(a)
@@ -109,7 +122,8 @@ def program_hbm_bytes(program: Program, config: Config, architecture: Architectu
         stored = 1 if config.decode.weights_dtype == "int8" else itemsize
         embedding = 0 if a.tied_embeddings else lm_head * stored / meshes.decode.shape["tensor"]
         if program.name == programs.DECODE:
-            return program.weights - embedding + program.cache
+            read = 1.0 if positions is None else positions / config.decode.max_length
+            return program.weights - embedding + read * program.cache
         # Scoring keeps its keys and values in floats.
         stored = 1 if config.decode.kv_cache_dtype == "int8" and program.name == programs.PREFILL else itemsize
         written = 2 * a.layers * a.kv_heads * a.head_dim * stored * program.tokens / meshes.decode.size

@@ -23,6 +23,9 @@ class Chip:
     hbm: memory that a program may use (bytes).
     hbm_bandwidth: bytes per second.
     interconnect: sum of all links of a chip in one direction (bytes per second); 0: there are no links.
+    links: links of a chip, one of each to every neighbor; 0: chips are connected by a switch.
+    clock: cycles per second; 0: not known.
+    network: to other slices, by the data center network (bytes per second); 0: not known.
     """
 
     name: str
@@ -30,17 +33,32 @@ class Chip:
     hbm: float
     hbm_bandwidth: float
     interconnect: float
+    links: int = 0
+    clock: float = 0.0
+    network: float = 0.0
+
+    @property
+    def link(self) -> float:
+        """Bytes per second of one link in one direction."""
+        return self.interconnect / self.links
 
 
 # Peak FLOPs, HBM bandwidth and interconnect are from the specification tables at docs.cloud.google.com/tpu/docs/v4,
 # /v5e, /v5p and /v6e (read in 2026). v4's interconnect is from Jouppi et al. 2023 (arXiv 2304.01433, table 4: six links
 # of 50 GB/s); v5p's is 4,800 Gbit/s; those of v5e and v6e are half of the 400 and 800 GB/s that are stated for both
-# directions. The usable HBM is what libtpu reports when a program does not fit; it is less than the chip has.
+# directions. Links: six in a 3D torus, four in a 2D one. The network of v5p is there (50 Gbit/s per chip); v5e's is
+# 6.4 Tbit/s of a pod of 256, and the others are assumed to have v5p's. The usable HBM is what libtpu reports when a
+# program does not fit; it is less than the chip has.
+# v4's clock is from Jouppi et al. (1,050 MHz). The others follow from the peak and the matrix units on the same pages:
+# FLOPs = 2 x units x 128 x 128 x clock, where v5e has 4 units, v5p 8, and v6e 2 of 256 x 256 that count as 16 (two
+# products per cycle, or the clock would be 3.5 GHz). At these clocks the compiler's estimates of a product of 8,192 x
+# 8,192 matrices are 88 to 93 % of the peak on v4, v5e and v5p, and 70 % on v6e; those of one that reads weights for 64
+# rows are 75, 73, 62 and 86 % of the HBM's bandwidth.
 TPU_CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1200e9, 300e9),
-    "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9),
-    "v5p": Chip("TPU v5p", 459e12, 95.74 * GIB, 2765e9, 600e9),
-    "v6e": Chip("TPU v6e", 918e12, 31.25 * GIB, 1638e9, 400e9),
+    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1200e9, 300e9, links=6, clock=1.05e9, network=6.25e9),
+    "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9, links=4, clock=1.5e9, network=3.125e9),
+    "v5p": Chip("TPU v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, links=6, clock=1.75e9, network=6.25e9),
+    "v6e": Chip("TPU v6e", 918e12, 31.25 * GIB, 1638e9, 400e9, links=4, clock=1.75e9, network=6.25e9),
 }
 # From the data sheets of the NVIDIA A100, H100 and H200 (SXM): dense bfloat16, NVLink in one direction. The usable
 # memory is read from the local device instead.
@@ -85,6 +103,24 @@ class Slice:
     @property
     def chips(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def host(self) -> tuple[int, int, int]:
+        """The chips of a host in each dimension: four, but all of a slice of one or eight v5e or v6e chips."""
+        if len(self.shape) == 3:
+            return (2, 2, 1)
+        return {1: (1, 1, 1), 8: (2, 4, 1)}.get(self.chips, (2, 2, 1))
+
+    @property
+    def chips_per_host(self) -> int:
+        return math.prod(self.host)
+
+    @property
+    def wrap(self) -> tuple[bool, ...]:
+        """Whether each dimension is a ring: those of whole cubes of 4 x 4 x 4, and those of a whole row of 16."""
+        if len(self.shape) == 3:
+            return (min(self.shape) >= 4,) * 3
+        return tuple(size == 16 for size in self.shape)
 
 
 def parse_topology(name: str) -> Slice:
@@ -136,15 +172,11 @@ def topology_arguments(tpu_slice: Slice, slices: int) -> dict[str, Any]:
         "topology_name": f"{tpu_slice.generation}:{'x'.join(map(str, shape))}",
         "num_slices": slices,
     }
+    arguments["chips_per_host_bounds"] = tpu_slice.host
     if len(shape) == 3:
-        arguments |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
-        if min(shape) >= 4:
-            arguments["wrap"] = (True, True, True)
-    else:
-        host = {1: (1, 1, 1), 8: (2, 4, 1)}.get(tpu_slice.chips, (2, 2, 1))
-        arguments["chips_per_host_bounds"] = host
-        if max(shape) == 16:
-            arguments["wrap"] = (shape[0] == 16, shape[1] == 16, False)
+        arguments["chip_config_name"] = "megacore"
+    if any(tpu_slice.wrap):
+        arguments["wrap"] = (*tpu_slice.wrap, False)[:3]
     return arguments
 
 

@@ -1,239 +1,253 @@
-"""Adds up an iteration from the least times of its programs: steps per stage, seconds and chip-hours."""
+"""Adds up an iteration twice: its bound, from the least times of its programs, and the forecast of what it takes."""
 
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from isheep_jax.config import Config, is_server
-from isheep_jax.loop.judging.judges import second_judge
-from isheep_jax.loop.judging.scores import criteria_of
-from isheep_jax.loop.prompting.ways import ways_of
-from isheep_jax.loop.selection.rules import needs_clusters, share_of
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
+from isheep_jax.planning.demands import stage_demands
+from isheep_jax.planning.forecast import StepTimes
+from isheep_jax.planning.lengths import Lengths
 from isheep_jax.planning.programs import Program
-
-# Stages of the loop that a plan leaves out: they take little time or none on the devices.
-NOT_PLANNED = ("judge_check", "topics", "pool", "examples", "selected", "evaluation")
-# Prompts begin at multiples of this many tokens in packed rows.
-_ALIGNMENT = 128
+from isheep_jax.planning.schedule import Demand, Generation, StageSchedule, Training, schedule_of
+from isheep_jax.planning.step_time import StepTime
 
 Steps = dict[str, float]  # steps by program
 
+# Second passes over choices, which read the weights but compute little.
+SECOND_PASS = f"{programs.SCORE}, choices"
+
+# Bytes per second that a host reads from a bucket with many ranges at once, and that one stream writes to it. Writing
+# is what others measured: 100 to 200 GB at 141 to 148 MB/s (epam/cloud-pipeline#1374). Reading is assumed.
+READ_RATE = 1e9
+WRITE_RATE = 145e6
+# Seconds to compile a program, assumed, and how many are compiled at once.
+COMPILE_SECONDS, COMPILE_THREADS = 60.0, 4
+
 
 @dataclass(frozen=True)
-class Lengths:
-    """Assumed lengths of texts in tokens, for general instruction data; only a run can tell the real ones."""
+class Bounds:
+    """Least times of the programs.
 
-    shot: int = 130
-    """A seed task in a prompt: instruction, input and output."""
-    per_instruction: int = 250
-    """New tokens for each instruction that passes the rules and the novelty filter."""
-    instruction: int = 30
-    """An instruction with its input."""
-    response: int = 250
-    """A response."""
-    judgment_prompt: int = 250
-    """The judge's prompt without the pair."""
-    backward_prompt: int = 50
-    """The prompt for an instruction by its response, without the pair."""
-    follow_up_prompt: int = 80
-    """The prompt for a second turn without the pair."""
-    thoughts: int = 50
-    """Thoughts that precede a response by principles."""
-    thorough_prompt: int = 90
-    """The request for a thorough answer."""
-    thorough: int = 400
-    """A thorough answer."""
-    template: int = 20
-    """Tokens that the chat template adds to a pair."""
+    steps: of a step of each program, by name; decoding reads the whole cache.
+    decode: seconds of a decode step that reads so many cache positions of each slot on average.
+    """
+
+    steps: dict[str, Bound]
+    decode: Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the schedule and the transfers of weights depend on.
+
+    shards: data shards while decoding.
+    align: tokens that prompts in packed rows are aligned to.
+    hosts: machines that read and write.
+    model_bytes: of the weights in files.
+    """
+
+    shards: int
+    align: int
+    hosts: int
+    model_bytes: float
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage by its title in the loop's table: the least seconds that it takes, and its steps of each program."""
+    """A stage by its title in the loop's table.
+
+    bound: the least seconds that it takes, with no slot idle while a prompt waits and no key read that no row needs.
+    steps: its steps of each program, for the bound.
+    schedule: its calls as the loop makes them.
+    forecast: the time of these calls by what takes it; None where no times are known.
+    """
+
+    name: str
+    bound: float
+    steps: Steps
+    schedule: StageSchedule
+    forecast: StepTime | None
+
+
+@dataclass(frozen=True)
+class Between:
+    """What an iteration does between its stages. assumption: how the seconds come about."""
 
     name: str
     seconds: float
-    steps: Steps
+    assumption: str
+
+
+@dataclass(frozen=True)
+class IterationPlan:
+    """An iteration after the first.
+
+    compilation: what the first one does besides.
+    """
+
+    stages: list[StagePlan]
+    between: list[Between]
+    compilation: Between
+
+    @property
+    def bound(self) -> float:
+        return sum(stage.bound for stage in self.stages)
+
+    @property
+    def forecast(self) -> float | None:
+        """Seconds of stages and what is between them; None where no times are known."""
+        if any(stage.forecast is None for stage in self.stages):
+            return None
+        return sum(stage.forecast.seconds for stage in self.stages) + sum(row.seconds for row in self.between)
 
 
 def plan_iteration(
-    config: Config, by_name: dict[str, Program], bounds: dict[str, Bound], lengths: Lengths | None = None
-) -> list[StagePlan]:
-    """Returns the stages of an iteration at the least times of their programs, with no slot idle while a prompt waits.
+    config: Config,
+    by_name: dict[str, Program],
+    bounds: Bounds,
+    machine: Machine,
+    times: StepTimes | None = None,
+    lengths: Lengths | None = None,
+) -> IterationPlan:
+    """Returns the stages of an iteration with their bounds and forecasts, and what is between them.
 
-    Loading, saving, compilation and `NOT_PLANNED` are left out, and so is the time of a server that judges.
+    What `demands.NOT_PLANNED` names is left out, and so is the time of a server that judges.
 
     Args:
         config: settings.
         by_name: the programs, by name.
-        bounds: the least time of a step of each program, by name.
+        bounds: their least times.
+        machine: what the schedule and the transfers depend on.
+        times: forecast times of the programs; None: there is no forecast.
         lengths: of texts; None: the assumed ones.
     """
     tokens = {name: program.tokens for name, program in by_name.items()}
-    lengths = lengths or Lengths()
-    counter = _StepCounter(config, tokens, lengths)
+    stages = []
+    for (stage, turn), demands in stage_demands(config, lengths or Lengths()).items():
+        steps: Counter[str] = Counter()
+        seconds = 0.0
+        for demand in demands:
+            own, least = _least(demand, config, tokens, bounds, machine.align)
+            steps.update(own)
+            seconds += least
+        schedule = schedule_of(demands, config, machine.shards, machine.align)
+        forecast = times.stage(schedule) if times else None
+        stages.append(StagePlan(STAGES[stage].title_of(turn), seconds, dict(steps), schedule, forecast))
+    return IterationPlan(stages, between_stages(config, machine), compilation(stages))
+
+
+def _least(demand: Demand, config: Config, tokens: dict[str, int], bounds: Bounds, align: int) -> tuple[Steps, float]:
+    """Returns the steps of a demand, and the least seconds that they take.
+
+    Args:
+        demand: what is asked for.
+        config: settings.
+        tokens: of a step, by program.
+        bounds: least times of the programs.
+        align: tokens that prompts in packed rows are aligned to.
+    """
+    if isinstance(demand, Training):
+        return {programs.TRAIN: demand.updates}, demand.updates * bounds.steps[programs.TRAIN].seconds
+    program = programs.PREFILL if isinstance(demand, Generation) else programs.SCORE
+    # A prompt begins at a multiple of the alignment.
+    steps: Steps = {program: float((-(-demand.prompts // align) * align).sum()) / tokens[program]}
+    seconds = steps[program] * bounds.steps[program].seconds
+    if isinstance(demand, Generation):
+        new = demand.completions
+        # Fewer prompts than slots leave slots idle.
+        steps[programs.DECODE] = max(float(new.sum()) / config.decode.slots, float(new.max()))
+        keys = float((new * (demand.prompts + (new + 1) / 2)).sum())
+        positions = keys / steps[programs.DECODE] / config.decode.slots
+        seconds += steps[programs.DECODE] * bounds.decode(positions)
+    elif demand.branch:
+        steps[SECOND_PASS] = steps[program]
+        seconds += steps[program] * bounds.steps[program].memory
+    return steps, seconds
+
+
+def between_stages(config: Config, machine: Machine) -> list[Between]:
+    """Returns what an iteration after the first does between its stages: it loads models and saves the new one."""
+    share = machine.model_bytes / machine.hosts
+    judge = config.assess.judge
+    loads = {"writer": True, "judge": not is_server(judge) and judge != "current", "training": True}
+    names = [name for name, is_loaded in loads.items() if is_loaded]
+    hosts = f"{machine.hosts} host{'s' if machine.hosts > 1 else ''}"
     return [
-        StagePlan(
-            STAGES[stage].title_of(turn), sum(count * bounds[name].seconds for name, count in steps.items()), steps
-        )
-        for (stage, turn), steps in _steps(config, counter, lengths).items()
-        if steps
+        Between(
+            "load weights",
+            len(names) * share / READ_RATE,
+            f"{len(names)} times ({', '.join(names)}) {share / 1e9:.1f} GB for each of {hosts} at an assumed "
+            f"{READ_RATE / 1e9:.0f} GB/s",
+        ),
+        Between(
+            "save the model",
+            share / WRITE_RATE,
+            f"{share / 1e9:.1f} GB from each of {hosts} in one stream of {WRITE_RATE / 1e6:.0f} MB/s "
+            "(epam/cloud-pipeline#1374)",
+        ),
     ]
 
 
-def _steps(config: Config, counter: "_StepCounter", lengths: Lengths) -> dict[tuple[str, int], Steps]:
-    """Returns the steps of each stage and turn."""
-    synthesize, clone = config.synthesize, config.clone
-    share = share_of(config)
-    share = 1.0 if share is None else share  # at most
-    pair = lengths.instruction + counter.response
-    kept = min(config.select.max_pairs, share * synthesize.instructions)
-    completions = math.ceil(synthesize.instructions * lengths.per_instruction / synthesize.max_tokens)
-    shots = max(way.shots for way in ways_of(synthesize))
-    writing = counter.generate(completions, shots * lengths.shot, synthesize.max_tokens)
-    stages = {("instructions", 1): writing, **_turn(config, counter, lengths, 1, synthesize.instructions, 0)}
-    if config.assess.agreement:
-        pairs = min(config.assess.agreement, synthesize.instructions * config.respond.samples)
-        stages["agreement", 1] = counter.judge(second_judge(config), pairs, 0)
-    examples = [(kept, pair + lengths.template)]
-    if synthesize.turns == 2:
-        stages["follow_ups", 2] = counter.generate(kept, lengths.follow_up_prompt + pair, lengths.instruction)
-        stages |= _turn(config, counter, lengths, 2, kept, pair + lengths.template)
-        examples.append((min(config.select.max_pairs, share * kept), 2 * (pair + lengths.template)))
-    if clone.enabled:
-        stages["engraved", 1] = counter.train(examples)
-        tokens, answer = (
-            lengths.thorough_prompt + lengths.instruction + lengths.template,
-            min(lengths.thorough, clone.max_tokens),
-        )
-        stages["thorough", 1] = counter.generate(synthesize.instructions, tokens, answer)
-        examples = [(synthesize.instructions, lengths.instruction + answer + lengths.template)]
-    stages["model", 1] = counter.train(examples)
-    return stages
+def compilation(stages: Sequence[StagePlan]) -> Between:
+    """Returns what the programs of the stages take to compile; later iterations find them in the cache."""
+    shapes: set[tuple[str, object]] = set()
+    for stage in stages:
+        schedule = stage.schedule
+        shapes |= {(programs.DECODE, slots) for slots, _ in schedule.decode}
+        shapes |= {(programs.PREFILL, tokens) for tokens in schedule.prefill}
+        shapes |= {(programs.SCORE, tokens) for tokens in schedule.score}
+        if schedule.updates:
+            shapes |= {(programs.TRAIN, "update"), (programs.TRAIN, "loss"), (programs.TRAIN, "merge")}
+    seconds = math.ceil(len(shapes) / COMPILE_THREADS) * COMPILE_SECONDS
+    return Between(
+        "compile",
+        seconds,
+        f"{len(shapes)} programs, {COMPILE_THREADS} at a time, at an assumed {COMPILE_SECONDS:.0f} s; the first "
+        "iteration only, and not while weights are loaded",
+    )
 
 
-def _turn(
-    config: Config, counter: "_StepCounter", lengths: Lengths, turn: int, instructions: float, before: int
-) -> dict[tuple[str, int], Steps]:
-    """Returns the steps of the stages of a turn, from respond to embed.
-
-    Args:
-        config: settings.
-        counter: counts the steps.
-        lengths: assumed lengths of texts.
-        turn: 1 or 2.
-        instructions: number of instructions of the turn.
-        before: tokens of the conversation before each instruction.
-    """
-    pairs = instructions * config.respond.samples
-    thoughts = lengths.thoughts if config.respond.method == "principles" else 0
-    stages = {
-        "responses": counter.generate(
-            pairs, before + lengths.instruction + lengths.template, thoughts + counter.response
-        ),
-        "scores": counter.judge(config.assess.judge, pairs, before),
-    }
-    if needs_clusters(config):
-        stages["vectors"] = counter.prefill(programs.SCORE, instructions, lengths.instruction)
-    return {(name, turn): steps for name, steps in stages.items()}
-
-
-class _StepCounter:
-    """Counts the steps of programs.
-
-    tokens: tokens of a step, by program.
-    """
-
-    def __init__(self, config: Config, tokens: dict[str, int], lengths: Lengths):
-        self._config, self._tokens, self._lengths = config, tokens, lengths
-        self.response = min(lengths.response, config.respond.max_tokens)
-
-    def prefill(self, program: str, prompts: float, tokens: int) -> Steps:
-        """Counts the steps for a number of prompts of `tokens` tokens each."""
-        return {program: prompts * _packed(min(tokens, self._config.decode.max_length)) / self._tokens[program]}
-
-    def generate(self, prompts: float, tokens: int, new: int) -> Steps:
-        """Counts the steps for a number of prompts of `tokens` tokens with `new` new tokens each."""
-        # Fewer prompts than slots leave slots idle.
-        steps = new * max(1.0, prompts / self._config.decode.slots)
-        return {**self.prefill(programs.PREFILL, prompts, tokens), programs.DECODE: steps}
-
-    def judge(self, judge: str, pairs: float, before: int) -> Steps:
-        """Counts the steps for judging pairs that follow `before` tokens of conversation; none for a server."""
-        readings = () if is_server(judge) else self._config.assess.readings
-        steps: Counter[str] = Counter()
-        # What two readings ask alike is asked once.
-        for count in dict.fromkeys(count for name in readings for count in _READINGS[name]):
-            steps.update(count(self, pairs, before))
-        return dict(steps)
-
-    def rubric(self, pairs: float, before: int) -> Steps:
-        """Counts the steps for the scores of pairs."""
-        assess, lengths = self._config.assess, self._lengths
-        tokens = lengths.judgment_prompt + before + lengths.instruction + self.response
-        judgments = len(criteria_of(assess)) * pairs
-        if assess.read == "expected":
-            return self.prefill(programs.SCORE, judgments, tokens)
-        return self.generate(judgments * assess.samples, tokens, assess.max_tokens)
-
-    def response_after_prompt(self, pairs: float, before: int) -> Steps:
-        """Counts the steps for the log-probability of each response after its prompt."""
-        return self.prefill(programs.SCORE, pairs, before + self._pair)
-
-    def response_alone(self, pairs: float, before: int) -> Steps:
-        """Counts the steps for the log-probability of each response after an empty turn."""
-        return self.prefill(programs.SCORE, pairs, before + self._pair)
-
-    def backward_lift(self, pairs: float, before: int) -> Steps:
-        """Counts the steps for the log-probability of each instruction after two prompts."""
-        return self.prefill(programs.SCORE, 2 * pairs, self._lengths.backward_prompt + self._pair)
-
-    def pairwise(self, pairs: float, before: int) -> Steps:
-        """Counts the steps for comparing each response with all others to its instruction, in both orders."""
-        tokens = self._lengths.judgment_prompt + self._lengths.instruction + 2 * self.response
-        return self.prefill(programs.SCORE, pairs * (self._config.respond.samples - 1), tokens)
-
-    @property
-    def _pair(self) -> int:
-        return self._lengths.instruction + self.response + self._lengths.template
-
-    def train(self, examples: list[tuple[float, int]]) -> Steps:
-        """Counts the updates for examples, given as (count, tokens of each)."""
-        sft, row = self._config.sft, self._config.sft.sequence_length
-        tokens = sum(count * (min(length, row) if sft.packing else row) for count, length in examples)
-        trained = tokens * (1 - sft.validation_fraction)
-        return {programs.TRAIN: float(sft.epochs * math.ceil(trained / self._tokens[programs.TRAIN]))}
-
-
-# What each reading takes, for a number of pairs after so many tokens of conversation.
-_READINGS: dict[str, tuple[Callable[[_StepCounter, float, int], Steps], ...]] = {
-    "rubric": (_StepCounter.rubric,),
-    "likelihood": (_StepCounter.response_after_prompt,),
-    "ending": (_StepCounter.response_after_prompt,),
-    "lift": (_StepCounter.response_after_prompt, _StepCounter.response_alone),
-    "backward_lift": (_StepCounter.backward_lift,),
-    "self_consistency": (),
-    "pairwise": (_StepCounter.pairwise,),
-}
-
-
-def _packed(length: int) -> int:
-    """Returns the tokens that a prompt takes in a packed row on TPU, including the gap to the next prompt."""
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
-
-
-def as_dict(stages: list[StagePlan], chips: int) -> dict:
+def as_dict(plan: IterationPlan, chips: int) -> dict[str, Any]:
     """Returns a planned iteration as JSON."""
-    seconds = sum(stage.seconds for stage in stages)
-    return {
+    result: dict[str, Any] = {
         "planned": True,
-        "seconds": seconds,
-        "chip_hours": seconds * chips / 3600,
-        "stages": [dataclasses.asdict(stage) for stage in stages],
+        "bound": {"seconds": plan.bound, "chip_hours": plan.bound * chips / 3600},
+        "stages": [_stage_dict(stage) for stage in plan.stages],
+        "between": [dataclasses.asdict(row) for row in plan.between],
+        "compilation": dataclasses.asdict(plan.compilation),
         "assumed_lengths": dataclasses.asdict(Lengths()),
+    }
+    if plan.forecast is not None:
+        result["forecast"] = {
+            "seconds": plan.forecast,
+            "chip_hours": plan.forecast * chips / 3600,
+            "first_seconds": plan.forecast + plan.compilation.seconds,
+        }
+    return result
+
+
+def _stage_dict(stage: StagePlan) -> dict[str, Any]:
+    schedule = stage.schedule
+    return {
+        "name": stage.name,
+        "bound_seconds": stage.bound,
+        "steps": stage.steps,
+        "forecast_seconds": stage.forecast.seconds if stage.forecast else None,
+        "forecast_parts": dataclasses.asdict(stage.forecast) if stage.forecast else None,
+        "decode_steps": [
+            {"slots": slots, "cache_positions": positions, "steps": steps}
+            for (slots, positions), steps in sorted(schedule.decode.items())
+        ],
+        "prefill_calls": dict(sorted(schedule.prefill.items())),
+        "score_calls": dict(sorted(schedule.score.items())),
+        "updates": schedule.updates,
+        "slots_busy": schedule.slots_busy,
+        "padding": schedule.padding,
     }

@@ -10,15 +10,23 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.config import Config, flatten
+from isheep_jax.decode.cache import alignment, data_shards
 from isheep_jax.decode.capacity import local_memory
+from isheep_jax.decode.packing import ROW_TOKENS
 from isheep_jax.decode.programs import clear_programs
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.planning import iteration, programs
 from isheep_jax.planning.collectives import Collective, by_kind
 from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program
 from isheep_jax.planning.cost import Bound, Cost, bound, program_flops, program_hbm_bytes
-from isheep_jax.planning.hardware import GIB, Chip, local_chip, parse_topology, slice_devices
-from isheep_jax.planning.programs import Meshes, make_meshes, make_program
+from isheep_jax.planning.forecast import StepTimes
+from isheep_jax.planning.gpu_time import gpu_step_times
+from isheep_jax.planning.hardware import GIB, Chip, Slice, local_chip, parse_topology, slice_devices
+from isheep_jax.planning.iteration import Bounds, IterationPlan, Machine, plan_iteration
+from isheep_jax.planning.programs import Meshes, Program, few_slots, make_meshes, make_program, read_block
+from isheep_jax.planning.serving import Shape, Throughput, throughput
+from isheep_jax.planning.step_time import Replay, StepTime
+from isheep_jax.planning.torus import Torus
 
 # Prefixes of the settings that decide what the programs need; the written plan has these settings.
 _SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_length", "sft.batch_size", "sft.remat")
@@ -26,12 +34,24 @@ _SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_le
 
 @dataclass(frozen=True)
 class Hardware:
-    """The devices that a config is compiled for. chip: None without public figures (a CPU)."""
+    """The devices that a config is compiled for.
+
+    chip: None without public figures (a CPU).
+    tpu_slice: each of the slices; None for the devices of this machine.
+    """
 
     name: str
     devices: list[Any]
     chip: Chip | None
     hbm: float
+    tpu_slice: Slice | None = None
+
+    @property
+    def hosts(self) -> int:
+        """Machines that the devices are attached to."""
+        if self.tpu_slice is None:
+            return len({device.process_index for device in self.devices})
+        return -(-len(self.devices) // self.tpu_slice.chips_per_host)
 
 
 @dataclass(frozen=True)
@@ -47,13 +67,14 @@ class ProgramPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All programs of a config on its hardware."""
+    """All programs of a config on its hardware. times: forecast times of their steps; None where nothing is known."""
 
     config: Config
     architecture: Architecture
     hardware: Hardware
     meshes: Meshes
     programs: dict[str, ProgramPlan]
+    times: StepTimes | None = None
 
     @property
     def fits(self) -> bool:
@@ -67,7 +88,8 @@ def find_hardware(config: Config) -> Hardware:
         devices = slice_devices(config.mesh.topology, config.mesh.slices)
         chips = f"{len(devices)} {tpu_slice.chip.name} chip{'s' if len(devices) > 1 else ''}"
         slices = f"{config.mesh.slices} x " if config.mesh.slices > 1 else ""
-        return Hardware(f"{slices}{config.mesh.topology}: {chips}", devices, tpu_slice.chip, tpu_slice.chip.hbm)
+        name = f"{slices}{config.mesh.topology}: {chips}"
+        return Hardware(name, devices, tpu_slice.chip, tpu_slice.chip.hbm, tpu_slice)
     devices = jax.devices()
     name = f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''} of this machine"
     return Hardware(name, devices, local_chip(devices[0]), local_memory(devices[0]))
@@ -98,7 +120,108 @@ def make_plan(
         on_program(name)
         compiled = compile_program(make_program(name, config, architecture, meshes))
         plans[name] = plan_program(compiled, config, architecture, meshes, hardware)
-    return Plan(config, architecture, hardware, meshes, plans)
+    times = None
+    if hardware.chip and set(names) == set(programs.NAMES) and all(p.fits for p in plans.values()):
+        compiled = {name: p.compiled for name, p in plans.items()}
+        times = _step_times(compiled, config, architecture, meshes, hardware, on_program)
+    return Plan(config, architecture, hardware, meshes, plans, times)
+
+
+def _step_times(
+    compiled: dict[str, Compiled],
+    config: Config,
+    architecture: Architecture,
+    meshes: Meshes,
+    hardware: Hardware,
+    on_program: Callable[[str], None],
+) -> StepTimes:
+    """Returns the forecast times of the programs' steps; on TPUs smaller steps are compiled as well.
+
+    Args:
+        compiled: the programs, by name.
+        config: settings.
+        architecture: the model's.
+        meshes: those of the config.
+        hardware: its chip and slices.
+        on_program: called with the name of each program before it is compiled.
+    """
+    if hardware.tpu_slice is None:
+        return gpu_step_times(config, architecture, meshes, hardware.chip)
+    shards, block = data_shards(meshes.decode), read_block(config, meshes.decode)
+    blocks = -(-config.decode.max_length // block)
+
+    def replay(one: Compiled) -> Replay:
+        mesh = meshes.train if one.program.name == programs.TRAIN else meshes.decode
+        return Replay(one.module, hardware.chip, Torus.of(mesh, hardware.tpu_slice))
+
+    def sizes(name: str, large: int, small: int) -> dict[int, Replay]:
+        found = {large: replay(compiled[name])}
+        if small < large:
+            on_program(f"{name} of size {small:,}")
+            found[small] = replay(compile_program(make_program(name, config, architecture, meshes, small)))
+        return found
+
+    def rows(name: str) -> dict[int, StepTime]:
+        tokens = compiled[name].program.tokens // shards
+        return {size: replayed.step() for size, replayed in sizes(name, tokens, ROW_TOKENS).items()}
+
+    slots, few = config.decode.slots, few_slots(config, meshes.decode)
+    steps = config.decode.steps_per_call
+    return StepTimes(
+        block=block,
+        decode={
+            size: [replayed.step(b, steps) for b in range(1, blocks + 1)]
+            for size, replayed in sizes(programs.DECODE, slots, few).items()
+        },
+        prefill=rows(programs.PREFILL),
+        score=rows(programs.SCORE),
+        train=replay(compiled[programs.TRAIN]).step(),
+    )
+
+
+def plan_of_iteration(plan: Plan) -> IterationPlan:
+    """Returns the iteration of a plan of all programs on a chip with known peaks."""
+    config, hardware, meshes = plan.config, plan.hardware, plan.meshes
+    machine = Machine(
+        shards=data_shards(meshes.decode),
+        align=alignment(meshes.decode),
+        hosts=hardware.hosts,
+        model_bytes=parameter_count(plan.architecture) * 2.0,
+    )
+    return plan_iteration(
+        config,
+        {name: p.compiled.program for name, p in plan.programs.items()},
+        _bounds(plan),
+        machine,
+        plan.times,
+    )
+
+
+def plan_throughput(plan: Plan, shape: Shape) -> Throughput:
+    """Returns the requests of a shape per second, on a chip with known peaks."""
+    decode = plan.meshes.decode
+    tokens = plan.programs[programs.PREFILL].compiled.program.tokens
+    machine = data_shards(decode), alignment(decode)
+    return throughput(shape, plan.config, tokens, _bounds(plan), *machine, plan.times)
+
+
+def _bounds(plan: Plan) -> Bounds:
+    decode = plan.programs[programs.DECODE].compiled.program
+
+    def decode_bound(positions: float) -> float:
+        return bound(_cost(decode, plan, positions), plan.hardware.chip).seconds
+
+    return Bounds({name: p.bound for name, p in plan.programs.items()}, decode_bound)
+
+
+def _cost(program: Program, plan: Plan, positions: float) -> Cost:
+    """Returns the cost of a decode step that reads so many cache positions of each slot."""
+    arguments = program, plan.config, plan.architecture
+    return Cost(
+        flops=program_flops(*arguments, positions) / plan.meshes.train.size,
+        hbm_bytes=program_hbm_bytes(*arguments, plan.meshes, positions),
+        interconnect_bytes=plan.programs[program.name].cost.interconnect_bytes,
+    )
 
 
 def plan_program(
@@ -147,11 +270,26 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "smallest_matrix_bytes": _smallest_matrix(plan),
         "programs": {name: _program_dict(p) for name, p in plan.programs.items()},
     }
+    if plan.times:
+        result["forecast_seconds_per_step"] = _times_dict(plan.times)
     if hardware.chip and len(plan.programs) == len(programs.NAMES):
-        by_name = {name: p.compiled.program for name, p in plan.programs.items()}
-        bounds = {name: p.bound for name, p in plan.programs.items()}
-        result["iteration"] = iteration.as_dict(iteration.plan_iteration(plan.config, by_name, bounds), chips)
+        result["iteration"] = iteration.as_dict(plan_of_iteration(plan), chips)
     return result
+
+
+def _times_dict(times: StepTimes) -> dict[str, Any]:
+    """Returns forecast times as JSON: decoding by slots and blocks of cache positions, rows by their tokens."""
+
+    def parts(time: StepTime) -> dict[str, float]:
+        return {"seconds": time.seconds, **dataclasses.asdict(time)}
+
+    return {
+        "cache_block": times.block,
+        programs.DECODE: {slots: [parts(time) for time in blocks] for slots, blocks in times.decode.items()},
+        programs.PREFILL: {tokens: parts(time) for tokens, time in times.prefill.items()},
+        programs.SCORE: {tokens: parts(time) for tokens, time in times.score.items()},
+        programs.TRAIN: parts(times.train),
+    }
 
 
 def _largest(compiled: Compiled) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Lowers the jitted functions that decoding and training call on abstract arrays, at the shapes of a config."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from isheep_jax.decode.cache import (
     abstract_cache,
     alignment,
     bucket_of,
+    cache_length,
     cache_sharding,
     check_rows,
     data_shards,
@@ -27,10 +29,11 @@ from isheep_jax.decode.prefill import prefill
 from isheep_jax.decode.prefill_logprobs import packed_logprobs
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.model.quantization import abstract_weights, weight_table
 from isheep_jax.sft import data, trainer
 from isheep_jax.sft.train_step import TrainSetup, build_train_programs
-from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings
+from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings, platform_of
 
 Tree = Any
 
@@ -90,14 +93,26 @@ def make_meshes(config: Config, architecture: Architecture, devices: list[Any]) 
     return meshes
 
 
-def make_program(name: str, config: Config, architecture: Architecture, meshes: Meshes) -> Program:
-    """Makes a program at the shape that needs the most memory: prompts of `decode.max_length` tokens.
+def few_slots(config: Config, mesh: Mesh) -> int:
+    """Returns a quarter of the slots, at least one of each data shard: a decode step as a stage ends."""
+    shards = data_shards(mesh)
+    return max(shards, config.decode.slots // 4 // shards * shards)
+
+
+def read_block(config: Config, mesh: Mesh) -> int:
+    """Returns how many cache positions a decode step reads at a time."""
+    return math.gcd(cache_length(config.decode.max_length), cache_block(platform_of(mesh)))
+
+
+def make_program(name: str, config: Config, architecture: Architecture, meshes: Meshes, size: int = 0) -> Program:
+    """Makes a program, without a size at the shape that needs the most memory: prompts of `decode.max_length` tokens.
 
     Args:
         name: one of `NAMES`.
         config: settings.
         architecture: the model's.
         meshes: those of the config.
+        size: slots of a decode step, tokens of a row of prefill and scoring; 0: those of the config.
     """
     if name == TRAIN:
         return _train(config, architecture, meshes.train)
@@ -117,7 +132,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     table = weight_table(architecture, decode.weights_dtype)
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     rows = data_shards(mesh)
-    length = bucket_of(decode.max_length, alignment(mesh))
+    length = size or bucket_of(decode.max_length, alignment(mesh))
     int32_rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=rows_sharding(mesh))
     packed = int32_rows((rows, length, COLUMNS))
     if name == SCORE:
@@ -137,16 +152,17 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
             return prefill.lower(params(), cache, packed, None, **static)
 
         return Program(name, lower_prefill, weights, 0.0, cache_bytes, rows, rows * length)
+    slots = size or decode.slots
     return Program(
         name,
         lambda: decoding.lower_nominal(shape),
         weights,
         0.0,
-        cache_bytes,
-        decode.slots,
-        decode.slots,
+        cache_bytes * slots / decode.slots,
+        slots,
+        slots,
         # The programs above use the same compiled program for its layout.
-        compile=lambda: decoding.compile_decode_steps(shape, shape),
+        compile=lambda: decoding.compile_decode_steps(dataclasses.replace(shape, slots=slots), shape),
     )
 
 
