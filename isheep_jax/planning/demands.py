@@ -110,7 +110,8 @@ class _Demands:
         count = math.ceil(tokens / mean_endless(synthesize.max_tokens, lengths))
         shots = max(way.shots for way in ways_of(synthesize))
         # Shots are drawn one by one, so that their sum varies less than one of them.
-        prompts = sum((self._draw(lengths.shot, count) for _ in range(shots)), np.ones(count, np.int64))
+        one = {"spread": lengths.shot_spread}
+        prompts = sum((self._draw(lengths.shot, count, **one) for _ in range(shots)), np.ones(count, np.int64))
         completions = draw_endless(synthesize.max_tokens, count, lengths, purpose=next(self._purposes))
         return self._generation(prompts, completions, synthesize.max_tokens, stream=True)
 
@@ -184,8 +185,8 @@ class _Demands:
     def _pair(self) -> int:
         return self._lengths.instruction + self.response + self._lengths.template
 
-    def _draw(self, mean: float, count: int, most: float = math.inf) -> np.ndarray:
-        return draw(mean, count, self._lengths, most=most, purpose=next(self._purposes))
+    def _draw(self, mean: float, count: int, most: float = math.inf, spread: float | None = None) -> np.ndarray:
+        return draw(mean, count, self._lengths, most=most, spread=spread, purpose=next(self._purposes))
 
     def _generation(
         self, prompts: np.ndarray, completions: np.ndarray, most: int, *, prefix: int = 0, stream: bool = False

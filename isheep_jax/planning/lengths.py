@@ -39,13 +39,23 @@ class Lengths:
     """Tokens of a score that is a choice, such as " 7||", after the first one."""
     spread: float = 0.9
     """Standard deviation of the logarithm of a text's length: responses have 90 at the tenth, 530 at the ninetieth."""
+    shot_spread: float = 0.5
+    """The same of seed tasks."""
     endless: float = 0.8
     """Share of a base model's completions of a list that go on to synthesize.max_tokens; others end anywhere before."""
     seed: int = 0
     """Seeds the order of the lengths."""
 
 
-def draw(mean: float, count: int, lengths: Lengths, *, most: float = math.inf, purpose: int = 0) -> np.ndarray:
+def draw(
+    mean: float,
+    count: int,
+    lengths: Lengths,
+    *,
+    most: float = math.inf,
+    spread: float | None = None,
+    purpose: int = 0,
+) -> np.ndarray:
     """Returns lengths [count] in whole tokens, lognormal up to a limit that longer ones are cut to.
 
     They are the quantiles of the distribution, so that their mean is as given for any seed; only their order is drawn.
@@ -55,16 +65,17 @@ def draw(mean: float, count: int, lengths: Lengths, *, most: float = math.inf, p
         count: how many.
         lengths: gives the spread and the seed.
         most: the limit; a mean above it is the limit.
+        spread: of the logarithm; None: that of `lengths`.
         purpose: tells the orders of several draws apart.
     """
     if mean >= most:
         return np.full(count, int(most))
-    normal = NormalDist()
+    normal, spread = NormalDist(), lengths.spread if spread is None else spread
     quantiles = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
-    low, high = 0.0, max(mean, 1.0) * math.exp(lengths.spread**2) + (most if math.isfinite(most) else mean)
+    low, high = 0.0, max(mean, 1.0) * math.exp(spread**2) + (most if math.isfinite(most) else mean)
     for _ in range(50):
         median = (low + high) / 2
-        drawn = np.minimum(median * np.exp(lengths.spread * quantiles), most)
+        drawn = np.minimum(median * np.exp(spread * quantiles), most)
         low, high = (median, high) if drawn.mean() < mean else (low, median)
     order = np.random.default_rng((lengths.seed, purpose)).permutation(count)
     return np.maximum(np.rint(drawn), 1).astype(np.int64)[order]

@@ -3,7 +3,7 @@
 from test_planned_iteration import CONFIG, stages
 
 from isheep_jax.loop.stages.table import STAGES
-from isheep_jax.planning.iteration import NOT_PLANNED
+from isheep_jax.planning.demands import NOT_PLANNED
 from isheep_jax.presets import replace_settings
 
 EVERY_STAGE = {
