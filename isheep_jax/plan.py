@@ -3,6 +3,7 @@
 python -m isheep_jax.plan --config=NAME
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ class PlanOptions(ConfigOptions):
     """JSON file to write the plan to, too."""
     fit: bool = False
     """Search the largest decode.slots and sft.batch_size that fit, and the least remat."""
+    gpu: str = ""
+    """Plan for one GPU that is not here (A100, H100 or H200), by arithmetic alone: nothing is compiled."""
     shape: str = ""
     """Tokens of a prompt and of its completion, such as 1800/128: print the requests per second, too."""
     table: tuple[str, ...] = ()
@@ -36,7 +39,8 @@ COMMAND = Command(
     module="isheep_jax.plan",
     options=PlanOptions,
     usage=(
-        "--config=NAME [--preset=NAME] [--output=FILE] [--fit] [--shape=PROMPT/NEW] [--section.field=value ...]",
+        "--config=NAME [--preset=NAME] [--output=FILE] [--fit | --gpu=NAME] [--shape=PROMPT/NEW] "
+        "[--section.field=value ...]",
         "--table FILE...",
     ),
     about="Compiles the programs of an iteration for the config's hardware (a TPU slice is compiled for without a TPU) "
@@ -56,8 +60,13 @@ def main(arguments: Sequence[str]) -> None:
     output = check_output("--output", options.output) if options.output else None
 
     # Imported here, after the environment is set that jax reads at its first import.
-    from isheep_jax.planning.hardware import parse_topology, prepare_environment
+    from isheep_jax.planning.hardware import gpu_chip, parse_topology, prepare_environment
 
+    if options.gpu:
+        gpu_chip(options.gpu)
+        if config.mesh.topology or options.fit:
+            raise UserError("--gpu: goes neither with --mesh.topology nor with --fit, which need a compiler")
+        os.environ["JAX_PLATFORMS"] = "cpu"
     if config.mesh.topology:
         parse_topology(config.mesh.topology)
     prepare_environment(config.mesh.topology)
@@ -71,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
         default_backend()  # says what is wrong where there are no devices
     with tempfile.TemporaryDirectory() as work:
         architecture = planned_architecture(config.model.path, Path(work))
-    hardware = find_hardware(config)
+    hardware = find_hardware(config, options.gpu)
     fitted: dict[str, list[str]] = {}
     if options.fit:
         before = config

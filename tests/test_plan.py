@@ -83,6 +83,21 @@ def test_plans_become_rows_of_table(planned, tmp_path, capsys):
     assert (cells["iteration, minutes"], cells["chip-hours"]) == ("90.0 / 120.0", "12.0 / 16.0")
 
 
+def test_gpu_that_is_not_here_is_counted_and_not_compiled(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("isheep_jax.planning.plan.compile_program", None)
+    plan.main(["--config=llama_8b_gpu", "--gpu=h100", "--shape=1800/128", f"--output={tmp_path / 'plan.json'}"])
+    printed, result = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    assert "one NVIDIA H100" in printed
+    assert "temporaries are not known" in printed
+    assert result["fits"]
+    for stage in result["iteration"]["stages"]:
+        assert stage["forecast_seconds"] > stage["bound_seconds"]
+    throughput = result["requests_per_second"]
+    assert 0 < throughput["forecast"] < throughput["bound"]
+    # Both floors of others are of this shape.
+    assert all(f"demand {rate}" in printed for rate in ("10.77", "7.0"))
+
+
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"programs": {}}'])
 def test_table_of_something_else_names_file(text, tmp_path):
     if text is not None:
@@ -133,6 +148,8 @@ def test_fit_finds_more_slots_where_there_is_room(monkeypatch, capsys, tmp_path)
         (["--config=tiny", "--mesh.slices=0"], "mesh.slices"),
         ([*SMALL, "--mesh.fsdp=3"], "mesh.fsdp=3"),
         ([*SMALL, "--decode.slots=3"], "decode.slots=3"),
+        ([*SMALL, "--gpu=H1000"], "--gpu: 'H1000' is not known; known: A100, H100, H200"),
+        ([*SMALL, "--gpu=H100", "--fit"], "--gpu: goes neither"),
         ([*SMALL, "--shape=1800"], "--shape: '1800' is not PROMPT/NEW"),
         ([*SMALL, "--shape=0/128"], "--shape: '0/128' is not PROMPT/NEW"),
         ([*SMALL, "--shape=100/60"], "--shape: 100/60 takes 160 tokens, more than decode.max_length="),

@@ -75,6 +75,11 @@ def compile_program(program: Program) -> Compiled:
     return Compiled(program, seconds, memory, collectives(module), module)
 
 
+def uncompiled(program: Program) -> Compiled:
+    """Returns a program with the memory of its arguments alone."""
+    return Compiled(program, 0.0, Memory(program.weights, program.optimizer, program.cache, 0.0, 0.0))
+
+
 def memory_split(program: Program, analysis) -> Memory:
     """Splits the memory of an executable: arguments + outputs + temporaries - outputs that reuse arguments."""
     named = program.weights + program.optimizer + program.cache

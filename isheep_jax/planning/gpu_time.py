@@ -36,7 +36,7 @@ def gpu_step_times(config: Config, architecture: Architecture, meshes: Meshes, c
         meshes: those of the config.
         chip: the GPU's figures.
     """
-    block = read_block(config, meshes.decode)
+    block = read_block(config, "gpu")
     devices = meshes.train.size
 
     def step(name: str, size: int = 0, positions: float | None = None) -> StepTime:

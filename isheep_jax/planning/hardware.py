@@ -68,6 +68,9 @@ GPU_CHIPS = {
     "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 450e9),
 }
 
+# The share of a GPU's memory that JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
+GPU_MEMORY_SHARE = 0.75
+
 # Chips by a part of their `device_kind`; "v5 lite" comes before "v5", which is a part of it.
 _CHIP_BY_KIND = {
     **GPU_CHIPS,
@@ -178,6 +181,13 @@ def topology_arguments(tpu_slice: Slice, slices: int) -> dict[str, Any]:
     if any(tpu_slice.wrap):
         arguments["wrap"] = (*tpu_slice.wrap, False)[:3]
     return arguments
+
+
+def gpu_chip(name: str) -> Chip:
+    """Returns a GPU's figures by its name. Raises `UserError`, naming those that are known, for any other."""
+    if name.upper() not in GPU_CHIPS:
+        raise UserError(f"--gpu: '{name}' is not known; known: {', '.join(GPU_CHIPS)}")
+    return GPU_CHIPS[name.upper()]
 
 
 def local_chip(device: Any) -> Chip | None:

@@ -17,11 +17,20 @@ from isheep_jax.decode.programs import clear_programs
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.planning import iteration, programs
 from isheep_jax.planning.collectives import Collective, by_kind
-from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program
+from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program, uncompiled
 from isheep_jax.planning.cost import Bound, Cost, bound, program_flops, program_hbm_bytes
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.gpu_time import gpu_step_times
-from isheep_jax.planning.hardware import GIB, Chip, Slice, local_chip, parse_topology, slice_devices
+from isheep_jax.planning.hardware import (
+    GIB,
+    GPU_MEMORY_SHARE,
+    Chip,
+    Slice,
+    gpu_chip,
+    local_chip,
+    parse_topology,
+    slice_devices,
+)
 from isheep_jax.planning.iteration import Bounds, IterationPlan, Machine, plan_iteration
 from isheep_jax.planning.programs import Meshes, Program, few_slots, make_meshes, make_program, read_block
 from isheep_jax.planning.serving import Shape, Throughput, throughput
@@ -38,6 +47,7 @@ class Hardware:
 
     chip: None without public figures (a CPU).
     tpu_slice: each of the slices; None for the devices of this machine.
+    is_here: False where nothing can be compiled for them: their programs are counted, not compiled.
     """
 
     name: str
@@ -45,6 +55,7 @@ class Hardware:
     chip: Chip | None
     hbm: float
     tpu_slice: Slice | None = None
+    is_here: bool = True
 
     @property
     def hosts(self) -> int:
@@ -81,8 +92,12 @@ class Plan:
         return all(p.fits for p in self.programs.values())
 
 
-def find_hardware(config: Config) -> Hardware:
-    """Returns the slices of `mesh.topology`, or the devices of this machine."""
+def find_hardware(config: Config, gpu: str = "") -> Hardware:
+    """Returns the slices of `mesh.topology`, one GPU that is not here by its name, or the devices of this machine."""
+    if gpu:
+        chip = gpu_chip(gpu)
+        # One device of any kind has the programs and sizes of one GPU.
+        return Hardware(f"one {chip.name}", jax.devices()[:1], chip, GPU_MEMORY_SHARE * chip.hbm, is_here=False)
     if config.mesh.topology:
         tpu_slice = parse_topology(config.mesh.topology)
         devices = slice_devices(config.mesh.topology, config.mesh.slices)
@@ -118,7 +133,8 @@ def make_plan(
     plans = {}
     for name in names:
         on_program(name)
-        compiled = compile_program(make_program(name, config, architecture, meshes))
+        program = make_program(name, config, architecture, meshes)
+        compiled = compile_program(program) if hardware.is_here else uncompiled(program)
         plans[name] = plan_program(compiled, config, architecture, meshes, hardware)
     times = None
     if hardware.chip and set(names) == set(programs.NAMES) and all(p.fits for p in plans.values()):
@@ -147,7 +163,7 @@ def _step_times(
     """
     if hardware.tpu_slice is None:
         return gpu_step_times(config, architecture, meshes, hardware.chip)
-    shards, block = data_shards(meshes.decode), read_block(config, meshes.decode)
+    shards, block = data_shards(meshes.decode), read_block(config, "tpu")
     blocks = -(-config.decode.max_length // block)
 
     def replay(one: Compiled) -> Replay:

@@ -33,7 +33,7 @@ from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.model.quantization import abstract_weights, weight_table
 from isheep_jax.sft import data, trainer
 from isheep_jax.sft.train_step import TrainSetup, build_train_programs
-from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings, platform_of
+from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, param_shardings
 
 Tree = Any
 
@@ -99,9 +99,9 @@ def few_slots(config: Config, mesh: Mesh) -> int:
     return max(shards, config.decode.slots // 4 // shards * shards)
 
 
-def read_block(config: Config, mesh: Mesh) -> int:
-    """Returns how many cache positions a decode step reads at a time."""
-    return math.gcd(cache_length(config.decode.max_length), cache_block(platform_of(mesh)))
+def read_block(config: Config, platform: str) -> int:
+    """Returns how many cache positions a decode step reads at a time on a platform."""
+    return math.gcd(cache_length(config.decode.max_length), cache_block(platform))
 
 
 def make_program(name: str, config: Config, architecture: Architecture, meshes: Meshes, size: int = 0) -> Program:

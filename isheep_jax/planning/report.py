@@ -32,7 +32,10 @@ def lines(plan: Plan) -> list[str]:
         cells = [getattr(memory, column) / GIB for column in _COLUMNS] + [memory.total / GIB]
         row = f"{name:<15}" + "".join(f"{cell:12.2f}" for cell in cells) + f"{p.compiled.seconds:12.0f}"
         out.append(row if p.fits else f"{row}   DOES NOT FIT: {p.advice}")
-    out += ["", *_collective_lines(plan)]
+    if hardware.is_here:
+        out += ["", *_collective_lines(plan)]
+    else:
+        out += ["", "nothing is compiled for a device that is not here: temporaries are not known"]
     if hardware.chip is None:
         out += ["", "no public peaks of this device are known: no least times"]
         return out
