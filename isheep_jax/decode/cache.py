@@ -4,6 +4,7 @@ Lengths are rounded up to buckets, so that few shapes are compiled.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,27 @@ def bucket_of(length: int, align: int) -> int:
         return power
     quarter = power // 8
     return -(-length // quarter) * quarter
+
+
+def key_limit_of(positions: int, mesh: Mesh) -> int:
+    """Returns the `DecodeShape.key_limit` of calls in which no sequence comes to hold more cache positions.
+
+    It is 0 but for GPUs: other devices find the bound without making the host wait. On a GPU it is a number of blocks
+    that is a power of two or lies in the middle between two, so that few programs are compiled.
+
+    Args:
+        positions: most cache positions of a sequence when the call ends, with the steps of calls before it whose
+            results are not read yet.
+        mesh: the decode mesh.
+    """
+    platform = platform_of(mesh)
+    if platform != "gpu":
+        return 0
+    power = block = cache_block(platform)
+    while power < positions:
+        power *= 2
+    between = power // 4 * 3
+    return between if positions <= between and between % block == 0 else power
 
 
 def data_shards(mesh: Mesh) -> int:
@@ -106,15 +128,17 @@ def allocate_cache(architecture: Architecture, slots: int, tokens: int, dtype: j
         dtype: of keys and values.
         mesh: the decode mesh.
     """
-    return constrain_cache(init_cache(architecture, slots, cache_length(tokens), dtype, tile=_tile(mesh)), mesh)
+    length = cache_length(tokens)
+    return constrain_cache(init_cache(architecture, slots, length, dtype, tile=_tile(length, mesh)), mesh)
 
 
 def abstract_cache(architecture: Architecture, slots: int, tokens: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
     """Returns the shapes and dtypes of the cache that `allocate_cache` returns for the same arguments."""
-    return jax.eval_shape(lambda: init_cache(architecture, slots, cache_length(tokens), dtype, tile=_tile(mesh)))
+    length = cache_length(tokens)
+    return jax.eval_shape(lambda: init_cache(architecture, slots, length, dtype, tile=_tile(length, mesh)))
 
 
-def _tile(mesh: Mesh) -> int:
-    """Returns the cache positions of a tile; 0: a flat cache."""
+def _tile(length: int, mesh: Mesh) -> int:
+    """Returns the cache positions of a tile of rows of a length; 0: a flat cache."""
     platform = platform_of(mesh)
-    return cache_block(platform) if platform == "cpu" else 0
+    return 0 if platform == "tpu" else math.gcd(length, cache_block(platform))

@@ -23,6 +23,7 @@ from isheep_jax.decode.cache import (
     constrain_rows,
     data_shards,
     decode_setup,
+    key_limit_of,
     replicate,
     replicated,
     rows_sharding,
@@ -64,6 +65,8 @@ class DecodeShape:
     prefix_length: cache positions of the shared prefix, padding included; 0: no prefix.
     penalties: whether repetition and presence penalties apply.
     logprobs: whether the log-probabilities of sampled tokens are returned.
+    key_limit: cache positions that attention reads, see `cache.key_limit_of`: no sequence may come to hold more in a
+        call. 0: as many as the longest sequence holds, which the devices find out.
     """
 
     architecture: Architecture
@@ -79,6 +82,7 @@ class DecodeShape:
     prefix_length: int = 0
     penalties: bool = False
     logprobs: bool = False
+    key_limit: int = 0
 
     @classmethod
     def nominal(
@@ -112,6 +116,7 @@ class DecodeShape:
             missing_ids=missing_ids,
             weights_dtype=config.weights_dtype,
             kv_cache_dtype=config.kv_cache_dtype,
+            key_limit=key_limit_of(config.max_length, mesh),
         )
 
     @property
@@ -178,7 +183,9 @@ def decode_steps(
             position[:, None],
             decode_setup(mesh, compute_dtype),
             prefix_kv=shared_kv,
-            cache=CacheWrite(state.cache, jnp.where(busy, state.cache_position, -1)[:, None]),
+            cache=CacheWrite(
+                state.cache, jnp.where(busy, state.cache_position, -1)[:, None], key_limit=shape.key_limit
+            ),
         )
         next_logits = logits(params, architecture, hidden[:, 0], compute_dtype)  # [B, V]
         possible = without(next_logits, shape.missing_ids)

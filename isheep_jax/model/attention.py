@@ -1,7 +1,8 @@
 """Attention of a layer: chooses the implementation for the platform.
 
 `packed_attention` serves training, prefill and scoring; `cached_attention` serves decoding. Packed rows use Pallas
-kernels on TPUs, loops over blocks on CPUs where no gradient is needed, and the plain reference otherwise.
+kernels on TPUs, cuDNN on GPUs, loops over blocks on CPUs where no gradient is needed, and the plain reference on CPUs
+where one is.
 
 B rows, T query tokens, S key positions, N query heads, K key-value heads, H head dim.
 """
@@ -10,7 +11,14 @@ import jax
 
 from isheep_jax.model.attention_blockwise import blockwise_packed_attention, blockwise_prefix_attention
 from isheep_jax.model.attention_cached import blockwise_cached_attention
-from isheep_jax.model.attention_reference import AttentionConfig, Partial, packed_mask, reference_attention
+from isheep_jax.model.attention_gpu import gpu_packed_attention
+from isheep_jax.model.attention_reference import (
+    AttentionConfig,
+    Partial,
+    packed_mask,
+    reference_attention,
+    windowed_mask,
+)
 from isheep_jax.model.kv_cache import KVCache, PrefixKV, split_heads
 from isheep_jax.sharding import ActivationSharding
 
@@ -42,6 +50,19 @@ def packed_attention(
         differentiable: False allows implementations without a gradient.
         sharding: says which devices compute.
     """
+    if sharding.platform == "gpu":
+        return gpu_packed_attention(
+            q,
+            k,
+            v,
+            config,
+            kind,
+            positions=positions,
+            segment_ids=segment_ids,
+            prefix_kv=prefix_kv,
+            differentiable=differentiable,
+            sharding=sharding,
+        )
     if sharding.platform == "tpu":
         from isheep_jax.model.attention_splash import splash_packed_attention  # Pallas takes a while to import
 
@@ -67,6 +88,7 @@ def cached_attention(
     *,
     positions: jax.Array,
     cache_positions: jax.Array,
+    key_limit: int,
     prefix_kv: tuple[PrefixKV, ...],
     sharding: ActivationSharding,
 ) -> jax.Array:
@@ -80,10 +102,13 @@ def cached_attention(
         kind: scalar, the layer's index into `config.windows`.
         positions: [B, T], positions in the sequence.
         cache_positions: [B, T], the tokens' positions in the cache; -1: padding.
+        key_limit: see `CacheWrite`.
         prefix_kv: further keys and values, of this layer.
         sharding: says which devices compute.
     """
-    attended = blockwise_cached_attention(q, cache, layer, config, config.window(kind), cache_positions, sharding)
+    attended = blockwise_cached_attention(
+        q, cache, layer, config, config.window(kind), cache_positions, key_limit, sharding
+    )
     return _merge_prefixes(attended, q, config, kind, positions, prefix_kv, sharding).finalize(q.dtype)
 
 
@@ -99,9 +124,7 @@ def _merge_prefixes(
     """Returns `attended` with attention to each of `prefix_kv` merged in; other arguments as in `packed_attention`."""
     window = config.window(kind)
     for prefix in prefix_kv:
-        mask = prefix.mask
-        if window is not None:
-            mask = mask & (positions[:, :, None] - prefix.positions[:, None, :] < window)
+        mask = windowed_mask(prefix.mask, positions, prefix.positions, window)
         k, v = (split_heads(x, q.shape[-1]).astype(q.dtype) for x in (prefix.cache.k, prefix.cache.v))
         if sharding.platform == "cpu":
             partial = blockwise_prefix_attention(q, k, v, mask, config)

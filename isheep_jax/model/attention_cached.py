@@ -1,5 +1,8 @@
 """Attention to a KV cache, on every platform: reads blocks of cache positions up to the end of the longest row.
 
+A GPU reads as many blocks as the host says instead (`key_limit`): with a bound that only the device knows, the host
+would wait for it in every layer, and nothing would be queued behind.
+
 B rows, T query tokens, S cache positions, C cache positions of a block, N query heads, K key-value heads, H head dim.
 """
 
@@ -19,6 +22,8 @@ _CACHE_BLOCK = 512
 # A CPU sorts the cache rows by length and reads groups of so many, each up to the end of its longest row: for 64 rows
 # with 160 keys on average and 380 at most this takes three fifths of the time.
 _GROUP_ROWS = 8
+# Up to so many blocks are read without a loop, so that a GPU can replay them as one graph.
+_UNROLLED_BLOCKS = 8
 
 
 def cache_block(platform: str) -> int:
@@ -33,6 +38,7 @@ def blockwise_cached_attention(
     config: AttentionConfig,
     window: jax.Array | int | None,
     cache_positions: jax.Array,
+    key_limit: int,
     sharding: ActivationSharding,
 ) -> Partial:
     """Returns attention of each row's tokens to the row's cache positions up to their own.
@@ -46,16 +52,17 @@ def blockwise_cached_attention(
         config: of the model.
         window: of the layer.
         cache_positions: [B, T], the tokens' positions in the cache; a row at -1 sees nothing.
+        key_limit: see `CacheWrite`.
         sharding: says which devices compute.
     """
     rows = cache.k.shape[1]
     one_cpu = sharding.platform == "cpu" and sharding.mesh.size == 1
     block = cache.tile or math.gcd(cache.length, cache_block(sharding.platform))
     if not one_cpu or rows % _GROUP_ROWS or rows <= _GROUP_ROWS:
-        return _attend_rows(q, cache, layer, config, window, cache_positions, None, block)
+        return _attend_rows(q, cache, layer, config, window, cache_positions, None, key_limit, block)
 
     def attend_group(group: jax.Array) -> Partial:
-        return _attend_rows(q[group], cache, layer, config, window, cache_positions[group], group, block)
+        return _attend_rows(q[group], cache, layer, config, window, cache_positions[group], group, key_limit, block)
 
     order = jnp.argsort(jnp.max(cache_positions, axis=1))
     out = jax.lax.map(attend_group, order.reshape(-1, _GROUP_ROWS))
@@ -70,9 +77,10 @@ def _attend_rows(
     window: jax.Array | int | None,
     cache_positions: jax.Array,
     rows: jax.Array | None,
+    key_limit: int,
     block: int,
 ) -> Partial:
-    """Returns attention of R rows to their cache rows, block by block up to the end of the longest.
+    """Returns attention of R rows to their cache rows, block by block up to `key_limit` or the end of the longest.
 
     Args:
         q: [R, T, N, H].
@@ -82,6 +90,7 @@ def _attend_rows(
         window: of the layer.
         cache_positions: [R, T], the tokens' positions in the cache.
         rows: [R], the cache rows; None: all, in their order.
+        key_limit: see `CacheWrite`.
         block: cache positions of a block.
     """
     H = q.shape[-1]
@@ -103,7 +112,10 @@ def _attend_rows(
     start = Partial.init(q, cache.k.shape[3] // (1 if cache.tile else H))
     if block == cache.length:
         return add_block(0, start)
-    return jax.lax.fori_loop(0, jnp.max(cache_positions) // block + 1, add_block, start)
+    if not key_limit:
+        return jax.lax.fori_loop(0, jnp.max(cache_positions) // block + 1, add_block, start)
+    blocks = min(-(-key_limit // block), cache.length // block)
+    return jax.lax.fori_loop(0, blocks, add_block, start, unroll=blocks <= _UNROLLED_BLOCKS)
 
 
 def _read_block(cache: KVCache, layer: jax.Array, rows: jax.Array | None, i: jax.Array, block: int) -> KVCache:

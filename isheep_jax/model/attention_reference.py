@@ -122,8 +122,13 @@ class Partial(NamedTuple):
         return jnp.moveaxis(out, 3, 1).reshape(B, T, K * G, H).astype(dtype)
 
 
-def packed_mask(length: int, segment_ids: jax.Array | None, window: int | jax.Array | None = None) -> jax.Array:
-    """Returns the mask [B, T, T] of packed rows: causal within a row and, given segment ids, within a segment.
+def packed_mask(
+    length: int,
+    segment_ids: jax.Array | None,
+    window: int | jax.Array | None = None,
+    queries: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the mask [B, Q, T] of packed rows: causal within a row and, given segment ids, within a segment.
 
     A token is earlier than another by its index in the row, so positions may restart with each segment.
 
@@ -131,10 +136,28 @@ def packed_mask(length: int, segment_ids: jax.Array | None, window: int | jax.Ar
         length: T.
         segment_ids: [B, T]; None: each row is one segment, and B is 1.
         window: tokens that a token sees, itself included; None: all.
+        queries: [Q], indices of the querying tokens; None: all, Q is T.
     """
-    distance = jnp.arange(length)[:, None] - jnp.arange(length)  # [T, T]
+    distance = (jnp.arange(length) if queries is None else queries)[:, None] - jnp.arange(length)  # [Q, T]
     causal = (distance >= 0)[None] if window is None else ((distance >= 0) & (distance < window))[None]
-    return causal if segment_ids is None else causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    if segment_ids is None:
+        return causal
+    query_segments = segment_ids if queries is None else segment_ids[:, queries]
+    return causal & (query_segments[:, :, None] == segment_ids[:, None, :])
+
+
+def windowed_mask(
+    mask: jax.Array, positions: jax.Array, key_positions: jax.Array, window: int | jax.Array | None
+) -> jax.Array:
+    """Returns a mask [B or 1, T or 1, S] without the keys that lie before a query's window.
+
+    Args:
+        mask: [B or 1, T or 1, S], true where a query may see a key.
+        positions: [B, T], of the queries in the sequence.
+        key_positions: [B or 1, S].
+        window: tokens that a token sees, itself included; None: all.
+    """
+    return mask if window is None else mask & (positions[:, :, None] - key_positions[:, None, :] < window)
 
 
 def cached_mask(

@@ -220,6 +220,7 @@ def attend(
             layer.kind,
             positions=inputs.positions,
             cache_positions=inputs.cache.positions,
+            key_limit=inputs.cache.key_limit,
             prefix_kv=prefix_kv,
             sharding=inputs.setup.sharding,
         )

@@ -44,6 +44,7 @@ class TrainSetup:
     weight_decay: float
     clip_norm: float
     batch_size: int  # rows, over all devices
+    packing: bool  # whether several examples may share a row
     remat: Literal["none", "full"]
     compute_dtype: str
 
@@ -62,6 +63,7 @@ class TrainSetup:
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
             batch_size=config.batch_size,
+            packing=config.packing,
             remat=config.remat,
             compute_dtype=jnp.dtype(compute_dtype).name,
         )
@@ -135,7 +137,13 @@ def loss(
             dropout_key=dropout_key,
         )
     hidden, _ = transformer.forward(
-        params, setup.architecture, batch.tokens, batch.positions, setup.forward, segment_ids=batch.segment_ids
+        params,
+        setup.architecture,
+        batch.tokens,
+        batch.positions,
+        setup.forward,
+        # Behind a row's only example is padding, which no token of the example sees and whose outputs carry no loss.
+        segment_ids=batch.segment_ids if setup.packing else None,
     )
     rows_per_device = setup.batch_size // (setup.mesh.shape["data"] * setup.mesh.shape["fsdp"])
     return cross_entropy(

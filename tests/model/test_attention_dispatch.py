@@ -112,6 +112,7 @@ def test_cache_is_read_as_far_as_each_row_goes(kind, tile):
         jnp.asarray(kind),
         positions=at,
         cache_positions=at,
+        key_limit=0,
         prefix_kv=(),
         sharding=one_device_sharding(),
     )
@@ -134,6 +135,7 @@ def test_rows_that_are_read_in_order_of_their_lengths_keep_their_places(rows, ti
         jnp.asarray(0),
         positions=at,
         cache_positions=at,
+        key_limit=0,
         prefix_kv=(),
         sharding=one_device_sharding(),
     )
@@ -155,6 +157,7 @@ def test_blocks_behind_end_of_row_change_no_bit(tile):
             jnp.asarray(0),
             positions=at,
             cache_positions=at,
+            key_limit=0,
             prefix_kv=(),
             sharding=one_device_sharding(),
         )

@@ -142,6 +142,7 @@ def test_attention_to_cache_of_integers_is_attention_to_its_floats(rows, window,
         jnp.asarray(0),
         positions=at,
         cache_positions=at,
+        key_limit=0,
         prefix_kv=(),
         sharding=one_device_sharding(),
     )
