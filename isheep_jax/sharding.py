@@ -131,6 +131,8 @@ def count_slices(devices: Iterable[jax.Device]) -> int:
 def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
     """Returns a mesh of the same devices, in groups of `decode_tensor` that each hold a full copy of the weights.
 
+    On a TPU slice the groups are neighbors on its torus.
+
     Raises `UserError` when the groups do not divide the devices, or would cross from one slice to another.
     """
     devices = mesh.devices.reshape(-1)
@@ -146,7 +148,13 @@ def decode_mesh(mesh: Mesh, decode_tensor: int) -> Mesh:
             f"mesh.decode_tensor={decode_tensor} does not divide the {in_slice} devices of a slice, and a copy of the "
             f"weights stays inside one; nearest that does: {near}"
         )
-    return Mesh(devices.reshape(-1, 1, decode_tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    sizes = (len(devices) // decode_tensor, 1, decode_tensor)
+    grid = devices.reshape(sizes)
+    if platform_of(mesh) == "tpu" and in_slice == len(devices):
+        # In the order of the training mesh a group may be a path that winds through the slice, whose collectives have a
+        # third of the links that a box of the torus has (planned for 8 of the 16 chips of a v5e-16).
+        grid = mesh_utils.create_device_mesh(sizes, devices=list(devices), allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def platform_of(mesh: Mesh) -> str:

@@ -1,14 +1,17 @@
 """Collectives have the links that their mesh axis has on the torus of its slice."""
 
+import importlib.util
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.planning.collectives import Collective
-from isheep_jax.planning.hardware import parse_topology
+from isheep_jax.planning.hardware import parse_topology, slice_devices
 from isheep_jax.planning.torus import HOP, Torus
+from isheep_jax.sharding import decode_mesh, make_mesh
 
 
 def torus(name: str, sizes: tuple[int, ...]) -> Torus:
@@ -87,3 +90,18 @@ def test_what_crosses_slices_takes_data_center_network():
     both = Torus.of(SimpleNamespace(devices=chips), described)
     groups = tuple((chip, chip + 4) for chip in range(4))
     assert both.seconds(collective("all-reduce", 1e6, groups)) == pytest.approx(1e6 / described.chip.network)
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if named_config(name).mesh.topology])
+def test_chips_that_share_weights_are_neighbors_on_torus(name, monkeypatch):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed; the extra [plan] brings it")
+    for key, value in {"TPU_ACCELERATOR_TYPE": "v4-8", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    config = named_config(name).mesh
+    described = parse_topology(config.topology)
+    mesh = decode_mesh(make_mesh(config, slice_devices(config.topology, config.slices)), config.decode_tensor)
+    groups = groups_of(mesh.devices.shape, 2)
+    assert Torus.of(mesh, described).links(groups) >= 2
