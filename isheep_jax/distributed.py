@@ -1,6 +1,7 @@
 """Multi-host runs, one process per host: who writes, what all processes must agree on, and how a failure ends all.
 
-Every process runs the same schedule on the same records. The primary process (process 0) alone writes and prints.
+Every process runs the same schedule on the same records. The primary process (process 0) alone prints, and writes all
+but the weights, of which each process writes its own files.
 Anything that processes could see differently (files that the primary is writing, a local seeds file) goes through
 `from_primary` and `check_agreement`. With a single process all of this does nothing.
 
@@ -65,6 +66,29 @@ def is_primary() -> bool:
 def is_distributed() -> bool:
     """Returns whether there are other processes."""
     return _group is not None
+
+
+def process_index() -> int:
+    """Returns the number of this process; the primary's is 0."""
+    return 0 if _group is None else _group.index
+
+
+def process_count() -> int:
+    """Returns the number of processes."""
+    return 1 if _group is None else _group.count
+
+
+def gather(value: T) -> list[T]:
+    """Returns the values of all processes, which must be JSON, in the primary by process; in the others an empty list.
+
+    All processes wait for each other.
+    """
+    return [value] if _group is None else _group.gather(value)
+
+
+def wait_for_all() -> None:
+    """Returns when every process has called it."""
+    from_primary(lambda: None)
 
 
 def from_primary(make: Callable[[], T]) -> T:

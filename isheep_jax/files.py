@@ -1,6 +1,6 @@
 """Atomic writes of files and directories, on disks and in object stores, and digests by which damage to them is found.
 
-The primary process writes.
+The primary process writes, but for what all processes write into a `whole_directory`.
 """
 
 import contextlib
@@ -314,10 +314,11 @@ def read_json_if_there(path: epath.Path) -> Any:
 
 @contextlib.contextmanager
 def whole_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields the path where the primary writes the new content of `directory`, which replaces the old one at the end.
+    """Yields the path where the processes write the new content of `directory`, which replaces the old one at the end.
 
     On a disk this is a sibling directory that is renamed. A bucket cannot rename: there the content is complete once
-    the file that is written last exists, and a later attempt replaces an incomplete directory.
+    the file that is written last exists, and a later attempt replaces an incomplete directory. All processes call this,
+    and leave the context together.
     """
     directory = epath.Path(directory)
     staging = directory if on_object_store(directory) else directory.with_name(directory.name + ".partial")
@@ -325,6 +326,12 @@ def whole_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
         for stale in {staging, directory}:
             stale.rmtree(missing_ok=True)
         staging.mkdir(parents=True)
+    distributed.wait_for_all()
+    if not distributed.is_primary():
+        # A network file system may not show a new directory yet, but its server knows it when asked to make it.
+        staging.mkdir(parents=True, exist_ok=True)
     yield staging
+    distributed.wait_for_all()
     if distributed.is_primary() and staging != directory:
         staging.rename(directory)
+    distributed.wait_for_all()

@@ -1,12 +1,15 @@
 """Loads Hugging Face weights straight into their shardings and saves them again, tensor by tensor."""
 
+import collections
 import functools
+import heapq
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,8 +19,9 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isheep_jax import distributed
+from isheep_jax.checkpoint.file_streams import FileOfTensors, FileStreams
 from isheep_jax.checkpoint.hf_config import config_json
-from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, write_file
+from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header
 from isheep_jax.errors import UserError, quoted
 from isheep_jax.files import whole_directory
 from isheep_jax.gguf_model.files import is_gguf
@@ -30,8 +34,12 @@ from isheep_jax.text.tokenizer import Tokenizer
 
 Tensor = StoredTensor | GGUFTensor
 
-# Maximum size of an exported weight file (bytes); larger exports have several files and an index.
-SHARD_BYTES = 4_500_000_000
+# Maximum size of an exported weight file (bytes); larger exports have several files and an index. What is dealt to the
+# processes are files, so that those of a model of 70 billion parameters are many more than the hosts that it takes.
+SHARD_BYTES = 1_000_000_000
+# Files that a process writes at once, and tensors that are gathered ahead.
+_STREAMS = 4
+_GATHERED_AHEAD = 2
 # RoPE frequencies, which old checkpoints have and config.json says.
 _FREQUENCIES = re.compile(r"\.rotary_emb\.inv_freq$")
 # Beside tied embeddings it may only be a copy of them, see `_check_head`.
@@ -313,29 +321,52 @@ def save_checkpoint(
     *,
     dtype: jnp.dtype | None = None,
     card: str | None = None,
-) -> None:
+) -> dict[str, str]:
     """Writes a new Hugging Face directory atomically; in a bucket, config.json is written last.
 
-    All processes call this, and the primary writes. Raises `UserError` when the directory exists.
+    All processes call this, and each writes its share of the weights. Raises `UserError` when the directory exists.
 
     dtype: dtype of the stored weights (None: that of the parameters).
     card: text of README.md, or None for no file.
+
+    Returns the sha256 of the weight files by name, in the primary.
     """
     directory = epath.Path(directory)
     if distributed.is_primary() and directory.exists():
         raise UserError(f"{directory} exists; name a directory that does not")
     stored = jnp.dtype(dtype or params["embed"].dtype)
-    token_ids = {"bos_token_id": architecture.bos_token_id, "eos_token_id": list(tokenizer.eos_ids)}
     with whole_directory(directory) as staging:
-        write_tensors(staging, params, parameter_table(architecture), stored)
-        if not distributed.is_primary():
-            return
-        tokenizer.save(staging)
-        _write_json(staging / "generation_config.json", token_ids)
-        if card is not None:
-            note = tokenizer.export_note
-            (staging / "README.md").write_text(card if note is None else f"{card}\n{note}\n")
-        _write_json(staging / "config.json", config_json(architecture, stored.name))
+        digests = write_tensors(staging, params, parameter_table(architecture), stored)
+        if distributed.is_primary():
+            _write_small_files(staging, architecture, tokenizer, stored, card)
+    return digests
+
+
+def _write_small_files(
+    directory: epath.Path, architecture: Architecture, tokenizer: Tokenizer, dtype: np.dtype, card: str | None
+) -> None:
+    """Writes all files of a model but the weights."""
+    tokenizer.save(directory)
+    token_ids = {"bos_token_id": architecture.bos_token_id, "eos_token_id": list(tokenizer.eos_ids)}
+    _write_json(directory / "generation_config.json", token_ids)
+    if card is not None:
+        note = tokenizer.export_note
+        (directory / "README.md").write_text(card if note is None else f"{card}\n{note}\n")
+    _write_json(directory / "config.json", config_json(architecture, dtype.name))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor to be stored: its name and parameter, and the leaf and the layer that have it."""
+
+    name: str
+    spec: ParameterSpec
+    leaf: jax.Array
+    layer: int
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.spec.hf_shape)
 
 
 def write_tensors(
@@ -345,11 +376,12 @@ def write_tensors(
     dtype: jnp.dtype,
     stem: str = "model",
     single_file: bool = False,
-) -> None:
+) -> dict[str, str]:
     """Writes a tree of arrays as safetensors files.
 
-    One tensor of one layer is on the host at a time. All processes call this, because a tensor is gathered from all
-    devices; the primary writes.
+    All processes call this. The files follow from the tree alone, and are dealt to the processes: one that does not
+    write a tensor takes part in gathering it on the devices, and goes on. A few tensors per file that is being written
+    are on the host at a time.
 
     Args:
         directory: existing directory.
@@ -358,43 +390,88 @@ def write_tensors(
         dtype: dtype of the stored tensors.
         stem: start of the file names.
         single_file: writes one file of any size; otherwise several of `SHARD_BYTES` with an index if needed.
+
+    Returns the sha256 of each file by name in the primary, once all processes have written theirs.
     """
     directory, dtype = epath.Path(directory), np.dtype(dtype)
-    files: list[dict[str, tuple[ParameterSpec, jax.Array, int]]] = [{}]
-    held = total = 0
-    limit = math.inf if single_file else SHARD_BYTES
-    for path, spec in leaves(table):
-        leaf = functools.reduce(lambda tree, key: tree[key], path, params)
-        size = math.prod(spec.hf_shape) * dtype.itemsize
-        for layer, name in enumerate(_names(spec)):
-            if files[-1] and held + size > limit:
-                files.append({})
-                held = 0
-            files[-1][name] = spec, leaf, layer
-            held += size
-            total += size
+    files = _split(params, table, math.inf if single_file else SHARD_BYTES // dtype.itemsize)
     names = [f"{stem}-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     if len(files) == 1:
         names = [_single_name(stem)]
-    for name, tensors in zip(names, files):
-        shapes = {tensor: spec.hf_shape for tensor, (spec, _, _) in tensors.items()}
-        gathered = _gathered(tensors.values(), dtype)
-        if distributed.is_primary():
-            write_file(directory / name, shapes, dtype, map(np.asarray, gathered))
-        else:
-            for tensor in gathered:
-                tensor.block_until_ready()
+    written = [
+        FileOfTensors(directory / name, {entry.name: entry.spec.hf_shape for entry in file})
+        for name, file in zip(names, files)
+    ]
+    index, count = distributed.process_index(), distributed.process_count()
+    # Stream i is the (i // count)-th of process i % count.
+    streams = _dealt([sum(entry.numbers for entry in file) for file in files], count * _STREAMS)
+    own = [[written[i] for i in stream] for stream in streams[index::count]]
+    gathered: collections.deque[jax.Array] = collections.deque()
+    with FileStreams(own, dtype) as file_streams:
+        for stream, entry in _in_turns([[entry for i in stream for entry in files[i]] for stream in streams]):
+            tensor = _gathered(entry, dtype)
+            if stream % count == index:
+                file_streams.put(stream // count, tensor)
+            # Waiting bounds the memory on the devices.
+            gathered.append(tensor)
+            if len(gathered) > _GATHERED_AHEAD:
+                gathered.popleft().block_until_ready()
+    digests = {
+        name: digest for of_process in distributed.gather(file_streams.digests) for name, digest in of_process.items()
+    }
     if len(files) > 1 and distributed.is_primary():
-        weight_map = {tensor: name for name, tensors in zip(names, files) for tensor in tensors}
+        weight_map = {entry.name: name for name, file in zip(names, files) for entry in file}
+        total = sum(entry.numbers for file in files for entry in file) * dtype.itemsize
         _write_json(directory / _index_name(stem), {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return digests
 
 
-def _gathered(tensors: Iterable[tuple[ParameterSpec, jax.Array, int]], dtype: np.dtype) -> Iterator[jax.Array]:
-    """Yields the stored tensor of each (parameter, leaf, layer), whole on every device."""
-    for spec, leaf, layer in tensors:
-        leaf = jnp.asarray(leaf)
-        whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
-        yield _to_stored(leaf, np.int32(layer), spec=spec, dtype=dtype, sharding=whole)
+def _split(params: Any, table: Any, limit: float) -> list[list[_Entry]]:
+    """Returns the tensors of each file, in the order of the table. limit: numbers per file, but for larger tensors."""
+    files: list[list[_Entry]] = [[]]
+    held = 0
+    for path, spec in leaves(table):
+        leaf = functools.reduce(lambda tree, key: tree[key], path, params)
+        for layer, name in enumerate(_names(spec)):
+            entry = _Entry(name, spec, leaf, layer)
+            if files[-1] and held + entry.numbers > limit:
+                files.append([])
+                held = 0
+            files[-1].append(entry)
+            held += entry.numbers
+    return files
+
+
+def _dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deals things to `count` places, each to the one that has the least so far. Returns their indices by place."""
+    places: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for i, size in enumerate(sizes):
+        place = held.index(min(held))
+        places[place].append(i)
+        held[place] += size
+    return places
+
+
+def _in_turns(streams: Sequence[Sequence[_Entry]]) -> Iterator[tuple[int, _Entry]]:
+    """Yields (index of the stream, tensor), the next one of the stream that has had the least: all write all the time."""
+    had = [(0, stream) for stream, entries in enumerate(streams) if entries]
+    rest = [iter(entries) for entries in streams]
+    while had:
+        numbers, stream = heapq.heappop(had)
+        if (entry := next(rest[stream], None)) is not None:
+            yield stream, entry
+            heapq.heappush(had, (numbers + entry.numbers, stream))
+
+
+def _gathered(entry: _Entry, dtype: np.dtype) -> jax.Array:
+    """Returns the stored tensor whole on every device.
+
+    Devices exchange it in milliseconds; only the copies to the host and the writing take time.
+    """
+    leaf = jnp.asarray(entry.leaf)
+    whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
+    return _to_stored(leaf, np.int32(entry.layer), spec=entry.spec, dtype=dtype, sharding=whole)
 
 
 def _names(spec: ParameterSpec) -> list[str]:

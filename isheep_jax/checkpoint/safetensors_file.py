@@ -5,6 +5,7 @@ reads parts of tensors from anywhere without mapping, and writes with one tensor
 eight bytes with the length of a JSON header, the header, and the bytes of the tensors.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -135,8 +136,8 @@ def _check_extents(path: epath.Path, extents: list[tuple[int, int, str]], size: 
 
 def write_file(
     path: epath.Path, entries: dict[str, tuple[int, ...]], dtype: np.dtype, data: Iterable[np.ndarray]
-) -> None:
-    """Writes a file of tensors.
+) -> str:
+    """Writes a file of tensors. Returns its sha256, so that nobody has to read it again for that.
 
     Args:
         path: the file.
@@ -149,12 +150,19 @@ def write_file(
         header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(entries[name]), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+
+        def write(part: bytes | memoryview) -> None:
+            digest.update(part)
+            file.write(part)
+
+        write(len(text).to_bytes(8, "little") + text)
         for (name, shape), tensor in zip(entries.items(), data, strict=True):
             if tensor.shape != shape or tensor.dtype != dtype:
                 raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} instead of {dtype} {shape}")
-            file.write(memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)))
+            write(memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)))
+    return digest.hexdigest()
 
 
 def _extents(shapes: Iterable[tuple[int, ...]], dtype: np.dtype) -> Iterator[list[int]]:

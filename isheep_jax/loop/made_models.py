@@ -15,6 +15,13 @@ _DIRECTORIES = ("model", "adapter")
 _CARD = "README.md"
 # Directories that this process has written or compared; files change only by damage, and are read once.
 _known: set[str] = set()
+# The sha256 of files that the processes have written, by path, until `record` has used them.
+_written: dict[str, str] = {}
+
+
+def note_digests(directory: epath.Path, digests: Mapping[str, str]) -> None:
+    """Takes the sha256 of files in a model or adapter, by name, from who wrote them: `record` need not read them."""
+    _written.update({str(directory / name): digest for name, digest in digests.items()})
 
 
 def record(directory: epath.Path, values: Mapping[str, Any]) -> None:
@@ -22,8 +29,11 @@ def record(directory: epath.Path, values: Mapping[str, Any]) -> None:
     if not distributed.is_primary():
         return
     paths = [path for name in _DIRECTORIES if (directory / name).is_dir() for path in _files(directory / name)]
-    digests = dict(zip((f"{path.parent.name}/{path.name}" for path in paths), file_digests(paths), strict=True))
-    write_json(directory / MANIFEST, sealed({**values, "files": digests}))
+    unknown = [path for path in paths if str(path) not in _written]
+    digests = {**_written, **dict(zip(map(str, unknown), file_digests(unknown), strict=True))}
+    files = {f"{path.parent.name}/{path.name}": digests[str(path)] for path in paths}
+    write_json(directory / MANIFEST, sealed({**values, "files": files}))
+    _written.clear()
     _known.update(str(directory / name) for name in _DIRECTORIES)
 
 

@@ -11,6 +11,7 @@ from isheep_jax.checkpoint.pretrained import Pretrained, open_model
 from isheep_jax.config import MeshConfig, SFTConfig
 from isheep_jax.directory_lock import owned
 from isheep_jax.files import full_path
+from isheep_jax.loop import made_models
 from isheep_jax.loop.protocols import FineTuneJob
 from isheep_jax.runtime.devices import default_dtype, use_compilation_cache
 from isheep_jax.runtime.locate import locate_model
@@ -105,8 +106,9 @@ def train_and_save(
         on_step=on_step,
     )
     if adapters is not None:
-        save_adapter(job.adapter, adapters, model.architecture, sft, base)
-    save_checkpoint(job.model, params, model.architecture, model.tokenizer, dtype=dtype, card=job.card)
+        made_models.note_digests(job.adapter, save_adapter(job.adapter, adapters, model.architecture, sft, base))
+    digests = save_checkpoint(job.model, params, model.architecture, model.tokenizer, dtype=dtype, card=job.card)
+    made_models.note_digests(job.model, digests)
     return result
 
 

@@ -114,7 +114,7 @@ def merge_lora(params: Tree, lora: Tree, scale: float) -> Tree:
 
 def save_adapter(
     directory: epath.PathLike, lora: Tree, architecture: Architecture, config: SFTConfig, base: str
-) -> None:
+) -> dict[str, str]:
     """Writes the adapters as a directory that PEFT loads, on a disk whole or not at all; an existing one is replaced.
 
     The tensors stay float32, as PEFT trains and stores them: they are small, and rounding them to the dtype of the
@@ -127,6 +127,8 @@ def save_adapter(
         config: rank, alpha and dropout.
         base: the model that the adapters belong to, as `transformers` would load it; "org/name@revision" names a
             revision on the hub.
+
+    Returns the sha256 of the file of the adapters by its name, in the primary.
     """
     table = lora_table(architecture, config.lora_rank)
     modules = sorted(spec["a"].hf_name.split(".")[-3] for spec in table["layers"].values())
@@ -145,6 +147,8 @@ def save_adapter(
         "inference_mode": True,
     }
     with whole_directory(directory) as partial:
-        write_tensors(partial, lora, table, jnp.float32, stem="adapter_model", single_file=True)  # PEFT reads no index
+        # PEFT reads no index.
+        digests = write_tensors(partial, lora, table, jnp.float32, stem="adapter_model", single_file=True)
         if distributed.is_primary():
             (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return digests

@@ -10,7 +10,7 @@ from memory_bucket import memory_bucket
 from meshes import mesh_of
 from safetensors.numpy import load_file, save_file
 
-from isheep_jax.checkpoint import hf_weights
+from isheep_jax.checkpoint import file_streams, hf_weights
 from isheep_jax.checkpoint.hf_weights import save_checkpoint
 from isheep_jax.checkpoint.safetensors_file import StoredTensor
 from isheep_jax.errors import UserError
@@ -142,7 +142,7 @@ def test_no_directory_has_final_name_when_writing_fails(tmp_path, tokenizer, mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf_weights, "write_file", full)
+        patch.setattr(file_streams, "write_file", full)
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path / "out", params, architecture, tokenizer)
     assert not (tmp_path / "out").exists()
