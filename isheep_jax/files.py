@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+from etils.epath.backend import fsspec_backend
 
 from isheep_jax import distributed
 from isheep_jax.errors import UserError, one_line
@@ -21,9 +22,10 @@ from isheep_jax.errors import UserError, one_line
 # Name of the digest that an object carries, and what it does not cover: times, in which equal runs differ.
 _SEAL = "sha256"
 _UNSEALED = (_SEAL, "seconds")
-# Bytes that are hashed at a time, and files that are hashed side by side: one thread cannot saturate a disk.
+# Bytes that are hashed at a time.
 _BLOCK = 16 * 2**20
-_READERS = 8
+# Threads that read side by side: one cannot saturate a disk, and in a bucket each read waits for an answer.
+_READERS, _BUCKET_READERS = 8, 32
 # Of a write whose temporary file another process removes.
 _TRIES = 5
 
@@ -31,6 +33,38 @@ _TRIES = 5
 def on_object_store(path: epath.PathLike) -> bool:
     """Returns whether the path is in a bucket, which has no appends or renames but writes each object atomically."""
     return "://" in str(path)
+
+
+def reader_threads(path: epath.PathLike) -> int:
+    """Returns how many threads should read at the same time where `path` is."""
+    return _BUCKET_READERS if on_object_store(path) else _READERS
+
+
+def read_range(path: epath.Path, start: int, out: memoryview) -> int:
+    """Reads the bytes of a file from `start` on into `out`. Returns how many there were: fewer where the file ends.
+
+    In a bucket this is a single request. Raises OSError when the file cannot be read.
+    """
+    if (bucket := _bucket_of(path)) is not None:
+        data = bucket.cat_file(str(path), start, start + len(out))
+        out[: len(data)] = data
+        return len(data)
+    with path.open("rb") as file:
+        file.seek(start)
+        read = 0
+        while read < len(out) and (count := file.readinto(out[read:])):
+            read += count
+    return read
+
+
+def _bucket_of(path: epath.Path) -> Any:
+    """Returns the fsspec file system of a path in a bucket; None for a disk, and where fsspec has none for it."""
+    if not on_object_store(path):
+        return None
+    try:
+        return fsspec_backend.fs(path)
+    except ImportError:
+        return None  # TensorFlow's file systems are in its place
 
 
 def utf8(text: str) -> bytes:
@@ -240,7 +274,7 @@ def sha256(data: bytes) -> str:
 
 def file_digests(paths: Sequence[epath.Path]) -> list[str]:
     """Returns the sha256 of each file, of any size. Raises OSError for one that cannot be read."""
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(max([_READERS, *map(reader_threads, paths)])) as readers:
         return list(readers.map(_file_digest, paths))
 
 

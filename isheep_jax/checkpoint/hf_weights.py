@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from isheep_jax.checkpoint.file_streams import FileOfTensors, FileStreams
 from isheep_jax.checkpoint.hf_config import config_json
 from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header
 from isheep_jax.errors import UserError, quoted
-from isheep_jax.files import whole_directory
+from isheep_jax.files import reader_threads, whole_directory
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.gguf_model.tensors import GGUFTensor, stored_tensors
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
@@ -49,7 +49,8 @@ _FILE_NAME = re.compile(r"[\w.-]+\.safetensors")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Numbers of two tensors that are compared at a time.
 _COMPARED = 4 * 2**20
-_READER_THREADS = 8  # one thread cannot saturate a disk or a bucket
+# Most bytes of a read: larger parts of a tensor are read by several threads.
+_READ_BYTES = 64 * 2**20
 
 
 def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[str, Tensor]:
@@ -122,10 +123,13 @@ def _indexed(directory: epath.Path, index: epath.Path) -> dict[str, StoredTensor
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise UserError(f"{index} is not a safetensors index: it needs a weight_map from tensors to files")
     stored: dict[str, StoredTensor] = {}
-    for file in sorted(set(places.values())):
+    files = sorted(set(places.values()))
+    for file in files:
         if not _FILE_NAME.fullmatch(file):
             raise UserError(f"{index}: {quoted(file)} is not the name of a safetensors file in the same directory")
-        tensors = read_header(directory / file)
+    with ThreadPoolExecutor(reader_threads(directory)) as threads:
+        headers = list(threads.map(lambda file: read_header(directory / file), files))
+    for file, tensors in zip(files, headers):
         if twice := sorted(tensors.keys() & stored.keys()):
             other = stored[twice[0]].path.name
             raise UserError(f"{directory / file}: tensor {quoted(twice[0])} is in {other}, too; only one can be meant")
@@ -150,12 +154,14 @@ def load_parameters(
     rules: ShardingRules,
     dtype: jnp.dtype,
     weights_dtype: StorageDtype = "model",
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Loads the parameters of a Hugging Face directory or a GGUF file.
 
     Works leaf by leaf. Each host reads its devices' equal shares of the rows of a leaf's tensors, in the layout of the
-    files, and the devices then exchange them into the final layout. Every byte is read once and in long ranges,
-    whatever the rules split, and neither host nor device holds more than two copies of a leaf.
+    files, and the devices then exchange them into the final layout. Every byte is read once, neighboring rows of
+    several devices together, whatever the rules split; and neither host nor device holds more than two copies of a
+    leaf.
 
     Args:
         directory: what holds config.json and the weight files, or the GGUF file.
@@ -164,17 +170,19 @@ def load_parameters(
         dtype: dtype of the loaded weights.
         weights_dtype: "int8" turns each matrix into a `Quantized` at once, so that the float weights are never all in
             memory.
+        tensors: what `find_tensors` returned, if it was called before.
 
     Raises as `find_tensors`, and when a tensor has numbers that are not finite.
     """
-    tensors = find_tensors(directory, architecture)
+    directory = epath.Path(directory)
+    tensors = find_tensors(directory, architecture) if tensors is None else tensors
     if architecture.tied_embeddings and _HEAD in tensors:
         _check_head(tensors[_HEAD], tensors[_EMBEDDINGS])
     specs, tree = jax.tree.flatten(parameter_table(architecture))
     loaded: list[jax.Array | None] = [None] * len(specs)
     # The largest leaf first, while there is memory for the copies that the exchange needs.
     order = sorted(range(len(specs)), key=lambda i: -math.prod(specs[i].shape))
-    with ThreadPoolExecutor(_READER_THREADS) as threads:
+    with ThreadPoolExecutor(reader_threads(directory)) as threads:
         for i in order:
             spec = specs[i]
             sharding = NamedSharding(mesh, partition(spec.axes, rules))
@@ -246,25 +254,69 @@ def _read_stored(
     axes = max((axes for axes, size in sizes.items() if rows % size == 0), key=sizes.get)
     dtype = functools.reduce(jnp.promote_types, (tensor.dtype for tensor in tensors))
 
-    @functools.cache  # some devices hold the same rows
-    def read(start: int, stop: int) -> np.ndarray:
-        part = np.empty((len(tensors), stop - start, *spec.hf_shape[1:]), dtype)
-
-        def fill(layer: int) -> None:
-            tensor = tensors[layer]
-            if tensor.dtype == dtype:
-                tensor.read_rows(start, stop, part[layer])
-            else:
-                narrow = np.empty(part.shape[1:], tensor.dtype)
-                tensor.read_rows(start, stop, narrow)
-                part[layer] = narrow
-
-        list(threads.map(fill, range(len(tensors))))
-        return part if spec.stacked else part[0]
-
     shape = (len(tensors), *spec.hf_shape) if spec.stacked else spec.hf_shape
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * spec.stacked, axes))
-    return jax.make_array_from_callback(shape, sharding, lambda index: read(*index[spec.stacked].indices(rows)[:2]))
+
+    def extent(index: tuple[slice, ...]) -> tuple[int, int]:
+        """Returns the first row of a device's part, and the row after its last."""
+        return index[spec.stacked].indices(rows)[:2]
+
+    # Some devices hold the same rows.
+    extents = sorted({extent(index) for index in sharding.addressable_devices_indices_map(shape).values()})
+    parts = _read_rows(tensors, extents, spec.hf_shape[1:], dtype, threads)
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: parts[extent(index)] if spec.stacked else parts[extent(index)][0]
+    )
+
+
+def _read_rows(
+    tensors: Sequence[Tensor],
+    extents: Sequence[tuple[int, int]],
+    row: tuple[int, ...],
+    dtype: np.dtype,
+    threads: ThreadPoolExecutor,
+) -> dict[tuple[int, int], np.ndarray]:
+    """Returns some rows of each tensor, [layers, rows, ...], by their extent (first row, row after the last).
+
+    Args:
+        tensors: the tensors, by layer.
+        extents: which rows, in their order; no two have a row in common.
+        row: shape of a row.
+        dtype: dtype of the result.
+        threads: what reads, several ranges at a time.
+    """
+    parts = {(a, b): np.empty((len(tensors), b - a, *row), dtype) for a, b in extents}
+
+    def read(layer: int, start: int, stop: int) -> None:
+        inside = [(max(a, start), min(b, stop), a, part[layer]) for (a, b), part in parts.items()]
+        inside = [(first, last, part[first - a : last - a]) for first, last, a, part in inside if first < last]
+        if len(inside) == 1 and tensors[layer].dtype == dtype:
+            tensors[layer].read_rows(start, stop, inside[0][2])
+            return
+        together = np.empty((stop - start, *row), tensors[layer].dtype)
+        tensors[layer].read_rows(start, stop, together)
+        for first, last, part in inside:
+            part[...] = together[first - start : last - start]
+
+    step = max(1, _READ_BYTES // (math.prod(row) * dtype.itemsize))
+    ranges = [
+        (layer, start, min(start + step, last))
+        for first, last in _joined(extents)
+        for layer in range(len(tensors))
+        for start in range(first, last, step)
+    ]
+    list(threads.map(read, *zip(*ranges)))
+    return parts
+
+
+def _joined(extents: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Returns the extents, which are in order, with neighbors as one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in extents:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, stop))
+    return joined
 
 
 @functools.lru_cache(maxsize=256)
@@ -454,7 +506,7 @@ def _dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _in_turns(streams: Sequence[Sequence[_Entry]]) -> Iterator[tuple[int, _Entry]]:
-    """Yields (index of the stream, tensor), the next one of the stream that has had the least: all write all the time."""
+    """Yields (index of the stream, tensor), of the stream that has had the least: so that all write all the time."""
     had = [(0, stream) for stream, entries in enumerate(streams) if entries]
     rest = [iter(entries) for entries in streams]
     while had:

@@ -1,7 +1,8 @@
 """Opens a Hugging Face directory or a GGUF file and checks what can be checked without reading the weights."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from isheep_jax.checkpoint.hf_config import read_architecture
-from isheep_jax.checkpoint.hf_weights import find_tensors, load_parameters
+from isheep_jax.checkpoint.hf_weights import Tensor, find_tensors, load_parameters
 from isheep_jax.checkpoint.untrained import untrained
 from isheep_jax.errors import UserError
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.quantization import StorageDtype
 from isheep_jax.sharding import ShardingRules
 from isheep_jax.text.template_check import check_shows_messages, check_template, fitting_templates, template_markers
 from isheep_jax.text.tokenizer import Tokenizer
@@ -27,11 +29,19 @@ _BLOCK = 16 * 2**20
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model, opened by `open_model`. directory: a Hugging Face directory, or a GGUF file."""
+    """A model, opened by `open_model`.
+
+    directory: a Hugging Face directory, or a GGUF file. tensors: where its tensors are, by name.
+    """
 
     directory: epath.Path
     architecture: Architecture
     tokenizer: Tokenizer
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def with_weights(self, directory: epath.Path) -> "Pretrained":
+        """Returns the model with the weights of another directory. Raises `UserError` as `find_tensors`."""
+        return replace(self, directory=directory, tensors=find_tensors(directory, self.architecture))
 
     def check_chat(self) -> None:
         """Raises `UserError` unless the model can hold conversations and be trained on them."""
@@ -44,12 +54,11 @@ class Pretrained:
 
     def check_adapters(self) -> None:
         """Raises `UserError` where adapters cannot learn the chat template, since its markers were never trained."""
-        tensors = find_tensors(self.directory, self.architecture)
 
         def names(tokenizer: Tokenizer) -> list[str]:
             markers = template_markers(tokenizer)
             others = [i for i in tokenizer.control_ids if i not in markers and i < self.architecture.vocab_size]
-            return [markers[i] for i in untrained(tensors, self.architecture, list(markers), others)]
+            return [markers[i] for i in untrained(self.tensors, self.architecture, list(markers), others)]
 
         if not (never := names(self.tokenizer)):
             return
@@ -72,9 +81,19 @@ class Pretrained:
                 digest.update(f"{path.name} {len(data)}\n".encode() + data)
         return digest.hexdigest()
 
-    def load(self, *, mesh: Mesh, rules: ShardingRules, dtype: jnp.dtype) -> dict[str, Any]:
-        """Loads the parameters as `dtype`, sharded over `mesh` by `rules`. Raises as `load_parameters`."""
-        return load_parameters(self.directory, self.architecture, mesh=mesh, rules=rules, dtype=dtype)
+    def load(
+        self, *, mesh: Mesh, rules: ShardingRules, dtype: jnp.dtype, weights_dtype: StorageDtype = "model"
+    ) -> dict[str, Any]:
+        """Loads the parameters, see `load_parameters`, without reading the headers of the files again."""
+        return load_parameters(
+            self.directory,
+            self.architecture,
+            mesh=mesh,
+            rules=rules,
+            dtype=dtype,
+            weights_dtype=weights_dtype,
+            tensors=self.tensors,
+        )
 
 
 def weights_digest(directory: epath.Path) -> str:
@@ -105,7 +124,7 @@ def open_model(directory: epath.PathLike, chat_template: str = "auto") -> Pretra
     """
     directory = epath.Path(directory)
     architecture = read_architecture(directory)
-    find_tensors(directory, architecture)
+    tensors = find_tensors(directory, architecture)
     tokenizer = Tokenizer.load(directory, chat_template, architecture.vocab_size)
     config = directory / "config.json"
     if tokenizer.vocab_size > architecture.vocab_size:
@@ -120,4 +139,4 @@ def open_model(directory: epath.PathLike, chat_template: str = "auto") -> Pretra
             f"{config}: there is no end-of-sequence token (eos_token_id here or in generation_config.json, or "
             "eos_token in tokenizer_config.json), so that a completion would never end"
         )
-    return Pretrained(directory, architecture, tokenizer)
+    return Pretrained(directory, architecture, tokenizer, tensors)

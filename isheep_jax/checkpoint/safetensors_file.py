@@ -17,12 +17,15 @@ import numpy as np
 from etils import epath
 
 from isheep_jax.errors import UserError, one_line, quoted
+from isheep_jax.files import read_range
 from isheep_jax.text_files import parse_json
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # A larger header size means a damaged file: the header of a model with a thousand tensors takes 100 KB.
 _MAX_HEADER = 25_000_000
+# Bytes that are read at once, so that a file of a large model takes one request in a bucket.
+_USUAL_HEADER = 64 * 2**10
 # What a file begins with of which a clone has only the place, where a header's length would be.
 _LFS_POINTER = b"version "
 _MAX_DIMENSIONS = 8
@@ -50,14 +53,8 @@ class StoredTensor:
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         target = memoryview(out.reshape(-1).view(np.uint8))
         try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset + start * row)
-                read = 0
-                while read < len(target):
-                    count = file.readinto(target[read:])
-                    if not count:
-                        raise UserError(f"{self.path} ends within tensor {self.name}; it is truncated")
-                    read += count
+            if read_range(self.path, self.offset + start * row, target) < len(target):
+                raise UserError(f"{self.path} ends within tensor {self.name}; it is truncated")
         except OSError as error:
             raise UserError(f"{self.path}: tensor {self.name} cannot be read: {error.strerror or error}") from None
 
@@ -72,14 +69,15 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
         size = path.stat().length
         if size < 8:  # also a pipe, which would be waited for
             raise UserError(f"{path} is truncated or not a safetensors file: it has {size} bytes")
-        with path.open("rb") as file:
-            start = file.read(8)
-            if start == _LFS_POINTER:
-                raise UserError(f"{path} is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that")
-            length = int.from_bytes(start, "little")
-            if length > min(size - 8, _MAX_HEADER):
-                raise UserError(f"{path} is truncated or not a safetensors file: its header is not whole")
-            header = parse_json(file.read(length).decode("utf-8"))
+        beginning = _read(path, 0, min(size, _USUAL_HEADER))
+        if beginning.startswith(_LFS_POINTER):
+            raise UserError(f"{path} is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that")
+        length = int.from_bytes(beginning[:8], "little")
+        if length > min(size - 8, _MAX_HEADER):
+            raise UserError(f"{path} is truncated or not a safetensors file: its header is not whole")
+        text = beginning[8 : 8 + length]
+        text += _read(path, len(beginning), 8 + length - len(beginning)) if len(text) < length else b""
+        header = parse_json(text.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except ValueError as error:  # includes those of UTF-8
@@ -96,6 +94,12 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
         path, [(*entry["data_offsets"], name) for name, entry in header.items() if name in tensors], size - data
     )
     return tensors
+
+
+def _read(path: epath.Path, start: int, count: int) -> bytes:
+    """Returns the bytes of a file from `start` on, at most `count`."""
+    data = bytearray(count)
+    return bytes(data[: read_range(path, start, memoryview(data))])
 
 
 def _stored(path: epath.Path, name: str, entry: Any, data: int) -> StoredTensor:

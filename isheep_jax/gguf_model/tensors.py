@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from isheep_jax.errors import UserError, quoted
+from isheep_jax.files import read_range
 from isheep_jax.gguf_model.architectures import Stored, architecture_of
 from isheep_jax.gguf_model.header import Header, StoredBlock, read_header
 
@@ -69,15 +70,13 @@ class GGUFTensor:
     def _stored_rows(self, start: int, stop: int) -> np.ndarray:
         gguf = gguf_package()
         count = (stop - start) * self.row_bytes
+        data = np.empty(count, np.uint8)
         try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset + start * self.row_bytes)
-                data = file.read(count)
+            if read_range(self.path, self.offset + start * self.row_bytes, memoryview(data)) < count:
+                raise UserError(f"{self.path} ends within tensor {self.name}; it is cut short")
         except OSError as error:
             raise UserError(f"{self.path}: tensor {self.name} cannot be read: {error.strerror or error}") from None
-        if len(data) < count:
-            raise UserError(f"{self.path} ends within tensor {self.name}; it is cut short")
-        stored = np.frombuffer(data, np.uint8).reshape(stop - start, self.row_bytes)
+        stored = data.reshape(stop - start, self.row_bytes)
         values = gguf.dequantize(stored, gguf.GGMLQuantizationType[self.quantization])
         return values.reshape(stop - start, *self.shape[1:])
 

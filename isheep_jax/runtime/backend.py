@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 
 from isheep_jax import distributed
-from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.checkpoint.pretrained import Pretrained, model_files, open_model, weights_digest
 from isheep_jax.config import Config
 from isheep_jax.decode.engine import Engine
@@ -42,9 +41,9 @@ class JaxBackend:
         use_compilation_cache(config.directory / COMPILED)
         self._config = config
         self._base = locate_model(config.model.path, "--model.path")
-        model = open_model(self._base, config.model.chat_template)
+        self._model = model = open_model(self._base, config.model.chat_template)
         model.check_chat()
-        self._architecture, self._tokenizer = model.architecture, model.tokenizer
+        self._architecture = model.architecture
         self._dtype = jnp.dtype(config.model.compute_dtype)
         self._train_mesh = make_mesh(config.mesh)
         self._decode_mesh = decode_mesh(self._train_mesh, config.mesh.decode_tensor)
@@ -92,12 +91,9 @@ class JaxBackend:
         directory = directory or self._base
         if self._engine is None or self._engine[0] != directory:
             self._release()
-            judge = self._judges.get(directory)
-            architecture = judge.architecture if judge else self._architecture
             # Weights are read from the files even right after training, so that a resumed run has the same ones.
-            params = load_parameters(
-                directory,
-                architecture,
+            model = self._opened(directory)
+            params = model.load(
                 mesh=self._decode_mesh,
                 rules=DECODE_RULES,
                 dtype=self._dtype,
@@ -105,8 +101,8 @@ class JaxBackend:
             )
             engine = Engine(
                 params,
-                architecture,
-                judge.tokenizer if judge else self._tokenizer,
+                model.architecture,
+                model.tokenizer,
                 self._config.decode,
                 mesh=self._decode_mesh,
                 seed=self._config.seed,
@@ -127,7 +123,7 @@ class JaxBackend:
     def fine_tune(self, job: FineTuneJob, progress: StageReporter) -> dict:
         self._release()
         result = train_and_save(
-            Pretrained(job.start or self._base, self._architecture, self._tokenizer),
+            self._opened(job.start or self._base),
             job,
             self._config.sft,
             mesh=self._train_mesh,
@@ -142,6 +138,11 @@ class JaxBackend:
             on_step=lambda step, total, metrics: progress.update(step, total, **_shown(metrics)),
         )
         return dataclasses.asdict(result)
+
+    def _opened(self, directory: epath.Path) -> Pretrained:
+        """Returns the base, a judge, or a model that the run made, with the tokenizer of the base."""
+        known = {**self._judges, self._base: self._model}
+        return known.get(directory) or self._model.with_weights(directory)
 
     def _open_judge(self, setting: str, directory: epath.Path) -> Pretrained:
         judge = open_model(directory)

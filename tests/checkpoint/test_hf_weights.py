@@ -1,17 +1,20 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from memory_bucket import memory_bucket
+from etils import epath
+from memory_bucket import memory_bucket, requests_of
 from meshes import mesh_of
 from safetensors.numpy import load_file, save_file
 
 from isheep_jax.checkpoint import file_streams, hf_weights
 from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.checkpoint.safetensors_file import StoredTensor
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import leaves, parameter_table
@@ -116,6 +119,53 @@ def test_bucket_is_read_and_written_like_directory(tmp_path, tokenizer, monkeypa
     for path in (tmp_path / "out").iterdir():
         assert (bucket / "out" / path.name).read_bytes() == path.read_bytes(), path.name
     assert_equal_bits(params, parity.load(bucket / "out")[1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules"), [((1, 1, 1), TRAIN_RULES), ((2, 2, 2), TRAIN_RULES), ((4, 1, 2), DECODE_RULES)]
+)
+def test_bucket_is_asked_once_for_each_tensor_and_once_for_each_header(tokenizer, monkeypatch, sizes, rules):
+    bucket = memory_bucket(monkeypatch)
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 8_000)
+    architecture, params = parity.load(parity.FIXTURES / "llama")
+    save_checkpoint(bucket / "out", params, architecture, tokenizer)
+    files = len(list((bucket / "out").glob("*.safetensors")))
+    model = open_model(bucket / "out")
+
+    def load():
+        assert_equal_bits(model.load(mesh=mesh_of(sizes), rules=rules, dtype=jnp.float32), params)
+
+    headers = requests_of(lambda: hf_weights.find_tensors(bucket / "out", architecture))
+    asked = [(kind, path) for kind, path, *_ in headers if path.endswith(".safetensors")]
+    assert len(asked) == 2 * files  # its size and its beginning
+    ranges = requests_of(load)
+    assert {kind for kind, *_ in ranges} == {"range"}
+    assert len(ranges) == len(model.tensors)
+    assert sum(stop - start for *_, start, stop in ranges) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def test_neighboring_rows_of_devices_are_one_range_and_long_ones_several(tmp_path, monkeypatch):
+    rows = np.arange(24 * 3, dtype=np.float32).reshape(24, 3)
+    (tmp_path / "file").write_bytes(rows.tobytes() * 2)
+    tensors = [
+        StoredTensor(epath.Path(tmp_path / "file"), "w", offset, "F32", rows.shape) for offset in (0, rows.nbytes)
+    ]
+    asked = []
+    plain = StoredTensor.read_rows
+    monkeypatch.setattr(
+        StoredTensor,
+        "read_rows",
+        lambda self, a, b, out: (asked.append((self.offset > 0, a, b)), plain(self, a, b, out)),
+    )
+    extents = [(4, 8), (8, 12), (20, 24)]
+    with ThreadPoolExecutor(2) as threads:
+        for limit, ranges in ((2**20, [(4, 12), (20, 24)]), (6 * 12, [(4, 10), (10, 12), (20, 24)])):
+            monkeypatch.setattr(hf_weights, "_READ_BYTES", limit)
+            asked.clear()
+            parts = hf_weights._read_rows(tensors, extents, (3,), np.dtype(np.float32), threads)
+            assert sorted(asked) == [(layer, *extent) for layer in (False, True) for extent in ranges]
+            for (start, stop), part in parts.items():
+                np.testing.assert_array_equal(part, np.stack([rows[start:stop]] * 2))
 
 
 def test_layers_of_different_dtypes_are_read_in_wider_one(damaged):
