@@ -10,7 +10,7 @@ _COUNT = itertools.count()
 
 
 class _Bucket(MemoryFileSystem):
-    """Counts what a bucket would be asked over the network: `requests` are (kind, path, first byte, byte after last)."""
+    """Counts what a bucket is asked over the network: `requests` are (kind, path, first byte, byte after the last)."""
 
     protocol = ("gs", "gcs")
     requests = []  # noqa: RUF012
