@@ -13,7 +13,7 @@ from isheep_jax.checkpoint import hf_weights
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
-# Writes the Llama fixture in nine files, from eight devices of all processes.
+# Writes the Llama fixture in several files, from eight devices of all processes.
 WRITE = """
 import json, sys, time
 
@@ -25,14 +25,16 @@ from isheep_jax.config import MeshConfig
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
-hf_weights.SHARD_BYTES = 8_000
+hf_weights.SHARD_BYTES = 4_000
 mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, data=-1))
 architecture, params = parity.load(parity.FIXTURES / "llama", mesh=mesh, rules=TRAIN_RULES)
 tokenizer = Tokenizer.load(CHECKPOINT)
 plain = file_streams.write_file
 
 def noted(path, *arguments):
-    print("writes", path.name, flush=True)
+    # In one piece: several threads write.
+    sys.stdout.write(f"writes {{path.name}}\\n")
+    sys.stdout.flush()
     if index == {stuck}:
         time.sleep(1000)
     return plain(path, *arguments)
@@ -54,7 +56,7 @@ def written_by(group: Group, index: int) -> list[str]:
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_files_are_dealt_to_processes_and_their_bytes_do_not_depend_on_how_many(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 4_000)
     architecture, params = parity.load(parity.FIXTURES / "llama")
     digests = hf_weights.save_checkpoint(tmp_path / "one", params, architecture, Tokenizer.load(CHECKPOINT))
     with write(tmp_path / "model", tmp_path / "run", count) as group:
@@ -62,7 +64,7 @@ def test_files_are_dealt_to_processes_and_their_bytes_do_not_depend_on_how_many(
         shares = [written_by(group, index) for index in range(count)]
         (line,) = (x for x in group.text(0, "out").splitlines() if x.startswith("digests "))
     assert sorted(name for share in shares for name in share) == sorted(digests)
-    assert min(map(len, shares)) >= len(digests) // count > 1
+    assert min(map(len, shares)) >= len(digests) // count > 0
     one, all_together = ({path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in ("one", "model"))
     assert all_together == one
     assert digests == json.loads(line.removeprefix("digests "))
