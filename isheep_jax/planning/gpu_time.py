@@ -11,19 +11,19 @@ from isheep_jax.planning.cost import program_flops, program_hbm_bytes
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.hardware import Chip
 from isheep_jax.planning.programs import Meshes, few_slots, make_program, read_block
-from isheep_jax.planning.step_time import StepTime
+from isheep_jax.planning.step_time import SAMPLING_TRIES, StepTime
 
 # Shares of the peaks that large products reach, and that reading weights and cache reaches.
 COMPUTE_SHARE, MEMORY_SHARE = 0.5, 0.7
 # Kernels that a layer launches in a forward pass, and the seconds of a launch that no other work hides while decoding.
 KERNELS, LAUNCH = 25, 3e-6
-# Seconds that the launch queue is empty after the host has read whether a loop over cache blocks goes on.
+# Seconds that the launch queue is empty after the host has read whether the loop over draws of top-p goes on.
 LOOP_TURN = 25e-6
 
 ASSUMPTIONS = (
     f"large products reach {COMPUTE_SHARE:.0%} of the peak, reading from memory {MEMORY_SHARE:.0%} of its bandwidth",
-    f"a decode step launches {KERNELS} kernels per layer at {LAUNCH * 1e6:.0f} us, and each turn of a layer's loop "
-    f"over cache blocks waits {LOOP_TURN * 1e6:.0f} us for the host",
+    f"a decode step launches {KERNELS} kernels per layer at {LAUNCH * 1e6:.0f} us, and waits for the host "
+    f"{LOOP_TURN * 1e6:.0f} us after each of {SAMPLING_TRIES} draws of top-p",
 )
 
 
@@ -46,7 +46,7 @@ def gpu_step_times(config: Config, architecture: Architecture, meshes: Meshes, c
         return StepTime(compute=max(flops / COMPUTE_SHARE / chip.flops, read / MEMORY_SHARE / chip.hbm_bandwidth))
 
     def decode(slots: int, blocks: int) -> StepTime:
-        launches = architecture.layers * (KERNELS * LAUNCH + (blocks + 1) * LOOP_TURN)
+        launches = architecture.layers * KERNELS * LAUNCH + SAMPLING_TRIES * LOOP_TURN
         positions = min(blocks * block, config.decode.max_length)
         return step(programs.DECODE, slots, positions) + StepTime(host=launches)
 

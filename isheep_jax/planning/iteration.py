@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isheep_jax.checkpoint.hf_weights import STREAMS
 from isheep_jax.config import Config, is_server
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
@@ -26,7 +27,8 @@ SECOND_PASS = f"{programs.SCORE}, choices"
 # Bytes per second that a host reads from a bucket with many ranges at once, and that one stream writes to it. Writing
 # is what others measured: 100 to 200 GB at 141 to 148 MB/s (epam/cloud-pipeline#1374). Reading is assumed.
 READ_RATE = 1e9
-WRITE_RATE = 145e6
+STREAM_RATE = 145e6
+WRITE_RATE = STREAMS * STREAM_RATE
 # Seconds to compile a program, assumed, and how many are compiled at once.
 COMPILE_SECONDS, COMPILE_THREADS = 60.0, 4
 
@@ -189,7 +191,7 @@ def between_stages(config: Config, machine: Machine) -> list[Between]:
         Between(
             "save the model",
             share / WRITE_RATE,
-            f"{share / 1e9:.1f} GB from each of {hosts} in one stream of {WRITE_RATE / 1e6:.0f} MB/s "
+            f"{share / 1e9:.1f} GB from each of {hosts} in {STREAMS} streams of {STREAM_RATE / 1e6:.0f} MB/s "
             "(epam/cloud-pipeline#1374)",
         ),
     ]
