@@ -38,7 +38,7 @@ Tensor = StoredTensor | GGUFTensor
 # processes are files, so that those of a model of 70 billion parameters are many more than the hosts that it takes.
 SHARD_BYTES = 1_000_000_000
 # Files that a process writes at once, and tensors that are gathered ahead.
-_STREAMS = 4
+STREAMS = 4
 _GATHERED_AHEAD = 2
 # RoPE frequencies, which old checkpoints have and config.json says.
 _FREQUENCIES = re.compile(r"\.rotary_emb\.inv_freq$")
@@ -456,7 +456,7 @@ def write_tensors(
     ]
     index, count = distributed.process_index(), distributed.process_count()
     # Stream i is the (i // count)-th of process i % count.
-    streams = _dealt([sum(entry.numbers for entry in file) for file in files], count * _STREAMS)
+    streams = _dealt([sum(entry.numbers for entry in file) for file in files], count * STREAMS)
     own = [[written[i] for i in stream] for stream in streams[index::count]]
     gathered: collections.deque[jax.Array] = collections.deque()
     with FileStreams(own, dtype) as file_streams:
