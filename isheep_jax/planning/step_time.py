@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
 
 from isheep_jax.planning.collectives import Collective, as_collective, channel_of
 from isheep_jax.planning.hardware import Chip
@@ -77,21 +76,16 @@ class StepTime:
 class Replay:
     """The schedule of a compiled module, to be replayed."""
 
-    def __init__(self, module: Module, chip: Chip, torus: Torus | None):
+    def __init__(self, module: Module, chip: Chip, torus: Torus):
         """Prepares the replay.
 
         Args:
             module: of a program that is compiled for TPUs.
             chip: its figures.
-            torus: of the program's mesh; None: no links, for one chip.
+            torus: of the program's mesh.
         """
         self._module, self._chip, self._torus = module, chip, torus
-        self._known: dict[tuple[str, int], StepTime] = {}
-
-    @cached_property
-    def has_estimates(self) -> bool:
-        """Whether the compiler has estimated cycles; other compilers than the TPU's do not."""
-        return any(_cycles(i) for instructions in self._module.computations.values() for i in instructions)
+        self._known: dict[tuple, StepTime] = {}
 
     def step(self, blocks: int = 1, steps: int = 1) -> StepTime:
         """Returns the time of a step.
@@ -103,7 +97,7 @@ class Replay:
         return self._computation(self._module.entry, {_BLOCKS: blocks, _STEPS: steps}) * (1 / steps)
 
     def _computation(self, name: str, trips: Mapping[str, int]) -> StepTime:
-        key = (name, trips[_BLOCKS])
+        key = (name, *trips.values())
         if key not in self._known:
             self._known[key] = self._replay(name, trips)
         return self._known[key]
@@ -128,20 +122,22 @@ class Replay:
             inside = self._collectives(name, instruction)
             target = _async_target(self._module, instruction)
             if opcode in ("copy-start", "slice-start"):
-                start(instruction.name, "hbm", array_bytes(instruction.type)[0] / self._chip.hbm_bandwidth)
+                # The type has the array that is read and the part of it that is copied.
+                copied = min(array_bytes(instruction.type)[:2])
+                start(instruction.name, "hbm", copied / self._chip.hbm_bandwidth)
             elif opcode in ("copy-done", "slice-done"):
                 total += StepTime(copies=rest(instruction.operands[0]))
             elif target == "AsyncCollectiveStart" or (inside and opcode.endswith("-start")):
                 for channel, collective in inside:
                     key = channel if target else instruction.name
-                    start(key, collective.groups, self._seconds(collective))
+                    start(key, collective.groups, self._torus.seconds(collective))
             elif target == "AsyncCollectiveDone":
                 total += StepTime(collectives=sum(rest(channel) for channel, _ in inside))
             elif opcode.endswith("-done"):
                 total += StepTime(collectives=rest(instruction.operands[0]))
             else:
                 # A fusion with a piece of a collective that has started runs beside it.
-                waits = sum(self._seconds(c) for channel, c in inside if channel not in ends)
+                waits = sum(self._torus.seconds(c) for channel, c in inside if channel not in ends)
                 total += StepTime(
                     compute=_cycles(instruction) / self._chip.clock,
                     collectives=waits,
@@ -167,9 +163,6 @@ class Replay:
         if _TOP_P.search(loop.op):
             return SAMPLING_TRIES
         return next((count for end, count in trips.items() if loop.op.endswith(end)), 1)
-
-    def _seconds(self, collective: Collective) -> float:
-        return self._torus.seconds(collective) if self._torus else 0.0
 
     def _collectives(self, computation: str, instruction: Instruction) -> list[tuple[str, Collective]]:
         """Returns the collectives that an instruction is or that are fused into it, with their channels."""
@@ -197,10 +190,8 @@ class Replay:
             indices = self._module.find(name, scatter.operands[len(scatter.operands) // 2])
             vector = re.search(r"index_vector_dim=(\d+)", scatter.line)
             sizes = indices.dimensions[0] if indices else ()
-            count = 1
-            for dimension, size in enumerate(sizes):
-                count *= 1 if vector and dimension == int(vector[1]) else size
-            rows += count
+            # One dimension holds the coordinates of a row.
+            rows += math.prod(n for d, n in enumerate(sizes) if not vector or d != int(vector[1]))
         return rows
 
 
@@ -239,8 +230,5 @@ def _kernel_flops(instruction: Instruction) -> float:
         return 0.0
     q, k = ([int(size) for size in shape.split(",")] for shape in shapes[:2])
     products = 5 if "dkv" in instruction.name or "dq" in instruction.name else 2
-    count = 1.0
-    for size in q:
-        count *= size
     # Half of the keys are later than the query.
-    return products * 2 * count * k[-2] / 2
+    return products * 2.0 * math.prod(q) * k[-2] / 2
