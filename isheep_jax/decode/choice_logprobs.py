@@ -7,7 +7,6 @@ Choices of more tokens take a second pass over these tokens, which attend to the
 import functools
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,14 +20,13 @@ from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import POSITION, SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length
 from isheep_jax.decode.prefill_logprobs import (
-    one_behind,
-    packed_batches,
     packed_logprobs,
     power_of_two,
+    score_packed,
     target_logprobs,
 )
 from isheep_jax.decode.requests import ChoiceLogprobs, Request, TokenIds
-from isheep_jax.decode.tokenization import PromptError
+from isheep_jax.decode.tokenization import PromptError, many_prompt_tokens
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache, PrefixKV
@@ -119,38 +117,43 @@ class _Call:
 def choice_logprobs(
     model: LoadedModel, requests: Sequence[Request], choices: Sequence[str]
 ) -> Iterator[ChoiceLogprobs]:
-    """Yields the log-probabilities of the choices after each prompt: errors first, then the longest prompts.
+    """Yields the log-probabilities of the choices after each prompt, in the order in which they are computed.
 
     A choice's log-probability is the sum over its tokens, less what belongs to longer choices that begin with them. A
     prompt that does not fit with its longest choice, or whose tokens a choice changes, is an error of that request.
     """
-    groups: dict[tuple[int, ...], list[_Prompt]] = defaultdict(list)
-    for request in requests:
+    prepare, dispatch = functools.partial(_prepare, model, choices), functools.partial(_dispatch, model)
+    return score_packed(model, requests, prepare, dispatch, _results)
+
+
+def _prepare(
+    model: LoadedModel, choices: Sequence[str], requests: Sequence[Request]
+) -> tuple[list[ChoiceLogprobs], list[_Prompt]]:
+    """Returns the results of requests that cannot be scored, and the prompts of the others."""
+    failed, prompts = [], []
+    tokenized = many_prompt_tokens(model.tokenizer, [request.prompt for request in requests])
+    for request, tokens in zip(requests, tokenized):
         try:
-            prompt = _tokenize(model, request, choices)
+            prompts.append(_tokenize(model, request, tokens, choices))
         except UserError as error:
-            yield ChoiceLogprobs(request.id, error=str(error))
-        else:
-            groups[prompt.prefix].append(prompt)
-    for tokens, prompts in sorted(groups.items()):
-        prefix = model.make_prefix(tokens)
-        has_long = any(len(choice) > 1 for prompt in prompts for choice in prompt.choices)
-        calls = ((batch, _dispatch(model, batch, prefix, has_long)) for batch in packed_batches(model, prompts))
-        for batch, call in one_behind(calls):
-            yield from _results(batch, call)
+            failed.append(ChoiceLogprobs(request.id, error=str(error)))
+    return failed, prompts
 
 
-def _tokenize(model: LoadedModel, request: Request, choices: Sequence[str]) -> _Prompt:
+def _tokenize(model: LoadedModel, request: Request, tokens: list[int] | UserError, choices: Sequence[str]) -> _Prompt:
+    """Returns a prompt with its choices. tokens: the prompt's, or why it has none."""
     if isinstance(request.prompt, TokenIds):
         raise PromptError("choices are texts, which cannot follow token ids")
-    tokenized = model.tokenizer.encode_choices(request.prompt, choices)
+    if isinstance(tokens, UserError):
+        raise tokens
+    tokenized = model.tokenizer.encode_choices(request.prompt, choices, tokens)
     longest = max(map(len, tokenized))
-    prompt = model.tokenize(request, spare=longest, continuation="its longest choice")
+    prompt = model.tokenize(request, spare=longest, continuation="its longest choice", tokens=tokens)
     return _Prompt(request.id, prompt.prefix, prompt.suffix, tokenized)
 
 
-def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None, has_long: bool) -> _Call:
-    """Calls both passes. has_long: whether any choice, in this batch or another, needs the second."""
+def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> _Call:
+    """Calls both passes."""
     width = power_of_two(max(map(len, batch.rows)))
     choices = max(len(prompt.choices) for row in batch.rows for prompt, _ in row)
     indices = np.zeros((len(batch.rows), width), np.int32)
@@ -159,6 +162,7 @@ def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None, has
         for i, (prompt, begin) in enumerate(row):
             indices[r, i] = begin + len(prompt.tokens) - 1
             targets[r, i] = [choice[0] if choice else 0 for choice in prompt.choices]
+    has_long = any(len(choice) > 1 for row in batch.rows for prompt, _ in row for choice in prompt.choices)
     sharding = rows_sharding(model.mesh)
     packed, indices, targets = put((batch.tokens, indices, targets), sharding)
     first, cache = packed_logprobs(

@@ -112,7 +112,7 @@ class Engine:
         return self._stream(request, sampling)
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
-        """Yields one log-probability for each choice after each prompt, by prefill alone; longest prompts first.
+        """Yields one log-probability for each choice after each prompt, by prefill alone, in any order.
 
         A choice is tokenized together with its prompt. Its log-probability is the sum over its tokens, less what
         belongs to longer choices that begin with them. A prompt that does not fit with its longest choice is a result
@@ -124,7 +124,7 @@ class Engine:
         return choice_logprobs.choice_logprobs(self.model, requests, choices)
 
     def text_logprobs(self, requests: Sequence[Request], texts: Sequence[str | TokenIds]) -> Iterator[TextLogprob]:
-        """Yields the log-probability of one text after each prompt, by prefill alone; longest first.
+        """Yields the log-probability of one text after each prompt, by prefill alone, in any order.
 
         texts[i] continues the prompt of requests[i]; after token ids it must be token ids. A prompt that does not fit
         with its text is a result with an error. Raises ValueError for an id that occurs twice and when there are not as
@@ -136,7 +136,7 @@ class Engine:
         return text_logprobs.text_logprobs(self.model, requests, texts)
 
     def embed(self, requests: Sequence[Request]) -> Iterator[Embedding]:
-        """Yields the mean of the last hidden states (after the final norm) over each prompt, [D]; longest first.
+        """Yields the mean of the last hidden states (after the final norm) over each prompt, [D], in any order.
 
         A prompt that does not fit is a result with an error. Raises ValueError for an id that occurs twice.
         """

@@ -51,11 +51,14 @@ class LoadedModel:
         """The static arguments that jitted functions of the weights have in common."""
         return {"architecture": self.architecture, "mesh": self.mesh, "compute_dtype": self.compute_dtype}
 
-    def tokenize(self, request: Request, spare: int = 1, continuation: str = "") -> TokenizedPrompt:
+    def tokenize(
+        self, request: Request, spare: int = 1, continuation: str = "", tokens: list[int] | None = None
+    ) -> TokenizedPrompt:
         """Returns a request's tokens; see `tokenization.tokenize` for the arguments and errors."""
         return tokenize(
             self.tokenizer,
             request,
+            tokens=tokens,
             seed=self.seed,
             max_length=self.config.max_length,
             spare=spare,

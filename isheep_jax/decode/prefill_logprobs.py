@@ -1,7 +1,13 @@
-"""Scoring by prefill alone: batches of packed prompts, and what the programs for choices and for texts share."""
+"""Scoring by prefill alone: batches of packed prompts, and what the programs for choices and for texts share.
+
+Prompts are tokenized a window at a time, the next window while the devices work on this one. What a window leaves of a
+batch is filled up by the next ones.
+"""
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -27,42 +33,103 @@ from isheep_jax.model.transformer import logits
 
 # Most positions of each row whose logits exist at the same time; a power of two.
 _POSITIONS = 128
+# Inputs that are tokenized at a time: enough to fill rows with prompts of all lengths, and few enough that the devices
+# need not wait long for the first ones.
+_WINDOW = 512
+# Prefilled prefixes that are kept. The requests of a call have one or two.
+_PREFIXES = 4
 
 T = TypeVar("T")
+I = TypeVar("I")  # an input
+R = TypeVar("R")  # a result
+C = TypeVar("C")  # a call of the devices
 
 
 class PackedItem(Protocol):
-    """An id, and tokens [T] int32 to prefill."""
+    """An id, the tokens that other prompts share, and the tokens [T] int32 to prefill after them."""
 
     id: str
+    prefix: tuple[int, ...]
     tokens: np.ndarray
 
 
-def packed_batches(model: LoadedModel, items: Sequence[PackedItem]) -> Iterator[PackedBatch]:
-    """Yields batches of one packed row for each data shard, longest items first, and counts them in the statistics."""
-    items = sorted(items, key=lambda item: (-len(item.tokens), item.id))
-    align, shards = alignment(model.mesh), data_shards(model.mesh)
+def score_packed(
+    model: LoadedModel,
+    inputs: Sequence[I],
+    prepare: Callable[[Sequence[I]], tuple[list[R], list[PackedItem]]],
+    dispatch: Callable[[PackedBatch, Prefix | None], C],
+    read: Callable[[PackedBatch, C], Iterable[R]],
+) -> Iterator[R]:
+    """Yields the results of inputs as they come, and counts their tokens in the statistics.
 
-    def batch(rows: list, length: int) -> PackedBatch:
+    Args:
+        model: what scores.
+        inputs: requests, with whatever belongs to them.
+        prepare: returns the results of inputs that cannot be prefilled, and the items of the others; another thread
+            calls it.
+        dispatch: calls the devices with one packed row for each data shard, all after the same prefix.
+        read: returns the results of a call, for which it waits.
+    """
+    make_prefix = functools.lru_cache(maxsize=_PREFIXES)(model.make_prefix)
+
+    def calls() -> Iterator[Callable[[], Iterable[R]]]:
+        rows = _Rows(model)
+        for failed, items in _one_ahead(inputs, prepare):
+            if failed:
+                yield lambda failed=failed: failed
+            for prefix, batch in rows.add(items):
+                yield functools.partial(read, batch, dispatch(batch, make_prefix(prefix)))
+        for prefix, batch in rows.rest():
+            yield functools.partial(read, batch, dispatch(batch, make_prefix(prefix)))
+
+    for results in _one_behind(calls()):
+        yield from results()
+
+
+class _Rows:
+    """Packed rows that wait until there is one for each data shard, of the same prefix and length."""
+
+    def __init__(self, model: LoadedModel):
+        self._statistics = model.statistics
+        self._align, self._shards = alignment(model.mesh), data_shards(model.mesh)
+        self._waiting: dict[tuple[tuple[int, ...], int], list[list[tuple[PackedItem, int]]]] = {}
+
+    def add(self, items: Iterable[PackedItem]) -> Iterator[tuple[tuple[int, ...], PackedBatch]]:
+        """Packs items, the longest first, and yields the batches that are complete, with their prefix."""
+        groups: dict[tuple[int, ...], list[PackedItem]] = defaultdict(list)
+        for item in sorted(items, key=lambda item: (-len(item.tokens), item.id)):
+            groups[item.prefix].append(item)
+        for prefix, group in sorted(groups.items()):
+            for row in pack([len(item.tokens) for item in group], self._align):
+                key = prefix, bucket_of(row.length, self._align)
+                rows = self._waiting.setdefault(key, [])
+                rows.append([(group[index], begin) for index, begin in zip(row.prompts, row.begins)])
+                if len(rows) == self._shards:
+                    yield self._batch(key)
+
+    def rest(self) -> Iterator[tuple[tuple[int, ...], PackedBatch]]:
+        """Yields what is left, filled up with padding."""
+        for key in sorted(self._waiting):
+            yield self._batch(key)
+
+    def _batch(self, key: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], PackedBatch]:
         profiling.step()
-        model.statistics.prompt_tokens += sum(len(item.tokens) for row in rows for item, _ in row)
-        model.statistics.padded_prompt_tokens += shards * length
-        padding = [[]] * (shards - len(rows))
-        return pack_batch([*rows, *padding], length, lambda item: item.tokens)
-
-    waiting: dict[int, list[list[tuple[Any, int]]]] = {}
-    for row in pack([len(item.tokens) for item in items], align):
-        length = bucket_of(row.length, align)
-        rows = waiting.setdefault(length, [])
-        rows.append([(items[index], begin) for index, begin in zip(row.prompts, row.begins)])
-        if len(rows) == shards:
-            yield batch(waiting.pop(length), length)
-    for length, rows in waiting.items():
-        yield batch(rows, length)
+        (prefix, length), rows = key, self._waiting.pop(key)
+        self._statistics.prompt_tokens += sum(len(item.tokens) for row in rows for item, _ in row)
+        self._statistics.padded_prompt_tokens += self._shards * length
+        padding = [[]] * (self._shards - len(rows))
+        return prefix, pack_batch([*rows, *padding], length, lambda item: item.tokens)
 
 
-def one_behind(calls: Iterable[T]) -> Iterator[T]:
-    """Yields each call once the next one is dispatched, so that the devices work while the host reads results."""
+def _one_ahead(inputs: Sequence[I], prepare: Callable[[Sequence[I]], T]) -> Iterator[T]:
+    """Yields what `prepare` returns for each window of inputs, the next of which it works on meanwhile."""
+    windows = (inputs[begin : begin + _WINDOW] for begin in range(0, len(inputs), _WINDOW))
+    with ThreadPoolExecutor(1, "isheep_jax tokenizing") as thread:
+        yield from (future.result() for future in _one_behind(thread.submit(prepare, window) for window in windows))
+
+
+def _one_behind(calls: Iterable[T]) -> Iterator[T]:
+    """Yields each call once the next one is made, so that the devices work while the host reads results."""
     previous: list[T] = []
     for call in calls:
         yield from previous

@@ -1,7 +1,6 @@
 """Log-probabilities of whole texts as continuations, and embeddings of prompts; both by one prefill of packed rows."""
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +13,9 @@ from isheep_jax.decode.cache import constrain_rows, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, forward_packed
-from isheep_jax.decode.prefill_logprobs import greedy_logprobs, one_behind, packed_batches, power_of_two
+from isheep_jax.decode.prefill_logprobs import greedy_logprobs, power_of_two, score_packed
 from isheep_jax.decode.requests import NOT_NUMBERS, Embedding, Request, TextLogprob, TokenIds
-from isheep_jax.decode.tokenization import PromptError, known_tokens
+from isheep_jax.decode.tokenization import PromptError, known_tokens, many_prompt_tokens
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.sharding import put
@@ -44,44 +43,50 @@ class _Text:
 
 @dataclass(frozen=True, eq=False)
 class _Prompt:
-    """A prompt to embed. tokens: [T] int32."""
+    """A prompt to embed. prefix: none. tokens: [T] int32."""
 
     id: str
+    prefix: tuple[int, ...]
     tokens: np.ndarray
 
 
 def text_logprobs(
     model: LoadedModel, requests: Sequence[Request], texts: Sequence[str | TokenIds]
 ) -> Iterator[TextLogprob]:
-    """Yields the log-probability of one text after each prompt: errors first, then the longest.
+    """Yields the log-probability of one text after each prompt, in the order in which they are computed.
 
     After a conversation, a text is the response as the chat template writes it. A prompt that does not fit with its
     text, or whose tokens the text changes, is an error of that request. Token ids change no other tokens.
     """
-    groups: dict[tuple[int, ...], list[_Text]] = defaultdict(list)
-    for request, text in zip(requests, texts):
+    prepare, dispatch = functools.partial(_prepare, model), functools.partial(_dispatch, model)
+    return score_packed(model, list(zip(requests, texts)), prepare, dispatch, _results)
+
+
+def _prepare(
+    model: LoadedModel, pairs: Sequence[tuple[Request, str | TokenIds]]
+) -> tuple[list[TextLogprob], list[_Text]]:
+    """Returns the results of pairs that cannot be scored, and the texts of the others."""
+    failed, items = [], []
+    tokenized = many_prompt_tokens(model.tokenizer, [request.prompt for request, _ in pairs])
+    for (request, text), tokens in zip(pairs, tokenized):
         try:
-            item = _tokenize(model, request, text)
+            items.append(_tokenize(model, request, tokens, text))
         except UserError as error:
-            yield TextLogprob(request.id, error=str(error))
-        else:
-            groups[item.prefix].append(item)
-    for tokens, items in sorted(groups.items()):
-        prefix = model.make_prefix(tokens)
-        calls = ((batch, _dispatch(model, batch, prefix)) for batch in packed_batches(model, items))
-        for batch, scores in one_behind(calls):
-            logprobs, greedy = jax.device_get(scores)
-            yield from _results(batch, np.asarray(logprobs, np.float64), greedy)
+            failed.append(TextLogprob(request.id, error=str(error)))
+    return failed, items
 
 
-def _tokenize(model: LoadedModel, request: Request, text: str | TokenIds) -> _Text:
+def _tokenize(model: LoadedModel, request: Request, tokens: list[int] | UserError, text: str | TokenIds) -> _Text:
+    """Returns a prompt with its text. tokens: the prompt's, or why it has none."""
+    if isinstance(tokens, UserError):
+        raise tokens
     if isinstance(text, TokenIds):
         targets, spans, end = known_tokens(model.tokenizer, text), [], None
     elif isinstance(request.prompt, TokenIds):
         raise PromptError("what follows token ids must be token ids")
     else:
-        targets, spans, end = model.tokenizer.align_continuation(request.prompt, text)
-    prompt = model.tokenize(request, spare=len(targets), continuation="its text")
+        targets, spans, end = model.tokenizer.align_continuation(request.prompt, text, tokens)
+    prompt = model.tokenize(request, spare=len(targets), continuation="its text", tokens=tokens)
     has_end = end is not None
     targets = [*targets, end] if has_end else targets
     tokens = np.concatenate([prompt.suffix, np.asarray(targets[:-1], np.int32)])
@@ -136,7 +141,9 @@ def _token_logprobs(
     return jax.tree.map(lambda x: replicate(x[..., 0], mesh), scores)
 
 
-def _results(batch: PackedBatch, logprobs: np.ndarray, greedy: np.ndarray) -> Iterator[TextLogprob]:
+def _results(batch: PackedBatch, scores: tuple[jax.Array, jax.Array]) -> Iterator[TextLogprob]:
+    logprobs, greedy = jax.device_get(scores)
+    logprobs = np.asarray(logprobs, np.float64)
     for row, values, is_most_probable in zip(batch.rows, logprobs, greedy):
         begin = 0
         for item, _ in row:
@@ -156,30 +163,40 @@ def _results(batch: PackedBatch, logprobs: np.ndarray, greedy: np.ndarray) -> It
 
 
 def embed(model: LoadedModel, requests: Sequence[Request]) -> Iterator[Embedding]:
-    """Yields the mean of the last hidden states over each prompt: errors first, then the longest."""
-    items = []
-    for request in requests:
+    """Yields the mean of the last hidden states over each prompt, in the order in which they are computed."""
+    prepare, dispatch = functools.partial(_prepare_embed, model), functools.partial(_dispatch_embed, model)
+    return score_packed(model, requests, prepare, dispatch, _read_embed)
+
+
+def _prepare_embed(model: LoadedModel, requests: Sequence[Request]) -> tuple[list[Embedding], list[_Prompt]]:
+    """Returns the results of prompts that cannot be embedded, and the others."""
+    failed, prompts = [], []
+    tokenized = many_prompt_tokens(model.tokenizer, [request.prompt for request in requests])
+    for request, tokens in zip(requests, tokenized):
         try:
+            if isinstance(tokens, UserError):
+                raise tokens
             # Without a prefix, whose hidden states a shared prefill does not keep.
-            prompt = model.tokenize(Request(request.id, request.prompt), spare=0)
+            prompt = model.tokenize(Request(request.id, request.prompt), spare=0, tokens=tokens)
+            prompts.append(_Prompt(request.id, (), prompt.suffix))
         except UserError as error:
-            yield Embedding(request.id, error=str(error))
-        else:
-            items.append(_Prompt(request.id, prompt.suffix))
-    calls = ((batch, _dispatch_embed(model, batch)) for batch in packed_batches(model, items))
-    for batch, means in one_behind(calls):
-        for row, vectors in zip(batch.rows, jax.device_get(means)):
-            for (item, _), vector in zip(row, vectors):
-                if np.isfinite(vector).all():
-                    yield Embedding(item.id, tuple(vector.tolist()))
-                else:
-                    yield Embedding(item.id, error=NOT_NUMBERS)
+            failed.append(Embedding(request.id, error=str(error)))
+    return failed, prompts
 
 
-def _dispatch_embed(model: LoadedModel, batch: PackedBatch) -> jax.Array:
+def _dispatch_embed(model: LoadedModel, batch: PackedBatch, prefix: None) -> jax.Array:
     segments = power_of_two(max(map(len, batch.rows)))
     packed = put(batch.tokens, rows_sharding(model.mesh))
     return _segment_means(model.params, packed, segments=segments, **model.static_args)
+
+
+def _read_embed(batch: PackedBatch, means: jax.Array) -> Iterator[Embedding]:
+    for row, vectors in zip(batch.rows, jax.device_get(means)):
+        for (item, _), vector in zip(row, vectors):
+            if np.isfinite(vector).all():
+                yield Embedding(item.id, tuple(vector.tolist()))
+            else:
+                yield Embedding(item.id, error=NOT_NUMBERS)
 
 
 @functools.partial(jax.jit, static_argnames=("segments", "architecture", "mesh", "compute_dtype"))

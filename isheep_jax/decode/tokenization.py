@@ -1,6 +1,7 @@
 """Tokenizes requests, splits off the prefix that they share with others, and checks that they fit."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +62,21 @@ class TokenizedPrompt:
 
 
 def tokenize(
-    tokenizer: Tokenizer, request: Request, *, seed: int, max_length: int, spare: int, continuation: str = ""
+    tokenizer: Tokenizer,
+    request: Request,
+    *,
+    tokens: list[int] | None = None,
+    seed: int,
+    max_length: int,
+    spare: int,
+    continuation: str = "",
 ) -> TokenizedPrompt:
     """Returns a request's tokens.
 
     Args:
         tokenizer: the model's.
         request: the prompt, its id and its prefix.
+        tokens: the prompt's, where they are known.
         seed: the run's seed, from which the random key comes.
         max_length: longest sequence (tokens).
         spare: tokens that must fit after the prompt.
@@ -76,7 +85,8 @@ def tokenize(
     Raises `TooLong` where prompt and spare tokens are more than `max_length`, and `PromptError` for an empty prompt or
     a token that does not exist.
     """
-    tokens = prompt_tokens(tokenizer, request.prompt)
+    if tokens is None:
+        tokens = prompt_tokens(tokenizer, request.prompt)
     if not tokens:
         raise PromptError("the prompt is empty")
     if len(tokens) + spare > max_length:
@@ -94,6 +104,19 @@ def tokenize(
 def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt | TokenIds) -> list[int]:
     """Returns the tokens of a prompt. Raises `PromptError` for a token that does not exist."""
     return known_tokens(tokenizer, prompt) if isinstance(prompt, TokenIds) else tokenizer.encode_prompt(prompt)
+
+
+def many_prompt_tokens(tokenizer: Tokenizer, prompts: Sequence[Prompt | TokenIds]) -> list[list[int] | UserError]:
+    """Returns for each prompt what `prompt_tokens` returns or raises; texts are tokenized on all cores."""
+    texts = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, TokenIds)}
+    found = dict(zip(texts, tokenizer.encode_prompts(list(texts.values()))))
+    for i, prompt in enumerate(prompts):
+        if i not in found:
+            try:
+                found[i] = known_tokens(tokenizer, prompt)
+            except UserError as error:
+                found[i] = error
+    return [found[i] for i in range(len(prompts))]
 
 
 def known_tokens(tokenizer: Tokenizer, tokens: TokenIds) -> list[int]:

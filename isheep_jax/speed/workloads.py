@@ -94,7 +94,12 @@ class IdTokenizer:
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         return [int(word) for word in prompt.split()]
 
-    def encode_choices(self, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return [self.encode_prompt(prompt) for prompt in prompts]
+
+    def encode_choices(
+        self, prompt: Prompt, choices: Sequence[str], ids: Sequence[int] | None = None
+    ) -> list[list[int]]:
         return [[int(word) for word in choice.split()] for choice in choices]
 
     def decode(self, ids: list[int]) -> str:

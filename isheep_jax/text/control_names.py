@@ -29,6 +29,15 @@ class HiddenNames:
         self._names = {character: name for name, character in self._characters.items()}
         self._hidden = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
 
+    def __bool__(self) -> bool:
+        """Returns whether any name is hidden."""
+        return bool(self._names)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a marked text can be cut before a word, see `Backend`."""
+        return not self._names and self._backend.is_local
+
     def hide(self, text: str) -> str:
         """Returns a text with its names of control tokens hidden."""
         return self._backend.control_names.sub(lambda m: self._characters[m.group()], text) if self._names else text

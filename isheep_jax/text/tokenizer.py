@@ -20,6 +20,7 @@ from isheep_jax.text.control_names import HiddenNames, align_after_text
 from isheep_jax.text.conversation import Conversation, Message, Prompt, opened
 from isheep_jax.text.eos import configured_eos_ids
 from isheep_jax.text.json_files import has_file, read_file, read_json_object, read_text_file
+from isheep_jax.text.prompt_end import PromptEnd
 from isheep_jax.text.tokenizer_backends import Backend, FastBackend, SentencePieceBackend, Span
 
 # Names of end-of-turn tokens in common vocabularies. They end a completion even where no file says so.
@@ -174,38 +175,76 @@ class Tokenizer:
         turns = tuple(Message(message.role, hidden.hide(message.content)) for message in prompt)
         return self.render(turns, None if response is None else hidden.hide(response))
 
-    def encode_choices(self, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int] | UserError]:
+        """Returns for each prompt what `encode_prompt` returns or raises; on all cores."""
+        written = [self._written_plainly(prompt) for prompt in prompts]
+        texts = {i: text for i, text in enumerate(written) if isinstance(text, str)}
+        try:
+            found = dict(zip(texts, self._backend.encode_many(list(texts.values()))))
+        except UserError:  # of one of them
+            found = {}
+        return [self._encoded(prompts[i], found.get(i, text)) for i, text in enumerate(written)]
+
+    def _written_plainly(self, prompt: Prompt) -> str | UserError | None:
+        """Returns the text of a prompt, or why there is none; None where it has names of control tokens to hide."""
+        try:
+            hidden = self._hidden_names(prompt)
+            return None if hidden else self._written(prompt, hidden)
+        except UserError as error:
+            return error
+
+    def _encoded(self, prompt: Prompt, found: list[int] | str | UserError | None) -> list[int] | UserError:
+        """Returns the ids of a prompt. found: those of its text or, where these are not known, anything else."""
+        if isinstance(found, UserError):
+            return found
+        if isinstance(found, list):
+            return [*(self._prefix if isinstance(prompt, str) else ()), *found]
+        try:
+            return self.encode_prompt(prompt)
+        except UserError as error:
+            return error
+
+    def encode_choices(
+        self, prompt: Prompt, choices: Sequence[str], ids: Sequence[int] | None = None
+    ) -> list[list[int]]:
         """Returns for each choice the ids that follow the prompt's when both are tokenized together.
 
-        Raises `UserError` when a choice changes how the prompt's end is tokenized.
+        ids: those of the prompt, where they are known. Raises `UserError` when a choice changes how the prompt's end is
+        tokenized.
         """
-        return [ids for ids, _ in self._align_after(prompt, choices)]
+        return [found for found, _ in self._align_after(prompt, choices, ids)]
 
-    def align_continuation(self, prompt: Prompt, text: str) -> tuple[list[int], list[Span], int | None]:
+    def align_continuation(
+        self, prompt: Prompt, text: str, ids: Sequence[int] | None = None
+    ) -> tuple[list[int], list[Span], int | None]:
         """Returns the ids of a text after a prompt, the characters that each stands for, and the id that ends it.
 
         After a conversation the text is the response as the template writes it, and the end is that of the turn. White
-        space that the template writes stands for no character. Raises `UserError` where `encode_choices` or
-        `encode_example` does.
+        space that the template writes stands for no character. ids: those of the prompt, where they are known. Raises
+        `UserError` where `encode_choices` or `encode_example` does.
         """
         if isinstance(prompt, str):
-            ((ids, spans),) = self._align_after(prompt, (text,))
-            return ids, spans, next(iter(self.eos_ids), None)
-        _, ids, spans = self._align_response(prompt, text)
-        return ids[:-1], spans[: len(ids) - 1], ids[-1]
+            ((found, spans),) = self._align_after(prompt, (text,), ids)
+            return found, spans, next(iter(self.eos_ids), None)
+        _, found, spans = self._align_response(prompt, text, ids)
+        return found[:-1], spans[: len(found) - 1], found[-1]
 
-    def _align_after(self, prompt: Prompt, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+    def _align_after(
+        self, prompt: Prompt, texts: Sequence[str], ids: Sequence[int] | None
+    ) -> list[tuple[list[int], list[Span]]]:
         hidden = self._hidden_names(prompt, *texts)
         marked = self._written(prompt, hidden)
-        before, start, aligned = hidden.restore(marked), hidden.encode(marked), []
+        own = None if ids is None else ids[len(self._prefix) if isinstance(prompt, str) else 0 :]
+        before, end, aligned = hidden.restore(marked), PromptEnd(hidden, marked, own), []
         for text in texts:
-            ids, spans = hidden.align(marked + hidden.hide(text))
-            if ids[: len(start)] != start:
+            following = end.align(hidden.hide(text))
+            if following is None:
                 raise UserError(
                     f"the choice {quoted(repr(text), _SHOWN)} changes the tokens of the prompt that ends in "
                     f"{before[-20:]!r}: end the prompt where a token ends, such as before a space"
                 )
-            aligned.append((ids[len(start) :], _within(spans[len(start) :], len(before), text)))
+            found, spans = following
+            aligned.append((found, _within(spans, len(before), text)))
         return aligned
 
     def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:
@@ -213,13 +252,15 @@ class Tokenizer:
 
         Raises `UserError` when the template changes the conversation's text once the response is appended.
         """
-        start, ids, _ = self._align_response(conversation, response)
+        start, ids, _ = self._align_response(conversation, response, None)
         return [*start, *ids], [0] * len(start) + [1] * len(ids)
 
-    def _align_response(self, conversation: Conversation, response: str) -> tuple[list[int], list[int], list[Span]]:
+    def _align_response(
+        self, conversation: Conversation, response: str, known: Sequence[int] | None
+    ) -> tuple[list[int], list[int], list[Span]]:
         """Returns the ids of a conversation, those of the response with its end of turn, and the response's characters.
 
-        The end of turn may have no characters in that last list.
+        The end of turn may have no characters in that last list. known: ids of the conversation, or None.
         """
         hidden = self._hidden_names(conversation, response)
         prompt = self._written(conversation, hidden)
@@ -230,19 +271,19 @@ class Tokenizer:
                 f"the prompt that it answers; it renders {quoted(repr(prompt), _SHOWN)} and then "
                 f"{quoted(repr(whole), _SHOWN)}"
             )
-        start, (ids, spans) = hidden.encode(prompt), hidden.align(whole)
-        first = len(hidden.restore(prompt))
-        if ids[: len(start)] == start:
-            ids, spans = ids[len(start) :], spans[len(start) :]
-        else:
+        start = PromptEnd(hidden, prompt, known)
+        first, following = len(hidden.restore(prompt)), start.align(whole[len(prompt) :])
+        if following is None:
             # The first letters of the response merge with the last ones of the prompt, but decoding keeps the prompt.
             ids, spans = align_after_text(hidden.align, whole[len(prompt) :])
             spans = [(begin + first, end + first) for begin, end in spans]
+        else:
+            ids, spans = following
         # A completion ends at the first eos token, whatever a template writes after it.
         end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
         ids = ids[: end + 1] if end is not None else [*ids, *self.eos_ids[:1]]
         begin = max(hidden.restore(whole).find(response.strip(), first), first)
-        return start, ids, _within(spans, begin - (len(response) - len(response.lstrip())), response)
+        return start.ids, ids, _within(spans, begin - (len(response) - len(response.lstrip())), response)
 
     def render(self, conversation: Conversation, response: str | None = None) -> str:
         """Renders a conversation up to where the assistant goes on, or with a response and the end of its turn.

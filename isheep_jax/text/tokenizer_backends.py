@@ -27,15 +27,18 @@ class Backend(Protocol):
     `encode` reads names of special tokens in the text as those tokens, and adds none. `align` gives the same ids and
     the characters of the text that each of them stands for. `decode` writes the names only if `special` is set. `ids`
     are those of all tokens. `add` gives a new token the next id. Control tokens are special, or mark turns;
-    `control_names` finds their names in a text. `align_plain` takes these as text like any other.
+    `control_names` finds their names in a text. `align_plain` takes these as text like any other. `encode_many` encodes
+    several texts, on all cores. Where `is_local` is true, what precedes a word's space changes no id from there on.
     """
 
     size: int
     control_ids: Mapping[int, str]
     control_names: re.Pattern
     prefix: list[int]  # ids that precede every text
+    is_local: bool
 
     def encode(self, text: str) -> list[int]: ...
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]: ...
     def align(self, text: str) -> tuple[list[int], list[Span]]: ...
     def align_plain(self, text: str) -> tuple[list[int], list[Span]]: ...
     def decode(self, ids: list[int], special: bool = False) -> str: ...
@@ -70,6 +73,11 @@ class FastBackend:
         return _any_of(self.control_ids.values())
 
     @functools.cached_property
+    def is_local(self) -> bool:
+        model = self._fast.model
+        return type(model).__name__ == "BPE" and not model.dropout and not _any_spans_words(self._fast.get_vocab())
+
+    @functools.cached_property
     def _plain(self) -> Any:
         """The library's tokenizer without control tokens."""
         file = json.loads(self._fast.to_str())
@@ -92,6 +100,10 @@ class FastBackend:
     def encode(self, text: str) -> list[int]:
         with _errors_of(self._path):
             return self._fast.encode(text, add_special_tokens=False).ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        with _errors_of(self._path):
+            return [encoding.ids for encoding in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
 
     def align(self, text: str) -> tuple[list[int], list[Span]]:
         with _errors_of(self._path):
@@ -118,7 +130,7 @@ class FastBackend:
 
         self._fast.add_tokens([AddedToken(token, special=special, normalized=False)])
         self.size = self._count()
-        for name in ("control_ids", "control_names", "_plain"):
+        for name in ("control_ids", "control_names", "is_local", "_plain"):
             self.__dict__.pop(name, None)
 
 
@@ -149,6 +161,12 @@ class SentencePieceBackend:
         self._outside_names, self.control_names = _any_of(self._outside), _any_of(self.control_ids.values())
 
     @functools.cached_property
+    def is_local(self) -> bool:
+        trainer = sentencepiece_model_pb2.ModelProto.FromString(self.model.serialized_model_proto()).trainer_spec
+        pieces = (self.model.id_to_piece(i) for i in range(len(self.model)))
+        return trainer.model_type == trainer.BPE and not _any_spans_words((*pieces, *self._outside))
+
+    @functools.cached_property
     def _plain(self) -> sentencepiece.SentencePieceProcessor:
         """The library's model with markers as control symbols, which it does not find in a text."""
         proto = sentencepiece_model_pb2.ModelProto.FromString(self.model.serialized_model_proto())
@@ -161,6 +179,11 @@ class SentencePieceBackend:
         for part in self._parts(text):
             ids.extend([self._outside[part]] if part in self._outside else self.model.encode(part))
         return ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        if any(map(self._outside_names.search, texts)):
+            return [self.encode(text) for text in texts]
+        return self.model.encode(list(texts))
 
     def align(self, text: str) -> tuple[list[int], list[Span]]:
         ids: list[int] = []
@@ -225,6 +248,17 @@ def _any_of(names: Iterable[str]) -> re.Pattern:
     """Returns a pattern that finds any of the names, the longest where one begins another."""
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _any_spans_words(pieces: Iterable[str]) -> bool:
+    """Returns whether any piece of a vocabulary goes on, after a character that can be seen, with a space.
+
+    Vocabularies write a space as one of three characters.
+    """
+    pieces = list(pieces)
+    # No byte-level vocabulary has the first one, and for the others the second one is a letter.
+    space = "▁" if "▁" in pieces else "Ġ"
+    return any(map(re.compile(f"[!-~][ {space}]").search, pieces))
 
 
 def _aligned(fast: Any, text: str) -> tuple[list[int], list[Span]]:

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from minute_model import ARCHITECTURE, TableTokenizer, full_logits, make_engine, ragged
 
+from isheep_jax.decode import prefill_logprobs
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.prefill_logprobs import packed_logprobs
 from isheep_jax.decode.requests import NOT_NUMBERS, Request, SamplingParams, TokenIds
 from isheep_jax.decode.text_logprobs import _token_logprobs
 from isheep_jax.model.transformer import ForwardSetup, forward
 
+PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
 CHOICES = {
     "single": ["a", "0", "."],
     "several": ["a", "1||", "10||", "10..", "hijklmn"],  # of one to seven tokens, some with a common beginning
@@ -62,6 +64,39 @@ def test_choice_logprobs_do_not_depend_on_batch_or_neighbors(params):
     assert {result.id: result for result in make_engine(params).choice_logprobs(requests[::-1], choices)} == expected
     for result in make_engine(params).choice_logprobs(requests[2:5], choices):
         np.testing.assert_allclose(result.logprobs, expected[result.id].logprobs, atol=1e-5)
+
+
+def test_windows_of_tokenizing_change_no_result(params, monkeypatch):
+    requests = [Request(f"{i}", f"abcdefgh{i}7") for i in range(7)]
+    requests.insert(3, Request("long", "7" * 99))
+    engine = make_engine(params)
+
+    def results():
+        found = {result.id: result for result in engine.choice_logprobs(requests, CHOICES["single"])}
+        assert found.keys() == {request.id for request in requests}
+        assert found.pop("long").error
+        return [found[id].logprobs for id in sorted(found)]
+
+    expected = results()
+    monkeypatch.setattr(prefill_logprobs, "_WINDOW", 3)
+    np.testing.assert_allclose(results(), expected, atol=1e-5)
+
+
+def test_first_prompts_are_scored_before_the_last_are_tokenized(params, monkeypatch):
+    class Counting(TableTokenizer):
+        prompts = 0
+
+        def encode_prompts(self, prompts):
+            self.prompts += len(prompts)
+            return super().encode_prompts(prompts)
+
+    monkeypatch.setattr(prefill_logprobs, "_WINDOW", 2)
+    tokenizer = Counting()
+    results = make_engine(params, tokenizer=tokenizer).choice_logprobs([Request(f"{i}", "7") for i in range(20)], ["b"])
+    next(results)
+    assert tokenizer.prompts < 20
+    assert len(list(results)) == 19
+    assert tokenizer.prompts == 20
 
 
 def test_prompt_that_does_not_fit_or_does_not_split_is_error_of_that_request_alone(params):
@@ -116,9 +151,6 @@ def test_tokens_of_a_text_have_their_logprobs_and_characters(params):
         begun = [expected_logprob(params, request, text[:end]) for _, end in result.spans]
         np.testing.assert_allclose(np.cumsum(result.logprobs), begun, atol=1e-4)
         assert result.end == pytest.approx(expected_end(params, request, text), abs=1e-4)
-
-
-PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
 
 
 def test_shared_prefix_changes_no_logprob(params):

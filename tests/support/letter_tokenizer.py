@@ -23,10 +23,15 @@ class LetterTokenizer:
     def encode_prompt(self, prompt: str) -> list[int]:
         return [0, *self.letters(prompt)]
 
-    def encode_choices(self, prompt: str, choices: Sequence[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [self.encode_prompt(prompt) for prompt in prompts]
+
+    def encode_choices(self, prompt: str, choices: Sequence[str], ids: Sequence[int] | None = None) -> list[list[int]]:
         return [self.letters(choice) for choice in choices]
 
-    def align_continuation(self, prompt: str | Conversation, text: str) -> tuple[list[int], list[tuple[int, int]], int]:
+    def align_continuation(
+        self, prompt: str | Conversation, text: str, ids: Sequence[int] | None = None
+    ) -> tuple[list[int], list[tuple[int, int]], int]:
         return self.letters(text), [(i, i + 1) for i in range(len(text))], 1
 
     def encode_example(self, conversation: Conversation, response: str) -> tuple[list[int], list[int]]:

@@ -58,12 +58,17 @@ class TableTokenizer:
     def encode_prompt(self, prompt: str) -> list[int]:
         return self.encode(prompt)
 
-    def align_continuation(self, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]], int]:
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [self.encode_prompt(prompt) for prompt in prompts]
+
+    def align_continuation(
+        self, prompt: str, text: str, ids: Sequence[int] | None = None
+    ) -> tuple[list[int], list[tuple[int, int]], int]:
         (ids,) = self.encode_choices(prompt, [text])
         ends = list(itertools.accumulate(len(self.pieces[i]) for i in ids))
         return ids, list(zip([0, *ends], ends)), self.eos_ids[0]
 
-    def encode_choices(self, prompt: str, choices: Sequence[str]) -> list[list[int]]:
+    def encode_choices(self, prompt: str, choices: Sequence[str], ids: Sequence[int] | None = None) -> list[list[int]]:
         alone, tokenized = self.encode(prompt), []
         for choice in choices:
             together = self.encode(prompt + choice)
