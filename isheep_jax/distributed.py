@@ -52,6 +52,7 @@ _ALL_AGAIN = "start every process again"
 _FAILURE = "isheep_jax/failed"
 _HEARTBEATS = "isheep_jax/alive"
 _ACKNOWLEDGED = "isheep_jax/read"
+_STOP = "isheep_jax/stop"
 
 
 # Here so that `leave` is whole as soon as it is there: a signal may come while the module is being imported.
@@ -110,13 +111,16 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     _group.from_primary(lambda: _check_equal(everyone, _group.hosts))
 
 
-def check_shared(directory: epath.PathLike) -> None:
-    """Raises `UserError` in every process, naming the hosts that cannot see the primary's files in `directory`."""
+def check_shared(directory: epath.PathLike, setting: str = "workdir") -> None:
+    """Raises `UserError` in every process, naming the hosts that cannot see the primary's files in `directory`.
+
+    setting: name of the setting that has the directory, for messages.
+    """
     if _group is None:
         return
     directory = epath.Path(directory)
     token = directory / f".{secrets.token_hex(8)}.tmp"
-    token = directory / from_primary(lambda: _write_token(token))
+    token = directory / from_primary(lambda: _write_token(token, setting))
     visible = _group.gather(_becomes_visible(token))
 
     def check() -> None:
@@ -124,11 +128,19 @@ def check_shared(directory: epath.PathLike) -> None:
         missing = [_group.name(index) for index, is_visible in enumerate(visible) if not is_visible]
         if missing:
             raise UserError(
-                f"workdir: {directory} is not shared: {', '.join(missing)} cannot read what {_group.name(0)} writes "
+                f"{setting}: {directory} is not shared: {', '.join(missing)} cannot read what {_group.name(0)} writes "
                 "there; name a directory that every host sees, such as gs://BUCKET/..."
             )
 
     from_primary(check)
+
+
+def is_stop_agreed(step: int, is_wanted: bool) -> bool:
+    """Returns whether all processes stop before a step of what they do together, because one of them has wanted it.
+
+    All call this before the same steps. Two steps may pass after the call that wants it.
+    """
+    return is_wanted if _group is None else _group.is_stop_agreed(step, is_wanted)
 
 
 def leave(say: Callable[[], None], line: str, code: int) -> NoReturn:
@@ -227,6 +239,17 @@ class _ProcessGroup:
         """Returns the values of all processes, by index, in every process."""
         everyone = self.gather(value)
         return self.from_primary(lambda: everyone)
+
+    def is_stop_agreed(self, step: int, is_wanted: bool) -> bool:
+        if is_wanted:
+            # A step needs all processes, so that those that are ahead see this before they are two steps further. The
+            # first one to want it decides.
+            with contextlib.suppress(Exception):
+                self._client.key_value_set(_STOP, str(step + 2))
+        try:
+            return step >= int(self._client.key_value_try_get(_STOP))
+        except Exception:  # nobody has wanted it, or the primary is gone
+            return False
 
     def shutdown(self) -> None:
         """Ends the session once all processes have come to its end."""
@@ -445,12 +468,12 @@ def _short(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:12]}..."
 
 
-def _write_token(token: epath.Path) -> str:
+def _write_token(token: epath.Path, setting: str) -> str:
     """Writes an empty file and returns its name."""
     try:
         token.write_text("")
     except OSError as error:
-        raise UserError(f"workdir: cannot write {token}: {error.strerror or error}") from error
+        raise UserError(f"{setting}: cannot write {token}: {error.strerror or error}") from error
     return token.name
 
 

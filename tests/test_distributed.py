@@ -298,6 +298,31 @@ def test_signal_to_one_process_ends_all_with_one_line(tmp_path, index, body):
     assert other == f"error: {host(index)}: stopped by SIGTERM"
 
 
+@pytest.mark.parametrize("signaled", [(0,), (1,), (0, 1)], ids=["0", "1", "both"])
+def test_signal_ends_work_in_steps_of_all_processes_before_the_same_step(tmp_path, signaled):
+    body = """
+from isheep_jax import stopping
+with stopping.between_steps() as stop:
+    for step in range(1000):
+        if stop.is_asked_for(step):
+            print("saved", step, flush=True)
+            stop.leave()
+        distributed.wait_for_all()
+        if step == 3:
+            print("working", flush=True)
+        time.sleep(0.01 * index)
+"""
+    with small_program(tmp_path, body) as group:
+        group.wait_for(0, "working")
+        for index in signaled:
+            group.processes[index].terminate()
+        assert group.codes(60) == [143, 143]
+        saved = [group.text(index, "out").splitlines()[-1] for index in (0, 1)]
+        assert saved[0].startswith("saved ")
+        assert saved[0] == saved[1]
+        assert [len(group.text(index, "err").splitlines()) for index in (0, 1)] == [1, 1]
+
+
 def test_directory_that_only_some_hosts_see_names_others(tmp_path):
     for index in (0, 1):
         (tmp_path / str(index)).mkdir()

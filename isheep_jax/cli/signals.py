@@ -4,6 +4,8 @@ The first signal is raised as an exception, so that the command can put away wha
 two steps of the main thread only, which may be busy for minutes (compiling), and libraries may lose an exception (in a
 callback). Therefore a thread watches, too: after `PATIENCE` seconds, or when a second signal comes, it ends the process
 as it is. Files are whole at any instant, so that nothing is lost.
+
+Work in steps (`stopping`) is let come to the end of a step and save its state, for which it has longer.
 """
 
 import contextlib
@@ -18,16 +20,17 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from isheep_jax import stopping
+from isheep_jax.stopping import Stopped
+
 # Seconds that a command has to put away its things. Schedulers wait at least 10 until they kill.
 PATIENCE = 5.0
+# Seconds that work in steps has to save its state. Spot machines, and Kubernetes by default, wait 30 until they kill.
+PATIENCE_TO_SAVE = 25.0
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 # Commands that keep what they have done.
-_RESUMED = frozenset(f"isheep_jax.{name}" for name in ("train", "evaluate", "study"))
-
-
-class Stopped(BaseException):
-    """A signal asks the command to end. Handlers of errors let it pass, and so does the conversation's of Ctrl-C."""
+_RESUMED = frozenset(f"isheep_jax.{name}" for name in ("train", "evaluate", "study", "fetch"))
 
 
 def running_command() -> str | None:
@@ -117,6 +120,9 @@ class _Listener:
             raise KeyboardInterrupt
         if self.is_patient and self.received is None:
             self.received = number
+            if stopping.is_deferred():
+                stopping.note()
+                return
             if _is_importing(frame):
                 # Compiled modules print a traceback of their own; and there is little to put away.
                 self.end(number)
@@ -126,15 +132,15 @@ class _Listener:
             raise Stopped
 
     def _watch(self) -> None:
-        first = None
+        first = patience = None
         while True:
-            ready, _, _ = select.select([self._signals], [], [], PATIENCE if first else None)
+            ready, _, _ = select.select([self._signals], [], [], patience)
             number = os.read(self._signals, 1)[0] if ready else first
             if number not in _NAMES or (self.interrupts_are_handled and number == signal.SIGINT):
                 continue
             if first or not self.is_patient:
                 self.end(first or number)
-            first = number
+            first, patience = number, PATIENCE_TO_SAVE if stopping.is_deferred() else PATIENCE
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax import profiling, sharding
+from isheep_jax import profiling, sharding, stopping
 from isheep_jax.config import SFTConfig
 from isheep_jax.config_checks import check_section
 from isheep_jax.errors import UserError
@@ -174,15 +174,25 @@ class _Run:
     seed: jax.Array  # uint32 scalar
 
     def train(self, params: Tree) -> tuple[TrainState, _Progress]:
-        """Makes the updates that remain after the newest checkpoint.
+        """Makes the updates that remain after the newest checkpoint. A signal makes a checkpoint, and ends them.
 
         params: starting weights.
         """
+        with stopping.between_steps() as stop:
+            return self._train(params, stop)
+
+    def _train(self, params: Tree, stop: Any) -> tuple[TrainState, _Progress]:
         programs, steps = self.programs, self.datasets.steps
         iterator = iter(self.datasets.batches)
         done, state, progress = self._start(params, iterator)
         rates = learning_rates(self.config.learning_rate, self.config.warmup_steps, steps)
         for step in range(done + 1, steps + 1):
+            # Before the first update, which is compiled, there is nothing to save.
+            if step > done + 1 and stop.is_asked_for(step):
+                if not self._is_checkpoint(step - 1):
+                    self._save(step - 1, state, progress, iterator)
+                self.checkpoints.wait()
+                stop.leave()
             batch = sharding.put(next(iterator), programs.batch_sharding)
             rate = rates[step - 1]
             rate_and_step = sharding.put((rate, np.uint32(step)), programs.replicated)
@@ -193,19 +203,26 @@ class _Run:
             progress.tokens.append(int(metrics["tokens"]))
             metrics["learning_rate"] = float(rate)
 
-            is_checkpoint = step % self.config.checkpoint_every == 0 or step == steps
+            is_checkpoint = self._is_checkpoint(step)
             if is_checkpoint and self.datasets.validation_batches:
                 metrics["validation_loss"] = self._validation_loss(state.weights)
                 progress.validation_losses.append((step, metrics["validation_loss"]))
             if not all(map(math.isfinite, metrics.values())):
                 raise UserError(f"sft.learning_rate: the loss is not finite at update {step} of {steps}; lower it")
             if is_checkpoint:
-                progress.position = iterator.get_state()
-                saved = dataclasses.asdict(progress)
-                self.checkpoints.save(step, state.weights, state.optimizer, saved, progress.best_step)
+                self._save(step, state, progress, iterator)
             if self.on_step is not None:
                 self.on_step(step, steps, metrics)
         return state, progress
+
+    def _is_checkpoint(self, step: int) -> bool:
+        return step % self.config.checkpoint_every == 0 or step == self.datasets.steps
+
+    def _save(self, step: int, state: TrainState, progress: _Progress, iterator: Any) -> None:
+        """Starts to save the state after an update. iterator: moved past its batch."""
+        progress.position = iterator.get_state()
+        saved = dataclasses.asdict(progress)
+        self.checkpoints.save(step, state.weights, state.optimizer, saved, progress.best_step)
 
     def _start(self, params: Tree, iterator: Any) -> tuple[int, TrainState, _Progress]:
         """Returns the updates already made, and the state after them. iterator: moved past their batches."""

@@ -83,6 +83,20 @@ finally:
 """
 
 
+# Work in steps, each of which takes half a second and begins with a wait for a signal.
+STEPS = """
+from isheep_jax import stopping
+with stopping.between_steps() as stop:
+    for step in range(100):
+        if stop.is_asked_for(step):
+            print("saved", step, flush=True)
+            stop.leave()
+        if step == 1:
+            ready()
+        time.sleep(0.5)
+"""
+
+
 def started(body: str, patience: float = 60, ignored: tuple = ()) -> subprocess.Popen:
     def ignore() -> None:
         for number in ignored:
@@ -138,6 +152,25 @@ def test_command_cleans_up_at_first_signal_and_ends_at_once_at_second():
     process.send_signal(signal.SIGINT)
     code, lines = ending(process)
     assert (code, len(lines)) == (130, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_work_in_steps_ends_after_a_step_and_saves_longer_than_patience(number):
+    process = started(STEPS, patience=0.1)
+    process.send_signal(number)
+    assert process.stdout.readline() == "saved 2\n"
+    code, (line,) = ending(process)
+    assert code == 128 + number
+    assert line.startswith("stopped by ")
+
+
+def test_second_signal_ends_work_in_steps_at_once():
+    process = started(STEPS.replace("time.sleep(0.5)", "time.sleep(step and 100)"))
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    code, lines = ending(process)
+    assert (code, len(lines)) == (143, 1)
 
 
 def test_command_under_nohup_goes_on_at_its_hang_up():

@@ -10,6 +10,7 @@ from letter_tokenizer import LetterTokenizer
 from meshes import mesh_of
 from small_model import LLAMA, SETTINGS, copying, example, on_host, same_bits, tune, weights
 
+from isheep_jax import stopping
 from isheep_jax.errors import UserError
 from isheep_jax.sft import data
 from isheep_jax.sft.train_step import TrainSetup, TrainState, build_train_programs, learning_rates
@@ -40,6 +41,32 @@ def test_killed_run_ends_with_same_bits(tmp_path, method, killed_after):
     resumed, result = tune(tmp_path / "killed", on_step=lambda step, *_: steps.append(step), **settings)
     assert steps == list(range(3, expected.steps + 1))
     assert len(steps) >= 2
+    assert result == expected
+    assert same_bits(resumed, straight)
+
+
+# After the fourth update there is a checkpoint in any case.
+@pytest.mark.parametrize(("method", "stopped_after"), [("full", 3), ("lora", 4)])
+def test_run_that_a_signal_ends_has_a_checkpoint_of_its_last_update_and_ends_with_same_bits(
+    tmp_path, monkeypatch, method, stopped_after
+):
+    settings = {"method": method, "checkpoint_every": 4, "validation_fraction": 0.1}
+    straight, expected = tune(tmp_path / "straight", **settings)
+    steps = []
+
+    def on_step(step, *_):
+        steps.append(step)
+        if step == stopped_after:
+            stopping.note()
+
+    with monkeypatch.context() as context:
+        context.setattr(stopping, "_steps", stopping._Steps())
+        with pytest.raises(stopping.Stopped):
+            tune(tmp_path / "stopped", on_step=on_step, **settings)
+        assert not stopping.is_deferred()
+    resumed, result = tune(tmp_path / "stopped", on_step=lambda step, *_: steps.append(step), **settings)
+    assert steps == list(range(1, expected.steps + 1))
+    assert expected.steps > 4
     assert result == expected
     assert same_bits(resumed, straight)
 
