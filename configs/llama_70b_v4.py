@@ -1,6 +1,8 @@
 """I-SHEEP with Llama 3 70B and the paper's settings, on a TPU v4-256.
 
 Command:  python -m isheep_jax.train --config=llama_70b_v4
+Weights:  python -m isheep_jax.fetch meta-llama/Meta-Llama-3-70B gs://BUCKET/MODEL, on all workers, once; then
+          --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-256: 128 chips of 30.75 GiB.
 Memory:   decoding 27.7 GiB per chip (weights 16.4, cache 11.2), train step 3.1 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 24.5 ms (733 tokens/s per chip), train step at least 0.199 s (642 tokens/s per chip), an

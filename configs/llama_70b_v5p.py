@@ -1,6 +1,8 @@
 """I-SHEEP with Llama 3 70B and the paper's settings, on a TPU v5p-64.
 
 Command:  python -m isheep_jax.train --config=llama_70b_v5p
+Weights:  python -m isheep_jax.fetch meta-llama/Meta-Llama-3-70B gs://BUCKET/MODEL, on all workers, once; then
+          --model.path=gs://BUCKET/MODEL
 Hardware: TPU v5p-64: 32 chips of 95.74 GiB.
 Memory:   decoding 76.6 GiB per chip (weights 16.4, cache 60.0), train step 7.8 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 30.2 ms (3,179 tokens/s per chip), train step at least 0.478 s (1,071 tokens/s

@@ -1,6 +1,8 @@
 """I-SHEEP with Qwen1.5 32B and the paper's settings, on a TPU v4-64.
 
 Command:  python -m isheep_jax.train --config=qwen1_5_32b_v4
+Weights:  python -m isheep_jax.fetch Qwen/Qwen1.5-32B gs://BUCKET/MODEL, on all workers, once; then
+          --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-64: 32 chips of 30.75 GiB.
 Memory:   decoding 27.6 GiB per chip (weights 7.6, cache 20.0), train step 4.1 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 24.5 ms (1,632 tokens/s per chip), train step at least 0.365 s (1,401 tokens/s

@@ -1,6 +1,8 @@
 """I-SHEEP with Qwen1.5 72B and the paper's settings, on a TPU v4-256.
 
 Command:  python -m isheep_jax.train --config=qwen1_5_72b_v4
+Weights:  python -m isheep_jax.fetch Qwen/Qwen1.5-72B gs://BUCKET/MODEL, on all workers, once; then
+          --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-256: 128 chips of 30.75 GiB.
 Memory:   decoding 26.8 GiB per chip (weights 4.2, cache 22.5), train step 3.3 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 23.8 ms (189 tokens/s per chip), train step at least 0.204 s (628 tokens/s per

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 from etils.epath.backend import fsspec_backend
@@ -110,6 +110,28 @@ def _write_and_rename(path: epath.Path, data: bytes) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_file(path: epath.Path) -> Iterator[BinaryIO]:
+    """Yields a file, of any size, that takes the place of `path` at the end; nothing is left of one that fails.
+
+    Each process may write, not only the primary. A kill leaves a temporary file, which `remove_remainders` knows.
+    """
+    target = path if on_object_store(path) else _temporary(path)
+    try:
+        with target.open("wb") as file:
+            yield file
+            if target != path:
+                file.flush()
+                os.fsync(file.fileno())
+        if target != path:
+            target.replace(path)
+    except BaseException:
+        # A bucket keeps what has come so far.
+        with contextlib.suppress(OSError):
+            target.unlink(missing_ok=True)
         raise
 
 

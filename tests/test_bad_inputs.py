@@ -159,6 +159,8 @@ CASES = [
     (["judge"], "--config is missing"),
     ([*JUDGE, "--guard.pairs={tmp}/empty.jsonl"], "guard.pairs: {tmp}/empty.jsonl is empty"),
     (["export"], "--run is missing"),
+    (["fetch"], "--model is missing"),
+    (["fetch", "{tmp}/thesis", "{tmp}/out"], "--model: {tmp}/thesis is no name on the Hugging Face hub"),
     (["export", "{tmp}/thesis", "{tmp}/out"], "--run: {tmp}/thesis is not a run's directory"),
     (["plan"], "--config is missing"),
     (["plan", "--table", "{tmp}/plan.json"], "--table: {tmp}/plan.json is not a file that --output wrote"),

@@ -34,7 +34,7 @@ SECTIONS = {name[: dot.start()] for name in SETTINGS for dot in re.finditer(r"\.
 FOLDERS = ("", "isheep_jax/")
 # The config that a reader writes.
 EXAMPLE = "configs/mine.py"
-COMMANDS = ("train", "generate", "evaluate", "judge", "export", "plan", "benchmark", "study")
+COMMANDS = ("train", "generate", "evaluate", "judge", "export", "fetch", "plan", "benchmark", "study")
 
 
 def load_update():

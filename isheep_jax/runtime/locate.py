@@ -12,12 +12,10 @@ from isheep_jax.errors import UserError, one_line
 from isheep_jax.files import is_there
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.loop import made_models
+from isheep_jax.runtime import hub
 from isheep_jax.text.json_files import read_json_object
 from isheep_jax.tiny import EMBEDDED
 
-# Files that are downloaded from the hub; weights in other formats and training state are left out.
-_FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
-_HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _ADAPTER = "adapter_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _FORMS = (
@@ -52,10 +50,10 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
             raise UserError(f"{setting}: {path} is a file; give the directory that it is in, or a GGUF file")
         if directory.suffix.lower() == ".gguf":
             raise UserError(f"{setting}: there is no file {path}")
-        match = _HUB_ID.fullmatch(path)
-        if match is None:
-            raise UserError(f"{setting}: {path} is no directory; {_near(path)}{_FORMS}")
-        return _model_in(epath.Path(_download(path, match, setting)), path, setting)
+        hint = f"{_near(path)}{_FORMS}"
+        if not hub.HUB_ID.fullmatch(path):
+            raise UserError(f"{setting}: {path} is no directory; {hint}")
+        return _model_in(epath.Path(hub.download(path, setting, hint)), path, setting)
     except UserError:
         raise
     except ImportError as error:
@@ -109,7 +107,7 @@ def _hint(directory: epath.Path, path: str) -> str:
         return f"; did you mean {directory / inside[0]}?"
     empty = "" if names else "; it is empty"
     hidden = "; the hub is not asked for a model of this name while the directory is here"
-    return empty + (hidden if _HUB_ID.fullmatch(path) else "")
+    return empty + (hidden if hub.HUB_ID.fullmatch(path) else "")
 
 
 def _cached(directory: epath.Path, setting: str) -> epath.Path:
@@ -198,32 +196,3 @@ def _near(path: str) -> str:
         return ""
     near = difflib.get_close_matches(place.name, names, n=1)
     return f"did you mean '{place.with_name(near[0])}'? " if near else ""
-
-
-def _download(path: str, match: re.Match, setting: str) -> str:
-    """Returns the local copy of a repository on the hub; missing files are downloaded with a progress bar.
-
-    path: what the user gave. match: of `_HUB_ID`.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    repository = match["repository"]
-    try:
-        return huggingface_hub.snapshot_download(repository, revision=match["revision"], allow_patterns=list(_FILES))
-    except GatedRepoError:
-        raise UserError(
-            f"{setting}: {path} is gated: accept its terms at https://huggingface.co/{repository} and log in with "
-            "`hf auth login`, or set HF_TOKEN"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{setting}: {path} is neither a directory here nor a model on the Hugging Face hub; {_near(path)}{_FORMS}"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{setting}: {path} is no directory here, and the Hugging Face hub cannot be reached to download it; "
-            f"{_near(path)}{_FORMS}"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"{setting}: {path} cannot be downloaded: {one_line(error)}") from error

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from isheep_jax import benchmark, evaluate, export, generate, judge, plan, study, train
+from isheep_jax import benchmark, evaluate, export, fetch, generate, judge, plan, study, train
 from isheep_jax.cli.settings import settings_of
 from isheep_jax.config import EVERYDAY, Config
 from isheep_jax.presets import PRESETS
 
-MODULES = (benchmark, evaluate, export, generate, judge, plan, study, train)
+MODULES = (benchmark, evaluate, export, fetch, generate, judge, plan, study, train)
 COMMANDS = {command.COMMAND.module: command for command in MODULES}
 
 

@@ -157,13 +157,13 @@ def test_hub_id_is_downloaded_without_other_formats(tmp_path, monkeypatch):
     requested = {}
     make_model(tmp_path / "downloaded")
 
-    def download(repository, **options):
-        requested.update(options, repository=repository)
+    def download(**options):
+        requested.update(options)
         return str(tmp_path / "downloaded")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert str(locate_model("Org-1/Name.2@refs/pr/3")) == str(tmp_path / "downloaded")
-    assert (requested["repository"], requested["revision"]) == ("Org-1/Name.2", "refs/pr/3")
+    assert (requested["repo_id"], requested["revision"]) == ("Org-1/Name.2", "refs/pr/3")
     assert locate_model("Org-1/Name.2")
     assert requested["revision"] is None
     expected = ["config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "vocab.json", "merges.txt"]
