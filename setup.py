@@ -1,7 +1,7 @@
 """What the package needs, and why these versions.
 
 Lower bounds are the versions that the tests run with on Python 3.11; upper bounds stand where a next release is known,
-or by its number announced, to break. Python 3.12 resolves to jax 0.11 with the same list.
+or by its number announced, to break. Python 3.12 resolves to jax 0.12 with the same list.
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 INSTALL_REQUIRES = [
-    # 0.10.2 is the newest for Python 3.11; 0.11 is the newest that flax 0.12.8, optax and orbax are released for.
-    "jax>=0.10.2,<0.12",
+    # 0.10.2 is the newest for Python 3.11; the tests also run with 0.11.2 and 0.12.0.1 on Python 3.12.
+    "jax>=0.10.2,<0.13",
     # flax.struct only: flax.nnx does not import on jax 0.11.
     "flax>=0.12.8,<0.13",
     # AdamW, schedules and clipping.
@@ -69,12 +69,12 @@ EXTRAS_REQUIRE = {
     # to the classes of a log; this one wrote and read those of the tests.
     "inspect": ["inspect_ai>=0.3.285,<0.4"],
     "gguf": GGUF,
-    "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
-    "tpu": ["jax[tpu]>=0.10.2,<0.12", GCS],
+    "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.13", GCS],
     # Models and runs in a Google Cloud Storage bucket, from any machine.
     "gcs": [GCS],
     # The TPU compiler for machines without a TPU. jax's own extra names the libtpu that each jax was built with.
-    "plan": ["jax[tpu]>=0.10.2,<0.12"],
+    "plan": ["jax[tpu]>=0.10.2,<0.13"],
 }
 
 setup(
