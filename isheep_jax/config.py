@@ -87,7 +87,7 @@ class SynthesizeConfig:
     prompt's format. 'strict': also nothing that weak models write in the place of a task, such as loops, statements and
     inputs that repeat the instruction (docs/instructions.md). 'basic': well-formed and not empty."""
     drop_lowest: float = 0.0
-    """Share of the well-formed instructions of each wave of prompts that is dropped (0 to 1): those that the
+    """Share of the well-formed instructions of every 64 prompts that is dropped (0 to 1): those that the
     announcement of a task makes least likelier, in the eyes of the model that writes."""
     novelty: float = 0.7
     """Highest ROUGE-L F1 (0 to 1) to any earlier instruction, seeds included; an instruction above it is dropped."""

@@ -5,6 +5,7 @@ Lengths are rounded up to buckets, so that few shapes are compiled.
 
 import functools
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,98 @@ from isheep_jax.model.kv_cache import KVCache, cache_spec, init_cache
 from isheep_jax.model.transformer import ForwardSetup
 from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding, platform_of
 
+# Tokens of a row that holds several prompts, and of one where long rows are better.
+ROW_TOKENS = 512
+_LONG_ROW_TOKENS = 2048
 # Cache lengths are multiples of this, a multiple of a CPU's tiles, so that caches are read in whole blocks.
 _BLOCK = 128
 # `attention_splash.LANES`, repeated because importing Pallas takes a while.
 _LANES = 128
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What decides the sizes of arrays and the order of calls: the platform, and the devices that hold different rows.
+
+    platform: "cpu", "tpu" or "gpu".
+    shards: groups of devices that hold different rows of a batch.
+    """
+
+    platform: str
+    shards: int
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> "Layout":
+        """Returns the layout of a decode mesh."""
+        return cls(platform_of(mesh), data_shards(mesh))
+
+    def aligned(self, tokens: int) -> int:
+        """Returns the tokens that a prompt takes in a packed row, in which longer prompts come first.
+
+        So neighbors do not change the order of its sums: on CPUs these go by blocks of `PACKED_BLOCK`, on TPUs by the
+        lanes of a register, of which a short prompt takes an aligned part.
+        """
+        if self.platform == "tpu":
+            return min(max(power_of_two(tokens), PACKED_BLOCK), -(-tokens // _LANES) * _LANES)
+        return -(-tokens // PACKED_BLOCK) * PACKED_BLOCK
+
+    @property
+    def calls_ahead(self) -> int:
+        """Calls that are dispatched before the results of one are read. On a CPU program and host share the cores."""
+        return 0 if self.platform == "cpu" else 1
+
+    def capacity(self, tokens: int) -> int:
+        """Returns the length of the next row where so many tokens of prompts are left to pack.
+
+        Rows of `ROW_TOKENS` keep any arithmetic unit busy, and each prompt's share of the row's attention small, which
+        counts on CPUs. Elsewhere each call costs time besides, and longer rows have less padding at their ends.
+        """
+        if self.platform == "cpu":
+            return ROW_TOKENS
+        return power_of_two(max(ROW_TOKENS, min(tokens, _LONG_ROW_TOKENS)) // 2 + 1)
+
+    def row_length(self, tokens: int) -> int:
+        """Returns the padded length of a packed row; each length is a program of its own.
+
+        A CPU pays for every token of padding, and compiles in seconds. Elsewhere programs take long to compile, and
+        short rows leave the arithmetic units idle.
+        """
+        return bucket_of(tokens, PACKED_BLOCK) if self.platform == "cpu" else power_of_two(max(tokens, ROW_TOKENS))
+
+    def longest_row(self, max_length: int) -> int:
+        """Returns the length of the longest row that there can be. max_length: tokens of the longest prompt."""
+        return max(self.row_length(max_length), self.capacity(_LONG_ROW_TOKENS))
+
+    def key_limit(self, positions: int) -> int:
+        """Returns the `DecodeShape.key_limit` of calls in which no sequence comes to hold more cache positions.
+
+        It is 0 but for GPUs: other devices find the bound without making the host wait. On a GPU it is a number of
+        blocks that is a power of two or lies in the middle between two, so that few programs are compiled.
+        """
+        if self.platform != "gpu":
+            return 0
+        block = cache_block(self.platform)
+        power = power_of_two(max(positions, block))
+        between = power // 4 * 3
+        return between if positions <= between and between % block == 0 else power
+
+    def cache_length(self, positions: int, max_length: int, *, more: bool) -> int:
+        """Returns the length of cache rows that hold the longest known sequence, rounded so that few are compiled.
+
+        Args:
+            positions: of that sequence, after the shared prefix.
+            max_length: positions of the longest that there can be.
+            more: whether other prompts may come; one that is too long for the cache waits until it is empty.
+        """
+        block = cache_block(self.platform)
+        roomy = positions * 5 // 4 if more else positions
+        rounded = bucket_of(roomy, block) if self.platform == "cpu" else power_of_two(max(roomy, block))
+        return cache_length(-(-min(rounded, max_length) // block) * block)
+
+
 def cache_length(tokens: int) -> int:
     """Returns the cache positions, whole blocks, of a row that must hold this number of tokens."""
     return -(-tokens // _BLOCK) * _BLOCK
-
-
-def alignment(mesh: Mesh) -> int:
-    """Returns the alignment of prompts in packed rows (tokens), by which neighbors do not change their sums."""
-    return _LANES if platform_of(mesh) == "tpu" else PACKED_BLOCK
 
 
 def bucket_of(length: int, align: int) -> int:
@@ -48,25 +127,9 @@ def bucket_of(length: int, align: int) -> int:
     return -(-length // quarter) * quarter
 
 
-def key_limit_of(positions: int, mesh: Mesh) -> int:
-    """Returns the `DecodeShape.key_limit` of calls in which no sequence comes to hold more cache positions.
-
-    It is 0 but for GPUs: other devices find the bound without making the host wait. On a GPU it is a number of blocks
-    that is a power of two or lies in the middle between two, so that few programs are compiled.
-
-    Args:
-        positions: most cache positions of a sequence when the call ends, with the steps of calls before it whose
-            results are not read yet.
-        mesh: the decode mesh.
-    """
-    platform = platform_of(mesh)
-    if platform != "gpu":
-        return 0
-    power = block = cache_block(platform)
-    while power < positions:
-        power *= 2
-    between = power // 4 * 3
-    return between if positions <= between and between % block == 0 else power
+def power_of_two(count: int) -> int:
+    """Returns the smallest power of two that is at least `count`."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from isheep_jax.decode.cache import abstract_cache, data_shards
+from isheep_jax.decode.cache import abstract_cache, cache_length, data_shards
 from isheep_jax.decode.programs import DecodeShape
 from isheep_jax.errors import UserError
 from isheep_jax.model.quantization import abstract_weights
@@ -49,6 +49,15 @@ def fitting_slots(shape: DecodeShape, useful: int) -> int:
     shards = data_shards(shape.mesh)
     most = max(FEWEST_SLOTS, min(useful // shards, _MOST_SLOTS_ON_CPU if on_cpu else useful))
     return _round_down(min(fitting, most)) * shards
+
+
+def step_bytes(shape: DecodeShape) -> tuple[float, float]:
+    """Returns the bytes that a decode step reads on a device: of the weights, and of each cache position of a slot."""
+    tensor_shards = shape.mesh.shape[DECODE_RULES.kv_heads]
+    weights = abstract_weights(shape.architecture, shape.weights_dtype, shape.compute_dtype)
+    row = abstract_cache(shape.architecture, 1, shape.cache_length, shape.cache_dtype, shape.mesh)
+    position = _bytes(row) / cache_length(shape.cache_length) / data_shards(shape.mesh)
+    return _bytes(weights) / tensor_shards, position / tensor_shards
 
 
 def local_memory(device: jax.Device) -> float:

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_rows, decode_setup, replicate, rows_sharding
+from isheep_jax.decode.cache import constrain_rows, decode_setup, power_of_two, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import POSITION, SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length
 from isheep_jax.decode.prefill_logprobs import (
     packed_logprobs,
-    power_of_two,
     score_packed,
     target_logprobs,
 )
@@ -38,7 +37,7 @@ MAX_CHOICES = 1024
 # Most tokens of a row in one second pass; more take several passes.
 _SECOND_PASS_TOKENS = 512
 # Fewest, so that few shapes are compiled.
-_SHORTEST_SECOND_PASS = 32
+SHORTEST_SECOND_PASS = 32
 
 # Columns of the second pass's tokens [R, W, 5] (int32).
 _TOKEN = 0  # token id
@@ -206,7 +205,7 @@ def _row_passes(choices: list[_LongChoice]) -> Iterator[list[tuple[int, _LongCho
 def _second_inputs(second_pass: _SecondPass) -> np.ndarray:
     """Returns the tokens [R, W, 5] int32 of a second pass."""
     end = max(begin + choice.width for row in second_pass for begin, choice in row)
-    inputs = np.zeros((len(second_pass), max(_SHORTEST_SECOND_PASS, power_of_two(end)), _COLUMNS), np.int32)
+    inputs = np.zeros((len(second_pass), max(SHORTEST_SECOND_PASS, power_of_two(end)), _COLUMNS), np.int32)
     inputs[..., _PROMPT] = -1
     for columns, row in zip(inputs, second_pass):
         for begin, choice in row:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from isheep_jax.decode.cache import (
     allocate_cache,
     cache_sharding,
-    constrain_cache,
     constrain_rows,
     rows_sharding,
 )
@@ -103,7 +102,22 @@ def copy_rows(cache: KVCache, pairs: jax.Array, *, length: int, mesh: Mesh) -> K
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def take_slots(slots: DeviceSlots, rows: jax.Array, *, mesh: Mesh) -> DeviceSlots:
-    """Returns the slots of the given rows alone. There is one data shard."""
-    seen = None if slots.seen is None else constrain_rows(slots.seen[rows], mesh)
-    cache = constrain_cache(jax.tree.map(lambda x: x[:, rows], slots.cache), mesh)
-    return DeviceSlots(cache, constrain_rows(slots.control[rows], mesh), seen)
+    """Returns the slots of the given rows alone.
+
+    Args:
+        slots: B of them.
+        rows: [B'] int32, slots; those of a data shard are consecutive, and each shard keeps as many.
+        mesh: the decode mesh.
+    """
+
+    def take(axis: int):
+        return lambda x, rows: jnp.take(x, rows % x.shape[axis], axis=axis)
+
+    kv, of_rows = cache_sharding(mesh).spec, rows_sharding(mesh).spec
+    take_cache = jax.shard_map(take(1), mesh=mesh, in_specs=(kv, of_rows), out_specs=kv)
+    take_rows = jax.shard_map(take(0), mesh=mesh, in_specs=(of_rows, of_rows), out_specs=of_rows)
+    return DeviceSlots(
+        jax.tree.map(lambda x: take_cache(x, rows), slots.cache),
+        take_rows(slots.control, rows),
+        None if slots.seen is None else take_rows(slots.seen, rows),
+    )

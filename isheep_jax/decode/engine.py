@@ -5,7 +5,7 @@ formed from its own tokens alone, so neighbors, the number of slots and a restar
 """
 
 import functools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from isheep_jax.config import DecodeConfig
 from isheep_jax.config_checks import check_range
 from isheep_jax.decode import choice_logprobs, loaded, text_logprobs
+from isheep_jax.decode.device_calls import DeviceCalls
+from isheep_jax.decode.queue import PromptQueue, longest_first, windows
 from isheep_jax.decode.requests import (
     NOT_NUMBERS,
     SAMPLING_RANGES,
@@ -25,7 +27,7 @@ from isheep_jax.decode.requests import (
     TextLogprob,
     TokenIds,
 )
-from isheep_jax.decode.scheduler import Scheduler
+from isheep_jax.decode.scheduler import Scheduler, known_prompts
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.stops import incomplete_utf8_token, stable_text
 from isheep_jax.decode.tokenization import TokenizedPrompt
@@ -91,14 +93,20 @@ class Engine:
         """What the engine has counted so far."""
         return self.model.statistics
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
+    def generate(
+        self, requests: Iterable[Request | None], sampling: SamplingParams
+    ) -> Generator[Completion, None, None]:
         """Yields one completion for each request, in the order in which they finish.
+
+        Requests that are no sequence are a stream: they are taken as slots become idle, and None says that there are
+        none before more completions have come out. Who has enough closes the generator.
 
         A prompt that does not fit is a completion with finish_reason "error". Raises ValueError for an id that occurs
         twice and `UserError` for sampling parameters out of range, both before anything is decoded, and `UserError` at
         the end if the model computes numbers for none of several prompts.
         """
-        _check_ids(requests)
+        if isinstance(requests, Sequence):
+            _check_ids(requests)
         _check_sampling(sampling)
         return self._generate(requests, sampling)
 
@@ -143,29 +151,59 @@ class Engine:
         _check_ids(requests)
         return text_logprobs.embed(self.model, requests)
 
-    def _generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        groups: dict[tuple[int, ...], list[TokenizedPrompt]] = {}
+    def _generate(
+        self, requests: Iterable[Request | None], sampling: SamplingParams
+    ) -> Generator[Completion, None, None]:
+        failed: list[Completion] = []
+        queue = PromptQueue(self._prompts(requests, sampling, failed))
+        decoded = not_numbers = 0
+        while True:
+            queue.fill(known_prompts(self.model))
+            stuck = not (failed or queue.head)
+            yield from _drained(failed)
+            if queue.head:
+                for finished in Scheduler(self.model, queue, sampling, DeviceCalls).run():
+                    decoded += len(finished)
+                    not_numbers += sum(completion.error == NOT_NUMBERS for completion in finished)
+                    yield from _drained(failed)
+                    yield from finished
+            elif queue.is_exhausted:
+                break
+            elif stuck:
+                raise RuntimeError("a stream of requests waits for results, but all of them are out")
+        if decoded == not_numbers >= _SEVERAL:
+            raise UserError(NOT_NUMBERS)
+
+    def _prompts(
+        self, requests: Iterable[Request | None], sampling: SamplingParams, failed: list[Completion]
+    ) -> Iterator[TokenizedPrompt | None]:
+        """Yields the prompts of requests in the order in which they should be decoded, and None as a stream does.
+
+        failed: gets a completion for each that does not fit.
+        """
+        if not isinstance(requests, Sequence):
+            for request in requests:
+                if request is None:
+                    yield None
+                else:
+                    yield from self._tokenized([request], failed)
+            return
+        for window in windows(requests, self.config.slots):
+            yield from longest_first(self._tokenized(window, failed), sampling.max_tokens, self.max_length)
+
+    def _tokenized(self, requests: Sequence[Request], failed: list[Completion]) -> Iterator[TokenizedPrompt]:
         for request in requests:
             try:
-                prompt = self.model.tokenize(request)
+                yield self.model.tokenize(request)
             except UserError as error:
-                yield Completion(request.id, "", finish_reason="error", error=str(error))
-            else:
-                groups.setdefault(prompt.prefix, []).append(prompt)
-        worthless = sum(map(len, groups.values())) >= _SEVERAL
-        for _, prompts in sorted(groups.items()):
-            for finished in Scheduler(self.model, prompts, sampling).run():
-                worthless &= all(completion.error == NOT_NUMBERS for completion in finished)
-                yield from finished
-        if worthless:
-            raise UserError(NOT_NUMBERS)
+                failed.append(Completion(request.id, "", finish_reason="error", error=str(error)))
 
     def _stream(self, request: Request, sampling: SamplingParams) -> Generator[str, None, Completion]:
         try:
             prompt = self.model.tokenize(request)
         except UserError as error:
             return Completion(request.id, "", finish_reason="error", error=str(error))
-        scheduler, shown = Scheduler(self.model, [prompt], sampling), ""
+        scheduler, shown = Scheduler(self.model, PromptQueue(iter([prompt])), sampling, DeviceCalls), ""
         for finished in scheduler.run():
             text = finished[0].text if finished else self._stable_text(scheduler.tokens_of(prompt), sampling.stop)
             if len(text) > len(shown):
@@ -181,6 +219,12 @@ class Engine:
     @functools.cached_property
     def _incomplete_utf8_token(self) -> int | None:
         return incomplete_utf8_token(self.model.tokenizer.decode, self.model.tokenizer.vocab_size)
+
+
+def _drained(completions: list[Completion]) -> Iterator[Completion]:
+    """Yields the completions and removes them."""
+    while completions:
+        yield completions.pop(0)
 
 
 def _check_ids(requests: Sequence[Request]) -> None:

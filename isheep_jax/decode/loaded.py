@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
-from isheep_jax.decode.cache import alignment, bucket_of, check_rows, replicated
-from isheep_jax.decode.capacity import fitting_slots
+from isheep_jax.decode.cache import Layout, check_rows, replicated
+from isheep_jax.decode.capacity import fitting_slots, step_bytes
 from isheep_jax.decode.prefill import Prefix, make_prefix
 from isheep_jax.decode.programs import DecodeShape, weight_formats
 from isheep_jax.decode.requests import Request
@@ -46,6 +46,11 @@ class LoadedModel:
     nominal_shape: DecodeShape
     statistics: Statistics
 
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The layout of the mesh."""
+        return Layout.of(self.mesh)
+
     @property
     def static_args(self) -> dict[str, Any]:
         """The static arguments that jitted functions of the weights have in common."""
@@ -69,12 +74,32 @@ class LoadedModel:
         """Returns the prefilled tokens that requests share; None for no tokens."""
         if not tokens:
             return None
-        padded = np.zeros(bucket_of(len(tokens), alignment(self.mesh)), np.int32)
+        padded = np.zeros(self.layout.row_length(len(tokens)), np.int32)
         padded[: len(tokens)] = tokens
         everywhere = replicated(self.mesh)
         return make_prefix(
             self.params, put(padded, everywhere), put(np.int32(len(tokens)), everywhere), **self.static_args
         )
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt with what follows it."""
+        return self.config.max_length
+
+    @property
+    def slots(self) -> int:
+        """How many slots the settings ask for; 0: as many as fit in memory."""
+        return self.config.slots
+
+    @property
+    def steps_per_call(self) -> int:
+        """Decode steps of a call."""
+        return self.config.steps_per_call
+
+    @property
+    def rows(self) -> int:
+        """Rows of the logits, V."""
+        return self.architecture.vocab_size
 
     def choose_slots(self, cache_length: int, useful: int) -> int:
         """Returns how many sequences to decode at the same time: decode.slots or, if that is 0, `fitting_slots`.
@@ -84,6 +109,11 @@ class LoadedModel:
         if self.config.slots:
             return self.config.slots
         return fitting_slots(dataclasses.replace(self.nominal_shape, cache_length=cache_length), useful)
+
+    @functools.cached_property
+    def step_bytes(self) -> tuple[float, float]:
+        """The bytes that a decode step reads on a device: of the weights, and of each cache position of a slot."""
+        return step_bytes(self.nominal_shape)
 
 
 def load(

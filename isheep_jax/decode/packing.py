@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Tokens of a row that holds several prompts: enough to keep the arithmetic units of any device busy, and few enough to
-# keep each prompt's share of the row's attention small.
-ROW_TOKENS = 512
+from isheep_jax.decode.cache import Layout
 
 # Columns of packed tokens [R, T, 4] (int32).
 TOKEN = 0  # token id
@@ -46,19 +44,24 @@ class PackedBatch:
     tokens: np.ndarray
 
 
-def pack(lengths: Sequence[int], align: int) -> Iterator[PackedRow]:
-    """Yields rows of at most `ROW_TOKENS` tokens, or of one longer prompt; rows with the longest prompts first.
+def pack(lengths: Sequence[int], layout: Layout, total: int = 0) -> Iterator[PackedRow]:
+    """Yields rows of packed prompts; the rows with the longest prompts first.
 
     A row takes the longest prompt that is left, and then repeatedly the longest one that still fits.
 
-    lengths: tokens of each prompt, by index. align: prompts begin at multiples of this.
+    Args:
+        lengths: tokens of each prompt, by index.
+        layout: says what prompts are aligned to, and rows padded to.
+        total: tokens that the rows are sized for; 0: those of all prompts. Equal totals give rows of equal lengths.
     """
     by_length: dict[int, deque[int]] = {}
     for index, length in enumerate(lengths):
-        by_length.setdefault(-(-length // align) * align, deque()).append(index)
+        by_length.setdefault(layout.aligned(length), deque()).append(index)
     aligned_lengths = sorted(by_length, reverse=True)
+    total = total or sum(map(layout.aligned, lengths))
     while aligned_lengths:
-        row, free = PackedRow(), max(ROW_TOKENS, aligned_lengths[0])
+        free = max(layout.capacity(total), layout.row_length(aligned_lengths[0]))
+        row, total = PackedRow(), total - free
         while fitting := [length for length in aligned_lengths if length <= free]:
             longest = fitting[0]
             row.prompts.append(by_length[longest].popleft())

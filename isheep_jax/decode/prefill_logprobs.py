@@ -16,17 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from isheep_jax import profiling
-from isheep_jax.decode.cache import (
-    alignment,
-    bucket_of,
-    constrain_cache,
-    constrain_rows,
-    data_shards,
-    replicate,
-)
+from isheep_jax.decode.cache import Sizing, constrain_cache, constrain_rows, replicate
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import PackedBatch, pack, pack_batch
 from isheep_jax.decode.prefill import Prefix, forward_packed
+from isheep_jax.decode.statistics import Statistics
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.model.transformer import logits
@@ -73,7 +67,7 @@ def score_packed(
     make_prefix = functools.lru_cache(maxsize=_PREFIXES)(model.make_prefix)
 
     def calls() -> Iterator[Callable[[], Iterable[R]]]:
-        rows = _Rows(model)
+        rows = PackedRows(model.sizing, model.statistics)
         for failed, items in _one_ahead(inputs, prepare):
             if failed:
                 yield lambda failed=failed: failed
@@ -86,12 +80,12 @@ def score_packed(
         yield from results()
 
 
-class _Rows:
+class PackedRows:
     """Packed rows that wait until there is one for each data shard, of the same prefix and length."""
 
-    def __init__(self, model: LoadedModel):
-        self._statistics = model.statistics
-        self._align, self._shards = alignment(model.mesh), data_shards(model.mesh)
+    def __init__(self, sizing: Sizing, statistics: Statistics):
+        """Counts the tokens of rows in the statistics."""
+        self._sizing, self._statistics = sizing, statistics
         self._waiting: dict[tuple[tuple[int, ...], int], list[list[tuple[PackedItem, int]]]] = {}
 
     def add(self, items: Iterable[PackedItem]) -> Iterator[tuple[tuple[int, ...], PackedBatch]]:
@@ -100,11 +94,11 @@ class _Rows:
         for item in sorted(items, key=lambda item: (-len(item.tokens), item.id)):
             groups[item.prefix].append(item)
         for prefix, group in sorted(groups.items()):
-            for row in pack([len(item.tokens) for item in group], self._align):
-                key = prefix, bucket_of(row.length, self._align)
+            for row in pack([len(item.tokens) for item in group], self._sizing):
+                key = prefix, self._sizing.row_length(row.length)
                 rows = self._waiting.setdefault(key, [])
                 rows.append([(group[index], begin) for index, begin in zip(row.prompts, row.begins)])
-                if len(rows) == self._shards:
+                if len(rows) == self._sizing.shards:
                     yield self._batch(key)
 
     def rest(self) -> Iterator[tuple[tuple[int, ...], PackedBatch]]:
@@ -116,8 +110,8 @@ class _Rows:
         profiling.step()
         (prefix, length), rows = key, self._waiting.pop(key)
         self._statistics.prompt_tokens += sum(len(item.tokens) for row in rows for item, _ in row)
-        self._statistics.padded_prompt_tokens += self._shards * length
-        padding = [[]] * (self._shards - len(rows))
+        self._statistics.padded_prompt_tokens += self._sizing.shards * length
+        padding = [[]] * (self._sizing.shards - len(rows))
         return prefix, pack_batch([*rows, *padding], length, lambda item: item.tokens)
 
 
@@ -238,8 +232,3 @@ def _in_pieces(
     pieces = [x.reshape(R, U // size, size, -1).swapaxes(0, 1) for x in (hidden, targets)]
     scores = jax.lax.map(piece_scores, tuple(pieces))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(R, U, C), scores)
-
-
-def power_of_two(count: int) -> int:
-    """Returns the smallest power of two that is at least `count`; a size is rounded so, and few shapes are compiled."""
-    return 1 << max(count - 1, 0).bit_length()

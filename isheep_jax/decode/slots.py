@@ -48,6 +48,10 @@ class SlotTable:
         """Slots that decode nothing, ascending."""
         return [slot for slot, owner in enumerate(self.owner) if owner is None]
 
+    def positions(self, slot: int) -> int:
+        """Returns how many cache positions a busy slot has filled."""
+        return len(self.owner[slot].suffix) + int(self.count[slot])
+
     def admit(self, slot: int, prompt: TokenizedPrompt, max_new_tokens: int) -> None:
         """Gives an idle slot to a prompt."""
         self.owner[slot] = prompt

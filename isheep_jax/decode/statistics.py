@@ -23,6 +23,10 @@ class Statistics:
     """Tokens of the packed rows that were prefilled: prompt tokens and padding."""
     idle_seconds: float = 0.0
     """Time in which the devices waited for the host; an upper bound if calls are dispatched ahead."""
+    host_seconds: float = 0.0
+    """Time in which the host worked between results of decode calls: tokens, texts, prompts, what takes completions."""
+    generate_seconds: float = 0.0
+    """All time from the first prompt of a call of `generate` to the last completion."""
 
     @property
     def occupancy(self) -> float:

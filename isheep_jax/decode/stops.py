@@ -6,11 +6,29 @@ Decode = Callable[[Sequence[int]], str]
 
 # Decoders put this character for bytes that are no valid UTF-8.
 _INVALID = "\ufffd"
+# Tokens before those that may hold a stop string: their text may be cut in the middle of a character, or be none.
+_MARGIN = 16
 
 
-def cut_at_stop(
-    decode: Decode, tokens: Sequence[int], stop: Sequence[str], searched: int
-) -> tuple[str, int, str] | None:
+def may_hold_stop(decode: Decode, tokens: Sequence[int], stop: Sequence[str], searched: int) -> bool:
+    """Returns whether a stop string may have become complete with the last tokens of a completion.
+
+    It decodes these and as many before them as the longest stop string can span, so that the work does not grow with
+    the completion. The text of a part may differ from that part of the text, so that `cut_at_stop` has the last word,
+    and an ended completion is searched whole.
+
+    Args:
+        decode: text of token ids.
+        tokens: the completion so far, [t].
+        stop: stop strings.
+        searched: how many of the tokens were searched before.
+    """
+    begin = max(0, searched - max(len(string.encode()) for string in stop) - _MARGIN)
+    text = decode(tokens[begin:])
+    return any(string in text for string in stop)
+
+
+def cut_at_stop(decode: Decode, tokens: Sequence[int], stop: Sequence[str]) -> tuple[str, int, str] | None:
     """Returns the text before the first stop string, how many tokens it takes, and the string; None without one.
 
     The first stop string is the one that is complete after the fewest tokens; among several, the one that begins first.
@@ -21,15 +39,15 @@ def cut_at_stop(
         decode: text of token ids.
         tokens: the completion so far.
         stop: stop strings.
-        searched: how many of the tokens are known to hold no stop string.
     """
-    if not any(string in (text := decode(tokens)) for string in stop):
-        return None
 
     def holds_stop(count: int) -> bool:
-        return any(string in decode(tokens[:count]) for string in stop)
+        text = decode(tokens[:count])
+        return any(string in text for string in stop)
 
-    text = decode(tokens[: _first_true(searched + 1, len(tokens), holds_stop)])
+    if not holds_stop(len(tokens)):
+        return None
+    text = decode(tokens[: _first_true(1, len(tokens), holds_stop)])
     start, found = min(((text.index(string), string) for string in stop if string in text), key=lambda pair: pair[0])
     kept = _first_true(0, len(tokens), lambda count: len(decode(tokens[:count])) >= start)
     return text[:start], kept, found

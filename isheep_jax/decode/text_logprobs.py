@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_rows, replicate, rows_sharding
+from isheep_jax.decode.cache import constrain_rows, power_of_two, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, forward_packed
-from isheep_jax.decode.prefill_logprobs import greedy_logprobs, power_of_two, score_packed
+from isheep_jax.decode.prefill_logprobs import greedy_logprobs, score_packed
 from isheep_jax.decode.requests import NOT_NUMBERS, Embedding, Request, TextLogprob, TokenIds
 from isheep_jax.decode.tokenization import PromptError, known_tokens, many_prompt_tokens
 from isheep_jax.errors import UserError

@@ -22,11 +22,11 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result", Completion, TextLogprob, Embedding)
 
-# Records per part: what a kill can cost. Items per call of the model: several parts, so that the decode slots run empty
-# only once in a while.
+# Records per part: what a kill can cost.
 PART = 256
 # The same of a judge on a server, whose every answer may be paid for.
 SERVER_PART = 16
+# Items that are read at a time where log-probabilities are asked for, which come in an order of their own.
 BLOCK = 8 * PART
 
 
@@ -74,10 +74,10 @@ class StageContext:
         return self.files(name).done() is not None
 
     @contextlib.contextmanager
-    def open(self, name: str, total: int, *, part: int = PART) -> Iterator["OpenStage"]:
+    def open(self, name: str, total: int, *, part: int = 0) -> Iterator["OpenStage"]:
         """Opens a stage of `total` units; when the context ends without an error, the stage is DONE.
 
-        part: records per part, of which a kill may cost one.
+        part: records per part, of which a kill may cost one; 0: `PART`.
 
         A stage that was DONE before has its records and nothing left to do.
         """
@@ -86,7 +86,7 @@ class StageContext:
             yield OpenStage(files, parts=files.parts())
             return
         with self.reporter.stage(self.iteration, spec.title_of(self.turn), total, spec.unit) as progress:
-            stage = OpenStage(files, progress, files.parts(), part=part)
+            stage = OpenStage(files, progress, files.parts(), part=part or PART)
             if files.damaged:
                 self.reporter.warn(f"{files.directory / files.damaged} was damaged; it and what follows are made again")
             yield stage
@@ -147,11 +147,13 @@ class OpenStage(Generic[T]):
         """Shows that `n` more units are done, with notes next to the count."""
         self.progress.advance(n, **notes)
 
-    def blocks(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    def blocks(self, items: Sequence[Item], *, whole: bool = False) -> Iterator[Sequence[Item]]:
         """Yields the items that have no record yet, some at a time; `put` takes one record for each of them.
 
         A part is committed as soon as all its records and all before them are there. A stage that resumes continues
         after the parts that are in place.
+
+        whole: yields all of them at once, for what is decoded, so that slots run empty only at the end.
         """
         if not self.fresh:
             return
@@ -159,7 +161,7 @@ class OpenStage(Generic[T]):
         if first:
             self.advance(first)
         while first < len(items):
-            block = items[first : first + BLOCK]
+            block = items[first:] if whole else items[first : first + BLOCK]
             self._block, self._size, self._committed = {}, len(block), 0
             yield block
             if self._committed < self._size:

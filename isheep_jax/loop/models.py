@@ -1,6 +1,6 @@
 """The models of a run as the stages see them: who writes, who judges, loaded when first asked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from etils import epath
@@ -49,7 +49,9 @@ class DeferredModel:
     def weights_digest(self) -> str:
         return self.backend.weights_digest(self.directory)
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
+    def generate(
+        self, requests: Iterable[Request | None], sampling: SamplingParams
+    ) -> Generator[Completion, None, None]:
         return self._model().generate(requests, sampling)
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:

@@ -1,6 +1,6 @@
 """What the loop needs from the rest of the program, as protocols: so that its tests run on a scripted model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, TypedDict
@@ -29,8 +29,14 @@ class Model(Protocol):
     requests, their order or a restart.
     """
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        """Yields one completion per request, in the order in which they finish; match them by id."""
+    def generate(
+        self, requests: Iterable[Request | None], sampling: SamplingParams
+    ) -> Generator[Completion, None, None]:
+        """Yields one completion per request, in the order in which they finish; match them by id.
+
+        A writer also takes a stream: an iterator of requests, which it asks for as it can work on them, and in which
+        None says that there are none before more completions have come out. Who has enough closes the generator.
+        """
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Iterator[ChoiceLogprobs]:
         """Yields the natural-log probability of each choice as the continuation of each prompt; match them by id."""

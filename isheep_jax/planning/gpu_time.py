@@ -4,7 +4,7 @@ The GPU's compiler estimates nothing, so this is arithmetic: good for a first gu
 """
 
 from isheep_jax.config import Config
-from isheep_jax.decode.packing import ROW_TOKENS
+from isheep_jax.decode.cache import ROW_TOKENS
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import program_flops, program_hbm_bytes

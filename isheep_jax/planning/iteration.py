@@ -9,6 +9,7 @@ from typing import Any
 
 from isheep_jax.checkpoint.hf_weights import STREAMS
 from isheep_jax.config import Config, is_server
+from isheep_jax.decode.cache import Layout
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -16,7 +17,8 @@ from isheep_jax.planning.demands import stage_demands
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.lengths import Lengths
 from isheep_jax.planning.programs import Program
-from isheep_jax.planning.schedule import Demand, Generation, StageSchedule, Training, schedule_of
+from isheep_jax.planning.replay import SupposedModel, schedule_of
+from isheep_jax.planning.schedule import Demand, Generation, StageSchedule, Training
 from isheep_jax.planning.step_time import StepTime
 
 Steps = dict[str, float]  # steps by program
@@ -49,14 +51,12 @@ class Bounds:
 class Machine:
     """What the schedule and the transfers of weights depend on.
 
-    shards: data shards while decoding.
-    align: tokens that prompts in packed rows are aligned to.
+    model: as the schedule sees it.
     hosts: machines that read and write.
     model_bytes: of the weights in files.
     """
 
-    shards: int
-    align: int
+    model: SupposedModel
     hosts: int
     model_bytes: float
 
@@ -136,16 +136,18 @@ def plan_iteration(
         steps: Counter[str] = Counter()
         seconds = 0.0
         for demand in demands:
-            own, least = _least(demand, config, tokens, bounds, machine.align)
+            own, least = _least(demand, config, tokens, bounds, machine.model.layout)
             steps.update(own)
             seconds += least
-        schedule = schedule_of(demands, config, machine.shards, machine.align)
+        schedule = schedule_of(demands, machine.model)
         forecast = times.stage(schedule) if times else None
         stages.append(StagePlan(STAGES[stage].title_of(turn), seconds, dict(steps), schedule, forecast))
     return IterationPlan(stages, between_stages(config, machine), compilation(stages))
 
 
-def _least(demand: Demand, config: Config, tokens: dict[str, int], bounds: Bounds, align: int) -> tuple[Steps, float]:
+def _least(
+    demand: Demand, config: Config, tokens: dict[str, int], bounds: Bounds, layout: Layout
+) -> tuple[Steps, float]:
     """Returns the steps of a demand, and the least seconds that they take.
 
     Args:
@@ -153,13 +155,12 @@ def _least(demand: Demand, config: Config, tokens: dict[str, int], bounds: Bound
         config: settings.
         tokens: of a step, by program.
         bounds: least times of the programs.
-        align: tokens that prompts in packed rows are aligned to.
+        layout: of the devices.
     """
     if isinstance(demand, Training):
         return {programs.TRAIN: demand.updates}, demand.updates * bounds.steps[programs.TRAIN].seconds
     program = programs.PREFILL if isinstance(demand, Generation) else programs.SCORE
-    # A prompt begins at a multiple of the alignment.
-    steps: Steps = {program: float((-(-demand.prompts // align) * align).sum()) / tokens[program]}
+    steps: Steps = {program: sum(map(layout.aligned, demand.prompts.tolist())) / tokens[program]}
     seconds = steps[program] * bounds.steps[program].seconds
     if isinstance(demand, Generation):
         new = demand.completions

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.config import Config, flatten
-from isheep_jax.decode.cache import alignment, data_shards
-from isheep_jax.decode.capacity import local_memory
-from isheep_jax.decode.packing import ROW_TOKENS
-from isheep_jax.decode.programs import clear_programs
+from isheep_jax.decode.cache import ROW_TOKENS, Layout, data_shards
+from isheep_jax.decode.capacity import local_memory, step_bytes
+from isheep_jax.decode.programs import DecodeShape, clear_programs
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
 from isheep_jax.planning import iteration, programs
 from isheep_jax.planning.collectives import Collective, by_kind
@@ -33,6 +32,7 @@ from isheep_jax.planning.hardware import (
 )
 from isheep_jax.planning.iteration import Bounds, IterationPlan, Machine, plan_iteration
 from isheep_jax.planning.programs import Meshes, Program, few_slots, make_meshes, make_program, read_block
+from isheep_jax.planning.replay import SupposedModel
 from isheep_jax.planning.serving import Shape, Throughput, throughput
 from isheep_jax.planning.step_time import Replay, StepTime
 from isheep_jax.planning.torus import Torus
@@ -197,10 +197,9 @@ def _step_times(
 
 def plan_of_iteration(plan: Plan) -> IterationPlan:
     """Returns the iteration of a plan of all programs on a chip with known peaks."""
-    config, hardware, meshes = plan.config, plan.hardware, plan.meshes
+    config, hardware = plan.config, plan.hardware
     machine = Machine(
-        shards=data_shards(meshes.decode),
-        align=alignment(meshes.decode),
+        model=_supposed(plan),
         hosts=hardware.hosts,
         model_bytes=parameter_count(plan.architecture) * 2.0,
     )
@@ -217,8 +216,19 @@ def plan_throughput(plan: Plan, shape: Shape) -> Throughput:
     """Returns the requests of a shape per second, on a chip with known peaks."""
     decode = plan.meshes.decode
     tokens = plan.programs[programs.PREFILL].compiled.program.tokens
-    machine = data_shards(decode), alignment(decode)
-    return throughput(shape, plan.config, tokens, _bounds(plan), *machine, plan.times)
+    return throughput(shape, plan.config, tokens, _bounds(plan), Layout.of(decode), plan.times)
+
+
+def _supposed(plan: Plan) -> SupposedModel:
+    decode, mesh = plan.config.decode, plan.meshes.decode
+    shape = DecodeShape.nominal(
+        decode,
+        plan.architecture,
+        mesh=mesh,
+        compute_dtype=jnp.dtype(plan.config.model.compute_dtype),
+        eos_ids=plan.architecture.eos_token_ids,
+    )
+    return SupposedModel(Layout.of(mesh), decode.max_length, decode.slots, decode.steps_per_call, step_bytes(shape))
 
 
 def _bounds(plan: Plan) -> Bounds:

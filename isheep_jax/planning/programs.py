@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 from isheep_jax.config import Config
 from isheep_jax.decode import programs as decoding
 from isheep_jax.decode.cache import (
+    Layout,
     abstract_cache,
-    alignment,
-    bucket_of,
     cache_length,
     cache_sharding,
     check_rows,
@@ -132,7 +131,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     table = weight_table(architecture, decode.weights_dtype)
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     rows = data_shards(mesh)
-    length = size or bucket_of(decode.max_length, alignment(mesh))
+    length = size or Layout.of(mesh).longest_row(decode.max_length)
     int32_rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=rows_sharding(mesh))
     packed = int32_rows((rows, length, COLUMNS))
     if name == SCORE:

@@ -1,17 +1,9 @@
-"""What a stage asks of decoding and training, and the calls of programs that the loop's schedule makes of it."""
+"""What a stage asks of decoding and training, and the calls of programs that the loop makes for it."""
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-
-from isheep_jax.config import Config
-from isheep_jax.decode.packing import ROW_TOKENS
-
-# Fewest tokens of a row of a second pass.
-_SHORTEST_SECOND_PASS = 32
 
 
 @dataclass(frozen=True)
@@ -104,69 +96,3 @@ class StageSchedule:
     def padding(self) -> float:
         """Tokens of rows per token that was needed, in prefill and scoring."""
         return self.row_tokens / self.prompt_tokens if self.prompt_tokens else 1.0
-
-
-def schedule_of(demands: Sequence[Demand], config: Config, shards: int, align: int) -> StageSchedule:
-    """Returns the schedule of a stage in which no slot is idle while a prompt waits.
-
-    Args:
-        demands: what the stage asks for.
-        config: settings.
-        shards: data shards while decoding.
-        align: tokens that prompts in packed rows are aligned to.
-    """
-    total = StageSchedule()
-    for demand in demands:
-        if isinstance(demand, Training):
-            total += StageSchedule(updates=demand.updates, validations=demand.validations)
-        elif isinstance(demand, Scoring):
-            total += _scored(demand, shards, align)
-        else:
-            total += _generated(demand, config, shards, align)
-    return total
-
-
-def _generated(demand: Generation, config: Config, shards: int, align: int) -> StageSchedule:
-    slots, new = config.decode.slots, demand.completions
-    steps = math.ceil(max(new.sum() / slots, new.max()))
-    # Every slot is read as far as the longest sequence of all goes.
-    positions = int((demand.prompts + new).max())
-    rows = _rows(demand.prompts, shards, align)
-    if demand.prefix:
-        rows[_power_of_two(demand.prefix)] += 1
-    return StageSchedule(
-        decode=Counter({(slots, positions): steps}),
-        prefill=rows,
-        calls=math.ceil(steps / config.decode.steps_per_call),
-        busy_slot_steps=int(new.sum()),
-        prompt_tokens=int(demand.prompts.sum()) + demand.prefix,
-        row_tokens=shards * sum(tokens * calls for tokens, calls in rows.items()),
-    )
-
-
-def _scored(demand: Scoring, shards: int, align: int) -> StageSchedule:
-    first = _rows(demand.prompts, shards, align)
-    second: Counter[int] = Counter()
-    if demand.branch:
-        per_row = math.ceil(len(demand.prompts) / shards / sum(first.values()))
-        second[_power_of_two(max(per_row * demand.branch, _SHORTEST_SECOND_PASS))] = sum(first.values())
-    return StageSchedule(
-        score=first + second,
-        prompt_tokens=int(demand.prompts.sum()),
-        row_tokens=shards * sum(tokens * calls for tokens, calls in first.items()),
-    )
-
-
-def _rows(prompts: np.ndarray, shards: int, align: int) -> Counter[int]:
-    """Returns the calls with one row of packed prompts on each data shard, by the tokens of a row."""
-    aligned = -(-prompts // align) * align
-    rows: Counter[int] = Counter()
-    for tokens in aligned[aligned > ROW_TOKENS]:
-        rows[_power_of_two(int(tokens))] += 1
-    calls = Counter({tokens: math.ceil(count / shards) for tokens, count in rows.items()})
-    short = int(aligned[aligned <= ROW_TOKENS].sum())
-    return calls + Counter({ROW_TOKENS: math.ceil(short / ROW_TOKENS / shards)})
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()

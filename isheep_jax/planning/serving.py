@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isheep_jax.config import Config
-from isheep_jax.decode.packing import ROW_TOKENS
+from isheep_jax.decode.cache import Layout
 from isheep_jax.errors import UserError
 from isheep_jax.planning import programs
 from isheep_jax.planning.forecast import StepTimes
@@ -62,8 +62,7 @@ def throughput(
     config: Config,
     prefill_tokens: int,
     bounds: Bounds,
-    shards: int,
-    align: int,
+    layout: Layout,
     times: StepTimes | None,
 ) -> Throughput:
     """Returns the requests per second with all slots busy: `new` steps serve a request of every slot.
@@ -73,8 +72,7 @@ def throughput(
         config: settings.
         prefill_tokens: of a prefill step for which `bounds` has the time.
         bounds: least times of the programs.
-        shards: data shards while decoding.
-        align: tokens that prompts in packed rows are aligned to.
+        layout: of the devices.
         times: forecast times; None: there is no forecast.
     """
     slots = config.decode.slots
@@ -85,9 +83,10 @@ def throughput(
     )
     if times is None:
         return Throughput(shape, slots / least, None)
-    aligned = -(-shape.prompt // align) * align
-    row = max(1 << (aligned - 1).bit_length(), ROW_TOKENS)
-    calls = math.ceil(slots / shards / (row // aligned))
+    aligned = layout.aligned(shape.prompt)
+    row = layout.capacity(math.ceil(slots / layout.shards) * aligned)
+    row = max(row, layout.row_length(aligned))
+    calls = math.ceil(slots / layout.shards / (row // aligned))
     taken = times.prefill_call(row).seconds * calls
     # The longest sequence of all decides how far the cache is read.
     taken += times.decode_step(slots, shape.prompt + shape.new).seconds * shape.new

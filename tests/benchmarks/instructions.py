@@ -3,7 +3,7 @@
 python tests/benchmarks/instructions.py MODEL [--chat_template=plain] [--rows=default,strict,...] [--prompts=24]
     [--max_tokens=300] [--seed=0] [--examples=5] [--completions=FILE]
 
-Each row runs the stage `synthesize` alone on the base model, for one wave of prompts, and prints how many instructions
+Each row runs the stage `synthesize` alone on the base model, for one part of prompts, and prints how many instructions
 were kept, how many per thousand new tokens (those of listing topics count), the share of all tasks that was dropped
 for each reason, the mean novelty of the kept ones (1 less the highest ROUGE-L to a seed or an earlier one), their mean
 lift and length, and some of them, evenly spread. Completions that rows share are made once, and once for all calls with
@@ -13,11 +13,12 @@ the same FILE.
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import pickle
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -58,21 +59,20 @@ PER_TOPIC_PROMPT = 2.5
 
 
 class Enough(Exception):
-    """Ends the stage after its first wave."""
+    """Ends the stage after its first part."""
 
 
 class Writer:
-    """A model that answers what it was asked before from memory, and writes one wave of instructions."""
+    """A model that answers what it was asked before from memory, and ends the stage after some prompts."""
 
-    def __init__(self, model, memory: dict):
-        self._model, self._memory = model, memory
-        self.tokens, self._parts = 0, []
+    def __init__(self, model, memory: dict, prompts: int):
+        self._model, self._memory, self._prompts = model, memory, prompts
+        self.tokens = 0
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Completion]:
-        if "/synthesize/" in requests[0].id:
-            if self._parts:
-                raise Enough
-            self._parts.append(requests)
+    def generate(self, requests: Iterable[Request | None], sampling: SamplingParams) -> Iterator[Completion]:
+        is_stream = not isinstance(requests, Sequence)
+        if is_stream:
+            requests = list(itertools.islice(filter(None, requests), self._prompts))
         new = [r for r in requests if (r, sampling) not in self._memory]
         by_id = {r.id: r for r in new}
         for completion in self._model.generate(new, sampling) if new else ():
@@ -81,6 +81,8 @@ class Writer:
             completion = self._memory[request, sampling]
             self.tokens += len(completion.tokens)
             yield completion
+        if is_stream:
+            raise Enough
 
     def text_logprobs(self, requests, texts):
         return self._model.text_logprobs(requests, texts)
@@ -92,15 +94,15 @@ class Writer:
 def write(
     config: Config, row: dict, prompts: int, model, seeds: list[Seed], memory: dict
 ) -> tuple[list[Instruction], int, StageContext]:
-    """Returns the records of a wave, and how many tokens were written for it."""
+    """Returns the records of a part, and how many tokens were written for it."""
     count = round(PER_TOPIC_PROMPT * prompts) if row.get("method") == "topics" else 10**6
     config = dataclasses.replace(config, synthesize=dataclasses.replace(config.synthesize, instructions=count, **row))
     templates = load("standard", ("synthesize", "topics", "guided"))
     directory = RunDirectory(epath.Path(tempfile.mkdtemp()), config)
     context = StageContext(config, templates, seeds, frozenset(), directory, LogReporter(), iteration=1)
-    writer = Writer(model, memory)
+    writer = Writer(model, memory, prompts)
     sources = SYNTHESIZE_METHODS[config.synthesize.method].sources(context, writer, None)
-    synthesize.FIRST_WAVE = prompts
+    synthesize.PART_PROMPTS = prompts
     with contextlib.suppress(Enough):
         synthesize.synthesize(context, writer, novelty_pool(context), sources)
     return context.files("instructions").records(), writer.tokens, context

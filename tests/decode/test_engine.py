@@ -15,7 +15,7 @@ from minute_model import (
     random_parameters,
 )
 
-from isheep_jax.decode import scheduler
+from isheep_jax.decode import device_calls, scheduler
 from isheep_jax.decode.cache import allocate_cache, rows_sharding
 from isheep_jax.decode.packing import POSITION, empty_rows
 from isheep_jax.decode.prefill import prefill
@@ -263,7 +263,7 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
         filled.append(int((packed[..., POSITION] == 0).sum()))
         return prefill(params, cache, packed, *rest, **static)
 
-    monkeypatch.setattr(scheduler, "prefill", counted)
+    monkeypatch.setattr(device_calls, "prefill", counted)
     sampling = SamplingParams(temperature=1.0, max_tokens=6)
     requests = [Request(f"{name}/{i}", name * 9) for name in ("abc", "xyz") for i in range(4)]
     completions = by_id(make_engine(params, slots=8).generate(requests, sampling))
@@ -275,14 +275,14 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
 def test_last_prompts_move_to_fewer_slots(params, monkeypatch):
     sizes = []
 
-    def watched(self):
+    def watched(self, *arguments):
         sizes.append(len(self._table))
-        return program(self)
+        return dispatch(self, *arguments)
 
-    program = scheduler.Scheduler._program
+    dispatch = scheduler.Scheduler._dispatch
     requests, sampling = ragged(150), dataclasses.replace(GREEDY, max_tokens=30)
     expected = by_id(make_engine(params, slots=32).generate(requests, sampling))
-    monkeypatch.setattr(scheduler.Scheduler, "_program", watched)
+    monkeypatch.setattr(scheduler.Scheduler, "_dispatch", watched)
     assert by_id(make_engine(params, slots=128).generate(requests, sampling)) == expected
     assert sorted(set(sizes)) == [32, 64, 128]
     assert sizes == sorted(sizes, reverse=True)

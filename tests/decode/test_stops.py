@@ -1,6 +1,6 @@
 import itertools
 
-from isheep_jax.decode.stops import cut_at_stop
+from isheep_jax.decode.stops import cut_at_stop, may_hold_stop
 
 PIECES = ["", "a", "b", "ab", "\n", "\n\n", "Human", ":", "H", "uman:", " "]
 
@@ -15,19 +15,19 @@ def tokens(*pieces):
 
 def test_text_is_cut_exactly_where_stop_string_begins():
     completion = tokens("a", "b", "\n", "H", "uman:", "a")
-    assert cut_at_stop(decode, completion, ("\nHuman:",), 0) == ("ab", 2, "\nHuman:")
+    assert cut_at_stop(decode, completion, ("\nHuman:",)) == ("ab", 2, "\nHuman:")
 
 
 def test_token_that_reaches_into_stop_string_is_kept_but_its_text_is_cut():
-    assert cut_at_stop(decode, tokens("a", "ab", "b"), ("bb",), 0) == ("aa", 2, "bb")
+    assert cut_at_stop(decode, tokens("a", "ab", "b"), ("bb",)) == ("aa", 2, "bb")
 
 
 def test_no_stop_string_is_none():
-    assert cut_at_stop(decode, tokens("a", "b"), ("ba", "\n"), 0) is None
+    assert cut_at_stop(decode, tokens("a", "b"), ("ba", "\n")) is None
 
 
 def test_stop_string_at_start_leaves_nothing():
-    assert cut_at_stop(decode, tokens("\n\n", "a"), ("\n",), 0) == ("", 0, "\n")
+    assert cut_at_stop(decode, tokens("\n\n", "a"), ("\n",)) == ("", 0, "\n")
 
 
 def test_result_does_not_depend_on_when_text_is_searched():
@@ -38,9 +38,25 @@ def test_result_does_not_depend_on_when_text_is_searched():
         for step in (1, 2, 3, 4):
             cut, searched = None, 0
             for end in [*range(step, 4, step), 4]:
-                cut = cut_at_stop(decode, completion[:end], stop, searched)
+                found = may_hold_stop(decode, completion[:end], stop, searched)
+                cut = cut_at_stop(decode, completion[:end], stop)
+                assert found or cut is None
                 if cut:
                     break
                 searched = end
             results.append(cut)
         assert results == results[:1] * 4, (completion, results)
+
+
+def test_search_decodes_no_more_than_the_new_tokens_and_what_a_stop_string_can_span():
+    decoded = []
+
+    def counting(tokens):
+        decoded.append(len(tokens))
+        return decode(tokens)
+
+    completion = tokens(*["a"] * 900, "\n", "Human", ":", "b")
+    assert may_hold_stop(counting, completion, ("\nHuman:", "x"), 902)
+    assert not may_hold_stop(counting, completion[:900], ("\nHuman:", "x"), 868)
+    assert max(decoded) < 60
+    assert len(decoded) == 2

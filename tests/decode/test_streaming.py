@@ -66,7 +66,7 @@ def test_stable_text_is_never_taken_back_by_what_follows(kind, stop):
     for sequence in random_sequences(tokens, 300):
         stable = []
         for count in range(1, len(sequence) + 1):
-            cut = cut_at_stop(tokenizer.decode, sequence[:count], stop, count - 1) if stop else None
+            cut = cut_at_stop(tokenizer.decode, sequence[:count], stop) if stop else None
             final = cut[0] if cut else tokenizer.decode(sequence[:count])
             # Whether the completion ends here by its length or by a stop string, all that was shown begins its text.
             assert all(final.startswith(text) for text in stable)

@@ -32,6 +32,7 @@ from isheep_jax.config import (
 )
 from isheep_jax.loop import context
 from isheep_jax.loop.algorithm import run
+from isheep_jax.loop.stages import synthesize
 from isheep_jax.loop.stages.table import STAGES
 
 # The best of several ways of prompting, conversations of two turns, a second judge, perplexities, clusters, training on
@@ -85,6 +86,7 @@ def small_parts(monkeypatch):
     """A kill then finds stages with some of their parts in place."""
     monkeypatch.setattr(context, "PART", 7)
     monkeypatch.setattr(context, "BLOCK", 21)
+    monkeypatch.setattr(synthesize, "PART_PROMPTS", 5)
 
 
 def config_of(name: str, root, workdir: str) -> Config:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from isheep_jax.decode.cache import Layout
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -20,6 +21,7 @@ from isheep_jax.planning.iteration import (
 )
 from isheep_jax.planning.lengths import Lengths, mean_endless
 from isheep_jax.planning.programs import Program
+from isheep_jax.planning.replay import SupposedModel
 from isheep_jax.planning.step_time import StepTime
 from isheep_jax.presets import replace_settings
 
@@ -31,7 +33,6 @@ BOUNDS = Bounds(
     {name: Bound(s, "compute", s, s / 10, 0.0) for name, s in SECONDS.items()},
     lambda positions: SECONDS[programs.DECODE] * (1 + positions / 2048),
 )
-MACHINE = Machine(shards=2, align=128, hosts=4, model_bytes=16e9)
 TIMES = StepTimes(
     block=512,
     decode={768: [StepTime(compute=0.03 + 0.01 * b) for b in range(1, 5)]},
@@ -41,8 +42,14 @@ TIMES = StepTimes(
 )
 
 
+def machine(config):
+    decode = config.decode
+    model = SupposedModel(Layout("tpu", 2), decode.max_length, decode.slots, decode.steps_per_call, (2e9, 8192.0))
+    return Machine(model, hosts=4, model_bytes=16e9)
+
+
 def plan(config, lengths=None):
-    return plan_iteration(config, MADE, BOUNDS, MACHINE, TIMES, lengths)
+    return plan_iteration(config, MADE, BOUNDS, machine(config), TIMES, lengths)
 
 
 def stages(config, lengths=None):
@@ -207,13 +214,13 @@ def test_forecast_is_never_below_bound(name):
         score={512: StepTime(compute=2 * 512 / 32768 * 2.0)},
         train=StepTime(compute=3.0),
     )
-    planned = plan_iteration(named_config(name), MADE, BOUNDS, MACHINE, times)
+    planned = plan_iteration(named_config(name), MADE, BOUNDS, machine(named_config(name)), times)
     for stage in planned.stages:
         assert stage.forecast.seconds >= stage.bound * (1 - 1e-9), stage.name
 
 
 def test_without_times_there_is_a_bound_and_no_forecast():
-    planned = plan_iteration(CONFIG, MADE, BOUNDS, MACHINE)
+    planned = plan_iteration(CONFIG, MADE, BOUNDS, machine(CONFIG))
     assert planned.forecast is None
     assert "forecast" not in as_dict(planned, 16)
 

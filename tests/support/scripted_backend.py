@@ -93,17 +93,43 @@ class Fuse:
 
 
 class ScriptedModel:
+    at_a_time = 12  # prompts of a stream
+
     def __init__(self, name: str, fuse: Fuse):
         self.name, self.fuse = name, fuse
         self.prompts: dict[str, object] = {}
 
+    def asked(self, request, sampling) -> None:
+        """Sees a request before it is answered."""
+        self.prompts[request.id] = request.prompt
+
     def generate(self, requests, sampling):
-        assert len({r.id for r in requests}) == len(requests)
-        # An order of finishing that is not the order of the requests, and differs with the set of requests.
-        for request in sorted(requests, key=lambda r: hashlib.md5(f"{len(requests)}{r.id}".encode()).digest()):
+        seen = set()
+        for request in self.order(requests):
+            assert request.id not in seen
+            seen.add(request.id)
             self.fuse.tick()
-            self.prompts[request.id] = request.prompt
+            self.asked(request, sampling)
             yield self.complete(request)
+
+    def order(self, requests):
+        """Yields requests in an order of finishing, which is not that of the requests and differs with their set."""
+        if isinstance(requests, (list, tuple)):
+            yield from sorted(requests, key=lambda r: hashlib.md5(f"{len(requests)}{r.id}".encode()).digest())
+            return
+        waiting, ended = [], False
+        while waiting or not ended:
+            while not ended and len(waiting) < self.at_a_time:
+                request = next(requests, self)
+                ended = request is self
+                if ended or request is None:
+                    break
+                waiting.append(request)
+            assert waiting or ended, "a stream waits for results, but all of them are out"
+            if waiting:
+                request = min(waiting, key=lambda r: hashlib.md5(r.id.encode()).digest())
+                waiting.remove(request)
+                yield request
 
     def complete(self, request) -> Completion:
         rng = number(self.name, request.id)

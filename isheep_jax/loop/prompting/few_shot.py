@@ -35,7 +35,6 @@ class FewShot:
         self._shown: dict[int, tuple[str, ...]] = {}
 
     def requests(self, numbers: Sequence[int], ways: Sequence[Way]) -> list[Request]:
-        self._shown = {}
         return [self._request(number, way.shots) for number, way in zip(numbers, ways, strict=True)]
 
     def parse(self, number: int, completion: Completion) -> list[ParsedInstruction]:

@@ -44,7 +44,7 @@ class PromptSource(Protocol):
         """Returns the instructions in the completion of a prompt."""
 
     def shown(self, number: int) -> tuple[str, ...]:
-        """Returns the ids of what a prompt showed. The prompt is one of those that were requested last."""
+        """Returns the ids of what a prompt showed that was requested."""
 
 
 class ParsedResponse(NamedTuple):

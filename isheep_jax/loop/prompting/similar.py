@@ -147,7 +147,7 @@ class SimilarPairs:
         self._shown: dict[int, tuple[str, ...]] = {}
 
     def requests(self, numbers: Sequence[int], ways: Sequence[Way]) -> list[Request]:
-        self._shown = dict(zip(numbers, self._neighbors.of_prompts(numbers)))
+        self._shown |= dict(zip(numbers, self._neighbors.of_prompts(numbers) if numbers else ()))
         return [
             Request(self._context.request_id("synthesize", number), _render(self._context.templates, pairs))
             for number, pairs in ((n, _fields(self._neighbors, self._shown[n])) for n in numbers)

@@ -60,6 +60,7 @@ class Trial:
         self.yields = dict.fromkeys(ways, Yield())
         self._ways = ways
         self._prompts = settings.trial_prompts * len(ways) if len(ways) > 1 else 0
+        self._best: Way | None = None  # as the trial ended
 
     @property
     def prompts(self) -> int:
@@ -68,8 +69,8 @@ class Trial:
 
     @property
     def best(self) -> Way:
-        """The way with the best yield; the first of equal ones."""
-        return max(self._ways, key=lambda way: self.yields[way].per_thousand_tokens or 0.0)
+        """The way with the best yield in the trial; the first of equal ones."""
+        return self._best or max(self._ways, key=lambda way: self.yields[way].per_thousand_tokens or 0.0)
 
     def choose(self, count: int) -> list[Way]:
         """Returns the ways of the next prompts: in turn during the trial, so that all see the same pool grow."""
@@ -80,6 +81,8 @@ class Trial:
     def add(self, way: Way, records: Sequence[Instruction]) -> None:
         """Counts the records of prompts of a way."""
         self.yields[way] += Yield.of(records)
+        if not self.prompts and self._best is None:
+            self._best = self.best
 
 
 def ways_of(settings: SynthesizeConfig) -> list[Way]:

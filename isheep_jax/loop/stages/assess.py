@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isheep_jax.config import is_server
-from isheep_jax.loop.context import PART, SERVER_PART, StageContext
+from isheep_jax.loop.context import SERVER_PART, StageContext
 from isheep_jax.loop.judging.judges import framing_of
 from isheep_jax.loop.judging.reader import Candidate, Reader
 from isheep_jax.loop.judging.readings import UNSCORED, read
@@ -66,8 +66,10 @@ def assess(
     unread = Unread(
         lambda text: context.reporter.warn(f"iteration {context.iteration}: {text}"), server=is_server(name)
     )
-    with context.open(stage, len(candidates), part=SERVER_PART if is_server(name) else PART) as open_stage:
-        for block in open_stage.blocks(candidates if settings.readings else []):
+    with context.open(stage, len(candidates), part=SERVER_PART if is_server(name) else 0) as open_stage:
+        # Log-probabilities need no slots that could run empty, and are kept from time to time.
+        decodes = settings.readings == ("rubric",) and settings.read == "sampled"
+        for block in open_stage.blocks(candidates if settings.readings else [], whole=decodes):
             for i, scores in read(reader, block):
                 unread.take(scores)
                 open_stage.put(i, scores)

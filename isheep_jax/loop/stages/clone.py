@@ -31,7 +31,7 @@ def answer_thoroughly(context: StageContext, engraved: Model, instructions: Sequ
     sampling = SamplingParams(config.clone.temperature, config.clone.top_p, config.clone.max_tokens)
     prefix = templates.prefix("thorough")
     with context.open("thorough", len(instructions)) as stage:
-        for block in stage.blocks(instructions):
+        for block in stage.blocks(instructions, whole=True):
             requests = [
                 Request(
                     context.request_id("clone", x.id),

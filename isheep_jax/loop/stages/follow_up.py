@@ -24,7 +24,7 @@ def write_follow_ups(context: StageContext, writer: Model, pairs: Sequence[Selec
     settings, templates = context.config.synthesize, context.templates
     sampling = SamplingParams(settings.temperature, settings.top_p, settings.max_tokens, STOP)
     with context.open("follow_ups", len(pairs)) as stage:
-        for block in stage.blocks(list(enumerate(pairs))):
+        for block in stage.blocks(list(enumerate(pairs)), whole=True):
             requests = [
                 Request(
                     context.request_id("follow_up", x.id),

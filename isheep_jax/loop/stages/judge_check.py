@@ -12,7 +12,7 @@ from isheep_jax.config import OWN_JUDGES, Config, is_server
 from isheep_jax.errors import NothingLeftError
 from isheep_jax.files import read_json_if_there, write_json
 from isheep_jax.loop import made_models
-from isheep_jax.loop.context import PART, SERVER_PART, StageContext
+from isheep_jax.loop.context import SERVER_PART, StageContext
 from isheep_jax.loop.inputs import Inputs
 from isheep_jax.loop.judging.advice import advice
 from isheep_jax.loop.judging.check import JudgeCheck, KnownPair, check, checkable, known_pairs, result_of
@@ -47,7 +47,7 @@ def judge_check(context: StageContext, judge: Model) -> JudgeCheck | None:
     _discard_another(context)
     server = is_server(config.assess.judge)
     unread = Unread(lambda text: context.reporter.warn(f"iteration {context.iteration}: {text}"), server=server)
-    with context.open(STAGE, len(pairs), part=SERVER_PART if server else PART) as stage:
+    with context.open(STAGE, len(pairs), part=SERVER_PART if server else 0) as stage:
         for block in stage.blocks(pairs):
             for i, record in _read(context, config, judge, block):
                 unread.take(record.scores)

@@ -25,7 +25,7 @@ def respond(
     )
     items = [(instruction, sample) for instruction in instructions for sample in range(settings.samples)]
     with context.open("responses", len(items)) as stage:
-        for block in stage.blocks(items):
+        for block in stage.blocks(items, whole=True):
             requests = [prompts.request(context.request_id("respond", x.id, sample), x) for x, sample in block]
             for i, completion in by_request(requests, writer.generate(requests, sampling)):
                 stage.put(i, _pair(settings.rules, *block[i], completion, prompts))

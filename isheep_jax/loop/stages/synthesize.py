@@ -1,12 +1,16 @@
 """Writes new instructions until there are enough (I-SHEEP section 3.1); `prompting` says what the prompts are.
 
-Prompts go out in waves. A wave's size follows from what the waves before it gave, and a wave is one part of the stage,
-so that a run that resumes sends exactly the prompts that it would have sent.
+Prompt k follows from the run's seed, the iteration and k alone. Prompts are a stream: as many are with the model as may
+still be needed, they finish in any order, and their tasks are taken in the order of k until enough are kept. So the
+records do not depend on how many prompts the model works on at a time, and a run that resumes goes on with the first
+prompt that is in no part.
 """
 
+import contextlib
+import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from isheep_jax.decode.requests import Completion, Request, SamplingParams
@@ -25,11 +29,11 @@ from isheep_jax.loop.prompting.ways import MORE_THAN_NEEDED, Trial, Way, Yield, 
 from isheep_jax.loop.protocols import Model
 from isheep_jax.loop.records import KEPT, Instruction, Verdict, dropped, kept
 
-# Prompts of the first wave and of the largest. A kill costs at most one wave.
-FIRST_WAVE = 64
-LARGEST_WAVE = 256
-SMALLEST_WAVE = 8
-# The stage gives up when this many waves in a row gave less than one new instruction per hundred prompts.
+# Prompts of a part of the stage: what a kill costs, besides those that are with the model.
+PART_PROMPTS = 64
+# Fewest prompts that are with the model at a time.
+FEWEST_PROMPTS = 8
+# The stage gives up when this many parts in a row gave less than one new instruction per hundred prompts.
 PATIENCE = 6
 LOW_LIFT = "among the lowest lifts"
 # What helps where one of these is the commonest reason.
@@ -67,17 +71,9 @@ def _write(context: StageContext, writer: Model, state: "_State", stage: OpenSta
         stage.advance(len(kept(part)))
     while state.needed:
         state.check_progress()
-        requests, ways = state.requests()
-        completions = {}
-        for batch, sampling in state.batches(requests, ways):
-            for completion in writer.generate(batch, sampling):
-                completions[completion.id] = completion
-                stage.advance(0, prompts=f"{state.prompts + len(completions)}")
-        part = state.records([completions[r.id] for r in requests], writer)
-        stage.write_part(part)
-        state.count(part)
-        per_thousand = Yield.of(state.all).per_thousand_tokens
-        stage.advance(len(kept(part)), dropped=len(state.all) - state.accepted, per_1k_tokens=per_thousand or "-")
+        for part in _round(state, writer, stage):
+            stage.write_part(part)
+            state.check_progress()
     total = Yield.of(state.all)
     stage.summary |= {
         "prompts": state.prompts,
@@ -93,6 +89,75 @@ def _write(context: StageContext, writer: Model, state: "_State", stage: OpenSta
         )
     if instructions_from_topics(context.config):
         stage.summary["from topics"] = _count_from_topics(state.all)
+
+
+def _round(state: "_State", writer: Model, stage: OpenStage[Instruction]) -> Iterator[list[Instruction]]:
+    """Yields the parts that the next prompts give: until enough are kept, or as far as prompts are known by now."""
+    source, end = state.source, state.round_end
+    prompts = _Prompts(state, end)
+    finished: dict[int, Completion] = {}
+
+    def take() -> Iterator[list[Instruction]]:
+        while state.source is source and state.needed and all(k in finished for k in state.unit):
+            before, unit = state.accepted, state.unit
+            state.take([finished.pop(k) for k in unit], [prompts.ways[k] for k in unit], writer)
+            per_thousand = Yield.of(state.all).per_thousand_tokens or "-"
+            dropped = len(state.all) - state.accepted
+            stage.advance(state.accepted - before, dropped=dropped, per_1k_tokens=per_thousand)
+            if part := state.whole_part():
+                yield part
+
+    for temperature in prompts.temperatures:
+        sampling = SamplingParams(temperature, state.settings.top_p, state.settings.max_tokens, source.stop)
+        with contextlib.closing(writer.generate(prompts.stream(temperature), sampling)) as completions:
+            for completion in completions:
+                finished[prompts.numbers.pop(completion.id)] = completion
+                stage.advance(0, prompts=f"{state.prompts + len(finished)}")
+                # What decides tasks together asks the model, which is busy.
+                if not state.decides_together:
+                    yield from take()
+                    if state.source is not source or not state.needed:
+                        return
+    yield from take()
+
+
+class _Prompts:
+    """The prompts of a round, from the first that is in no part.
+
+    numbers: of those that are with the model, by the request's id. ways: of all that were requested, by number.
+    """
+
+    def __init__(self, state: "_State", end: int | None):
+        """Takes the numbers up to `end`, without it; None: there is always another one."""
+        self.numbers: dict[str, int] = {}
+        self.ways: dict[int, Way] = {}
+        self._state, self._source = state, state.source
+        self._first, self._end = state.prompts, end
+        # Of an endless round, the way of all.
+        self._ways = state.ways_of_next(1 if end is None else end - state.prompts)
+
+    @property
+    def temperatures(self) -> list[float]:
+        """The temperatures of the prompts."""
+        return list(dict.fromkeys(way.temperature for way in self._ways))
+
+    def stream(self, temperature: float) -> Iterator[Request | None]:
+        """Yields the requests at a temperature, and None while enough are with the model."""
+        # Where there are several, none can be taken before all are finished.
+        waits = len(self.temperatures) == 1 and not self._state.decides_together
+        for first in itertools.count(self._first, PART_PROMPTS):
+            numbers = range(first, first + PART_PROMPTS if self._end is None else min(first + PART_PROMPTS, self._end))
+            if not numbers:
+                return
+            ways = [self._ways[0 if self._end is None else number - self._first] for number in numbers]
+            own = [(number, way) for number, way in zip(numbers, ways, strict=True) if way.temperature == temperature]
+            self.ways.update(own)
+            requests = self._source.requests([number for number, _ in own], [way for _, way in own])
+            for (number, _), request in zip(own, requests, strict=True):
+                while waits and number - self._state.prompts >= self._state.prompts_needed:
+                    yield None
+                self.numbers[request.id] = number
+                yield request
 
 
 def _warn_of_missing_topics(context: StageContext, records: Sequence[Instruction], *, fresh: bool) -> None:
@@ -121,21 +186,29 @@ class _Task(NamedTuple):
 
 
 class _State:
-    """State of the stage between two waves. It depends only on the records of the waves so far."""
+    """The stage so far, which follows from the records alone, in the order of their prompts.
+
+    all: the records. accepted: how many are kept. prompts: how many prompts they come from.
+    decides_together: whether the tasks of a part are compared with each other.
+    """
 
     def __init__(self, context: StageContext, pool: Pool | RestartingPool, sources: Sequence[PromptSource]):
         self.settings = context.config.synthesize
         self.all: list[Instruction] = []
-        self.accepted = self.prompts = self.waves = 0
+        self.accepted = self.prompts = 0
+        self.decides_together = self.settings.drop_lowest > 0
         self._context, self._pool, self._sources = context, pool, sources
         self.trial = Trial(self.settings)
+        # Where the open part begins among the records, and its prompts among all.
+        self._part_start = self._part_prompts = 0
+        # Prompts and kept instructions of the present source: of the last parts, and of all.
         self._recent: list[tuple[int, int]] = []
-        # Prompts and kept instructions of the present source, from which the yield is estimated.
         self._tried = self._gained = 0
+        self._part_end = self._end_of_part()
 
     @property
     def source(self) -> PromptSource:
-        """The source of the next wave: the first that has not reached its target and has prompts left."""
+        """The source of the next prompt: the first that has not reached its target and has prompts left."""
         for source in self._sources[:-1]:
             if self.accepted < source.target and (source.limit is None or self.prompts < source.limit):
                 return source
@@ -147,44 +220,86 @@ class _State:
         return self.source.target - self.accepted
 
     @property
-    def wave(self) -> int:
-        """Number of prompts of the next wave: enough for what is needed at the yield so far."""
-        if not self._gained:
-            wave = min(FIRST_WAVE, max(self.needed, SMALLEST_WAVE))
-        else:
-            wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, math.ceil(self.needed * self._tried / self._gained)))
-        limit = self.source.limit
-        if limit is not None:
-            return min(wave, limit - self.prompts)
-        return min(wave, self.trial.prompts or wave)
+    def prompts_needed(self) -> int:
+        """Number of prompts that may give what is needed: at the yield so far; before any is known, one for each."""
+        estimated = math.ceil(self.needed * self._tried / self._gained) if self._gained else self.needed
+        return max(FEWEST_PROMPTS, estimated)
 
     @property
-    def ways(self) -> list[Way]:
-        """The ways of the prompts of the next wave. They are tried where the prompts do not run out: with seeds."""
+    def unit(self) -> range:
+        """The numbers of the next prompts that are decided at the same time."""
+        return range(self.prompts, self._part_end if self.decides_together else self.prompts + 1)
+
+    @property
+    def round_end(self) -> int | None:
+        """The number after the last prompt that can be asked for by now; None: any can."""
+        ends = [self._trial_end, self.source.limit]
+        if self.decides_together:
+            parts = math.ceil(self.prompts_needed / PART_PROMPTS)
+            ends.append(self.prompts + parts * PART_PROMPTS)
+        return min((end for end in ends if end is not None), default=None)
+
+    def ways_of_next(self, count: int) -> list[Way]:
+        """Returns the ways of the next prompts. They are tried where the prompts do not run out: with seeds."""
         if self.source.limit is None:
-            return self.trial.choose(self.wave)
-        return ways_of(self.settings)[:1] * self.wave
+            return self.trial.choose(count)
+        return ways_of(self.settings)[:1] * count
 
     def replay(self, part: Sequence[Instruction]) -> None:
+        """Takes in a part that an earlier process wrote."""
         for record in kept(part):
             self._pool.add(record.id, record.instruction, record.input)
-        self.count(part)
+        for _, records in itertools.groupby(part, key=lambda record: record.prompt):
+            self._count(list(records), *self.ways_of_next(1))
+        self._close_part()
 
-    def count(self, part: Sequence[Instruction]) -> None:
-        new, wave, source, ways = len(kept(part)), self.wave, self.source, self.ways
-        if source.limit is None:
-            for way in dict.fromkeys(ways):
-                self.trial.add(way, [r for r in part if ways[r.prompt - self.prompts] == way])
-        self._recent = [*self._recent[-PATIENCE + 1 :], (wave, new)]
-        self.prompts += wave
-        self._tried += wave
-        self.waves += 1
-        self.accepted += new
-        self._gained += new
-        if source is not self.source:
+    def take(self, completions: Sequence[Completion], ways: Sequence[Way], writer: Model) -> None:
+        """Takes in the completions of the next prompts, all of the present source."""
+        records = self._records(completions, writer)
+        by_prompt = (list(own) for _, own in itertools.groupby(records, key=lambda record: record.prompt))
+        for own, way in zip(by_prompt, ways, strict=True):
+            self._count(own, way)
+
+    def whole_part(self) -> list[Instruction]:
+        """Returns the records of the open part and closes it, if it is whole; none otherwise."""
+        if self.prompts < self._part_end and self.needed and self._part_source is self.source:
+            return []
+        return self._close_part()
+
+    def _close_part(self) -> list[Instruction]:
+        part = self.all[self._part_start :]
+        source_is_new = self._part_source is not self.source
+        self._recent = [*self._recent[-PATIENCE + 1 :], (self.prompts - self._part_prompts, len(kept(part)))]
+        if source_is_new:
             self._tried = self._gained = 0
             self._recent = []
-        self.all.extend(part)
+        self._part_start, self._part_prompts = len(self.all), self.prompts
+        self._part_end = self._end_of_part()
+        return part
+
+    def _end_of_part(self) -> int:
+        """Returns the number after the last prompt of the part that begins now, unless enough are kept before."""
+        self._part_source = self.source
+        ends = (self.prompts + PART_PROMPTS, self._trial_end, self.source.limit)
+        return min(end for end in ends if end is not None)
+
+    @property
+    def _trial_end(self) -> int | None:
+        """The number after the last prompt of the trial; None where there is none or it is over."""
+        if self.source.limit is None and self.trial.prompts:
+            return self.prompts + self.trial.prompts
+        return None
+
+    def _count(self, records: Sequence[Instruction], way: Way) -> None:
+        """Counts the records of the next prompt."""
+        if self.source.limit is None:
+            self.trial.add(way, records)
+        new = len(kept(records))
+        self.prompts += 1
+        self.accepted += new
+        self._tried += 1
+        self._gained += new
+        self.all.extend(records)
 
     def check_progress(self) -> None:
         prompts, new = (sum(column) for column in zip(*self._recent)) if self._recent else (0, 0)
@@ -201,23 +316,8 @@ class _State:
                 f"{self.settings.instructions} are there (dropped so far: {most}); in a new run {remedy}"
             )
 
-    def requests(self) -> tuple[list[Request], list[Way]]:
-        """Returns the prompts of the next wave, and the way of each."""
-        return self.source.requests(range(self.prompts, self.prompts + self.wave), self.ways), self.ways
-
-    def batches(self, requests: Sequence[Request], ways: Sequence[Way]) -> list[tuple[list[Request], SamplingParams]]:
-        """Returns the prompts with their sampling parameters, those of the same temperature together."""
-        settings = self.settings
-        return [
-            (
-                [request for request, way in zip(requests, ways, strict=True) if way.temperature == temperature],
-                SamplingParams(temperature, settings.top_p, settings.max_tokens, self.source.stop),
-            )
-            for temperature in dict.fromkeys(way.temperature for way in ways)
-        ]
-
-    def records(self, completions: Sequence[Completion], writer: Model) -> list[Instruction]:
-        """Returns all tasks of a wave, in order, with their verdicts."""
+    def _records(self, completions: Sequence[Completion], writer: Model) -> list[Instruction]:
+        """Returns all tasks of the next prompts, in order, with their verdicts."""
         tasks = [t for n, completion in enumerate(completions, self.prompts) for t in self._tasks(n, completion)]
         lifts = self._lifts(tasks, writer)
         for i in lowest(lifts, self.settings.drop_lowest):
@@ -267,7 +367,7 @@ class _State:
         return IN_EVALUATION_SET if is_held_out(task.instruction, task.input, self._context.held_out) else None
 
     def _novel(self, ids: Sequence[str], tasks: Sequence["_Task"]) -> list[Verdict]:
-        """Returns the verdicts of a wave; once enough are kept, the pool does not change any more."""
+        """Returns the verdicts of tasks; once enough are kept, the pool does not change any more."""
         verdicts = [task.verdict for task in tasks]
         undecided = [i for i, verdict in enumerate(verdicts) if verdict is None]
         while undecided:

@@ -37,9 +37,9 @@ class WritingModel(ScriptedModel):
         super().__init__(name, fuse)
         self.stops = {}
 
-    def generate(self, requests, sampling):
-        self.stops |= {request.id: sampling.stop for request in requests}
-        return super().generate(requests, sampling)
+    def asked(self, request, sampling):
+        super().asked(request, sampling)
+        self.stops[request.id] = sampling.stop
 
     def complete(self, request):
         if "/synthesize/" not in request.id:

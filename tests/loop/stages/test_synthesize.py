@@ -39,8 +39,7 @@ def test_it_stops_with_exactly_as_many_as_asked_for(tmp_path):
     records = write(
         tmp_path, Fixed(" Count up to {0}.\n###\nInstruction: Count down from {0}."), pool=pool, novelty=1.0
     )
-    assert [r.verdict.kept for r in records] == [True] * 10 + [False] * 10
-    assert {r.verdict.reason for r in records[10:]} == {"more than needed"}
+    assert [r.verdict.kept for r in records] == [True] * 10
     assert len(pool) == 10
     assert [r.id for r in records[:2]] == ["1-000000", "1-000001"]
     assert [r.prompt for r in records[:4]] == [0, 0, 1, 1]
@@ -73,6 +72,45 @@ def test_a_prompt_that_does_not_fit_is_recorded(tmp_path):
     assert context_of(tiny_config(tmp_path)).files("instructions").records()[0].verdict.detail == "too long"
 
 
+def test_tasks_of_the_last_prompt_beyond_the_last_needed_one_are_recorded_as_such(tmp_path):
+    model = Fixed(" Count up to {0}.\n###\nInstruction: Count down from {0}.")
+    records = write(tmp_path, model, novelty=1.0, instructions=9)
+    assert [r.verdict.reason for r in records] == [""] * 9 + ["more than needed"]
+
+
+@pytest.mark.parametrize("drop_lowest", [0.0, 0.3])
+def test_records_do_not_depend_on_how_many_prompts_are_with_the_model(tmp_path, monkeypatch, drop_lowest):
+    monkeypatch.setattr("isheep_jax.loop.stages.synthesize.PART_PROMPTS", 8)
+    snapshots = []
+    for at_a_time in (1, 5, 300):
+        model = ScriptedModel("writer", Fuse())
+        model.at_a_time = at_a_time
+        write(tmp_path / str(at_a_time), model, instructions=150, drop_lowest=drop_lowest)
+        snapshots.append(snapshot(tmp_path / str(at_a_time)))
+    assert snapshots[1:] == snapshots[:1] * 2
+    assert len([name for name in snapshots[0] if "part-" in name]) > 1
+
+
+def test_no_more_prompts_are_with_the_model_than_may_be_needed(tmp_path):
+    class Counting(ScriptedModel):
+        at_a_time, with_model, most = 300, 0, 0
+
+        def order(self, requests):
+            def counted():
+                for request in requests:
+                    self.with_model += request is not None
+                    self.most = max(self.most, self.with_model)
+                    yield request
+
+            for request in super().order(counted()):
+                yield request
+                self.with_model -= 1
+
+    model = Counting("writer", Fuse())
+    write(tmp_path, model, instructions=40)
+    assert 8 <= model.most <= 40
+
+
 class Ways(ScriptedModel):
     """Writes a new task per shot at temperature 0.5, and one for all others; every completion has ten tokens."""
 
@@ -80,10 +118,9 @@ class Ways(ScriptedModel):
         super().__init__("ways", fuse or Fuse())
         self.sampled = {}
 
-    def generate(self, requests, sampling):
-        for completion in super().generate(requests, sampling):
-            self.sampled[int(completion.id.rsplit("/", 1)[1])] = sampling.temperature
-            yield completion
+    def asked(self, request, sampling):
+        super().asked(request, sampling)
+        self.sampled[int(request.id.rsplit("/", 1)[1])] = sampling.temperature
 
     def complete(self, request):
         number = int(request.id.rsplit("/", 1)[1])
@@ -141,14 +178,14 @@ def test_tokens_are_recorded_once_per_prompt_also_where_it_gave_no_task(tmp_path
             return completion if "/3" in request.id else Completion(request.id, "", tuple(range(7)))
 
     records = write(tmp_path, Sparse(), novelty=1.0, instructions=1)
-    assert [r.prompt for r in records if r.tokens is not None] == list(range(8))
+    assert [r.prompt for r in records if r.tokens is not None] == list(range(4))
     assert [r.verdict.reason for r in records if r.prompt == 1] == ["empty"]
     counts = (
         context_of(tiny_config(tmp_path, synthesize=SynthesizeConfig(instructions=1, shots=3, novelty=1.0)))
         .files("instructions")
         .done()["counts"]
     )
-    assert (counts["tokens"], counts["per_thousand_tokens"]) == (59, 50.847)  # two more than needed passed as well
+    assert (counts["tokens"], counts["per_thousand_tokens"]) == (31, 96.774)  # two more than needed passed as well
 
 
 def test_only_strict_rules_drop_junk(tmp_path):
@@ -158,12 +195,13 @@ def test_only_strict_rules_drop_junk(tmp_path):
         assert {r.verdict.reason for r in records[:4]} == reasons
 
 
-def test_the_lowest_lifts_of_a_wave_are_dropped_before_they_count_as_earlier_instructions(tmp_path):
+def test_the_lowest_lifts_of_a_part_are_dropped_before_they_count_as_earlier_instructions(tmp_path, monkeypatch):
+    monkeypatch.setattr("isheep_jax.loop.stages.synthesize.PART_PROMPTS", 8)
     model = Fixed(" Count up to {0}.", " Draw a map of {0}.")
     records = write(tmp_path, model, novelty=1.0, instructions=3, drop_lowest=0.5)
-    wave = [r for r in records if r.prompt < 8 and r.prompt % 2 == 0]
-    low = [r for r in wave if r.verdict.reason == "among the lowest lifts"]
-    assert len(wave) == 4
+    part = [r for r in records if r.prompt < 8 and r.prompt % 2 == 0]
+    low = [r for r in part if r.verdict.reason == "among the lowest lifts"]
+    assert len(part) == 4
     assert len(low) == 2
-    assert max(r.lift for r in low) < min(r.lift for r in wave if r not in low)
+    assert max(r.lift for r in low) < min(r.lift for r in part if r not in low)
     assert all(r.lift is None for r in records if r.verdict.reason == "needs more than text")

@@ -1,0 +1,196 @@
+"""Replays the engine's own schedule without devices: on prompts and completions of supposed lengths."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from isheep_jax.decode.cache import Layout, power_of_two
+from isheep_jax.decode.choice_logprobs import SHORTEST_SECOND_PASS
+from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, REMAINING
+from isheep_jax.decode.prefill_logprobs import packed_batches
+from isheep_jax.decode.queue import PromptQueue, longest_first, windows
+from isheep_jax.decode.requests import SamplingParams
+from isheep_jax.decode.scheduler import Scheduler
+from isheep_jax.decode.statistics import Statistics
+from isheep_jax.decode.tokenization import TokenizedPrompt
+from isheep_jax.model.attention_cached import cache_block
+from isheep_jax.planning.schedule import Demand, Generation, Scoring, StageSchedule, Training
+
+# Any token, and one that ends a completion.
+_TOKEN, _END = 2, 1
+
+
+@dataclass(frozen=True)
+class _Silent:
+    """A tokenizer for texts that nobody reads."""
+
+    vocab_size: int = 3
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
+
+    def special_id(self, text: str) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class SupposedModel:
+    """What a schedule needs to know of a model that is not there, and counts of the calls that it asks for.
+
+    layout: of the devices.
+    max_length, slots, steps_per_call: settings of decoding; slots must be given.
+    step_bytes: what a decode step reads on a device: bytes of the weights, and of each cache position of a slot.
+    tokenizer: decodes the tokens `text`, which completions repeat.
+    """
+
+    layout: Layout
+    max_length: int
+    slots: int
+    steps_per_call: int
+    step_bytes: tuple[float, float]
+    rows: int = 3
+    eos_ids: tuple[int, ...] = (_END,)
+    tokenizer: object = _Silent()
+    text: np.ndarray = field(default_factory=lambda: np.array([_TOKEN], np.int32))
+    statistics: Statistics = field(default_factory=Statistics)
+    decode: Counter[tuple[int, int]] = field(default_factory=Counter)
+    prefill: Counter[int] = field(default_factory=Counter)
+
+    def choose_slots(self, cache_length: int, useful: int) -> int:
+        return self.slots
+
+
+class SupposedCalls:
+    """Slots that sample as many tokens as a prompt's key says, in place of `device_calls.DeviceCalls`."""
+
+    def __init__(
+        self, model: SupposedModel, prefix: tuple[int, ...], slots: int, cache_length: int, sampling: SamplingParams
+    ):
+        self._model = model
+        self._block = min(cache_block(model.layout.platform), cache_length)
+        # Tokens of each slot that are left until its end or its limit, and the cache positions that it has.
+        self._left, self._limit, self._position = (np.zeros(slots, np.int64) for _ in range(3))
+        if prefix:
+            model.prefill[model.layout.row_length(len(prefix))] += 1
+
+    def prefill(self, packed: np.ndarray) -> None:
+        self._model.prefill[packed.shape[1]] += 1
+
+    def copy(self, pairs: np.ndarray, length: int) -> None: ...
+
+    def mark(self, slots: np.ndarray, tokens: np.ndarray) -> None: ...
+
+    def decode(self, updates: np.ndarray, limits: np.ndarray, positions: int) -> np.ndarray:
+        changed = updates[:, CHANGED] > 0
+        self._limit[changed] = updates[changed, REMAINING]
+        self._left[changed] = np.minimum(updates[changed, KEY.start], self._limit[changed])
+        self._position[changed] = updates[changed, CACHE_POSITION]
+        size, most = len(self._left), self._model.steps_per_call
+        ends = np.sort(self._left)
+        steps = 0
+        while steps < most:
+            idle = int(np.searchsorted(ends, steps, side="right"))
+            if idle == size or (idle >= limits[0] and steps >= limits[1]):
+                break
+            busy = self._left > steps
+            longest = int((self._position[busy] + steps).max()) + 1
+            self._model.decode[size, -(-longest // self._block) * self._block] += 1
+            steps += 1
+        step = np.arange(most)
+        sampled = np.where(
+            (step < self._left[:, None]) & (step < steps), np.resize(self._model.text, (size, most)), -1
+        ).astype(np.int32)
+        ended = np.flatnonzero((self._left > 0) & (self._left <= steps) & (self._left < self._limit))
+        sampled[ended, self._left[ended] - 1] = _END
+        done = np.minimum(self._left, steps)
+        self._left, self._limit, self._position = self._left - done, self._limit - done, self._position + done
+        return sampled[None]
+
+    def read(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
+
+    def is_done(self, outputs: np.ndarray) -> bool:
+        return True
+
+    def keep(self, slots: np.ndarray) -> None:
+        self._left, self._limit, self._position = (x[slots] for x in (self._left, self._limit, self._position))
+
+
+def _prompt(number: int, tokens: int) -> np.ndarray:
+    """Returns a prompt that is like no other, [tokens] int32."""
+    prompt = np.full(tokens, _TOKEN, np.int32)
+    prompt[:1] = number
+    return prompt
+
+
+def replay_generation(demand: Generation, model: SupposedModel) -> StageSchedule:
+    """Returns the calls that the engine makes for one call of `generate`."""
+    prefix = (_TOKEN,) * demand.prefix
+    prompts = [
+        TokenizedPrompt(f"{i:06d}", prefix, _prompt(i, tokens), np.array([new, 0], np.uint32), 0)
+        for i, (tokens, new) in enumerate(zip(demand.prompts.tolist(), demand.completions.tolist(), strict=True))
+    ]
+    if not demand.stream:
+        prompts = [
+            prompt
+            for window in windows(prompts, model.slots)
+            for prompt in longest_first(window, demand.max_tokens, model.max_length)
+        ]
+    # Counts of its own, so that a model can be asked several times.
+    model = dataclasses.replace(model, statistics=Statistics(), decode=Counter(), prefill=Counter())
+    queue = PromptQueue(iter(prompts))
+    queue.fill(1)
+    finished = 0
+    while queue.head:
+        for completions in Scheduler(model, queue, SamplingParams(max_tokens=demand.max_tokens), SupposedCalls).run():
+            finished += len(completions)
+    if finished != len(prompts):
+        raise RuntimeError(f"{finished} of {len(prompts)} prompts were decoded")
+    counted = model.statistics
+    return StageSchedule(
+        decode=model.decode,
+        prefill=model.prefill,
+        calls=counted.calls,
+        busy_slot_steps=counted.sampled_tokens,
+        prompt_tokens=counted.prompt_tokens + demand.prefix,
+        row_tokens=model.layout.shards * sum(tokens * calls for tokens, calls in model.prefill.items()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    id: str
+    tokens: np.ndarray
+
+
+def replay_scoring(demand: Scoring, model: SupposedModel) -> StageSchedule:
+    """Returns the calls that the engine makes for the log-probabilities of one call."""
+    model = dataclasses.replace(model, statistics=Statistics())
+    items = [_Item(f"{i:06d}", _prompt(i, tokens)) for i, tokens in enumerate(demand.prompts.tolist())]
+    rows = Counter(batch.tokens.shape[1] for batch in packed_batches(model, items))
+    second: Counter[int] = Counter()
+    if demand.branch:
+        per_row = math.ceil(len(demand.prompts) / model.layout.shards / rows.total())
+        second[power_of_two(max(per_row * demand.branch, SHORTEST_SECOND_PASS))] = rows.total()
+    return StageSchedule(
+        score=rows + second,
+        prompt_tokens=model.statistics.prompt_tokens,
+        row_tokens=model.statistics.padded_prompt_tokens,
+    )
+
+
+def schedule_of(demands: Sequence[Demand], model: SupposedModel) -> StageSchedule:
+    """Returns the calls of programs that the loop makes for a stage."""
+    total = StageSchedule()
+    for demand in demands:
+        if isinstance(demand, Training):
+            total += StageSchedule(updates=demand.updates, validations=demand.validations)
+        elif isinstance(demand, Scoring):
+            total += replay_scoring(demand, model)
+        else:
+            total += replay_generation(demand, model)
+    return total
