@@ -29,7 +29,7 @@ _LANES = 128
 
 
 @dataclass(frozen=True)
-class Layout:
+class Sizing:
     """What decides the sizes of arrays and the order of calls: the platform, and the devices that hold different rows.
 
     platform: "cpu", "tpu" or "gpu".
@@ -40,8 +40,8 @@ class Layout:
     shards: int
 
     @classmethod
-    def of(cls, mesh: Mesh) -> "Layout":
-        """Returns the layout of a decode mesh."""
+    def of(cls, mesh: Mesh) -> "Sizing":
+        """Returns that of a decode mesh."""
         return cls(platform_of(mesh), data_shards(mesh))
 
     def aligned(self, tokens: int) -> int:

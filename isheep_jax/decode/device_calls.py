@@ -77,7 +77,7 @@ class DeviceCalls:
             limits: [2] int32, when the call ends early; see `programs.decode_steps`.
             positions: most cache positions that a sequence may hold when the call ends.
         """
-        shape = replace(self._shape, key_limit=self._model.layout.key_limit(positions))
+        shape = replace(self._shape, key_limit=self._model.sizing.key_limit(positions))
         program = compile_decode_steps(shape, self._model.nominal_shape)
         self._state, outputs = program(
             self._model.params,

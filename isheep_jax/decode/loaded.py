@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
-from isheep_jax.decode.cache import Layout, check_rows, replicated
+from isheep_jax.decode.cache import Sizing, check_rows, replicated
 from isheep_jax.decode.capacity import fitting_slots, step_bytes
 from isheep_jax.decode.prefill import Prefix, make_prefix
 from isheep_jax.decode.programs import DecodeShape, weight_formats
@@ -47,9 +47,9 @@ class LoadedModel:
     statistics: Statistics
 
     @functools.cached_property
-    def layout(self) -> Layout:
-        """The layout of the mesh."""
-        return Layout.of(self.mesh)
+    def sizing(self) -> Sizing:
+        """What decides the sizes of arrays on the mesh."""
+        return Sizing.of(self.mesh)
 
     @property
     def static_args(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class LoadedModel:
         """Returns the prefilled tokens that requests share; None for no tokens."""
         if not tokens:
             return None
-        padded = np.zeros(self.layout.row_length(len(tokens)), np.int32)
+        padded = np.zeros(self.sizing.row_length(len(tokens)), np.int32)
         padded[: len(tokens)] = tokens
         everywhere = replicated(self.mesh)
         return make_prefix(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isheep_jax.decode.cache import Layout
+from isheep_jax.decode.cache import Sizing
 
 # Columns of packed tokens [R, T, 4] (int32).
 TOKEN = 0  # token id
@@ -44,23 +44,23 @@ class PackedBatch:
     tokens: np.ndarray
 
 
-def pack(lengths: Sequence[int], layout: Layout, total: int = 0) -> Iterator[PackedRow]:
+def pack(lengths: Sequence[int], sizing: Sizing, total: int = 0) -> Iterator[PackedRow]:
     """Yields rows of packed prompts; the rows with the longest prompts first.
 
     A row takes the longest prompt that is left, and then repeatedly the longest one that still fits.
 
     Args:
         lengths: tokens of each prompt, by index.
-        layout: says what prompts are aligned to, and rows padded to.
+        sizing: says what prompts are aligned to, and rows padded to.
         total: tokens that the rows are sized for; 0: those of all prompts. Equal totals give rows of equal lengths.
     """
     by_length: dict[int, deque[int]] = {}
     for index, length in enumerate(lengths):
-        by_length.setdefault(layout.aligned(length), deque()).append(index)
+        by_length.setdefault(sizing.aligned(length), deque()).append(index)
     aligned_lengths = sorted(by_length, reverse=True)
-    total = total or sum(map(layout.aligned, lengths))
+    total = total or sum(map(sizing.aligned, lengths))
     while aligned_lengths:
-        free = max(layout.capacity(total), layout.row_length(aligned_lengths[0]))
+        free = max(sizing.capacity(total), sizing.row_length(aligned_lengths[0]))
         row, total = PackedRow(), total - free
         while fitting := [length for length in aligned_lengths if length <= free]:
             longest = fitting[0]

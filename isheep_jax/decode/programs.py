@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.cache import (
-    Layout,
+    Sizing,
     abstract_cache,
     cache_sharding,
     constrain_cache,
@@ -65,7 +65,7 @@ class DecodeShape:
     prefix_length: cache positions of the shared prefix, padding included; 0: no prefix.
     penalties: whether repetition and presence penalties apply.
     logprobs: whether the log-probabilities of sampled tokens are returned.
-    key_limit: cache positions that attention reads, see `cache.Layout.key_limit`: no sequence may come to hold more in a
+    key_limit: cache positions that attention reads, see `cache.Sizing`: no sequence may come to hold more in a
         call. 0: as many as the longest sequence holds, which the devices find out.
     """
 
@@ -116,7 +116,7 @@ class DecodeShape:
             missing_ids=missing_ids,
             weights_dtype=config.weights_dtype,
             kv_cache_dtype=config.kv_cache_dtype,
-            key_limit=Layout.of(mesh).key_limit(config.max_length),
+            key_limit=Sizing.of(mesh).key_limit(config.max_length),
         )
 
     @property

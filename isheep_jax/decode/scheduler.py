@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from isheep_jax import profiling
-from isheep_jax.decode.cache import Layout
+from isheep_jax.decode.cache import Sizing
 from isheep_jax.decode.capacity import FEWEST_SLOTS
 from isheep_jax.decode.packing import pack, pack_batch
 from isheep_jax.decode.queue import PromptQueue
@@ -74,7 +74,7 @@ class ScheduledModel(Protocol):
     step_bytes: what a decode step reads on a device: bytes of the weights, and of each cache position of a slot.
     """
 
-    layout: Layout
+    sizing: Sizing
     max_length: int
     rows: int
     slots: int
@@ -101,8 +101,8 @@ class Scheduler:
         self._queue = queue
         self._sampling = sampling
         self._statistics = model.statistics
-        self._layout = model.layout
-        self.calls_ahead = model.layout.calls_ahead
+        self._sizing = model.sizing
+        self.calls_ahead = model.sizing.calls_ahead
         # Decoded text leaves out special tokens, so those are looked for among the token ids.
         special_ids = (model.tokenizer.special_id(string) for string in sampling.stop)
         self._stop_ids = [token for token in special_ids if token is not None]
@@ -112,11 +112,11 @@ class Scheduler:
         self._max_positions = model.max_length - len(self._prefix)
         more = not queue.is_exhausted or len(known) < len(queue.pending)
         longest = max(map(self._cache_positions, known))
-        self._cache_length = self._layout.cache_length(longest, self._max_positions, more=more)
+        self._cache_length = self._sizing.cache_length(longest, self._max_positions, more=more)
         new_tokens = [self._max_new_tokens(prompt) for prompt in known]
         # More slots could not all be busy until the longest completion ends.
         slots = model.choose_slots(self._cache_length, useful=sum(new_tokens) // max(new_tokens))
-        while not more and self._layout.platform == "cpu" and self._is_enough(slots // 2, slots, len(known)):
+        while not more and self._sizing.platform == "cpu" and self._is_enough(slots // 2, slots, len(known)):
             slots //= 2
         self._statistics.slots = slots
         self._table = SlotTable(slots, self._cache_length, logprobs=sampling.logprobs)
@@ -203,11 +203,11 @@ class Scheduler:
         busy = self._busiest_shard()
         if self._next_waits or not table.busy:
             return 0
-        if self._layout.platform == "cpu":  # where idle slots cost arithmetic, and programs compile in seconds
+        if self._sizing.platform == "cpu":  # where idle slots cost arithmetic, and programs compile in seconds
             half = len(table) // 2
-            return half if self._is_enough(half, len(table), busy * self._layout.shards) else 0
+            return half if self._is_enough(half, len(table), busy * self._sizing.shards) else 0
         quarter = len(table) // 4
-        if not self._is_enough(quarter, len(table), busy * self._layout.shards):
+        if not self._is_enough(quarter, len(table), busy * self._sizing.shards):
             return 0
         positions = int(max(table.positions(slot) for slot in table.busy))
         weights, position = self._model.step_bytes
@@ -217,8 +217,8 @@ class Scheduler:
 
     def _is_enough(self, fewer: int, slots: int, busy: int) -> bool:
         """Returns whether `fewer` slots, a divisor of the slots, hold `busy` prompts and are not too few."""
-        shards = self._layout.shards
-        least = FEWEST_SLOTS if self._layout.platform == "cpu" else _LEAST_SLOTS
+        shards = self._sizing.shards
+        least = FEWEST_SLOTS if self._sizing.platform == "cpu" else _LEAST_SLOTS
         return fewer > 0 and slots % fewer == 0 and fewer % shards == 0 and busy <= fewer and fewer >= least * shards
 
     def _busiest_shard(self) -> int:
@@ -227,11 +227,11 @@ class Scheduler:
 
     def _shard(self, slot: int) -> int:
         """Returns the data shard that holds a slot."""
-        return slot * self._layout.shards // len(self._table)
+        return slot * self._sizing.shards // len(self._table)
 
     def _shrink(self, count: int) -> None:
         """Moves the busy slots to `count` slots, on their data shards."""
-        table, shards = self._table, self._layout.shards
+        table, shards = self._table, self._sizing.shards
         kept: list[int] = []
         for shard in range(shards):
             own = range(shard * len(table) // shards, (shard + 1) * len(table) // shards)
@@ -253,8 +253,8 @@ class Scheduler:
             new.append(self._queue.take())
         if not new:
             return
-        admitted: list[list[int]] = [[] for _ in range(self._layout.shards)]
-        copies: list[list[tuple[int, int]]] = [[] for _ in range(self._layout.shards)]
+        admitted: list[list[int]] = [[] for _ in range(self._sizing.shards)]
+        copies: list[list[tuple[int, int]]] = [[] for _ in range(self._sizing.shards)]
         slots = []
         for prompt, slot, source in self._deal(new, idle):
             self._table.admit(slot, prompt, self._max_new_tokens(prompt))
@@ -271,7 +271,7 @@ class Scheduler:
     @property
     def _few(self) -> int:
         """How many idle slots are too few to refill while others are busy: their prompts would not fill a row."""
-        return 0 if self._layout.platform == "cpu" else int(len(self._table) * _REFILL_SHARE)
+        return 0 if self._sizing.platform == "cpu" else int(len(self._table) * _REFILL_SHARE)
 
     def _deal(
         self, prompts: Sequence[TokenizedPrompt], idle: Sequence[int]
@@ -281,7 +281,7 @@ class Scheduler:
         Every shard computes rows of the same length in a call, so that each gets about as many tokens: the longest
         prompt that is left goes to the shard with the fewest so far.
         """
-        shards = self._layout.shards
+        shards = self._sizing.shards
         free: list[list[int]] = [[] for _ in range(shards)]
         for slot in reversed(idle):
             free[self._shard(slot)].append(slot)
@@ -297,7 +297,7 @@ class Scheduler:
             shard = min(filter(free.__getitem__, range(shards)), key=lambda s: (tokens[s], -len(free[s])))
             slot = free[shard].pop()
             equal.append(slot)
-            tokens[shard] += self._layout.aligned(len(prompt.suffix))
+            tokens[shard] += self._sizing.aligned(len(prompt.suffix))
             yield prompt, slot, None
 
     def _prefill(self, admitted: list[list[int]]) -> None:
@@ -306,37 +306,37 @@ class Scheduler:
         def suffix(slot: int) -> np.ndarray:
             return self._table.owner[slot].suffix
 
-        layout = self._layout
+        sizing = self._sizing
         rows: list[list[tuple[int, list[tuple[int, int]]]]] = []
         # The shards' rows have the same length in a call.
-        fullest = max(sum(layout.aligned(len(suffix(slot))) for slot in slots) for slots in admitted)
+        fullest = max(sum(sizing.aligned(len(suffix(slot))) for slot in slots) for slots in admitted)
         for slots in admitted:
-            packed = pack([len(suffix(slot)) for slot in slots], layout, fullest)
+            packed = pack([len(suffix(slot)) for slot in slots], sizing, fullest)
             shard = [(row.length, [(slots[i], begin) for i, begin in zip(row.prompts, row.begins)]) for row in packed]
             rows.append(sorted(shard, key=lambda row: -row[0]))
         for call in zip_longest(*rows, fillvalue=(0, [])):
-            length = layout.row_length(max(used for used, _ in call))
+            length = sizing.row_length(max(used for used, _ in call))
             batch = pack_batch([row for _, row in call], length, suffix, slot_of=lambda slot: slot)
             self._statistics.prompt_tokens += sum(len(suffix(slot)) for _, row in call for slot, _ in row)
-            self._statistics.padded_prompt_tokens += layout.shards * length
+            self._statistics.padded_prompt_tokens += sizing.shards * length
             self._count_idle_time()
             self._calls.prefill(batch.tokens)
 
     def _copy(self, copies: list[list[tuple[int, int]]]) -> None:
         """Copies the cache rows of equal prompts. copies: for each data shard, slots to copy from and to."""
         for group in zip_longest(*(_chunks(pairs, _COPIES) for pairs in copies), fillvalue=()):
-            pairs = np.full((self._layout.shards, _COPIES, 2), -1, np.int32)
+            pairs = np.full((self._sizing.shards, _COPIES, 2), -1, np.int32)
             for shard, shard_pairs in enumerate(group):
                 if shard_pairs:
                     pairs[shard, : len(shard_pairs)] = shard_pairs
             longest = max(len(self._table.owner[slot].suffix) for shard_pairs in group for _, slot in shard_pairs)
-            self._calls.copy(pairs.reshape(-1, 2), self._layout.row_length(longest))
+            self._calls.copy(pairs.reshape(-1, 2), self._sizing.row_length(longest))
 
     def _mark(self, new: list[int]) -> None:
         """Notes the prompts of new slots for the penalties."""
         owner, count = self._table.owner, len(self._table)
         longest = max(owner[slot].length for slot in new)
-        tokens = np.full((count, self._layout.row_length(longest)), self._model.rows, np.int32)
+        tokens = np.full((count, self._sizing.row_length(longest)), self._model.rows, np.int32)
         slots = np.full(count, count, np.int32)
         for row, slot in enumerate(new):
             slots[row] = slot

@@ -9,7 +9,7 @@ from typing import Any
 
 from isheep_jax.checkpoint.hf_weights import STREAMS
 from isheep_jax.config import Config, is_server
-from isheep_jax.decode.cache import Layout
+from isheep_jax.decode.cache import Sizing
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -136,7 +136,7 @@ def plan_iteration(
         steps: Counter[str] = Counter()
         seconds = 0.0
         for demand in demands:
-            own, least = _least(demand, config, tokens, bounds, machine.model.layout)
+            own, least = _least(demand, config, tokens, bounds, machine.model.sizing)
             steps.update(own)
             seconds += least
         schedule = schedule_of(demands, machine.model)
@@ -146,7 +146,7 @@ def plan_iteration(
 
 
 def _least(
-    demand: Demand, config: Config, tokens: dict[str, int], bounds: Bounds, layout: Layout
+    demand: Demand, config: Config, tokens: dict[str, int], bounds: Bounds, sizing: Sizing
 ) -> tuple[Steps, float]:
     """Returns the steps of a demand, and the least seconds that they take.
 
@@ -155,12 +155,12 @@ def _least(
         config: settings.
         tokens: of a step, by program.
         bounds: least times of the programs.
-        layout: of the devices.
+        sizing: what decides the sizes of arrays.
     """
     if isinstance(demand, Training):
         return {programs.TRAIN: demand.updates}, demand.updates * bounds.steps[programs.TRAIN].seconds
     program = programs.PREFILL if isinstance(demand, Generation) else programs.SCORE
-    steps: Steps = {program: sum(map(layout.aligned, demand.prompts.tolist())) / tokens[program]}
+    steps: Steps = {program: sum(map(sizing.aligned, demand.prompts.tolist())) / tokens[program]}
     seconds = steps[program] * bounds.steps[program].seconds
     if isinstance(demand, Generation):
         new = demand.completions

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.config import Config, flatten
-from isheep_jax.decode.cache import ROW_TOKENS, Layout, data_shards
+from isheep_jax.decode.cache import ROW_TOKENS, Sizing, data_shards
 from isheep_jax.decode.capacity import local_memory, step_bytes
 from isheep_jax.decode.programs import DecodeShape, clear_programs
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
@@ -216,7 +216,7 @@ def plan_throughput(plan: Plan, shape: Shape) -> Throughput:
     """Returns the requests of a shape per second, on a chip with known peaks."""
     decode = plan.meshes.decode
     tokens = plan.programs[programs.PREFILL].compiled.program.tokens
-    return throughput(shape, plan.config, tokens, _bounds(plan), Layout.of(decode), plan.times)
+    return throughput(shape, plan.config, tokens, _bounds(plan), Sizing.of(decode), plan.times)
 
 
 def _supposed(plan: Plan) -> SupposedModel:
@@ -228,7 +228,7 @@ def _supposed(plan: Plan) -> SupposedModel:
         compute_dtype=jnp.dtype(plan.config.model.compute_dtype),
         eos_ids=plan.architecture.eos_token_ids,
     )
-    return SupposedModel(Layout.of(mesh), decode.max_length, decode.slots, decode.steps_per_call, step_bytes(shape))
+    return SupposedModel(Sizing.of(mesh), decode.max_length, decode.slots, decode.steps_per_call, step_bytes(shape))
 
 
 def _bounds(plan: Plan) -> Bounds:

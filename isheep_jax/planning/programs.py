@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from isheep_jax.config import Config
 from isheep_jax.decode import programs as decoding
 from isheep_jax.decode.cache import (
-    Layout,
+    Sizing,
     abstract_cache,
     cache_length,
     cache_sharding,
@@ -131,7 +131,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     table = weight_table(architecture, decode.weights_dtype)
     weights = bytes_per_device(abstract(param_shardings(table, mesh, DECODE_RULES)))
     rows = data_shards(mesh)
-    length = size or Layout.of(mesh).longest_row(decode.max_length)
+    length = size or Sizing.of(mesh).longest_row(decode.max_length)
     int32_rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=rows_sharding(mesh))
     packed = int32_rows((rows, length, COLUMNS))
     if name == SCORE:
@@ -160,7 +160,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
         cache_bytes * slots / decode.slots,
         slots,
         slots,
-        # The programs above use the same compiled program for its layout.
+        # The programs above use the same compiled program for its sizing.
         compile=lambda: decoding.compile_decode_steps(dataclasses.replace(shape, slots=slots), shape),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from isheep_jax.decode.cache import Layout, power_of_two
+from isheep_jax.decode.cache import Sizing, power_of_two
 from isheep_jax.decode.choice_logprobs import SHORTEST_SECOND_PASS
 from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, REMAINING
 from isheep_jax.decode.prefill_logprobs import packed_batches
@@ -41,13 +41,13 @@ class _Silent:
 class SupposedModel:
     """What a schedule needs to know of a model that is not there, and counts of the calls that it asks for.
 
-    layout: of the devices.
+    sizing: what decides the sizes of arrays.
     max_length, slots, steps_per_call: settings of decoding; slots must be given.
     step_bytes: what a decode step reads on a device: bytes of the weights, and of each cache position of a slot.
     tokenizer: decodes the tokens `text`, which completions repeat.
     """
 
-    layout: Layout
+    sizing: Sizing
     max_length: int
     slots: int
     steps_per_call: int
@@ -71,11 +71,11 @@ class SupposedCalls:
         self, model: SupposedModel, prefix: tuple[int, ...], slots: int, cache_length: int, sampling: SamplingParams
     ):
         self._model = model
-        self._block = min(cache_block(model.layout.platform), cache_length)
+        self._block = min(cache_block(model.sizing.platform), cache_length)
         # Tokens of each slot that are left until its end or its limit, and the cache positions that it has.
         self._left, self._limit, self._position = (np.zeros(slots, np.int64) for _ in range(3))
         if prefix:
-            model.prefill[model.layout.row_length(len(prefix))] += 1
+            model.prefill[model.sizing.row_length(len(prefix))] += 1
 
     def prefill(self, packed: np.ndarray) -> None:
         self._model.prefill[packed.shape[1]] += 1
@@ -157,7 +157,7 @@ def replay_generation(demand: Generation, model: SupposedModel) -> StageSchedule
         calls=counted.calls,
         busy_slot_steps=counted.sampled_tokens,
         prompt_tokens=counted.prompt_tokens + demand.prefix,
-        row_tokens=model.layout.shards * sum(tokens * calls for tokens, calls in model.prefill.items()),
+        row_tokens=model.sizing.shards * sum(tokens * calls for tokens, calls in model.prefill.items()),
     )
 
 
@@ -174,7 +174,7 @@ def replay_scoring(demand: Scoring, model: SupposedModel) -> StageSchedule:
     rows = Counter(batch.tokens.shape[1] for batch in packed_batches(model, items))
     second: Counter[int] = Counter()
     if demand.branch:
-        per_row = math.ceil(len(demand.prompts) / model.layout.shards / rows.total())
+        per_row = math.ceil(len(demand.prompts) / model.sizing.shards / rows.total())
         second[power_of_two(max(per_row * demand.branch, SHORTEST_SECOND_PASS))] = rows.total()
     return StageSchedule(
         score=rows + second,

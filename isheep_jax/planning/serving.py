@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isheep_jax.config import Config
-from isheep_jax.decode.cache import Layout
+from isheep_jax.decode.cache import Sizing
 from isheep_jax.errors import UserError
 from isheep_jax.planning import programs
 from isheep_jax.planning.forecast import StepTimes
@@ -62,7 +62,7 @@ def throughput(
     config: Config,
     prefill_tokens: int,
     bounds: Bounds,
-    layout: Layout,
+    sizing: Sizing,
     times: StepTimes | None,
 ) -> Throughput:
     """Returns the requests per second with all slots busy: `new` steps serve a request of every slot.
@@ -72,7 +72,7 @@ def throughput(
         config: settings.
         prefill_tokens: of a prefill step for which `bounds` has the time.
         bounds: least times of the programs.
-        layout: of the devices.
+        sizing: what decides the sizes of arrays.
         times: forecast times; None: there is no forecast.
     """
     slots = config.decode.slots
@@ -83,10 +83,10 @@ def throughput(
     )
     if times is None:
         return Throughput(shape, slots / least, None)
-    aligned = layout.aligned(shape.prompt)
-    row = layout.capacity(math.ceil(slots / layout.shards) * aligned)
-    row = max(row, layout.row_length(aligned))
-    calls = math.ceil(slots / layout.shards / (row // aligned))
+    aligned = sizing.aligned(shape.prompt)
+    row = sizing.capacity(math.ceil(slots / sizing.shards) * aligned)
+    row = max(row, sizing.row_length(aligned))
+    calls = math.ceil(slots / sizing.shards / (row // aligned))
     taken = times.prefill_call(row).seconds * calls
     # The longest sequence of all decides how far the cache is read.
     taken += times.decode_step(slots, shape.prompt + shape.new).seconds * shape.new

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.cache import (
-    Layout,
+    Sizing,
     allocate_cache,
     bucket_of,
     constrain_rows,
@@ -99,7 +99,7 @@ def measure_quantization_error(
     texts.sort(key=lambda text: text[0].id)
     shards = data_shards(mesh)
     rows = -(-_ROWS // shards) * shards
-    length = Layout.of(mesh).row_length(max(len(prompt.suffix) for prompt, _ in texts))
+    length = Sizing.of(mesh).row_length(max(len(prompt.suffix) for prompt, _ in texts))
     steps = bucket_of(max(len(tokens) for _, tokens in texts), _POSITIONS)
     parts = [
         _compare_batch(plain.model, quantized.model, texts[start : start + rows], rows, length, steps)

@@ -6,14 +6,14 @@ from meshes import mesh_of
 from minute_model import ARCHITECTURE
 from tiles import flat, in_tiles
 
-from isheep_jax.decode.cache import ROW_TOKENS, Layout, allocate_cache, bucket_of, cache_length, cache_sharding
+from isheep_jax.decode.cache import ROW_TOKENS, Sizing, allocate_cache, bucket_of, cache_length, cache_sharding
 from isheep_jax.decode.device_slots import copy_rows
 from isheep_jax.decode.packing import empty_rows, fill, pack
 from isheep_jax.decode.prefill import make_prefix, prefill
 from isheep_jax.model.kv_cache import KVCache
 from isheep_jax.model.transformer import ForwardSetup, forward
 
-LAYOUT = Layout("cpu", 1)
+SIZING = Sizing("cpu", 1)
 
 
 def test_buckets_are_few_and_waste_little():
@@ -42,8 +42,8 @@ def test_cache_holds_sequence_in_whole_blocks():
 def test_rows_hold_every_prompt_once_and_apart():
     lengths = sorted(np.random.default_rng(0).integers(1, 700, 500).tolist(), reverse=True)
     seen = []
-    for row in pack(lengths, LAYOUT):
-        assert row.length <= max(ROW_TOKENS, LAYOUT.row_length(lengths[row.prompts[0]]))
+    for row in pack(lengths, SIZING):
+        assert row.length <= max(ROW_TOKENS, SIZING.row_length(lengths[row.prompts[0]]))
         end = 0
         for index, begin in zip(row.prompts, row.begins):
             assert begin % 32 == 0
@@ -56,18 +56,18 @@ def test_rows_hold_every_prompt_once_and_apart():
 
 def test_packing_wastes_little_beyond_alignment():
     lengths = sorted(np.random.default_rng(1).integers(20, 200, 2000).tolist(), reverse=True)
-    rows = list(pack(lengths, LAYOUT))
+    rows = list(pack(lengths, SIZING))
     aligned = sum(-(-n // 32) * 32 for n in lengths)
     assert len(rows) * ROW_TOKENS < 1.05 * aligned
 
 
 def test_prompts_on_tpus_begin_at_multiples_of_what_they_take_up_to_the_lanes():
     lengths = np.random.default_rng(2).integers(1, 700, 500).tolist()
-    layout = Layout("tpu", 16)
-    for row in pack(lengths, layout):
+    sizing = Sizing("tpu", 16)
+    for row in pack(lengths, sizing):
         for index, begin in zip(row.prompts, row.begins):
-            assert begin % min(layout.aligned(lengths[index]), 128) == 0
-            assert layout.aligned(lengths[index]) in (32, 64, -(-lengths[index] // 128) * 128)
+            assert begin % min(sizing.aligned(lengths[index]), 128) == 0
+            assert sizing.aligned(lengths[index]) in (32, 64, -(-lengths[index] // 128) * 128)
 
 
 STATIC = {"architecture": ARCHITECTURE, "compute_dtype": jnp.dtype("float32")}

@@ -11,7 +11,7 @@ from gpu_stand_in import stand_in
 from jaxprs import equations
 
 from isheep_jax.config import DecodeConfig, MeshConfig, SFTConfig
-from isheep_jax.decode.cache import abstract_cache, key_limit_of
+from isheep_jax.decode.cache import Sizing, abstract_cache
 from isheep_jax.decode.device_slots import CACHE_POSITION, REMAINING, UPDATE_COLUMNS, new_slots
 from isheep_jax.decode.packing import COLUMNS
 from isheep_jax.decode.prefill import prefill
@@ -130,8 +130,8 @@ def test_limit_of_keys_changes_no_token_if_sequences_stay_below_it():
 
 
 def test_limits_of_keys_are_few_and_near(monkeypatch):
-    assert key_limit_of(700, DECODE_MESH) == 0
+    assert Sizing.of(DECODE_MESH).key_limit(700) == 0
     stand_in(monkeypatch)
-    limits = [key_limit_of(positions, DECODE_MESH) for positions in range(1, 8193)]
+    limits = [Sizing.of(DECODE_MESH).key_limit(positions) for positions in range(1, 8193)]
     assert sorted(set(limits)) == [512, 1024, 1536, 2048, 3072, 4096, 6144, 8192]
     assert all(positions <= limit < max(2 * positions, 513) for positions, limit in enumerate(limits, start=1))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from isheep_jax.decode.cache import Layout
+from isheep_jax.decode.cache import Sizing
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import Bound
@@ -44,7 +44,7 @@ TIMES = StepTimes(
 
 def machine(config):
     decode = config.decode
-    model = SupposedModel(Layout("tpu", 2), decode.max_length, decode.slots, decode.steps_per_call, (2e9, 8192.0))
+    model = SupposedModel(Sizing("tpu", 2), decode.max_length, decode.slots, decode.steps_per_call, (2e9, 8192.0))
     return Machine(model, hosts=4, model_bytes=16e9)
 
 

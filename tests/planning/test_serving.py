@@ -2,7 +2,7 @@
 
 import pytest
 
-from isheep_jax.decode.cache import Layout
+from isheep_jax.decode.cache import Sizing
 from isheep_jax.errors import UserError
 from isheep_jax.named_configs import named_config
 from isheep_jax.planning import programs
@@ -36,7 +36,7 @@ def test_all_slots_are_prefilled_and_decoded_in_as_many_steps_as_completion_has_
     times = StepTimes(
         512, {64: [StepTime(compute=0.02 * b) for b in (1, 2, 3, 4)]}, {2048: StepTime(compute=0.3)}, {}, StepTime()
     )
-    result = throughput(Shape(1800, 128), CONFIG, 4096, bounds, layout=Layout("tpu", 2), times=times)
+    result = throughput(Shape(1800, 128), CONFIG, 4096, bounds, sizing=Sizing("tpu", 2), times=times)
     # A decode step reads 1,864.5 keys of each slot on average, and a prefill step takes 4,096 tokens.
     assert result.bound == pytest.approx(64 / (128 * 1864.5 / 1e5 + 64 * 1800 / 4096 * 0.5))
     # A prompt fills a row of 2,048, of which a call takes two; decoding reads four blocks.
@@ -46,5 +46,5 @@ def test_all_slots_are_prefilled_and_decoded_in_as_many_steps_as_completion_has_
 def test_short_prompts_share_rows():
     bounds = Bounds({programs.PREFILL: Bound(0.0, "compute", 0.0, 0.0, 0.0)}, lambda positions: 1e-3)
     times = StepTimes(512, {64: [StepTime()]}, {512: StepTime(compute=1.0)}, {}, StepTime())
-    result = throughput(Shape(100, 10), CONFIG, 4096, bounds, layout=Layout("tpu", 2), times=times)
+    result = throughput(Shape(100, 10), CONFIG, 4096, bounds, sizing=Sizing("tpu", 2), times=times)
     assert result.forecast == pytest.approx(64 / (64 / 2 / 4))
