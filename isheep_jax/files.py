@@ -21,7 +21,7 @@ from isheep_jax.errors import UserError, one_line
 
 # Name of the digest that an object carries, and what it does not cover: times, in which equal runs differ.
 _SEAL = "sha256"
-_UNSEALED = (_SEAL, "seconds")
+_UNSEALED = (_SEAL, "seconds", "speed")
 # Bytes that are hashed at a time.
 _BLOCK = 16 * 2**20
 # Threads that read side by side: one cannot saturate a disk, and in a bucket each read waits for an answer.
@@ -267,7 +267,7 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a JSON object with the digest of its values, which `check_seal` compares; "seconds" may differ."""
+    """Returns a JSON object with the digest of its values, which `check_seal` compares; times may differ."""
     return {**{name: v for name, v in value.items() if name != _SEAL}, _SEAL: _seal_of(value)}
 
 

@@ -120,8 +120,8 @@ class Scheduler:
             slots //= 2
         self._statistics.slots = slots
         self._table = SlotTable(slots, self._cache_length, logprobs=sampling.logprobs)
-        # Calls whose results have not been read: their outputs, and the owners of the slots when they were dispatched.
-        self._in_flight: deque[tuple[Any, list[TokenizedPrompt | None]]] = deque()
+        # Calls whose results have not been read: their outputs, and the tenants of the slots when they were dispatched.
+        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()
         # When the devices last had work; None: they have some now.
         self._idle_since: float | None = time.perf_counter()
 
@@ -146,11 +146,11 @@ class Scheduler:
                 if not self._in_flight:
                     return
                 if len(self._in_flight) > self.calls_ahead or not table.busy or fewer:
-                    outputs, owners = self._in_flight.popleft()
+                    outputs, tenants = self._in_flight.popleft()
                     begun = time.perf_counter()
                     sampled = self._calls.read(outputs)
                     waited += time.perf_counter() - begun
-                    yield list(self._collect(sampled, owners))
+                    yield list(self._collect(sampled, tenants))
         finally:
             seconds = time.perf_counter() - started
             self._statistics.generate_seconds += seconds
@@ -187,8 +187,8 @@ class Scheduler:
         profiling.step()
         # Steps of calls in flight are not counted in the table yet.
         steps = self._model.steps_per_call * (len(self._in_flight) + 1)
-        positions = max(table.positions(slot) + min(steps, int(table.remaining[slot])) for slot in table.busy)
-        self._in_flight.append((self._calls.decode(table.take_updates(), limits, positions), list(table.owner)))
+        outputs = self._calls.decode(table.take_updates(), limits, table.longest(steps))
+        self._in_flight.append((outputs, table.tenant.copy()))
 
     def _count_idle_time(self) -> None:
         """Adds the time since the last result to idle_seconds if no program was running."""
@@ -209,9 +209,8 @@ class Scheduler:
         quarter = len(table) // 4
         if not self._is_enough(quarter, len(table), busy * self._sizing.shards):
             return 0
-        positions = int(max(table.positions(slot) for slot in table.busy))
         weights, position = self._model.step_bytes
-        cache = position * positions
+        cache = position * table.longest(0)
         pays = cache * (len(table) - quarter) >= _SAVED_SHARE * (weights + cache * len(table))
         return quarter if pays and int(table.remaining[table.busy].max()) >= _STEPS_LEFT else 0
 
@@ -223,7 +222,7 @@ class Scheduler:
 
     def _busiest_shard(self) -> int:
         """Returns how many slots are busy on the data shard that has the most."""
-        return int(np.bincount([self._shard(slot) for slot in self._table.busy], minlength=1).max())
+        return int(np.count_nonzero(self._table.tenant.reshape(self._sizing.shards, -1), axis=1).max())
 
     def _shard(self, slot: int) -> int:
         """Returns the data shard that holds a slot."""
@@ -343,19 +342,21 @@ class Scheduler:
             tokens[row, : owner[slot].length] = [*owner[slot].prefix, *owner[slot].suffix]
         self._calls.mark(slots, tokens)
 
-    def _collect(self, sampled: np.ndarray, owners: list[TokenizedPrompt | None]) -> Iterator[Completion]:
+    def _collect(self, sampled: np.ndarray, tenants: np.ndarray) -> Iterator[Completion]:
         """Takes in the results of a call and yields what has finished.
 
-        sampled: [1 or 2, B, steps], its outputs. owners: of the slots when it was dispatched.
+        sampled: [1 or 2, B, steps], its outputs. tenants: of the slots when it was dispatched.
         """
         self._idle_since = time.perf_counter()
         steps = int(np.count_nonzero((sampled[0] >= 0).any(axis=0)))
-        new, ended, failed = self._table.append(sampled, owners, self._model.eos_ids)
+        new, ended, failed = self._table.append(sampled, tenants, self._model.eos_ids)
         self._statistics.calls += 1
         self._statistics.steps += steps
-        self._statistics.slot_steps += steps * len(owners)
+        self._statistics.slot_steps += steps * len(tenants)
         self._statistics.sampled_tokens += int(new.sum())
-        for slot in np.flatnonzero(new.astype(bool) | failed):
+        # The text of others is looked at for stop strings alone.
+        due = (new > 0) if self._sampling.stop else (new > 0) & (self._table.remaining == 0)
+        for slot in np.flatnonzero(due | failed):
             if failed[slot]:
                 completion = Completion(self._table.owner[slot].id, "", finish_reason="error", error=NOT_NUMBERS)
             else:

@@ -20,6 +20,8 @@ class SlotTable:
     """One row for each slot, in several columns that always change together.
 
     owner: the prompt that is being decoded; None: the slot is idle.
+    tenant: [B] int64, which of all admitted prompts that is, from 1; 0: the slot is idle.
+    prompt: [B] int64, tokens of the last prompt after the shared prefix.
     remaining: [B] int64, tokens that may still be sampled.
     tokens: [B, S] int32, the new tokens so far.
     logprobs: [B, S] float32, their log-probabilities; [B, 0] unless the sampling parameters ask for them.
@@ -29,11 +31,14 @@ class SlotTable:
 
     def __init__(self, slots: int, cache_length: int, *, logprobs: bool):
         self.owner: list[TokenizedPrompt | None] = [None] * slots
+        self.tenant = np.zeros(slots, np.int64)
+        self.prompt = np.zeros(slots, np.int64)
         self.remaining = np.zeros(slots, np.int64)
         self.tokens = np.zeros((slots, cache_length), np.int32)
         self.logprobs = np.zeros((slots, cache_length if logprobs else 0), np.float32)
         self.count = np.zeros(slots, np.int64)
         self.updates = np.zeros((slots, UPDATE_COLUMNS), np.int32)
+        self._admitted = 0
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -41,20 +46,22 @@ class SlotTable:
     @property
     def busy(self) -> list[int]:
         """Slots that decode a prompt, ascending."""
-        return [slot for slot, owner in enumerate(self.owner) if owner is not None]
+        return np.flatnonzero(self.tenant).tolist()
 
     @property
     def idle(self) -> list[int]:
         """Slots that decode nothing, ascending."""
-        return [slot for slot, owner in enumerate(self.owner) if owner is None]
+        return np.flatnonzero(self.tenant == 0).tolist()
 
-    def positions(self, slot: int) -> int:
-        """Returns how many cache positions a busy slot has filled."""
-        return len(self.owner[slot].suffix) + int(self.count[slot])
+    def longest(self, steps: int) -> int:
+        """Returns the most cache positions that a busy slot has filled after so many further steps."""
+        filled = self.prompt + self.count + np.minimum(self.remaining, steps)
+        return int(filled[self.tenant > 0].max())
 
     def admit(self, slot: int, prompt: TokenizedPrompt, max_new_tokens: int) -> None:
         """Gives an idle slot to a prompt."""
-        self.owner[slot] = prompt
+        self._admitted += 1
+        self.owner[slot], self.tenant[slot], self.prompt[slot] = prompt, self._admitted, len(prompt.suffix)
         self.count[slot] = 0
         self.remaining[slot] = max_new_tokens
         update = self.updates[slot]
@@ -69,7 +76,7 @@ class SlotTable:
         if self.remaining[slot]:
             self.updates[slot] = 0
             self.updates[slot, CHANGED] = 1
-        self.owner[slot] = None
+        self.owner[slot], self.tenant[slot] = None, 0
 
     def take_updates(self) -> np.ndarray:
         """Returns the updates of the next call and starts new ones, in a new array: the devices may read the old."""
@@ -79,25 +86,25 @@ class SlotTable:
     def keep(self, slots: np.ndarray) -> None:
         """Drops all other slots; the given ones are renumbered from 0 in their order."""
         self.owner = [self.owner[slot] for slot in slots]
-        for column in ("remaining", "tokens", "logprobs", "count", "updates"):
+        for column in ("tenant", "prompt", "remaining", "tokens", "logprobs", "count", "updates"):
             setattr(self, column, getattr(self, column)[slots])
 
     def append(
-        self, outputs: np.ndarray, owners: Sequence[TokenizedPrompt | None], eos_ids: Sequence[int]
+        self, outputs: np.ndarray, tenants: np.ndarray, eos_ids: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Takes in the results of a call.
 
         Args:
             outputs: [1 or 2, B, steps] int32, as from `programs.decode_steps`.
-            owners: of the slots when the call was dispatched. A call that was dispatched ahead continues sequences that
-                have finished in the meantime; what it sampled for these is dropped.
+            tenants: of the slots when the call was dispatched, [B]. A call that was dispatched ahead continues
+                sequences that have finished in the meantime; what it sampled for these is dropped.
             eos_ids: tokens that end a sequence.
 
         Returns the number of new tokens of each slot, [B] int64, whether the last is an end token, [B] bool, and
         whether logits of the slot were not numbers, [B] bool.
         """
-        is_owner = np.asarray([owner is not None and owner is now for owner, now in zip(owners, self.owner)])
-        sampled = np.where(is_owner[:, None], outputs[0], -1)
+        is_same = (tenants > 0) & (tenants == self.tenant)
+        sampled = np.where(is_same[:, None], outputs[0], -1)
         slot, step = np.nonzero(sampled >= 0)
         column = self.count[slot] + step
         self.tokens[slot, column] = sampled[slot, step]

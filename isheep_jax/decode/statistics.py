@@ -38,6 +38,10 @@ class Statistics:
         """Share of the prefilled tokens that are not padding (0 to 1)."""
         return self.prompt_tokens / max(self.padded_prompt_tokens, 1)
 
+    def __add__(self, other: "Statistics") -> "Statistics":
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Statistics(**sums | {"slots": other.slots})
+
     def __sub__(self, before: "Statistics") -> "Statistics":
         differences = {f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)}
         return Statistics(**differences | {"slots": self.slots})

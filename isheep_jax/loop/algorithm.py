@@ -78,7 +78,9 @@ def _run(
     directory = RunDirectory.open(config, inputs.digests, environment(), backend.files())
     for warning in (*inputs.warnings, *directory.warnings):
         reporter.warn(warning)
-    context = StageContext(config, inputs.templates, inputs.seeds, held_out, directory, reporter, iteration=0)
+    context = StageContext(
+        config, inputs.templates, inputs.seeds, held_out, directory, reporter, iteration=0, meter=backend.meter
+    )
     summaries: list[IterationSummary] = []
     for number in range(config.iterations + 1):
         context = dataclasses.replace(context, iteration=number)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -42,6 +42,7 @@ class StageContext:
     reporter: shows progress and warnings to the user.
     iteration: number of the iteration, from 1.
     turn: turn of the conversations that are being written, 1 or 2.
+    meter: starts to measure what the devices do, see `Backend.meter`.
     """
 
     config: Config
@@ -52,6 +53,7 @@ class StageContext:
     reporter: Reporter
     iteration: int
     turn: int = 1
+    meter: Callable[[], Callable[[], Mapping[str, float]]] = lambda: dict
 
     def second_turn(self) -> "StageContext":
         """Returns the same place, in the second turn of the conversations."""
@@ -86,11 +88,12 @@ class StageContext:
             yield OpenStage(files, parts=files.parts())
             return
         with self.reporter.stage(self.iteration, spec.title_of(self.turn), total, spec.unit) as progress:
+            speed = self.meter()
             stage = OpenStage(files, progress, files.parts(), part=part or PART)
             if files.damaged:
                 self.reporter.warn(f"{files.directory / files.damaged} was damaged; it and what follows are made again")
             yield stage
-            files.finish({**counts(stage.records), **stage.summary}, stage.beside)
+            files.finish({**counts(stage.records), **stage.summary}, stage.beside, speed())
 
     def guard(self, name: str, value: float | None, *, hint: str, fresh: bool) -> None:
         """Warns, or raises NothingLeftError, where a measured share is below its limit `guard.NAME`.

@@ -181,6 +181,12 @@ class Backend(Protocol):
     def index(self, vectors: np.ndarray) -> Index:
         """Returns an index of the vectors [N, D]."""
 
+    def meter(self) -> Callable[[], Mapping[str, float]]:
+        """Starts to measure; a call of the result returns figures of what this process has done since, by name.
+
+        They are for DONE and `fine_tune.json`, see docs/tpu.md; a figure that does not apply is left out.
+        """
+
     def fine_tune(self, job: FineTuneJob, progress: StageReporter) -> dict:
         """Trains on the job's examples and writes its model.
 

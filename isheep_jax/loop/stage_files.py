@@ -7,7 +7,7 @@ refused.
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from etils import epath
@@ -109,11 +109,13 @@ class StageFiles(Generic[T]):
         write_json(self.directory / _PARTS, self._digests)
         write_atomically(path, data)
 
-    def finish(self, counts: dict[str, Any], beside: str = "") -> None:
-        """Writes DONE. Its seconds, counted since this process opened the stage, are all that two runs differ in.
+    def finish(self, counts: dict[str, Any], beside: str = "", speed: Mapping[str, float] | None = None) -> None:
+        """Writes DONE. Two runs differ in its seconds, counted since this process opened the stage, and in its speed.
 
-        counts: figures of the stage.
-        beside: name of a directory that the stage has written besides its parts; "" for none.
+        Args:
+            counts: figures of the stage.
+            beside: name of a directory that the stage has written besides its parts; "" for none.
+            speed: figures of what the devices and their host did for it.
         """
         if not distributed.is_primary():
             return
@@ -121,6 +123,8 @@ class StageFiles(Generic[T]):
         parts = {p.name: digests[p.name] for p in sorted(self.directory.glob("part-*.jsonl"))}
         seconds = round(time.monotonic() - self._begun, 3)
         manifest = {"counts": counts, "parts": parts, "config": self._digest, "seconds": seconds}
+        if speed:
+            manifest["speed"] = dict(speed)
         if beside:
             manifest["files"] = self._digests_beside(beside)
         write_json(self.directory / "DONE", sealed(manifest))

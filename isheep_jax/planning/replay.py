@@ -102,7 +102,7 @@ class SupposedCalls:
             steps += 1
         step = np.arange(most)
         sampled = np.where(
-            (step < self._left[:, None]) & (step < steps), np.resize(self._model.text, (size, most)), -1
+            (step < self._left[:, None]) & (step < steps), np.resize(self._model.text, most), -1
         ).astype(np.int32)
         ended = np.flatnonzero((self._left > 0) & (self._left <= steps) & (self._left < self._limit))
         sampled[ended, self._left[ended] - 1] = _END

@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import hashlib
+import time
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
 from isheep_jax.runtime.fine_tune import adapter_base, train_and_save
 from isheep_jax.runtime.locate import locate_evaluation_judge, locate_judge, locate_model
+from isheep_jax.runtime.meter import Meter
 from isheep_jax.runtime.vector_index import Index
 from isheep_jax.sft.trainer import check_settings
 from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
@@ -58,6 +61,7 @@ class JaxBackend:
             if directory not in (None, self._base)
         }
         self._engine: tuple[epath.Path, Engine] | None = None
+        self._meter = Meter()
         self._digests: dict[epath.Path, str] = {}
         if distributed.is_distributed():
             judges = {f"the files of {directory}": judge.digest() for directory, judge in self._judges.items()}
@@ -91,6 +95,7 @@ class JaxBackend:
         directory = directory or self._base
         if self._engine is None or self._engine[0] != directory:
             self._release()
+            begun = time.monotonic()
             # Weights are read from the files even right after training, so that a resumed run has the same ones.
             model = self._opened(directory)
             params = model.load(
@@ -109,7 +114,12 @@ class JaxBackend:
                 compute_dtype=self._dtype,
             )
             self._engine = (directory, engine)
+            self._meter.take(engine.statistics)
+            self._meter.load_seconds += time.monotonic() - begun
         return self._engine[1]
+
+    def meter(self) -> Callable[[], Mapping[str, float]]:
+        return self._meter.start()
 
     def weights_digest(self, directory: epath.Path | None) -> str:
         directory = directory or self._base
@@ -158,6 +168,7 @@ class JaxBackend:
     def _release(self) -> None:
         # An engine may be part of reference cycles, and two sets of weights would not fit side by side.
         self._engine = None
+        self._meter.take(None)
         gc.collect()
 
 

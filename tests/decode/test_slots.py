@@ -39,11 +39,11 @@ def test_admitted_prompt_is_sent_with_next_updates_alone():
 
 def test_new_tokens_follow_earlier_ones_until_end_token():
     table, _ = filled()
-    new, ended, failed = table.append(outputs((9, 9), (-1, -1), (3, -1), (2, 1)), table.owner, EOS)
+    new, ended, failed = table.append(outputs((9, 9), (-1, -1), (3, -1), (2, 1)), table.tenant, EOS)
     assert (new.tolist(), ended.tolist()) == ([2, 0, 1, 2], [False, False, False, True])
     assert not failed.any()
     assert table.remaining.tolist() == [2, 0, 3, 0]
-    new, *_ = table.append(outputs((8, -1), (-1, -1), (4, 5), (-1, -1)), table.owner, EOS)
+    new, *_ = table.append(outputs((8, -1), (-1, -1), (4, 5), (-1, -1)), table.tenant, EOS)
     assert new.tolist() == [1, 0, 2, 0]
     assert table.tokens[0, :3].tolist() == [9, 9, 8]
     assert table.tokens[2, :3].tolist() == [3, 4, 5]
@@ -52,7 +52,7 @@ def test_new_tokens_follow_earlier_ones_until_end_token():
 
 def test_slot_whose_logits_are_not_numbers_has_failed_and_is_stopped():
     table, _ = filled()
-    new, _, failed = table.append(outputs((9, NOT_NUMBERS), (-1, -1), (3, 1), (2, 2)), table.owner, EOS)
+    new, _, failed = table.append(outputs((9, NOT_NUMBERS), (-1, -1), (3, 1), (2, 2)), table.tenant, EOS)
     assert (new.tolist(), failed.tolist()) == ([1, 0, 2, 2], [True, False, False, False])
     table.take_updates()
     table.release(0)
@@ -61,7 +61,7 @@ def test_slot_whose_logits_are_not_numbers_has_failed_and_is_stopped():
 
 def test_tokens_of_finished_sequence_are_dropped_when_its_slot_has_another_owner():
     table, _ = filled()
-    before = list(table.owner)
+    before = table.tenant.copy()
     table.release(0)
     table.admit(0, prompt("e", 9), 4)
     new, *_ = table.append(outputs((7, 7), (-1, -1), (3, 3), (-1, -1)), before, EOS)
@@ -71,7 +71,7 @@ def test_tokens_of_finished_sequence_are_dropped_when_its_slot_has_another_owner
 
 def test_released_slot_is_stopped_on_devices_only_if_it_would_go_on():
     table, _ = filled()
-    table.append(outputs((9, 9), (-1, -1), (3, 1), (2, 2)), table.owner, EOS)
+    table.append(outputs((9, 9), (-1, -1), (3, 1), (2, 2)), table.tenant, EOS)
     table.take_updates()
     table.release(0)
     table.release(2)
@@ -83,7 +83,7 @@ def test_released_slot_is_stopped_on_devices_only_if_it_would_go_on():
 
 def test_kept_slots_keep_all_their_columns():
     table, prompts = filled()
-    table.append(outputs((9, 9), (-1, -1), (3, -1), (2, 2)), table.owner, EOS)
+    table.append(outputs((9, 9), (-1, -1), (3, -1), (2, 2)), table.tenant, EOS)
     table.keep(np.asarray([3, 0], np.int32))
     assert len(table) == 2
     assert table.owner == [prompts[2], prompts[0]]
@@ -91,11 +91,13 @@ def test_kept_slots_keep_all_their_columns():
     assert table.updates[:, LAST_TOKEN].tolist() == [8, 5]
     assert (table.count.tolist(), table.remaining.tolist()) == ([2, 2], [2, 2])
     assert len(table.logprobs) == 2
+    assert table.busy == [0, 1]
+    assert table.longest(1) == 4
 
 
 def test_logprobs_are_float_bits_of_second_output():
     table = SlotTable(1, 8, logprobs=True)
     table.admit(0, prompt("a", 5), 4)
     bits = np.asarray([[-0.5, -2.0]], np.float32).view(np.int32)
-    table.append(np.stack([np.asarray([[9, -1]], np.int32), bits]), table.owner, EOS)
+    table.append(np.stack([np.asarray([[9, -1]], np.int32), bits]), table.tenant, EOS)
     assert table.logprobs[0, :2].tolist() == [-0.5, 0.0]

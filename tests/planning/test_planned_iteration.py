@@ -67,8 +67,8 @@ def test_bound_reads_keys_that_rows_need_and_no_others():
     # one, so that a step reads 11.5 keys for 768 rows.
     one = replace_settings(CONFIG, {"synthesize.instructions": 1, "respond.max_tokens": 2})
     respond = stages(one, dataclasses.replace(Lengths(), spread=0.0, instruction=6, template=4, response=2))["respond"]
-    assert respond.steps == {programs.PREFILL: 128 / 8192, programs.DECODE: 2}
-    assert respond.bound == pytest.approx(128 / 8192 * 1.0 + 2 * 0.01 * (1 + 11.5 / 768 / 2048))
+    assert respond.steps == {programs.PREFILL: 32 / 8192, programs.DECODE: 2}
+    assert respond.bound == pytest.approx(32 / 8192 * 1.0 + 2 * 0.01 * (1 + 11.5 / 768 / 2048))
 
 
 def test_writing_and_judging_take_time_in_proportion_to_instructions():

@@ -212,6 +212,9 @@ class ScriptedBackend:
     def files(self):
         return {}
 
+    def meter(self):
+        return lambda: {"decode_steps": len(self.models)}
+
     def load(self, directory):
         if not self.models or self._held != directory:
             self.fuse.tick()
@@ -330,6 +333,6 @@ def snapshot(directory: Path) -> dict[str, bytes]:
         if path.is_file():
             data = path.read_bytes()
             if path.name in ("DONE", "fine_tune.json"):
-                data = json.dumps({k: v for k, v in json.loads(data).items() if k != "seconds"}).encode()
+                data = json.dumps({k: v for k, v in json.loads(data).items() if k not in ("seconds", "speed")}).encode()
             files[str(path.relative_to(directory))] = data
     return files

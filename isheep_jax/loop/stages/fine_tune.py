@@ -53,7 +53,7 @@ def fine_tune(context: StageContext, backend: Backend, instructions: int, *, sta
     thorough = context.config.clone.enabled and stage == "model"
     if finished := made_models.read(directory):
         return finished["metrics"]
-    begun = time.monotonic()
+    begun, speed = time.monotonic(), context.meter()
     examples = training_examples(context, thorough=thorough)
     check = last_check(context)
     job = FineTuneJob(
@@ -82,5 +82,5 @@ def fine_tune(context: StageContext, backend: Backend, instructions: int, *, sta
         )
     seconds = round(time.monotonic() - begun, 3)
     digest = context.directory.digest(STAGES[stage].level)
-    made_models.record(directory, {"metrics": metrics, "config": digest, "seconds": seconds})
+    made_models.record(directory, {"metrics": metrics, "config": digest, "seconds": seconds, "speed": speed()})
     return metrics
