@@ -115,9 +115,14 @@ class PackedRows:
         return prefix, pack_batch([*rows, *padding], length, lambda item: item.tokens)
 
 
+def input_windows(inputs: Sequence[I]) -> Iterator[Sequence[I]]:
+    """Yields inputs some at a time, those that are tokenized and packed together."""
+    return (inputs[begin : begin + _WINDOW] for begin in range(0, len(inputs), _WINDOW))
+
+
 def _one_ahead(inputs: Sequence[I], prepare: Callable[[Sequence[I]], T]) -> Iterator[T]:
     """Yields what `prepare` returns for each window of inputs, the next of which it works on meanwhile."""
-    windows = (inputs[begin : begin + _WINDOW] for begin in range(0, len(inputs), _WINDOW))
+    windows = input_windows(inputs)
     with ThreadPoolExecutor(1, "isheep_jax tokenizing") as thread:
         yield from (future.result() for future in _one_behind(thread.submit(prepare, window) for window in windows))
 

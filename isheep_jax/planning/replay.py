@@ -1,6 +1,7 @@
 """Replays the engine's own schedule without devices: on prompts and completions of supposed lengths."""
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from isheep_jax.decode.cache import Sizing, power_of_two
 from isheep_jax.decode.choice_logprobs import SHORTEST_SECOND_PASS
 from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, REMAINING
-from isheep_jax.decode.prefill_logprobs import packed_batches
+from isheep_jax.decode.prefill_logprobs import PackedRows, input_windows
 from isheep_jax.decode.queue import PromptQueue, longest_first, windows
 from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.decode.scheduler import Scheduler
@@ -101,9 +102,9 @@ class SupposedCalls:
             self._model.decode[size, -(-longest // self._block) * self._block] += 1
             steps += 1
         step = np.arange(most)
-        sampled = np.where(
-            (step < self._left[:, None]) & (step < steps), np.resize(self._model.text, most), -1
-        ).astype(np.int32)
+        sampled = np.where((step < self._left[:, None]) & (step < steps), np.resize(self._model.text, most), -1).astype(
+            np.int32
+        )
         ended = np.flatnonzero((self._left > 0) & (self._left <= steps) & (self._left < self._limit))
         sampled[ended, self._left[ended] - 1] = _END
         done = np.minimum(self._left, steps)
@@ -165,21 +166,24 @@ def replay_generation(demand: Generation, model: SupposedModel) -> StageSchedule
 class _Item:
     id: str
     tokens: np.ndarray
+    prefix: tuple[int, ...] = ()
 
 
 def replay_scoring(demand: Scoring, model: SupposedModel) -> StageSchedule:
     """Returns the calls that the engine makes for the log-probabilities of one call."""
-    model = dataclasses.replace(model, statistics=Statistics())
+    counted = Statistics()
     items = [_Item(f"{i:06d}", _prompt(i, tokens)) for i, tokens in enumerate(demand.prompts.tolist())]
-    rows = Counter(batch.tokens.shape[1] for batch in packed_batches(model, items))
+    packed = PackedRows(model.sizing, counted)
+    batches = itertools.chain(*map(packed.add, input_windows(items)), packed.rest())
+    rows = Counter(batch.tokens.shape[1] for _, batch in batches)
     second: Counter[int] = Counter()
     if demand.branch:
         per_row = math.ceil(len(demand.prompts) / model.sizing.shards / rows.total())
         second[power_of_two(max(per_row * demand.branch, SHORTEST_SECOND_PASS))] = rows.total()
     return StageSchedule(
         score=rows + second,
-        prompt_tokens=model.statistics.prompt_tokens,
-        row_tokens=model.statistics.padded_prompt_tokens,
+        prompt_tokens=counted.prompt_tokens,
+        row_tokens=counted.padded_prompt_tokens,
     )
 
 
