@@ -3,7 +3,8 @@
 The life of a request:
 
 1. `tokenization` encodes it, splits off a prefix that it shares with other requests, and checks that it fits.
-2. `scheduler` (continuous batching) waits for an idle slot, one of the sequences that are decoded at the same time.
+2. `queue` holds it until `scheduler` (continuous batching) has an idle slot for it: one of the sequences that are
+   decoded at the same time. `device_calls` are what the scheduler asks of the devices.
 3. `packing` puts its prompt into a row with others, and `prefill` writes its keys and values to the slot's cache row.
 4. `programs` runs several decode steps of all slots in one device call, and `sampling` picks each next token.
 5. `slots` takes in the new tokens; `stops` looks for stop strings. A finished request leaves its slot to the next.

@@ -22,7 +22,7 @@ from isheep_jax.decode.queue import PromptQueue
 from isheep_jax.decode.requests import NOT_NUMBERS, Completion, SamplingParams
 from isheep_jax.decode.slots import SlotTable
 from isheep_jax.decode.statistics import Statistics
-from isheep_jax.decode.stops import cut_at_stop, may_hold_stop
+from isheep_jax.decode.stops import cut_at_stop, holds_stop, lookback
 from isheep_jax.decode.tokenization import TokenizedPrompt
 
 # While prompts wait, a call ends early once this share of the slots is idle: an idle slot costs as much as a busy one,
@@ -106,6 +106,7 @@ class Scheduler:
         # Decoded text leaves out special tokens, so those are looked for among the token ids.
         special_ids = (model.tokenizer.special_id(string) for string in sampling.stop)
         self._stop_ids = [token for token in special_ids if token is not None]
+        self._lookback = lookback(sampling.stop)
         queue.fill(known_prompts(model))
         known = queue.same_prefix()
         self._prefix = known[0].prefix
@@ -374,23 +375,22 @@ class Scheduler:
         finished = self._table.remaining[slot] == 0
         if not (finished or stop):
             return None
-        tokens = self._table.tokens[slot, : self._table.count[slot] - ended]
-        if self._stop_ids and (special := np.flatnonzero(np.isin(tokens[searched:], self._stop_ids))).size:
-            tokens, ended, finished = tokens[: searched + special[0]], True, True
-        if stop and tokens.size and (finished or may_hold_stop(decode, tokens, stop, searched)):
-            cut = cut_at_stop(decode, tokens, stop)
-            if cut is not None:
-                text, kept, string = cut
-                return self._result(slot, text, tokens[:kept], "stop", string)
+        row = self._table.tokens[slot, : self._table.count[slot] - ended]
+        if self._stop_ids and (special := np.flatnonzero(np.isin(row[searched:], self._stop_ids))).size:
+            row, ended, finished = row[: searched + special[0]], True, True
+        if not finished and not holds_stop(decode(row[max(0, searched - self._lookback) :].tolist()), stop):
+            return None
+        tokens = row.tolist()
+        if stop and tokens and (cut := cut_at_stop(decode, tokens, stop)):
+            text, kept, string = cut
+            return self._result(slot, text, tokens[:kept], "stop", string)
         if not finished:
             return None
         return self._result(slot, decode(tokens), tokens, "stop" if ended else "length")
 
-    def _result(self, slot: int, text: str, tokens: np.ndarray, finish_reason: str, stop: str = "") -> Completion:
+    def _result(self, slot: int, text: str, tokens: list[int], finish_reason: str, stop: str = "") -> Completion:
         logprobs = tuple(self._table.logprobs[slot, : len(tokens)].tolist())
-        return Completion(
-            self._table.owner[slot].id, text, tuple(tokens.tolist()), finish_reason, logprobs=logprobs, stop=stop
-        )
+        return Completion(self._table.owner[slot].id, text, tuple(tokens), finish_reason, logprobs=logprobs, stop=stop)
 
 
 def known_prompts(model: ScheduledModel) -> int:

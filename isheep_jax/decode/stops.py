@@ -10,21 +10,17 @@ _INVALID = "\ufffd"
 _MARGIN = 16
 
 
-def may_hold_stop(decode: Decode, tokens: Sequence[int], stop: Sequence[str], searched: int) -> bool:
-    """Returns whether a stop string may have become complete with the last tokens of a completion.
+def lookback(stop: Sequence[str]) -> int:
+    """Returns how many tokens before new ones have to be decoded with them to find a stop string that they complete.
 
-    It decodes these and as many before them as the longest stop string can span, so that the work does not grow with
-    the completion. The text of a part may differ from that part of the text, so that `cut_at_stop` has the last word,
-    and an ended completion is searched whole.
-
-    Args:
-        decode: text of token ids.
-        tokens: the completion so far, [t].
-        stop: stop strings.
-        searched: how many of the tokens were searched before.
+    So many can the longest one span, so that the work does not grow with the completion. The text of a part may differ
+    from that part of the text, so that `cut_at_stop` has the last word, and an ended completion is searched whole.
     """
-    begin = max(0, searched - max(len(string.encode()) for string in stop) - _MARGIN)
-    text = decode(tokens[begin:])
+    return max((len(string.encode()) for string in stop), default=0) + _MARGIN
+
+
+def holds_stop(text: str, stop: Sequence[str]) -> bool:
+    """Returns whether a text has a stop string."""
     return any(string in text for string in stop)
 
 
@@ -41,13 +37,9 @@ def cut_at_stop(decode: Decode, tokens: Sequence[int], stop: Sequence[str]) -> t
         stop: stop strings.
     """
 
-    def holds_stop(count: int) -> bool:
-        text = decode(tokens[:count])
-        return any(string in text for string in stop)
-
-    if not holds_stop(len(tokens)):
+    if not holds_stop(decode(tokens), stop):
         return None
-    text = decode(tokens[: _first_true(1, len(tokens), holds_stop)])
+    text = decode(tokens[: _first_true(1, len(tokens), lambda count: holds_stop(decode(tokens[:count]), stop))])
     start, found = min(((text.index(string), string) for string in stop if string in text), key=lambda pair: pair[0])
     kept = _first_true(0, len(tokens), lambda count: len(decode(tokens[:count])) >= start)
     return text[:start], kept, found

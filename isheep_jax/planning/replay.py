@@ -1,5 +1,6 @@
 """Replays the engine's own schedule without devices: on prompts and completions of supposed lengths."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -128,8 +129,22 @@ def _prompt(number: int, tokens: int) -> np.ndarray:
     return prompt
 
 
-def replay_generation(demand: Generation, model: SupposedModel) -> StageSchedule:
-    """Returns the calls that the engine makes for one call of `generate`."""
+def replay_generation(
+    demand: Generation,
+    model: SupposedModel,
+    sampling: SamplingParams | None = None,
+    scheduler: type[Scheduler] = Scheduler,
+    calls: type[SupposedCalls] = SupposedCalls,
+) -> StageSchedule:
+    """Returns the calls that the engine makes for one call of `generate`.
+
+    Args:
+        demand: lengths of prompts and completions.
+        model: as the schedule sees it.
+        sampling: parameters besides the limit of tokens; None: no stop strings.
+        scheduler: the schedule.
+        calls: what stands in for the devices.
+    """
     prefix = (_TOKEN,) * demand.prefix
     prompts = [
         TokenizedPrompt(f"{i:06d}", prefix, _prompt(i, tokens), np.array([new, 0], np.uint32), 0)
@@ -142,21 +157,27 @@ def replay_generation(demand: Generation, model: SupposedModel) -> StageSchedule
             for prompt in longest_first(window, demand.max_tokens, model.max_length)
         ]
     # Counts of its own, so that a model can be asked several times.
-    model = dataclasses.replace(model, statistics=Statistics(), decode=Counter(), prefill=Counter())
+    counted = Statistics()
+    model = dataclasses.replace(model, statistics=counted, decode=Counter(), prefill=Counter())
+    sampling = dataclasses.replace(sampling or SamplingParams(), max_tokens=demand.max_tokens)
     queue = PromptQueue(iter(prompts))
     queue.fill(1)
-    finished = 0
+    finished, before_tail = 0, None
     while queue.head:
-        for completions in Scheduler(model, queue, SamplingParams(max_tokens=demand.max_tokens), SupposedCalls).run():
+        for completions in scheduler(model, queue, sampling, calls).run():
             finished += len(completions)
+            if before_tail is None and queue.is_exhausted and not queue.pending:
+                before_tail = copy.copy(counted)
     if finished != len(prompts):
         raise RuntimeError(f"{finished} of {len(prompts)} prompts were decoded")
-    counted = model.statistics
+    tail = counted - (before_tail or counted)
     return StageSchedule(
         decode=model.decode,
         prefill=model.prefill,
         calls=counted.calls,
         busy_slot_steps=counted.sampled_tokens,
+        tail_slot_steps=tail.slot_steps,
+        tail_busy_slot_steps=tail.sampled_tokens,
         prompt_tokens=counted.prompt_tokens + demand.prefix,
         row_tokens=model.sizing.shards * sum(tokens * calls for tokens, calls in model.prefill.items()),
     )

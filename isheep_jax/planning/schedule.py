@@ -62,6 +62,8 @@ class StageSchedule:
     updates, validations: as in `Training`.
     calls: device calls of the decode program.
     busy_slot_steps: steps summed over the slots that were busy in them.
+    tail_slot_steps, tail_busy_slot_steps: slots, and busy ones, summed over the steps after the last prompt had got
+        its slot.
     prompt_tokens: tokens that prefill and scoring needed; their rows have padding besides.
     row_tokens: tokens of their rows, on all data shards.
     host_seconds: time in which the devices wait for the host.
@@ -74,6 +76,8 @@ class StageSchedule:
     validations: int = 0
     calls: int = 0
     busy_slot_steps: int = 0
+    tail_slot_steps: int = 0
+    tail_busy_slot_steps: int = 0
     prompt_tokens: int = 0
     row_tokens: int = 0
     host_seconds: float = 0.0
@@ -91,6 +95,12 @@ class StageSchedule:
         """The share of the slots, over all steps, in which a token was sampled that a request needed."""
         slot_steps = sum(slots * steps for (slots, _), steps in self.decode.items())
         return self.busy_slot_steps / slot_steps if slot_steps else 1.0
+
+    @property
+    def slots_busy_before_tail(self) -> float:
+        """The same over the steps in which prompts waited; 1 where none did."""
+        slot_steps = sum(slots * steps for (slots, _), steps in self.decode.items()) - self.tail_slot_steps
+        return (self.busy_slot_steps - self.tail_busy_slot_steps) / slot_steps if slot_steps else 1.0
 
     @property
     def padding(self) -> float:

@@ -170,6 +170,25 @@ def test_stop_strings_cut_text_wherever_tokens_and_calls_end(params):
     assert stopped > 1
 
 
+def test_search_for_stop_strings_decodes_the_last_tokens_alone(params):
+    class Counting(TableTokenizer):
+        decoded = 0
+
+        def decode(self, ids):
+            self.decoded += len(ids)
+            return super().decode(ids)
+
+    counts = []
+    for length in (40, 80):
+        tokenizer = Counting()
+        sampling = SamplingParams(temperature=1.0, max_tokens=length, stop=("no such text",))
+        engine = make_engine(params, tokenizer=tokenizer, steps_per_call=2, max_length=128)
+        (completion,) = (c for c in engine.generate(ragged(12)[3:4], sampling))
+        assert len(completion.tokens) == length
+        counts.append(tokenizer.decoded)
+    assert counts[1] < 3 * counts[0]
+
+
 def test_special_token_as_stop_string_ends_completion_though_no_text_shows_it(params):
     requests, sampling = ragged(12), SamplingParams(temperature=1.0, max_tokens=30)
     marker = TableTokenizer().pieces.index("de")
