@@ -17,6 +17,7 @@ from isheep_jax.decode.cache import (
 )
 from isheep_jax.decode.packing import POSITION, SEGMENT, SLOT, TOKEN
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.attention_blockwise import PACKED_BLOCK
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, PrefixKV
 from isheep_jax.model.transformer import forward
 
@@ -99,6 +100,10 @@ def forward_packed(
         cache: of all slots, to which keys and values are written; returned.
         collect_kv: without a `cache`, returns the keys and values of the rows [L, R, T, K * H] as a cache.
     """
+    write = None
+    if cache is not None:
+        # Prompts begin at multiples of `PACKED_BLOCK` in their rows, on every platform.
+        write = CacheWrite(cache, packed[..., POSITION], packed[..., SLOT], group=PACKED_BLOCK)
     return forward(
         params,
         architecture,
@@ -107,7 +112,7 @@ def forward_packed(
         decode_setup(mesh, compute_dtype),
         segment_ids=packed[..., SEGMENT],
         prefix_kv=prefix_kv(prefix),
-        cache=None if cache is None else CacheWrite(cache, packed[..., POSITION], packed[..., SLOT]),
+        cache=write,
         collect_kv=collect_kv,
     )
 

@@ -55,6 +55,10 @@ class CacheWrite:
     rows: jax.Array | None = None  # [B, T], cache rows, on the same data shard as the token's row of the batch
     # Cache positions that are read: all `positions` are below it. 0: up to the highest position, found by the device.
     key_limit: int = flax.struct.field(pytree_node=False, default=0)
+    # Tokens that a flat cache takes at once, from a position that is a multiple of it on. Sequences in a row begin at
+    # multiples of it, so that a group begins with padding only if it has nothing else. Padding after a sequence is
+    # written, too, to positions that the sequence overwrites before it sees them.
+    group: int = flax.struct.field(pytree_node=False, default=1)
 
 
 @flax.struct.dataclass
@@ -130,7 +134,7 @@ def write_tokens(
 
     def scatter(old: jax.Array, new: jax.Array, tile_axis: int = 0) -> jax.Array:
         scatter_local = jax.shard_map(
-            functools.partial(_scatter, tile=cache.tile, tile_axis=tile_axis),
+            functools.partial(_scatter, tile=cache.tile, tile_axis=tile_axis, group=write.group),
             mesh=sharding.mesh,
             in_specs=(spec, heads, batch, batch, PartitionSpec()),
             out_specs=spec,
@@ -157,8 +161,12 @@ def _scatter(
     *,
     tile: int,
     tile_axis: int,
+    group: int,
 ) -> jax.Array:
     """Returns one array of a cache with new values written; positions outside of it are dropped.
+
+    A TPU scatters row by row, at about the same time for a row of one position and of a group of them (as vLLM found by
+    writing whole pages: vllm-project/vllm#13176).
 
     Args:
         old: the array, such as `KVCache.k`.
@@ -168,7 +176,14 @@ def _scatter(
         layer: scalar, the layer's number.
         tile: cache positions of a tile, where the array is in tiles.
         tile_axis: the array's axis of the positions within a tile.
+        group: see `CacheWrite`.
     """
+    if group > 1 and not tile:
+        L, B, S, width = old.shape
+        first, rows = positions[:, ::group], rows[:, ::group]
+        groups = old.reshape(L, B, S // group, group, width)
+        new = new.reshape(*first.shape, group, width).astype(old.dtype)
+        return groups.at[layer, rows, first // group].set(new, mode="drop").reshape(old.shape)
     if old.ndim == 6:
         index = (layer, rows, positions // tile, *(slice(None),) * (tile_axis - 3), positions % tile)
     else:

@@ -10,7 +10,7 @@ from isheep_jax.decode.cache import ROW_TOKENS, Sizing, allocate_cache, bucket_o
 from isheep_jax.decode.device_slots import copy_rows
 from isheep_jax.decode.packing import empty_rows, fill, pack
 from isheep_jax.decode.prefill import make_prefix, prefill
-from isheep_jax.model.kv_cache import KVCache
+from isheep_jax.model.kv_cache import CacheWrite, KVCache, init_cache
 from isheep_jax.model.transformer import ForwardSetup, forward
 
 SIZING = Sizing("cpu", 1)
@@ -100,6 +100,26 @@ def test_prefill_writes_each_prompt_to_its_slot_and_nothing_else(params, shards)
     for (_, _, _, slot), prompt in zip(places, tokens):
         expected[:, slot, : len(prompt)] = keys_of(params, prompt)
     np.testing.assert_allclose(flat(cache)[0], expected, atol=1e-4)
+
+
+def test_sequence_overwrites_padding_that_was_written_after_its_prompt(params):
+    (sequence,) = prompts(40)
+    packed = empty_rows(1, 64)
+    fill(packed[0], 32, 1, sequence[:5], 0)
+    # A flat cache, as on TPUs, takes the prompt and the padding up to a multiple of 32.
+    cache = init_cache(ARCHITECTURE, 1, 128, jnp.dtype("float32"))
+    cache = prefill(params, cache, packed, None, mesh=mesh_of(), **STATIC)
+    assert np.any(cache.k[:, 0, 5:32])
+
+    @jax.jit
+    def decode(cache, token, position):
+        write = CacheWrite(cache, position)
+        return forward(params, ARCHITECTURE, token, position, ForwardSetup(jnp.float32), cache=write)
+
+    for position in range(5, len(sequence)):
+        hidden, cache = decode(cache, sequence[None, [position]], jnp.asarray([[position]]))
+    np.testing.assert_allclose(cache.k[:, 0, : len(sequence)], keys_of(params, sequence), atol=1e-4)
+    assert np.all(np.isfinite(hidden))
 
 
 def test_prompts_keys_are_same_to_bit_wherever_it_is_packed(params):

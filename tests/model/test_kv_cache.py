@@ -50,3 +50,22 @@ def test_tokens_of_packed_rows_are_written_to_rows_that_are_named():
     for (row, position), key in expected.items():
         np.testing.assert_array_equal(written.k[0, row, position], key.reshape(-1))
     assert np.count_nonzero(np.any(written.k, axis=-1)) == len(expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_groups_of_tokens_are_written_as_their_tokens_are(dtype):
+    # A row with a sequence of six tokens and one of three, each padded to a multiple of four, and a group of padding.
+    positions = jnp.asarray([[0, 1, 2, 3, 4, 5, -1, -1, 4, 5, 6, -1, -1, -1, -1, -1]])
+    rows = jnp.asarray([[2] * 6 + [-1] * 2 + [0] * 3 + [-1] * 5])
+    k, v = (jax.random.normal(jax.random.key(seed), (1, 16, 2, 8)) for seed in (2, 3))
+    cache = init_cache(ARCHITECTURE, 3, 16, jnp.dtype(dtype))
+    write = CacheWrite(cache, positions, rows)
+    one, four = (write_tokens(w, jnp.asarray(1), k, v, one_device_sharding()) for w in (write, write.replace(group=4)))
+    for by_token, by_group in zip(jax.tree.leaves(one), jax.tree.leaves(four)):
+        written = np.zeros(by_token.shape, bool)
+        written[1, 2, :6] = written[1, 0, 4:7] = True
+        np.testing.assert_array_equal(np.where(written, by_group, 0), by_token)
+        # Padding goes to the positions after a sequence and nowhere else.
+        touched = np.zeros(by_token.shape, bool)
+        touched[1, 2, :8] = touched[1, 0, 4:8] = True
+        assert not np.any(np.where(touched, 0, by_group))
