@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class TrainOptions(ConfigOptions):
     """Options of the command."""
 
+    precompile: bool = False
+    """Compile the programs of an iteration for these devices, keep them for the next start, and end: of the model its
+    config.json and tokenizer are enough."""
     profile: str = ""
     """Stage to profile, such as respond or fine-tune: JAX's profiler traces a few device calls into profile/ of the
     run's directory."""
@@ -32,7 +35,7 @@ class TrainOptions(ConfigOptions):
 COMMAND = Command(
     module="isheep_jax.train",
     options=TrainOptions,
-    usage=("--config=NAME [--preset=NAME] [--profile=STAGE] [--section.field=value ...]",),
+    usage=("--config=NAME [--preset=NAME] [--precompile] [--profile=STAGE] [--section.field=value ...]",),
     about="Runs the loop of synthesize, respond, assess, select and fine-tune. The same command again resumes a run.",
     example="--config=tiny",
 )
@@ -56,9 +59,13 @@ def main(arguments: Sequence[str]) -> None:
 
     with distributed.distributed_session(lambda error: report_error(error, COMMAND.module, arguments)):
         if distributed.is_distributed():
-            distributed.check_agreement(_fingerprint(config))
+            own = {"--precompile": options.precompile, "--profile": options.profile}
+            distributed.check_agreement(own | _fingerprint(config))
         try:
-            _run(config, options.profile)
+            if options.precompile:
+                _precompile(config)
+            else:
+                _run(config, options.profile)
         except Exception as error:
             if disk_is_full(error):
                 raise UserError(_disk_is_full(config.directory, arguments)) from error
@@ -81,6 +88,23 @@ def _run(config: Config, profile: str) -> None:
             if profiler:
                 profiler.close()
             console.closing(rows)
+
+
+def _precompile(config: Config) -> None:
+    from isheep_jax.cli.console import Console
+    from isheep_jax.directory_lock import owned
+    from isheep_jax.runtime.backend import JaxBackend
+    from isheep_jax.runtime.devices import compilation_cache_directory
+
+    with owned("workdir", config.directory), Console(None) as console:
+        backend = JaxBackend(config, weights=False)
+        console.note(f"compiling for {backend.description()}")
+        result = backend.precompile(lambda name: console.note(f"  {name}"))
+        kept = compilation_cache_directory()
+        console.note(
+            f"{result.programs} programs in {result.seconds:.0f} s: {result.compiled} compiled, {result.cached} found; "
+            + (f"kept in {kept}" if kept else "there is no place to keep them")
+        )
 
 
 def _fingerprint(config: Config) -> dict[str, Any]:

@@ -116,15 +116,17 @@ def _files(directory: epath.Path) -> list[epath.Path]:
     return [directory] if is_gguf(directory) else sorted(directory.iterdir(), key=lambda path: path.name)
 
 
-def open_model(directory: epath.PathLike, chat_template: str = "auto") -> Pretrained:
+def open_model(directory: epath.PathLike, chat_template: str = "auto", *, weights: bool = True) -> Pretrained:
     """Reads a model directory or GGUF file except for the weights, of which it reads the file headers.
+
+    weights: whether there must be any; without them there is nothing to load.
 
     Raises `UserError`, one line that names the file, for anything inconsistent: an unknown architecture, missing or
     misshapen tensors, truncated files, a tokenizer with more tokens than the model, no eos token.
     """
     directory = epath.Path(directory)
     architecture = read_architecture(directory)
-    tensors = find_tensors(directory, architecture)
+    tensors = find_tensors(directory, architecture) if weights else {}
     tokenizer = Tokenizer.load(directory, chat_template, architecture.vocab_size)
     config = directory / "config.json"
     if tokenizer.vocab_size > architecture.vocab_size:

@@ -94,6 +94,31 @@ class Sizing:
         between = power // 4 * 3
         return between if positions <= between and between % block == 0 else power
 
+    def prefix_length(self, tokens: int) -> int:
+        """Returns the cache positions of a shared prefix, padding included."""
+        return bucket_of(tokens, PACKED_BLOCK) if self.platform == "cpu" else power_of_two(max(tokens, _BLOCK))
+
+    def prompts_of_row(self, length: int, prompts: int = 0) -> int:
+        """Returns how many prompts the arrays beside a packed row have places for: on a CPU about as many as there are.
+
+        Elsewhere all that fit into a row of this length, so that it has one program.
+        """
+        return power_of_two(prompts) if self.platform == "cpu" else length // PACKED_BLOCK
+
+    def targets_of_row(self, length: int, targets: int) -> int:
+        """Returns how many tokens of texts the arrays beside a packed row have places for.
+
+        On a CPU these are about as many as there are, elsewhere all tokens of the row or a quarter.
+        """
+        if self.platform == "cpu":
+            return power_of_two(targets)
+        return length // 4 if targets <= length // 4 else length
+
+    def second_pass(self, tokens: int) -> int:
+        """Returns the padded length of a second pass over choices. Devices that multiply fewer wait for the weights."""
+        widths = (_LANES, 4 * _LANES) if self.platform != "cpu" else ()
+        return next((width for width in widths if tokens <= width), power_of_two(max(tokens, PACKED_BLOCK)))
+
     def cache_length(self, positions: int, max_length: int, *, more: bool) -> int:
         """Returns the length of cache rows that hold the longest known sequence, rounded so that few are compiled.
 

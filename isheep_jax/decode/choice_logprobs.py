@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_rows, decode_setup, power_of_two, replicate, rows_sharding
+from isheep_jax.decode.cache import Sizing, constrain_rows, decode_setup, power_of_two, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import POSITION, SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length
@@ -35,9 +35,7 @@ from isheep_jax.sharding import put
 # Most choices of one call: a segment id of the second pass is the prompt's segment times this, plus the choice.
 MAX_CHOICES = 1024
 # Most tokens of a row in one second pass; more take several passes.
-_SECOND_PASS_TOKENS = 512
-# Fewest, so that few shapes are compiled.
-SHORTEST_SECOND_PASS = 32
+SECOND_PASS_TOKENS = 512
 
 # Columns of the second pass's tokens [R, W, 5] (int32).
 _TOKEN = 0  # token id
@@ -45,7 +43,7 @@ _POSITION = 1  # position after the shared prefix
 _PROMPT = 2  # segment of the choice's prompt in the packed row; -1: padding
 _CHOICE = 3  # which choice of that prompt
 _TARGET = 4  # the token that follows
-_COLUMNS = 5
+COLUMNS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +151,7 @@ def _tokenize(model: LoadedModel, request: Request, tokens: list[int] | UserErro
 
 def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> _Call:
     """Calls both passes."""
-    width = power_of_two(max(map(len, batch.rows)))
+    width = model.sizing.prompts_of_row(batch.tokens.shape[1], max(map(len, batch.rows)))
     choices = max(len(prompt.choices) for row in batch.rows for prompt, _ in row)
     indices = np.zeros((len(batch.rows), width), np.int32)
     targets = np.zeros((len(batch.rows), width, choices), np.int32)
@@ -169,8 +167,8 @@ def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> 
     )
     second = []
     for second_pass in _second_passes(batch):
-        inputs = put(_second_inputs(second_pass), sharding)
-        logprobs = _second_logprobs(model.params, cache, packed, inputs, prefix, **model.static_args)
+        inputs = put(_second_inputs(second_pass, model.sizing), sharding)
+        logprobs = second_logprobs(model.params, cache, packed, inputs, prefix, **model.static_args)
         second.append((second_pass, logprobs))
     return _Call(first, second)
 
@@ -190,10 +188,10 @@ def _second_passes(batch: PackedBatch) -> Iterator[_SecondPass]:
 
 
 def _row_passes(choices: list[_LongChoice]) -> Iterator[list[tuple[int, _LongChoice]]]:
-    """Yields a row's long choices, and where each begins, in passes of at most `_SECOND_PASS_TOKENS`."""
+    """Yields a row's long choices, and where each begins, in passes of at most `SECOND_PASS_TOKENS`."""
     part, used = [], 0
     for choice in sorted(choices, key=lambda choice: -choice.width):
-        if part and used + choice.width > _SECOND_PASS_TOKENS:
+        if part and used + choice.width > SECOND_PASS_TOKENS:
             yield part
             part, used = [], 0
         part.append((used, choice))
@@ -202,10 +200,10 @@ def _row_passes(choices: list[_LongChoice]) -> Iterator[list[tuple[int, _LongCho
         yield part
 
 
-def _second_inputs(second_pass: _SecondPass) -> np.ndarray:
+def _second_inputs(second_pass: _SecondPass, sizing: Sizing) -> np.ndarray:
     """Returns the tokens [R, W, 5] int32 of a second pass."""
     end = max(begin + choice.width for row in second_pass for begin, choice in row)
-    inputs = np.zeros((len(second_pass), max(SHORTEST_SECOND_PASS, power_of_two(end)), _COLUMNS), np.int32)
+    inputs = np.zeros((len(second_pass), sizing.second_pass(end), COLUMNS), np.int32)
     inputs[..., _PROMPT] = -1
     for columns, row in zip(inputs, second_pass):
         for begin, choice in row:
@@ -255,7 +253,7 @@ def _log_rest(logprobs: Sequence[float]) -> float:
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"))
-def _second_logprobs(
+def second_logprobs(
     params: dict,
     cache: KVCache,
     packed: jax.Array,

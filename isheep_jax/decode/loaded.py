@@ -127,17 +127,27 @@ def load(
     compute_dtype: str | jnp.dtype,
 ) -> LoadedModel:
     """Moves weights to the devices, stored as the decode program takes them. Arguments and errors are `Engine`'s."""
-    config = _validated(config, architecture, mesh)
     dtype = jnp.dtype(compute_dtype)
-    eos_ids = tuple(sorted(tokenizer.eos_ids))
-    missing = tokenizer.missing_ids(architecture.vocab_size)
-    shape = DecodeShape.nominal(
-        config, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids, missing_ids=missing
-    )
+    config, shape = nominal_shape(architecture, tokenizer, config, mesh=mesh, compute_dtype=dtype)
     # One leaf at a time, to bound the peak memory.
     place = functools.partial(put_weight, dtype=dtype)
     placed = jax.tree.map(place, parameter_table(architecture), params, weight_formats(shape))
-    return LoadedModel(placed, architecture, tokenizer, config, mesh, seed, dtype, eos_ids, shape, Statistics())
+    return LoadedModel(placed, architecture, tokenizer, config, mesh, seed, dtype, shape.eos_ids, shape, Statistics())
+
+
+def nominal_shape(
+    architecture: Architecture, tokenizer: Tokenizer, config: DecodeConfig, *, mesh: Mesh, compute_dtype: jnp.dtype
+) -> tuple[DecodeConfig, DecodeShape]:
+    """Returns the settings with max_length filled in, and their shape. Arguments and errors are `Engine`'s."""
+    config = _validated(config, architecture, mesh)
+    return config, DecodeShape.nominal(
+        config,
+        architecture,
+        mesh=mesh,
+        compute_dtype=compute_dtype,
+        eos_ids=tuple(sorted(tokenizer.eos_ids)),
+        missing_ids=tokenizer.missing_ids(architecture.vocab_size),
+    )
 
 
 def _validated(config: DecodeConfig, architecture: Architecture, mesh: Mesh) -> DecodeConfig:

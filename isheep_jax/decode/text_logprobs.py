@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isheep_jax.decode.cache import constrain_rows, power_of_two, replicate, rows_sharding
+from isheep_jax.decode.cache import constrain_rows, replicate, rows_sharding
 from isheep_jax.decode.loaded import LoadedModel
 from isheep_jax.decode.packing import SEGMENT, PackedBatch
 from isheep_jax.decode.prefill import Prefix, forward_packed
@@ -94,22 +94,22 @@ def _tokenize(model: LoadedModel, request: Request, tokens: list[int] | UserErro
 
 
 def _dispatch(model: LoadedModel, batch: PackedBatch, prefix: Prefix | None) -> tuple[jax.Array, jax.Array]:
-    """Returns two arrays [R, U] about the tokens of a row's texts, one text after the other, as `_token_logprobs`."""
+    """Returns two arrays [R, U] about the tokens of a row's texts, one text after the other, as `token_logprobs`."""
     targets = [[token for item, _ in row for token in item.targets] for row in batch.rows]
     indices = [
         [begin + item.prompt_end + i for item, begin in row for i in range(len(item.targets))] for row in batch.rows
     ]
-    width = power_of_two(max(map(len, targets)))
+    width = model.sizing.targets_of_row(batch.tokens.shape[1], max(map(len, targets)))
     padded_indices, padded_targets = np.zeros((2, len(batch.rows), width), np.int32)
     for r, (row_indices, row_targets) in enumerate(zip(indices, targets)):
         padded_indices[r, : len(row_indices)] = row_indices
         padded_targets[r, : len(row_targets)] = row_targets
     arrays = put((batch.tokens, padded_indices, padded_targets), rows_sharding(model.mesh))
-    return _token_logprobs(model.params, *arrays, prefix, **model.static_args)
+    return token_logprobs(model.params, *arrays, prefix, **model.static_args)
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "mesh", "compute_dtype"))
-def _token_logprobs(
+def token_logprobs(
     params: dict,
     packed: jax.Array,
     indices: jax.Array,
@@ -185,9 +185,9 @@ def _prepare_embed(model: LoadedModel, requests: Sequence[Request]) -> tuple[lis
 
 
 def _dispatch_embed(model: LoadedModel, batch: PackedBatch, prefix: None) -> jax.Array:
-    segments = power_of_two(max(map(len, batch.rows)))
+    segments = model.sizing.prompts_of_row(batch.tokens.shape[1], max(map(len, batch.rows)))
     packed = put(batch.tokens, rows_sharding(model.mesh))
-    return _segment_means(model.params, packed, segments=segments, **model.static_args)
+    return segment_means(model.params, packed, segments=segments, **model.static_args)
 
 
 def _read_embed(batch: PackedBatch, means: jax.Array) -> Iterator[Embedding]:
@@ -200,7 +200,7 @@ def _read_embed(batch: PackedBatch, means: jax.Array) -> Iterator[Embedding]:
 
 
 @functools.partial(jax.jit, static_argnames=("segments", "architecture", "mesh", "compute_dtype"))
-def _segment_means(
+def segment_means(
     params: dict,
     packed: jax.Array,
     *,

@@ -141,6 +141,15 @@ def _prefix_length(tokenizer: Tokenizer, request: Request, tokens: list[int]) ->
     return len(prefix) if tuple(tokens[: len(prefix)]) == prefix else 0
 
 
+def shared_tokens(tokenizer: Tokenizer, prefix: str, role: str | None) -> int:
+    """Returns how many tokens are shared by prompts that begin with a text; 0 where that is not worthwhile.
+
+    role: as in `_prefix_tokens`.
+    """
+    tokens = len(_prefix_tokens(tokenizer, prefix, role)) if prefix else 0
+    return tokens if tokens >= _SHORTEST_PREFIX else 0
+
+
 @functools.lru_cache(maxsize=64)
 def _prefix_tokens(tokenizer: Tokenizer, prefix: str, role: str | None) -> tuple[int, ...]:
     """Returns a prefix's tokens without the last one, which the following text may change.

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from isheep_jax.decode.cache import Sizing, power_of_two
-from isheep_jax.decode.choice_logprobs import SHORTEST_SECOND_PASS
+from isheep_jax.decode.cache import Sizing
 from isheep_jax.decode.device_slots import CACHE_POSITION, CHANGED, KEY, REMAINING
 from isheep_jax.decode.prefill_logprobs import PackedRows, input_windows
 from isheep_jax.decode.queue import PromptQueue, longest_first, windows
@@ -200,7 +199,7 @@ def replay_scoring(demand: Scoring, model: SupposedModel) -> StageSchedule:
     second: Counter[int] = Counter()
     if demand.branch:
         per_row = math.ceil(len(demand.prompts) / model.sizing.shards / rows.total())
-        second[power_of_two(max(per_row * demand.branch, SHORTEST_SECOND_PASS))] = rows.total()
+        second[model.sizing.second_pass(per_row * demand.branch)] = rows.total()
     return StageSchedule(
         score=rows + second,
         prompt_tokens=counted.prompt_tokens,

@@ -1,10 +1,12 @@
 """The loop's `Backend` on JAX: loads models for decoding and scoring, and fine-tunes new ones."""
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,21 +14,26 @@ from etils import epath
 
 from isheep_jax import distributed
 from isheep_jax.checkpoint.pretrained import Pretrained, model_files, open_model, weights_digest
-from isheep_jax.config import Config
+from isheep_jax.config import Config, is_server
 from isheep_jax.decode.engine import Engine
+from isheep_jax.decode.loaded import nominal_shape
+from isheep_jax.decode.lowering import DecodingPrograms, Program
 from isheep_jax.errors import UserError
 from isheep_jax.files import is_there
 from isheep_jax.loop.protocols import FineTuneJob, StageReporter
 from isheep_jax.loop.run_directory import COMPILED, check_unused
 from isheep_jax.model.architecture import parameter_count, parameter_table
+from isheep_jax.runtime import precompile
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
 from isheep_jax.runtime.fine_tune import adapter_base, train_and_save
 from isheep_jax.runtime.locate import locate_evaluation_judge, locate_judge, locate_model
 from isheep_jax.runtime.meter import Meter
+from isheep_jax.runtime.precompile import StageModel
 from isheep_jax.runtime.vector_index import Index
+from isheep_jax.sft.lowering import training_programs
 from isheep_jax.sft.trainer import check_settings
-from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
+from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh, platform_of
 
 # Metrics of an update that are shown next to the progress.
 SHOWN_METRICS = ("loss", "validation_loss")
@@ -39,12 +46,13 @@ class JaxBackend:
     run's directory holds something else.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, *, weights: bool = True):
+        """Opens the models. weights: whether theirs are there; without them programs can be compiled, and no more."""
         is_new = distributed.from_primary(lambda: _is_new_run(config.directory))
         use_compilation_cache(config.directory / COMPILED)
         self._config = config
         self._base = locate_model(config.model.path, "--model.path")
-        self._model = model = open_model(self._base, config.model.chat_template)
+        self._model = model = open_model(self._base, config.model.chat_template, weights=weights)
         model.check_chat()
         self._architecture = model.architecture
         self._dtype = jnp.dtype(config.model.compute_dtype)
@@ -56,17 +64,18 @@ class JaxBackend:
         self.judge, self.evaluation_judge = locate_judge(config), locate_evaluation_judge(config.evaluate)
         # Judges may have another architecture than the run's model, and have tokenizers of their own.
         self._judges = {
-            directory: self._open_judge(setting, directory)
+            directory: self._open_judge(setting, directory, weights)
             for setting, directory in (("assess.judge", self.judge), ("evaluate.judge", self.evaluation_judge))
             if directory not in (None, self._base)
         }
         self._engine: tuple[epath.Path, Engine] | None = None
         self._meter = Meter()
         self._digests: dict[epath.Path, str] = {}
+        self._compiled_beside = False
         if distributed.is_distributed():
             judges = {f"the files of {directory}": judge.digest() for directory, judge in self._judges.items()}
             distributed.check_agreement({"the files of --model.path": model.digest(), **judges})
-        if is_new:
+        if is_new and weights:
             # A new run loads the weights now, so that a damaged file or settings that do not fit the model are found
             # before anything is written. A resumed run may need other weights first.
             if config.sft.method == "lora":
@@ -98,21 +107,22 @@ class JaxBackend:
             begun = time.monotonic()
             # Weights are read from the files even right after training, so that a resumed run has the same ones.
             model = self._opened(directory)
-            params = model.load(
-                mesh=self._decode_mesh,
-                rules=DECODE_RULES,
-                dtype=self._dtype,
-                weights_dtype=self._config.decode.weights_dtype,
-            )
-            engine = Engine(
-                params,
-                model.architecture,
-                model.tokenizer,
-                self._config.decode,
-                mesh=self._decode_mesh,
-                seed=self._config.seed,
-                compute_dtype=self._dtype,
-            )
+            with self._compiling_beside():
+                params = model.load(
+                    mesh=self._decode_mesh,
+                    rules=DECODE_RULES,
+                    dtype=self._dtype,
+                    weights_dtype=self._config.decode.weights_dtype,
+                )
+                engine = Engine(
+                    params,
+                    model.architecture,
+                    model.tokenizer,
+                    self._config.decode,
+                    mesh=self._decode_mesh,
+                    seed=self._config.seed,
+                    compute_dtype=self._dtype,
+                )
             self._engine = (directory, engine)
             self._meter.take(engine.statistics)
             self._meter.load_seconds += time.monotonic() - begun
@@ -120,6 +130,29 @@ class JaxBackend:
 
     def meter(self) -> Callable[[], Mapping[str, float]]:
         return self._meter.start()
+
+    def precompile(self, on_program: Callable[[str], None]) -> precompile.Result:
+        """Compiles the programs of the run's iterations, for a later start; no weights are needed.
+
+        On a CPU, where the sizes of the others follow from the prompts, these are the decode program of the settings
+        and those of the fine-tuning.
+
+        on_program: is called with the name of each.
+        Raises `UserError` where the settings leave their sizes to the devices.
+        """
+        if not self._config.decode.slots:
+            raise UserError(
+                "--decode.slots: 0 leaves it to the memory of the device; --precompile needs a number, for example "
+                "--decode.slots=64"
+            )
+        if platform_of(self._decode_mesh) == "cpu":
+            writer = self._stage_model(self._model)
+            programs = [writer.programs.of_settings()]
+        else:
+            programs = self._decoding_programs()
+        training = training_programs(self._architecture, self._config.sft, self._train_mesh, self._dtype)
+        programs += [Program(name, lambda lower=lower: lower().compile()) for name, lower in training.items()]
+        return precompile.compile_all(programs, on_program)
 
     def weights_digest(self, directory: epath.Path | None) -> str:
         directory = directory or self._base
@@ -154,8 +187,43 @@ class JaxBackend:
         known = {**self._judges, self._base: self._model}
         return known.get(directory) or self._model.with_weights(directory)
 
-    def _open_judge(self, setting: str, directory: epath.Path) -> Pretrained:
-        judge = open_model(directory)
+    @contextlib.contextmanager
+    def _compiling_beside(self) -> Iterator[None]:
+        """Compiles what most prompts need while the context loads weights, in the first one.
+
+        A CPU needs its cores for either, and its programs depend on the prompts.
+        """
+        if self._compiled_beside or not self._config.decode.slots or platform_of(self._decode_mesh) == "cpu":
+            yield
+            return
+        self._compiled_beside = True
+        programs = [program for program in self._decoding_programs() if program.usual]
+        with ThreadPoolExecutor(1, "isheep_jax compiling") as thread:
+            compiling = thread.submit(precompile.compile_all, programs)
+            yield
+            compiling.result()
+
+    def _decoding_programs(self) -> list[Program]:
+        """Returns the programs that decode and score, once it is settled how the weights are stored."""
+        writer = self._stage_model(self._model)
+        if (judge := self._judges.get(self.judge)) is not None:
+            return precompile.stage_programs(self._config, writer, self._stage_model(judge))
+        return precompile.stage_programs(self._config, writer, None if is_server(self._config.assess.judge) else writer)
+
+    def _stage_model(self, model: Pretrained) -> StageModel:
+        config, shape = nominal_shape(
+            model.architecture,
+            model.tokenizer,
+            self._config.decode,
+            mesh=self._decode_mesh,
+            compute_dtype=self._dtype,
+        )
+        programs = DecodingPrograms(shape, config.max_length)
+        programs.settle()
+        return StageModel(programs, model.tokenizer)
+
+    def _open_judge(self, setting: str, directory: epath.Path, weights: bool) -> Pretrained:
+        judge = open_model(directory, weights=weights)
         assess = self._config.assess
         if setting == "assess.judge" and assess.framing != "text" and not judge.tokenizer.has_chat_template:
             raise UserError(f"--assess.framing: {assess.judge} has no chat template, so that it must be text")

@@ -71,6 +71,11 @@ def use_compilation_cache(of_run: epath.Path | None = None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_CACHED_COMPILE_SECONDS)
 
 
+def compilation_cache_directory() -> str | None:
+    """Returns where compiled programs are kept; None where they are not."""
+    return jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+
+
 def default_backend() -> str:
     """Returns the kind of the devices, such as "cpu".
 

@@ -9,7 +9,7 @@ from isheep_jax.decode import prefill_logprobs
 from isheep_jax.decode.packing import empty_rows
 from isheep_jax.decode.prefill_logprobs import packed_logprobs
 from isheep_jax.decode.requests import NOT_NUMBERS, Request, SamplingParams, TokenIds
-from isheep_jax.decode.text_logprobs import _token_logprobs
+from isheep_jax.decode.text_logprobs import token_logprobs
 from isheep_jax.model.transformer import ForwardSetup, forward
 
 PREFIX = "the quick brown fox jumps over 13 lazy dogs. "
@@ -123,7 +123,7 @@ def test_no_program_holds_logits_of_all_positions(params):
     packed, at = empty_rows(1, 512), np.zeros((1, 256), np.int32)
     static = engine.model.static_args
     choices = packed_logprobs.lower(engine.model.params, packed, at, at[..., None], None, collect_kv=False, **static)
-    texts = _token_logprobs.lower(engine.model.params, packed, at, at, None, **static)
+    texts = token_logprobs.lower(engine.model.params, packed, at, at, None, **static)
     for program in (choices.as_text(), texts.as_text()):
         assert "tensor<1x128x64xf32>" in program
         for positions in (256, 512):
