@@ -6,7 +6,6 @@ import gc
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -197,11 +196,8 @@ class JaxBackend:
             yield
             return
         self._compiled_beside = True
-        programs = [program for program in self._decoding_programs() if program.usual]
-        with ThreadPoolExecutor(1, "isheep_jax compiling") as thread:
-            compiling = thread.submit(precompile.compile_all, programs)
+        with precompile.compiling([program for program in self._decoding_programs() if program.usual]):
             yield
-            compiling.result()
 
     def _decoding_programs(self) -> list[Program]:
         """Returns the programs that decode and score, once it is settled how the weights are stored."""

@@ -4,15 +4,19 @@
 such as an evaluation's prompts, is compiled when it is met.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+import jax
 
 from isheep_jax.config import Config
 from isheep_jax.decode.lowering import DecodingPrograms, Program
 from isheep_jax.decode.tokenization import shared_tokens
+from isheep_jax.errors import UserError
 from isheep_jax.loop.judging.comparisons import CHOICES
 from isheep_jax.loop.judging.scores import NUMBERS, criteria_of
 from isheep_jax.loop.prompting import similar, topics
@@ -138,13 +142,38 @@ def compile_all(programs: Iterable[Program], on_program: Callable[[str], None] =
     share the work of compiling, as on GPUs, are always at work on the first that is not done.
 
     on_program: is called with the name of each that is done, in their order.
+    Raises `UserError` for a program that does not fit into the memory of the devices.
     """
     begun, before = time.monotonic(), compilations()
     count = 0
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "isheep_jax compiling") as threads:
-        for program, future in [(program, threads.submit(program.compile)) for program in programs]:
-            future.result()
+    with compiling(programs) as futures:
+        for program, future in futures:
+            try:
+                future.result()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise UserError(
+                    f'--precompile: "{program.name}" does not fit into the memory of a device; '
+                    "python -m isheep_jax.plan --fit with the same settings finds some that do"
+                ) from error
             on_program(program.name)
             count += 1
     new = compilations() - before
     return Result(count, new.compiled.total(), new.cached.total(), time.monotonic() - begun)
+
+
+@contextlib.contextmanager
+def compiling(programs: Iterable[Program]) -> Iterator[list[tuple[Program, Future]]]:
+    """Compiles programs on other threads while the context is at work; its end waits for them.
+
+    Where one fails, so will its call, if there is any. Where the context fails, no further one is begun.
+    """
+    threads = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "isheep_jax compiling")
+    futures = [(program, threads.submit(program.compile)) for program in programs]
+    try:
+        yield futures
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    threads.shutdown()

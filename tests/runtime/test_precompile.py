@@ -1,16 +1,21 @@
 """Programs that are compiled ahead: those of the stages' settings, and then nothing is left to compile."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import jax
 import pytest
 from accelerator_sizes import accelerator_sizes
 
+from isheep_jax.decode.lowering import Program
 from isheep_jax.decode.programs import clear_programs
+from isheep_jax.errors import UserError
 from isheep_jax.named_configs import named_config
 from isheep_jax.presets import replace_settings
 from isheep_jax.runtime import backend as backend_module
+from isheep_jax.runtime import precompile
 from isheep_jax.runtime.backend import JaxBackend
 from isheep_jax.runtime.compilations import compilations
 from isheep_jax.runtime.run import run
@@ -58,7 +63,7 @@ def test_programs_follow_the_settings(accelerator, tmp_path):
     plain = names(small(tmp_path / "run"))
     # In the tiny world the beginnings of prompts are too short to be shared, and all numbers are single tokens.
     assert plain == {
-        "decode 16 slots of 512 tokens",
+        "decode 16 slots of 512 tokens, 512 of them in use",
         "cache of 16 slots of 512 tokens",
         "prefill rows of 512 tokens for 16 slots of 512 tokens",
         "score 10 choices, rows of 512 tokens",
@@ -85,6 +90,30 @@ def test_the_first_load_compiles_what_most_prompts_need(accelerator, tmp_path, s
     made = new.compiled + new.cached
     assert made["jit(decode_steps)"] == made["jit(prefill)"] == made["jit(packed_logprobs)"] == 1
     assert engine.config.slots == 16
+
+
+def test_where_loading_fails_no_further_program_is_compiled(monkeypatch):
+    monkeypatch.setattr(precompile, "_THREADS", 1)
+    begun, done = [], threading.Event()
+
+    def compile_one():
+        begun.append(1)
+        done.wait(10)
+
+    def load():
+        with precompile.compiling([Program(str(number), compile_one) for number in range(9)]) as compiling:
+            futures.extend(future for _, future in compiling)
+            while not begun:
+                time.sleep(0.01)
+            raise UserError("the weights are damaged")
+
+    futures = []
+    with pytest.raises(UserError):
+        load()
+    done.set()
+    futures[0].result()
+    assert len(begun) == 1
+    assert all(future.cancelled() for future in futures[1:])
 
 
 def test_the_command_keeps_programs_and_needs_no_weights(tmp_path, small_checkpoint, capsys):
