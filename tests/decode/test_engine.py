@@ -16,7 +16,7 @@ from minute_model import (
 )
 
 from isheep_jax.decode import device_calls, scheduler
-from isheep_jax.decode.cache import allocate_cache, rows_sharding
+from isheep_jax.decode.cache import Sizing, allocate_cache, rows_sharding
 from isheep_jax.decode.packing import POSITION, empty_rows
 from isheep_jax.decode.prefill import prefill
 from isheep_jax.decode.requests import NOT_NUMBERS, Request, SamplingParams
@@ -291,20 +291,87 @@ def test_samples_of_one_prompt_share_its_prefill(params, monkeypatch):
         assert next(make_engine(params).generate([request], sampling)) == completions[request.id]
 
 
-def test_last_prompts_move_to_fewer_slots(params, monkeypatch):
-    sizes = []
+def watch_slots(monkeypatch) -> list[int]:
+    """Returns the number of slots of each call of the decode program."""
+    sizes, dispatch = [], scheduler.Scheduler._dispatch
 
     def watched(self, *arguments):
         sizes.append(len(self._table))
         return dispatch(self, *arguments)
 
-    dispatch = scheduler.Scheduler._dispatch
+    monkeypatch.setattr(scheduler.Scheduler, "_dispatch", watched)
+    return sizes
+
+
+@pytest.mark.parametrize(("shards", "fewest"), [(1, 32), (2, 64)])
+def test_last_prompts_move_to_fewer_slots(params, monkeypatch, shards, fewest):
     requests, sampling = ragged(150), dataclasses.replace(GREEDY, max_tokens=30)
     expected = by_id(make_engine(params, slots=32).generate(requests, sampling))
-    monkeypatch.setattr(scheduler.Scheduler, "_dispatch", watched)
-    assert by_id(make_engine(params, slots=128).generate(requests, sampling)) == expected
-    assert sorted(set(sizes)) == [32, 64, 128]
+    sizes = watch_slots(monkeypatch)
+    engine = make_engine(params, mesh=mesh_of((shards, 1, 1)), slots=128)
+    assert by_id(engine.generate(requests, sampling)) == expected
+    assert sorted(set(sizes)) == [slots for slots in (32, 64, 128) if slots >= fewest]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_schedule_of_accelerators_changes_nothing(params, monkeypatch):
+    requests, sampling = ragged(150), SamplingParams(temperature=1.0, max_tokens=40, stop=("ab",), presence_penalty=0.5)
+    expected = by_id(make_engine(params, slots=32).generate(requests, sampling))
+    sizes = watch_slots(monkeypatch)
+    monkeypatch.setattr(scheduler, "_STEPS_LEFT", 1)
+    monkeypatch.setattr(scheduler, "_SAVED_SHARE", 0.0)
+    engine = make_engine(params, mesh=mesh_of((2, 1, 1)), slots=64)
+    engine.model.__dict__["sizing"] = Sizing("gpu", 2)
+    assert by_id(engine.generate(requests, sampling)) == expected
+    assert sorted(set(sizes)) == [16, 64]
+
+
+def test_stream_is_taken_as_slots_become_idle_and_its_completions_are_those_of_a_list(params):
+    requests = ragged(40)
+    expected = by_id(make_engine(params).generate(requests, GREEDY))
+    taken, finished = 0, []
+
+    def stream():
+        nonlocal taken
+        for request in requests:
+            while taken - len(finished) >= 6:
+                yield None
+            taken += 1
+            yield request
+
+    for completion in make_engine(params).generate(stream(), GREEDY):
+        finished.append(completion)
+        assert len(finished) <= taken <= len(finished) + 6
+    assert by_id(finished) == expected
+    completions = make_engine(params).generate(iter(requests), GREEDY)
+    assert next(completions) in expected.values()
+    completions.close()
+
+
+def test_stream_whose_prompts_grow_or_change_their_prefix_goes_on_in_other_slots(params):
+    prefix = "the quick brown fox jumps over 13 lazy dogs. "
+    short, long = ragged(30)[:10], ragged(30)[20:]
+    requests = [*short, *long, *(Request(f"{r.id}/p", prefix + r.prompt, prefix) for r in short), *short[:0]]
+    expected = by_id(make_engine(params, max_length=128).generate(requests, GREEDY))
+    assert by_id(make_engine(params, max_length=128).generate(iter(requests), GREEDY)) == expected
+
+
+def test_stream_that_waits_for_nothing_is_an_error(params):
+    with pytest.raises(RuntimeError, match="waits for results"):
+        list(make_engine(params).generate(iter([None]), GREEDY))
+
+
+def test_prompts_of_stream_that_do_not_fit_come_out_before_it_goes_on(params):
+    finished = []
+
+    def stream():
+        yield Request("long", "a" * 100)
+        assert [completion.finish_reason for completion in finished] == ["error"]
+        yield Request("short", "abc")
+
+    for completion in make_engine(params).generate(stream(), GREEDY):
+        finished.append(completion)
+    assert [completion.id for completion in finished] == ["long", "short"]
 
 
 def test_call_dispatched_ahead_changes_nothing(params, monkeypatch):

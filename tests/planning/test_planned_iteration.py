@@ -1,12 +1,14 @@
 """A planned iteration takes as many steps as the config asks for."""
 
 import dataclasses
+import functools
 
+import numpy as np
 import pytest
 
 from isheep_jax.decode.cache import Sizing
 from isheep_jax.named_configs import config_names, named_config
-from isheep_jax.planning import programs
+from isheep_jax.planning import programs, replay
 from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.iteration import (
@@ -25,7 +27,8 @@ from isheep_jax.planning.replay import SupposedModel
 from isheep_jax.planning.step_time import StepTime
 from isheep_jax.presets import replace_settings
 
-CONFIG = named_config("llama_8b_v5e")
+# Fewer instructions than the config's, because the schedule of each is replayed.
+CONFIG = replace_settings(named_config("llama_8b_v5e"), {"synthesize.instructions": 4000})
 TOKENS = {programs.PREFILL: 8192, programs.DECODE: 384, programs.SCORE: 32768, programs.TRAIN: 16384}
 MADE = {name: Program(name, None, 0.0, 0.0, 0.0, 1, tokens) for name, tokens in TOKENS.items()}
 SECONDS = {programs.PREFILL: 1.0, programs.DECODE: 0.01, programs.SCORE: 2.0, programs.TRAIN: 3.0}
@@ -42,12 +45,35 @@ TIMES = StepTimes(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def equal_demands_are_replayed_once():
+    """Most settings change the demands of one stage, and a replay takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("replay_generation", "replay_scoring"):
+            patch.setattr(replay, name, remembered(getattr(replay, name)))
+        yield
+
+
+def remembered(function):
+    known = {}
+
+    def call(demand, model):
+        values = [x.tobytes() if isinstance(x, np.ndarray) else x for x in vars(demand).values()]
+        key = (*values, model.sizing, model.slots, model.max_length)
+        if key not in known:
+            known[key] = function(demand, model)
+        return known[key]
+
+    return call
+
+
 def machine(config):
     decode = config.decode
     model = SupposedModel(Sizing("tpu", 2), decode.max_length, decode.slots, decode.steps_per_call, (2e9, 8192.0))
     return Machine(model, hosts=4, model_bytes=16e9)
 
 
+@functools.cache
 def plan(config, lengths=None):
     return plan_iteration(config, MADE, BOUNDS, machine(config), TIMES, lengths)
 
@@ -205,16 +231,17 @@ def test_model_that_judges_itself_is_loaded_once():
 @pytest.mark.parametrize("name", [name for name in config_names() if named_config(name).mesh.topology])
 def test_forecast_is_never_below_bound(name):
     # Steps that take exactly their bounds: what remains is how the loop makes them.
+    config = replace_settings(named_config(name), {"synthesize.instructions": 1000})
     times = StepTimes(
         block=512,
         decode={
-            named_config(name).decode.slots: [StepTime(compute=BOUNDS.decode(512 * b)) for b in range(1, 5)],
+            config.decode.slots: [StepTime(compute=BOUNDS.decode(512 * b)) for b in range(1, 5)],
         },
         prefill={512: StepTime(compute=2 * 512 / 8192)},
         score={512: StepTime(compute=2 * 512 / 32768 * 2.0)},
         train=StepTime(compute=3.0),
     )
-    planned = plan_iteration(named_config(name), MADE, BOUNDS, machine(named_config(name)), times)
+    planned = plan_iteration(config, MADE, BOUNDS, machine(config), times)
     for stage in planned.stages:
         assert stage.forecast.seconds >= stage.bound * (1 - 1e-9), stage.name
 
