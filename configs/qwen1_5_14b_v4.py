@@ -28,6 +28,6 @@ def config() -> Config:
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(batch_size=16, packing=False),
+        sft=SFTConfig(save="adapter", batch_size=16, packing=False),
         decode=DecodeConfig(slots=256, max_length=2048),
     )

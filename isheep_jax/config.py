@@ -316,6 +316,10 @@ class SFTConfig:
     """Whether to train on the seed tasks, too, all of which need an output. 'alone': on nothing else, as a baseline."""
     method: Literal["lora", "full"] = "lora"
     """'lora': low-rank adapters on all linear layers, merged at the end. 'full': all weights."""
+    save: Literal["model", "adapter"] = "model"
+    """What an iteration stores. 'model': the whole model. 'adapter': with LoRA, the adapter alone, which whoever loads
+    the iteration merges into the base; the last and the best iteration get their whole model when the run ends. Of a
+    model of 70 billion parameters that is 0.4 GB in place of 141."""
     lora_rank: int = 8
     """Rank of the adapters (count)."""
     lora_alpha: float = 16.0

@@ -77,20 +77,21 @@ def main(arguments: Sequence[str]) -> None:
         environment = run / "environment.json"
         versions = _read(environment) if environment.exists() else {}
         card = lineage_card(settings, digest, versions, steps, options.adapter, _judge_check(run, number))
-        changed: dict[str, bytes] = {}
         if options.adapter:
             adapter_config = _adapter_config(run, source)
             note = _base_note(adapter_config["base_model_name_or_path"])
-            changed[_ADAPTER_CONFIG] = (json.dumps(adapter_config, indent=2) + "\n").encode()
+            text = card if note is None else f"{card}\n{note}\n"
+            config = (json.dumps(adapter_config, indent=2) + "\n").encode()
+            _copy(source, output, {_ADAPTER_CONFIG: config, _CARD: text.encode()})
+        elif source.name == "adapter":
+            _merge(source, output, card)
         else:
             note = Tokenizer.load(source).export_note
-        if note is not None:
-            card = f"{card}\n{note}\n"
-        files = _copy(source, output, {**changed, _CARD: card.encode()})
+            _copy(source, output, {_CARD: (card if note is None else f"{card}\n{note}\n").encode()})
     except ImportError as error:
         raise UserError(f"a path in cloud storage needs another package: {error}") from None
     kind = "adapter" if options.adapter else "model"
-    show(f"{output}: the {kind} of iteration {number} of {run}, {len(files)} files")
+    show(f"{output}: the {kind} of iteration {number} of {run}, {len(list(output.iterdir()))} files")
     if options.adapter and note is not None:
         show(f"note: {' '.join(note.split())}")
 
@@ -127,7 +128,8 @@ def _iteration(run: "epath.Path", number: int) -> int:
 
 
 def _source(run: "epath.Path", number: int, method: str, adapter: bool) -> "epath.Path":
-    source = run / f"iteration_{number}" / ("adapter" if adapter else "model")
+    """Returns the directory of a model or an adapter; of an adapter, too, where a whole model is to be made of it."""
+    source = run / f"iteration_{number}" / "adapter" if adapter else finished_models(run)[number]
     if adapter and method != "lora":
         raise UserError(f"--adapter: the run trained all weights (sft.method={method}), so that it has no adapter")
     if not source.is_dir():
@@ -143,7 +145,7 @@ def _adapter_config(run: "epath.Path", adapter: "epath.Path") -> dict[str, Any]:
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str):
         raise UserError(f"{path} is damaged: it does not name the adapter's base; {_RESTORE}")
-    if re.fullmatch(r"iteration_\d+/(\w+/)?model", base):
+    if re.fullmatch(r"iteration_\d+/(\w+/)?(model|adapter)", base):
         config["base_model_name_or_path"] = str(full_path(run) / base)
     return config
 
@@ -152,6 +154,12 @@ def _base_note(base: str) -> str | None:
     """Returns what to know of an adapter whose base has no name on the hub; None of any other."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         return None
+    if base.endswith("/adapter"):
+        return (
+            "The adapter's base is itself stored as an adapter, here on the machine that made it:\n"
+            f"{quoted(base, 1000)}\nTo use the adapter, export the model of that iteration, and name it as "
+            "base_model_name_or_path in adapter_config.json."
+        )
     return (
         "The adapter's base, base_model_name_or_path in adapter_config.json, is a path on the machine that made it:\n"
         f"{quoted(base, 1000)}\nElsewhere, set it to where that model is."
@@ -190,8 +198,19 @@ def _read(path: "epath.Path") -> dict[str, Any]:
     return check_seal(value, str(path), _RESTORE)
 
 
-def _copy(source: "epath.Path", output: "epath.Path", changed: Mapping[str, bytes]) -> list[str]:
-    """Copies the files under a temporary name that is renamed at the end, and returns their names.
+def _merge(adapter: "epath.Path", output: "epath.Path", card: str) -> None:
+    """Writes the model that an adapter stands for, tensor by tensor, in the memory of this machine."""
+    import jax
+
+    from isheep_jax.runtime.opening import open_located
+
+    jax.config.update("jax_platforms", "cpu")  # a device would have little to do, and may be another process's
+    with _removed_on_failure(output.with_name(output.name + ".partial")):
+        open_located(adapter).save(output, card)
+
+
+def _copy(source: "epath.Path", output: "epath.Path", changed: Mapping[str, bytes]) -> None:
+    """Copies the files under a temporary name that is renamed at the end.
 
     changed: files that are new or have other content, by name.
     """
@@ -205,7 +224,6 @@ def _copy(source: "epath.Path", output: "epath.Path", changed: Mapping[str, byte
         for name, data in changed.items():
             (staging / name).write_bytes(data)
         staging.rename(output)
-    return [*names, *changed]
 
 
 @contextlib.contextmanager

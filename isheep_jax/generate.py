@@ -117,11 +117,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(options: GenerateOptions) -> None:
     if options.chat:
-        converse(options, locate_model(options.model))
+        converse(options, locate_model(options.model, adapters=True))
     elif options.input:
         complete_file(options)
     else:
-        (completion,) = _completions(options, _open(options, locate_model(options.model)), {"0": options.prompt})
+        (completion,) = _completions(
+            options, _open(options, locate_model(options.model, adapters=True)), {"0": options.prompt}
+        )
         if completion.finish_reason == "error":
             raise UserError(f"--prompt: {completion.error}")
         print(as_data(completion.text))
@@ -137,7 +139,7 @@ def complete_file(options: GenerateOptions) -> None:
     records = read_prompts(Path(options.input))
     prompts = {str(i): text_of(record) for i, record in enumerate(records)}
     output = check_output("--output", options.output) if options.output else None
-    model = _open(options, locate_model(options.model))
+    model = _open(options, locate_model(options.model, adapters=True))
     with _kept(options, model, output) if output and not is_device(output) else contextlib.nullcontext() as kept:
         completions = _all_completions(options, model, prompts, kept)
         failed = _write_completed(records, completions, output)
@@ -187,12 +189,11 @@ def _kept(
     """Opens what is there of the completions that these options give."""
     import jax
 
-    from isheep_jax.checkpoint.pretrained import weights_digest
     from isheep_jax.runtime.kept_completions import kept_completions
 
     decode = {name: getattr(options.decode, name) for name in ("max_length", "weights_dtype", "kv_cache_dtype")}
     settings = {
-        "model": weights_digest(model.directory),
+        "model": model.weights_digest(),
         "chat_template": options.chat_template,
         "raw": options.raw,
         **dataclasses.asdict(options.sampling),
@@ -231,9 +232,9 @@ def _completed(record: dict[str, Any], completion: Completion) -> dict[str, Any]
 
 def _open(options: GenerateOptions, directory: "epath.Path") -> "Pretrained":
     # Imported here, as below, so that --help and mistakes in the settings answer at once.
-    from isheep_jax.checkpoint.pretrained import open_model
+    from isheep_jax.runtime.opening import open_located
 
-    model = open_model(directory, options.chat_template)
+    model = open_located(directory, options.chat_template)
     if not options.raw:
         model.check_messages()
     return model

@@ -75,7 +75,7 @@ def small_checkpoint(tmp_path_factory) -> Path:
     from architectures import small
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    from isheep_jax.checkpoint.hf_weights import save_checkpoint
+    from isheep_jax.checkpoint.hf_save import save_checkpoint
     from isheep_jax.model.architecture import init_parameters
     from isheep_jax.text.tokenizer import Tokenizer as ModelTokenizer
 

@@ -6,7 +6,7 @@ one thread and written, and hashed, by one thread per stream.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,19 @@ class FileStreams:
     Memory on the host: three tensors per stream. An error of a stream is raised by the next `put`, or at the end.
     """
 
-    def __init__(self, streams: Sequence[Sequence[FileOfTensors]], dtype: np.dtype):
-        """streams: the files of each stream, in the order in which it writes them. dtype: of all tensors."""
+    def __init__(
+        self,
+        streams: Sequence[Sequence[FileOfTensors]],
+        dtype: np.dtype,
+        metadata: Mapping[str, str] = {},
+    ):
+        """Opens the streams.
+
+        streams: the files of each stream, in the order in which it writes them. dtype: of all tensors. metadata: what
+        the headers say besides.
+        """
         self.digests: dict[str, str] = {}  # sha256 by file name, of the files that are written
-        self._dtype = dtype
+        self._dtype, self._metadata = dtype, metadata
         self._writers = [_Worker(lambda items, files=files: self._write(files, items), _AHEAD) for files in streams]
         self._copier = _Worker(self._copy, _AHEAD_ON_DEVICES)
 
@@ -63,7 +72,7 @@ class FileStreams:
     def _write(self, files: Sequence[FileOfTensors], items: Iterator[np.ndarray]) -> None:
         for file in files:
             tensors = (next(items) for _ in file.shapes)
-            self.digests[file.path.name] = write_file(file.path, file.shapes, self._dtype, tensors)
+            self.digests[file.path.name] = write_file(file.path, file.shapes, self._dtype, tensors, self._metadata)
 
 
 class _Abandoned(Exception):

@@ -1,15 +1,11 @@
-"""Loads Hugging Face weights straight into their shardings and saves them again, tensor by tensor."""
+"""Loads Hugging Face weights straight into their shardings."""
 
-import collections
 import functools
-import heapq
 import itertools
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,28 +14,19 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from isheep_jax import distributed
-from isheep_jax.checkpoint.file_streams import FileOfTensors, FileStreams
-from isheep_jax.checkpoint.hf_config import config_json
+from isheep_jax.checkpoint.kept_rows import KeptRows
 from isheep_jax.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header
 from isheep_jax.errors import UserError, quoted
-from isheep_jax.files import reader_threads, whole_directory
+from isheep_jax.files import reader_threads
 from isheep_jax.gguf_model.files import is_gguf
 from isheep_jax.gguf_model.tensors import GGUFTensor, stored_tensors
 from isheep_jax.model.architecture import Architecture, ParameterSpec, leaves, parameter_table
 from isheep_jax.model.quantization import StorageDtype, quantize
 from isheep_jax.sharding import AXES, ShardingRules, partition
 from isheep_jax.text.json_files import read_json_object
-from isheep_jax.text.tokenizer import Tokenizer
 
 Tensor = StoredTensor | GGUFTensor
 
-# Maximum size of an exported weight file (bytes); larger exports have several files and an index. What is dealt to the
-# processes are files, so that those of a model of 70 billion parameters are many more than the hosts that it takes.
-SHARD_BYTES = 1_000_000_000
-# Files that a process writes at once, and tensors that are gathered ahead.
-STREAMS = 4
-_GATHERED_AHEAD = 2
 # RoPE frequencies, which old checkpoints have and config.json says.
 _FREQUENCIES = re.compile(r"\.rotary_emb\.inv_freq$")
 # Beside tied embeddings it may only be a copy of them, see `_check_head`.
@@ -64,10 +51,7 @@ def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[
     source, stored = _stored_tensors(directory)
     expected = {}
     for _, spec in leaves(parameter_table(architecture)):
-        for name in _names(spec):
-            if name not in stored:
-                raise UserError(f"{source}: tensor {name} is missing")
-            expected[name] = _checked(stored[name], spec.hf_shape)
+        expected |= {tensor.name: tensor for tensor in tensors_of(source, stored, spec)}
     if _HEAD in stored and _HEAD not in expected:
         expected[_HEAD] = _checked(stored[_HEAD], expected[_EMBEDDINGS].shape)
     for name in sorted(stored.keys() - expected.keys()):
@@ -77,6 +61,24 @@ def find_tensors(directory: epath.PathLike, architecture: Architecture) -> dict[
                 f"{architecture.traits.class_name} as config.json describes it"
             )
     return expected
+
+
+def tensors_of(source: epath.Path, stored: Mapping[str, Tensor], spec: ParameterSpec) -> list[Tensor]:
+    """Returns the tensors of a parameter, by layer. source: the file that says which there are, for messages.
+
+    Raises `UserError` as `find_tensors`.
+    """
+    names = tensor_names(spec)
+    if missing := [name for name in names if name not in stored]:
+        raise UserError(f"{source}: tensor {missing[0]} is missing")
+    return [_checked(stored[name], spec.hf_shape) for name in names]
+
+
+def read_whole(tensor: Tensor) -> np.ndarray:
+    """Returns all of a tensor's numbers."""
+    with ThreadPoolExecutor(reader_threads(tensor.path)) as threads:
+        (part,) = _read_rows([tensor], [(0, tensor.shape[0])], tensor.shape[1:], tensor.dtype, threads).values()
+    return part[0]
 
 
 def _checked(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -93,7 +95,7 @@ def _checked(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _stored_tensors(directory: epath.Path) -> tuple[epath.Path, dict[str, Tensor]]:
     """Returns the tensors by name, after the file that says which there are."""
-    single, index = directory / _single_name("model"), directory / _index_name("model")
+    single, index = directory / single_name("model"), directory / index_name("model")
     if is_gguf(directory):
         return directory, stored_tensors(directory)
     shards = sorted(path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name))
@@ -155,6 +157,8 @@ def load_parameters(
     dtype: jnp.dtype,
     weights_dtype: StorageDtype = "model",
     tensors: Mapping[str, Tensor] | None = None,
+    change: Callable[[str, ParameterSpec, jax.Array], jax.Array] | None = None,
+    kept: KeptRows | None = None,
 ) -> dict[str, Any]:
     """Loads the parameters of a Hugging Face directory or a GGUF file.
 
@@ -171,6 +175,9 @@ def load_parameters(
         weights_dtype: "int8" turns each matrix into a `Quantized` at once, so that the float weights are never all in
             memory.
         tensors: what `find_tensors` returned, if it was called before.
+        change: called with the name, the parameter and the array of each leaf, which it returns or replaces, before
+            that is turned into int8.
+        kept: keeps what is read, and has what was read before.
 
     Raises as `find_tensors`, and when a tensor has numbers that are not finite.
     """
@@ -178,28 +185,45 @@ def load_parameters(
     tensors = find_tensors(directory, architecture) if tensors is None else tensors
     if architecture.tied_embeddings and _HEAD in tensors:
         _check_head(tensors[_HEAD], tensors[_EMBEDDINGS])
-    specs, tree = jax.tree.flatten(parameter_table(architecture))
+    specs, tree = jax.tree.flatten_with_path(parameter_table(architecture))
     loaded: list[jax.Array | None] = [None] * len(specs)
     # The largest leaf first, while there is memory for the copies that the exchange needs.
-    order = sorted(range(len(specs)), key=lambda i: -math.prod(specs[i].shape))
+    order = sorted(range(len(specs)), key=lambda i: -math.prod(specs[i][1].shape))
     with ThreadPoolExecutor(reader_threads(directory)) as threads:
         for i in order:
-            spec = specs[i]
-            sharding = NamedSharding(mesh, partition(spec.axes, rules))
-            stored = [tensors[name] for name in _names(spec)]
-            leaf = _read_stored(stored, spec, sharding, threads)
-            # Waiting bounds the memory: otherwise reading would run ahead of the devices.
-            leaf, finite, empty = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
-            _check_finite(stored, np.asarray(finite))
-            if stored[0].name == _EMBEDDINGS and np.asarray(empty):
-                # What a download that was interrupted leaves where the file was made in its full size.
-                raise UserError(
-                    f"{stored[0].path}: tensor {_EMBEDDINGS} has zeros only: the file is not complete; get it again"
-                )
+            path, spec = specs[i]
+            stored = [tensors[name] for name in tensor_names(spec)]
+            leaf = load_leaf(stored, spec, mesh=mesh, rules=rules, dtype=dtype, threads=threads, kept=kept)
+            if change is not None:
+                leaf = change(path[-1].key, spec, leaf)
             if weights_dtype == "int8" and spec.is_matrix:
                 leaf = quantize(leaf, spec.input_axes)
+            # Waiting bounds the memory: otherwise reading would run ahead of the devices.
             loaded[i] = jax.block_until_ready(leaf)
     return jax.tree.unflatten(tree, loaded)
+
+
+def load_leaf(
+    stored: Sequence[Tensor],
+    spec: ParameterSpec,
+    *,
+    mesh: Mesh,
+    rules: ShardingRules,
+    dtype: jnp.dtype,
+    threads: ThreadPoolExecutor,
+    kept: KeptRows | None = None,
+) -> jax.Array:
+    """Returns one leaf from its tensors, by layer; see `load_parameters`. threads: what reads."""
+    sharding = NamedSharding(mesh, partition(spec.axes, rules))
+    leaf = _read_stored(stored, spec, sharding, threads, kept or KeptRows(0))
+    leaf, finite, empty = _from_stored(spec, jnp.dtype(dtype), leaf.sharding, sharding)(leaf)
+    _check_finite(stored, np.asarray(finite))
+    if stored[0].name == _EMBEDDINGS and np.asarray(empty):
+        # What a download that was interrupted leaves where the file was made in its full size.
+        raise UserError(
+            f"{stored[0].path}: tensor {_EMBEDDINGS} has zeros only: the file is not complete; get it again"
+        )
+    return leaf
 
 
 def _check_head(head: Tensor, embeddings: Tensor) -> None:
@@ -230,7 +254,11 @@ def _check_finite(tensors: list[Tensor], finite: np.ndarray) -> None:
 
 
 def _read_stored(
-    tensors: list[Tensor], spec: ParameterSpec, final: NamedSharding, threads: ThreadPoolExecutor
+    tensors: Sequence[Tensor],
+    spec: ParameterSpec,
+    final: NamedSharding,
+    threads: ThreadPoolExecutor,
+    kept: KeptRows,
 ) -> jax.Array:
     """Reads a leaf in its stored layout, [L, *hf_shape] or hf_shape if not stacked, with its rows split over the mesh.
 
@@ -239,6 +267,7 @@ def _read_stored(
         spec: the leaf's parameter.
         final: the sharding that the leaf will have.
         threads: what reads the tensors, several at a time.
+        kept: keeps what is read.
     """
     rows, mesh = spec.hf_shape[0], final.mesh
     # The rows are split over as many devices as divide them; the other devices hold copies. The axis that the rows stay
@@ -263,7 +292,10 @@ def _read_stored(
 
     # Some devices hold the same rows.
     extents = sorted({extent(index) for index in sharding.addressable_devices_indices_map(shape).values()})
-    parts = _read_rows(tensors, extents, spec.hf_shape[1:], dtype, threads)
+    parts = kept.rows(
+        (str(tensors[0].path), tensors[0].name, *extents),
+        lambda: _read_rows(tensors, extents, spec.hf_shape[1:], dtype, threads),
+    )
     return jax.make_array_from_callback(
         shape, sharding, lambda index: parts[extent(index)] if spec.stacked else parts[extent(index)][0]
     )
@@ -346,198 +378,14 @@ def _from_stored(spec: ParameterSpec, dtype: jnp.dtype, stored: NamedSharding, s
     return jax.jit(arrange, out_shardings=(sharding, everywhere, everywhere))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "dtype", "sharding"))
-def _to_stored(
-    leaf: jax.Array, layer: jax.Array, *, spec: ParameterSpec, dtype: np.dtype, sharding: NamedSharding | None
-) -> jax.Array:
-    """Returns one stored tensor of a leaf.
-
-    Args:
-        leaf: the leaf, [L, ...] if stacked.
-        layer: index [] of the tensor's layer.
-        spec: the leaf's parameter.
-        dtype: dtype of the result.
-        sharding: sharding of the result; None: as XLA chooses.
-    """
-    leaf = leaf[layer] if spec.stacked else leaf
-    leaf = leaf.reshape(spec.hf_shape[::-1]).T if spec.transposed else leaf.reshape(spec.hf_shape)
-    leaf = leaf.astype(dtype)
-    return leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
-
-
-def save_checkpoint(
-    directory: epath.PathLike,
-    params: dict[str, Any],
-    architecture: Architecture,
-    tokenizer: Tokenizer,
-    *,
-    dtype: jnp.dtype | None = None,
-    card: str | None = None,
-) -> dict[str, str]:
-    """Writes a new Hugging Face directory atomically; in a bucket, config.json is written last.
-
-    All processes call this, and each writes its share of the weights. Raises `UserError` when the directory exists.
-
-    dtype: dtype of the stored weights (None: that of the parameters).
-    card: text of README.md, or None for no file.
-
-    Returns the sha256 of the weight files by name, in the primary.
-    """
-    directory = epath.Path(directory)
-    if distributed.is_primary() and directory.exists():
-        raise UserError(f"{directory} exists; name a directory that does not")
-    stored = jnp.dtype(dtype or params["embed"].dtype)
-    with whole_directory(directory) as staging:
-        digests = write_tensors(staging, params, parameter_table(architecture), stored)
-        if distributed.is_primary():
-            _write_small_files(staging, architecture, tokenizer, stored, card)
-    return digests
-
-
-def _write_small_files(
-    directory: epath.Path, architecture: Architecture, tokenizer: Tokenizer, dtype: np.dtype, card: str | None
-) -> None:
-    """Writes all files of a model but the weights."""
-    tokenizer.save(directory)
-    token_ids = {"bos_token_id": architecture.bos_token_id, "eos_token_id": list(tokenizer.eos_ids)}
-    _write_json(directory / "generation_config.json", token_ids)
-    if card is not None:
-        note = tokenizer.export_note
-        (directory / "README.md").write_text(card if note is None else f"{card}\n{note}\n")
-    _write_json(directory / "config.json", config_json(architecture, dtype.name))
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor to be stored: its name and parameter, and the leaf and the layer that have it."""
-
-    name: str
-    spec: ParameterSpec
-    leaf: jax.Array
-    layer: int
-
-    @property
-    def numbers(self) -> int:
-        return math.prod(self.spec.hf_shape)
-
-
-def write_tensors(
-    directory: epath.PathLike,
-    params: Any,
-    table: Any,
-    dtype: jnp.dtype,
-    stem: str = "model",
-    single_file: bool = False,
-) -> dict[str, str]:
-    """Writes a tree of arrays as safetensors files.
-
-    All processes call this. The files follow from the tree alone, and are dealt to the processes: one that does not
-    write a tensor takes part in gathering it on the devices, and goes on. A few tensors per file that is being written
-    are on the host at a time.
-
-    Args:
-        directory: existing directory.
-        params: the arrays.
-        table: their `ParameterSpec`s, which give each tensor its name and shape.
-        dtype: dtype of the stored tensors.
-        stem: start of the file names.
-        single_file: writes one file of any size; otherwise several of `SHARD_BYTES` with an index if needed.
-
-    Returns the sha256 of each file by name in the primary, once all processes have written theirs.
-    """
-    directory, dtype = epath.Path(directory), np.dtype(dtype)
-    files = _split(params, table, math.inf if single_file else SHARD_BYTES // dtype.itemsize)
-    names = [f"{stem}-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
-    if len(files) == 1:
-        names = [_single_name(stem)]
-    written = [
-        FileOfTensors(directory / name, {entry.name: entry.spec.hf_shape for entry in file})
-        for name, file in zip(names, files)
-    ]
-    index, count = distributed.process_index(), distributed.process_count()
-    # Stream i is the (i // count)-th of process i % count.
-    streams = _dealt([sum(entry.numbers for entry in file) for file in files], count * STREAMS)
-    own = [[written[i] for i in stream] for stream in streams[index::count]]
-    gathered: collections.deque[jax.Array] = collections.deque()
-    with FileStreams(own, dtype) as file_streams:
-        for stream, entry in _in_turns([[entry for i in stream for entry in files[i]] for stream in streams]):
-            tensor = _gathered(entry, dtype)
-            if stream % count == index:
-                file_streams.put(stream // count, tensor)
-            # Waiting bounds the memory on the devices.
-            gathered.append(tensor)
-            if len(gathered) > _GATHERED_AHEAD:
-                gathered.popleft().block_until_ready()
-    digests = {
-        name: digest for of_process in distributed.gather(file_streams.digests) for name, digest in of_process.items()
-    }
-    if len(files) > 1 and distributed.is_primary():
-        weight_map = {entry.name: name for name, file in zip(names, files) for entry in file}
-        total = sum(entry.numbers for file in files for entry in file) * dtype.itemsize
-        _write_json(directory / _index_name(stem), {"metadata": {"total_size": total}, "weight_map": weight_map})
-    return digests
-
-
-def _split(params: Any, table: Any, limit: float) -> list[list[_Entry]]:
-    """Returns the tensors of each file, in the order of the table. limit: numbers per file, but for larger tensors."""
-    files: list[list[_Entry]] = [[]]
-    held = 0
-    for path, spec in leaves(table):
-        leaf = functools.reduce(lambda tree, key: tree[key], path, params)
-        for layer, name in enumerate(_names(spec)):
-            entry = _Entry(name, spec, leaf, layer)
-            if files[-1] and held + entry.numbers > limit:
-                files.append([])
-                held = 0
-            files[-1].append(entry)
-            held += entry.numbers
-    return files
-
-
-def _dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Deals things to `count` places, each to the one that has the least so far. Returns their indices by place."""
-    places: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
-    for i, size in enumerate(sizes):
-        place = held.index(min(held))
-        places[place].append(i)
-        held[place] += size
-    return places
-
-
-def _in_turns(streams: Sequence[Sequence[_Entry]]) -> Iterator[tuple[int, _Entry]]:
-    """Yields (index of the stream, tensor), of the stream that has had the least: so that all write all the time."""
-    had = [(0, stream) for stream, entries in enumerate(streams) if entries]
-    rest = [iter(entries) for entries in streams]
-    while had:
-        numbers, stream = heapq.heappop(had)
-        if (entry := next(rest[stream], None)) is not None:
-            yield stream, entry
-            heapq.heappush(had, (numbers + entry.numbers, stream))
-
-
-def _gathered(entry: _Entry, dtype: np.dtype) -> jax.Array:
-    """Returns the stored tensor whole on every device.
-
-    Devices exchange it in milliseconds; only the copies to the host and the writing take time.
-    """
-    leaf = jnp.asarray(entry.leaf)
-    whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
-    return _to_stored(leaf, np.int32(entry.layer), spec=entry.spec, dtype=dtype, sharding=whole)
-
-
-def _names(spec: ParameterSpec) -> list[str]:
+def tensor_names(spec: ParameterSpec) -> list[str]:
     """Returns the names of a leaf's tensors, by layer."""
     return [spec.hf_name.format(layer=layer) for layer in range(spec.shape[0])] if spec.stacked else [spec.hf_name]
 
 
-def _single_name(stem: str) -> str:
+def single_name(stem: str) -> str:
     return f"{stem}.safetensors"
 
 
-def _index_name(stem: str) -> str:
+def index_name(stem: str) -> str:
     return f"{stem}.safetensors.index.json"
-
-
-def _write_json(path: epath.Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -8,7 +8,7 @@ eight bytes with the length of a JSON header, the header, and the bytes of the t
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,12 @@ class StoredTensor:
 
 
 def read_header(path: epath.Path) -> dict[str, StoredTensor]:
-    """Returns the tensors of a file by name.
+    """Returns the tensors of a file by name. Raises as `read_header_and_metadata`."""
+    return read_header_and_metadata(path)[0]
+
+
+def read_header_and_metadata(path: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Returns the tensors of a file by name, and what else its header says.
 
     Raises `UserError`, naming the file and any tensor at fault, when the file is missing, damaged or truncated, and
     when a byte of it belongs to two tensors or to none.
@@ -93,7 +98,8 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
     _check_extents(
         path, [(*entry["data_offsets"], name) for name, entry in header.items() if name in tensors], size - data
     )
-    return tensors
+    metadata = header.get("__metadata__")
+    return tensors, metadata if isinstance(metadata, dict) else {}
 
 
 def _read(path: epath.Path, start: int, count: int) -> bytes:
@@ -139,7 +145,11 @@ def _check_extents(path: epath.Path, extents: list[tuple[int, int, str]], size: 
 
 
 def write_file(
-    path: epath.Path, entries: dict[str, tuple[int, ...]], dtype: np.dtype, data: Iterable[np.ndarray]
+    path: epath.Path,
+    entries: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype,
+    data: Iterable[np.ndarray],
+    metadata: Mapping[str, str] = {},
 ) -> str:
     """Writes a file of tensors. Returns its sha256, so that nobody has to read it again for that.
 
@@ -148,8 +158,9 @@ def write_file(
         entries: shapes by name.
         dtype: dtype of all tensors.
         data: the tensors in the order of `entries`, consumed one at a time.
+        metadata: what else the header says.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     for name, offsets in zip(entries, _extents(entries.values(), dtype)):
         header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(entries[name]), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -31,7 +31,7 @@ from isheep_jax.loop.run_directory import RunDirectory
 from isheep_jax.loop.stages.assess import Asked, assess, candidates
 from isheep_jax.loop.stages.clone import answer_thoroughly
 from isheep_jax.loop.stages.evaluate import evaluate
-from isheep_jax.loop.stages.fine_tune import fine_tune
+from isheep_jax.loop.stages.fine_tune import fine_tune, write_whole_model
 from isheep_jax.loop.stages.follow_up import first_turn, write_follow_ups
 from isheep_jax.loop.stages.judge_check import judge_check, read_material
 from isheep_jax.loop.stages.respond import respond
@@ -92,9 +92,12 @@ def _run(
         if 0 < number < config.iterations and has_stopped_improving(summaries, config.stop):
             reporter.note(f"iteration {number} is the last: {config.stop.measure} has not improved (--stop.patience)")
             break
+    last = summaries[-1].iteration
     # Nothing has read it where the run was finished before.
-    if last := directory.model(summaries[-1].iteration):
-        made_models.check(last)
+    if last:
+        made_models.check(directory.model(last))
+    for number in sorted({last, best["iteration"] if best else last} - {0}) if directory.made == "adapter" else ():
+        write_whole_model(dataclasses.replace(context, iteration=number), backend)
     if best:
         reporter.note(f"best: iteration {best['iteration']}, {best['measure']} {best['value']:.3f}")
     return summaries
@@ -128,7 +131,9 @@ def iterate(context: StageContext, backend: Backend, evaluators: Mapping[str, Ev
     if config.clone.enabled:
         fine_tune(context, backend, len(new), stage="engraved")
         engraved = headline(evaluate(context, backend, evaluators, model="engraved"))
-        cloned = DeferredModel(backend, context.directory.iteration(context.iteration) / "engraved" / "model")
+        cloned = DeferredModel(
+            backend, context.directory.iteration(context.iteration) / "engraved" / context.directory.made
+        )
         thorough = len(kept(answer_thoroughly(context, cloned, new)))
 
     training = fine_tune(context, backend, len(new))

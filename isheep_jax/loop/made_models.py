@@ -45,22 +45,29 @@ def read(directory: epath.Path) -> dict[str, Any] | None:
     return distributed.from_primary(lambda: _read(directory))
 
 
-def is_finished(iteration: epath.Path) -> bool:
-    """Returns whether an iteration's directory holds a model whose fine-tuning is finished.
+def model_of(iteration: epath.Path) -> epath.Path | None:
+    """Returns the model in an iteration's directory, or the adapter if that is all; None before either is finished.
 
-    Raises UserError when the manifest, or the model's config.json, was there and is lost.
+    Raises UserError when the manifest, or the config.json of what it names, was there and is lost.
     """
-    config = iteration / "model" / "config.json"
     if not is_there(iteration / MANIFEST):
         # The summary of an iteration is written after all else.
         if is_there(iteration / "summary.json"):
             raise UserError(
                 f"{iteration / MANIFEST} is missing; restore it, or the run's command makes the model again"
             )
-        return False
-    if not is_there(config):
-        raise UserError(f"{config} is missing; {_remedy(iteration)}")
-    return True
+        return None
+    model = iteration / ("model" if has_model(iteration) else "adapter")
+    if not is_there(model / "config.json"):
+        raise UserError(f"{model / 'config.json'} is missing; {_remedy(iteration)}")
+    return model
+
+
+def has_model(iteration: epath.Path) -> bool:
+    """Returns whether a finished fine-tuning, by its manifest, has left a whole model, not only an adapter."""
+    # Runs of a version that recorded no files have a model.
+    files = (_read(iteration) or {}).get("files")
+    return not files or any(_is_in(name, "model") for name in files)
 
 
 def check(model: epath.Path) -> None:

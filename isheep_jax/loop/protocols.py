@@ -132,8 +132,8 @@ class FineTuneJob:
     start: model directory with the weights to start from; None: the base model.
     examples: what to learn from.
     directory: gets `checkpoints/` (resumable training state), `adapter/` (a PEFT directory, before the model, if
-        low-rank adapters are trained) and `model/` (a Hugging Face directory); each of the last two whole or not at
-        all on a disk.
+        low-rank adapters are trained) and, unless `sft.save` is "adapter", `model/` (a Hugging Face directory); each of
+        the last two whole or not at all on a disk.
     card: text of the model card; None: no card.
     """
 
@@ -170,13 +170,19 @@ class Backend(Protocol):
         """Returns the files of the models that no iteration makes, by names such as "model.path/config.json"."""
 
     def load(self, directory: epath.Path | None) -> Model:
-        """Returns the model in an iteration's `model/` directory, or the base model for None.
+        """Returns the model in an iteration's `model/` or `adapter/` directory, or the base model for None.
 
         A call for the model that is held already costs nothing.
         """
 
     def weights_digest(self, directory: epath.Path | None) -> str:
         """Returns the sha256 of the weights of the model that `load` returns."""
+
+    def write_model(self, adapter: epath.Path, directory: epath.Path, card: str | None) -> None:
+        """Writes the whole model that an iteration's `adapter/` stands for, as a new Hugging Face directory.
+
+        card: text of the model card; None: no card.
+        """
 
     def index(self, vectors: np.ndarray) -> Index:
         """Returns an index of the vectors [N, D]."""

@@ -113,8 +113,13 @@ class RunDirectory:
         return self.path / f"iteration_{number}"
 
     def model(self, number: int) -> epath.Path | None:
-        """Returns the model that iteration `number` made; None for 0, the base model."""
-        return self.iteration(number) / "model" if number else None
+        """Returns what iteration `number` made, a model or an adapter; None for 0, the base model."""
+        return self.iteration(number) / self.made if number else None
+
+    @property
+    def made(self) -> str:
+        """The directory that a fine-tuning leaves for others to load: "model", or "adapter"."""
+        return self._all_settings["sft.save"]
 
     def stage(self, iteration: int, spec: StageSpec, turn: int = 1) -> StageFiles:
         """Returns the files of a stage. The stages of a second turn have a directory of their own.

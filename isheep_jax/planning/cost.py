@@ -139,6 +139,6 @@ def program_hbm_bytes(
 
 
 def _adapter_matrices(architecture: Architecture, rank: int) -> list:
-    from isheep_jax.sft.lora import lora_table
+    from isheep_jax.model.lora import lora_table
 
     return [spec for pair in lora_table(architecture, rank)["layers"].values() for spec in pair.values()]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isheep_jax.checkpoint.hf_weights import STREAMS
+from isheep_jax.checkpoint.hf_save import STREAMS
 from isheep_jax.config import Config, is_server
 from isheep_jax.decode.cache import Sizing
 from isheep_jax.loop.stages.table import STAGES

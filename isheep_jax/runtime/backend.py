@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
 import time
@@ -12,6 +13,8 @@ import numpy as np
 from etils import epath
 
 from isheep_jax import distributed
+from isheep_jax.checkpoint.adapter_config import is_adapter, read_base
+from isheep_jax.checkpoint.kept_rows import KeptRows
 from isheep_jax.checkpoint.pretrained import Pretrained, model_files, open_model, weights_digest
 from isheep_jax.config import Config, is_server
 from isheep_jax.decode.engine import Engine
@@ -19,15 +22,18 @@ from isheep_jax.decode.loaded import nominal_shape
 from isheep_jax.decode.lowering import DecodingPrograms, Program
 from isheep_jax.errors import UserError
 from isheep_jax.files import is_there
+from isheep_jax.loop import made_models
 from isheep_jax.loop.protocols import FineTuneJob, StageReporter
 from isheep_jax.loop.run_directory import COMPILED, check_unused
 from isheep_jax.model.architecture import parameter_count, parameter_table
 from isheep_jax.runtime import precompile
 from isheep_jax.runtime.decoding import decoding_facts
-from isheep_jax.runtime.devices import describe_devices, use_compilation_cache
+from isheep_jax.runtime.devices import default_backend, describe_devices, use_compilation_cache
 from isheep_jax.runtime.fine_tune import adapter_base, train_and_save
+from isheep_jax.runtime.host_memory import free_host_memory
 from isheep_jax.runtime.locate import locate_evaluation_judge, locate_judge, locate_model
 from isheep_jax.runtime.meter import Meter
+from isheep_jax.runtime.opening import IN_RUN
 from isheep_jax.runtime.precompile import StageModel
 from isheep_jax.runtime.vector_index import Index
 from isheep_jax.sft.lowering import training_programs
@@ -36,6 +42,8 @@ from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make
 
 # Metrics of an update that are shown next to the progress.
 SHOWN_METRICS = ("loss", "validation_loss")
+# Of the free memory of the host, what the base may take in it.
+_KEPT_SHARE = 0.5
 
 
 class JaxBackend:
@@ -51,8 +59,10 @@ class JaxBackend:
         use_compilation_cache(config.directory / COMPILED)
         self._config = config
         self._base = locate_model(config.model.path, "--model.path")
-        self._model = model = open_model(self._base, config.model.chat_template, weights=weights)
+        model = open_model(self._base, config.model.chat_template, weights=weights)
         model.check_chat()
+        # The base judges, is trained on, and is what adapters are merged into: several times in each iteration.
+        self._model = dataclasses.replace(model, kept=KeptRows(_memory_for_base()))
         self._architecture = model.architecture
         self._dtype = jnp.dtype(config.model.compute_dtype)
         self._train_mesh = make_mesh(config.mesh)
@@ -69,8 +79,9 @@ class JaxBackend:
         }
         self._engine: tuple[epath.Path, Engine] | None = None
         self._meter = Meter()
-        self._digests: dict[epath.Path, str] = {}
         self._compiled_beside = False
+        # A pass over all weights, which each task of an evaluation asks for.
+        self._digest_of = functools.cache(weights_digest)
         if distributed.is_distributed():
             judges = {f"the files of {directory}": judge.digest() for directory, judge in self._judges.items()}
             distributed.check_agreement({"the files of --model.path": model.digest(), **judges})
@@ -154,10 +165,8 @@ class JaxBackend:
         return precompile.compile_all(programs, on_program)
 
     def weights_digest(self, directory: epath.Path | None) -> str:
-        directory = directory or self._base
-        if directory not in self._digests:  # a pass over all weights, which each task of an evaluation asks for
-            self._digests[directory] = distributed.from_primary(lambda: weights_digest(directory))
-        return self._digests[directory]
+        model = self._opened(directory or self._base)
+        return distributed.from_primary(lambda: model.weights_digest(self._digest_of))
 
     def index(self, vectors: np.ndarray) -> Index:
         return Index(vectors, self._decode_mesh)
@@ -181,10 +190,21 @@ class JaxBackend:
         )
         return dataclasses.asdict(result)
 
+    def write_model(self, adapter: epath.Path, directory: epath.Path, card: str | None) -> None:
+        made_models.note_digests(directory, self._opened(adapter).save(directory, card))
+
     def _opened(self, directory: epath.Path) -> Pretrained:
         """Returns the base, a judge, or a model that the run made, with the tokenizer of the base."""
         known = {**self._judges, self._base: self._model}
-        return known.get(directory) or self._model.with_weights(directory)
+        if directory in known:
+            return known[directory]
+        if not is_adapter(directory):
+            return self._model.with_weights(directory)
+        base = read_base(directory)
+        made = IN_RUN.fullmatch(base)
+        if made:
+            made_models.check(self._config.directory / base)
+        return (self._opened(self._config.directory / base) if made else self._model).with_adapter(directory)
 
     @contextlib.contextmanager
     def _compiling_beside(self) -> Iterator[None]:
@@ -243,6 +263,11 @@ def _is_new_run(directory: epath.Path) -> bool:
     if is_there(directory):
         check_unused(directory)
     return True
+
+
+def _memory_for_base() -> int:
+    """Returns how many bytes of the host's memory may hold the base; none where the devices have no other memory."""
+    return 0 if default_backend() == "cpu" else int(_KEPT_SHARE * free_host_memory())
 
 
 def seed_of(seed: int, purpose: str) -> int:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.checkpoint.adapters import save_adapter
+from isheep_jax.checkpoint.hf_save import save_checkpoint
 from isheep_jax.checkpoint.pretrained import Pretrained, open_model
 from isheep_jax.config import MeshConfig, SFTConfig
 from isheep_jax.directory_lock import owned
@@ -16,7 +17,6 @@ from isheep_jax.loop.protocols import FineTuneJob
 from isheep_jax.runtime.devices import default_dtype, use_compilation_cache
 from isheep_jax.runtime.locate import locate_model
 from isheep_jax.sft.examples import Example
-from isheep_jax.sft.lora import save_adapter
 from isheep_jax.sft.trainer import FineTuneResult, OnStep, check_settings
 from isheep_jax.sft.trainer import fine_tune as train
 from isheep_jax.sharding import TRAIN_RULES, make_mesh
@@ -43,7 +43,8 @@ def fine_tune(
     Args:
         model: What `load` takes.
         pairs: Instruction and response of each pair. Only the response carries loss.
-        directory: Gets `model/` in Hugging Face format, with LoRA `adapter/` in PEFT format, and `checkpoints/`.
+        directory: Gets `model/` in Hugging Face format (not with sft.save="adapter"), with LoRA `adapter/` in PEFT
+            format, and `checkpoints/`.
         sft: Settings of the fine-tuning.
         mesh: Layout of the devices.
         chat_template: "auto" (the tokenizer's own) or a name, as `model.chat_template`.
@@ -79,7 +80,7 @@ def train_and_save(
     base: str,
     on_step: OnStep | None,
 ) -> FineTuneResult:
-    """Fine-tunes a model on the examples of a job, and writes the new model and, with LoRA, its adapter.
+    """Fine-tunes a model on the examples of a job, and writes the new model, its adapter, or both; see `sft.save`.
 
     Args:
         model: Where to start, with the architecture and the tokenizer of the result.
@@ -93,7 +94,7 @@ def train_and_save(
     """
     # LoRA keeps full precision in the adapters; full fine-tuning needs it in the weights.
     params = model.load(mesh=mesh, rules=TRAIN_RULES, dtype=jnp.float32 if sft.method == "full" else dtype)
-    params, adapters, result = train(
+    merged, adapters, result = train(
         params,
         model.architecture,
         model.tokenizer,
@@ -106,9 +107,20 @@ def train_and_save(
         on_step=on_step,
     )
     if adapters is not None:
-        made_models.note_digests(job.adapter, save_adapter(job.adapter, adapters, model.architecture, sft, base))
-    digests = save_checkpoint(job.model, params, model.architecture, model.tokenizer, dtype=dtype, card=job.card)
-    made_models.note_digests(job.model, digests)
+        digests = save_adapter(
+            job.adapter,
+            adapters,
+            model.architecture,
+            sft,
+            base,
+            dtype=dtype,
+            tokenizer=model.tokenizer,
+            card=job.card if merged is None else None,
+        )
+        made_models.note_digests(job.adapter, digests)
+    if merged is not None:
+        digests = save_checkpoint(job.model, merged, model.architecture, model.tokenizer, dtype=dtype, card=job.card)
+        made_models.note_digests(job.model, digests)
     return result
 
 

@@ -4,13 +4,14 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from isheep_jax.checkpoint.pretrained import Pretrained, open_model
+from isheep_jax.checkpoint.pretrained import Pretrained
 from isheep_jax.config import DecodeConfig, MeshConfig
 from isheep_jax.decode.cache import data_shards
 from isheep_jax.decode.engine import Engine
 from isheep_jax.model.architecture import parameter_table
 from isheep_jax.runtime.devices import default_dtype, use_compilation_cache
 from isheep_jax.runtime.locate import locate_model
+from isheep_jax.runtime.opening import open_located
 from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make_mesh
 
 # Enough for a few prompts; the loop sizes its engine by the memory of the devices.
@@ -40,7 +41,7 @@ def load(
     Raises `UserError` when there is no such model or it does not fit the devices.
     """
     return make_engine(
-        open_model(locate_model(model), chat_template),
+        open_located(locate_model(model, adapters=True), chat_template),
         decode=decode,
         decode_tensor=decode_tensor,
         compute_dtype=compute_dtype,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
+from isheep_jax.checkpoint.adapter_config import is_adapter
 from isheep_jax.config import OWN_JUDGES, Config, EvaluateConfig, is_server
 from isheep_jax.config_checks import check_scheme
 from isheep_jax.errors import UserError, one_line
@@ -26,13 +27,14 @@ _FORMS = (
 _QUOTED = 100
 
 
-def locate_model(path: str, setting: str = "--model") -> epath.Path:
+def locate_model(path: str, setting: str = "--model", *, adapters: bool = False) -> epath.Path:
     """Returns the checkpoint directory in Hugging Face format, or the GGUF file, that `path` names.
 
     path: 'tiny' (the embedded base model), 'tiny_pages' (the one that reads examples), a run directory (its newest
     finished model), a checkpoint directory or a GGUF file, also in a bucket (gs://...), the hub's cache of a model, or
     a hub id (org/name or org/name@revision, which is downloaded where there is no such path here).
-    setting: name of the setting in error messages.
+    setting: name of the setting in error messages. adapters: whether the adapter that a run stored in place of a model
+    will do, which `open_located` opens.
     Raises `UserError` when it is none of them, or cannot be reached.
     """
     if path in EMBEDDED:
@@ -45,7 +47,7 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         if is_gguf(directory):
             return directory
         if directory.is_dir():
-            return _model_in(directory, path, setting)
+            return _model_in(directory, path, setting, adapters)
         if directory.exists():
             raise UserError(f"{setting}: {path} is a file; give the directory that it is in, or a GGUF file")
         if directory.suffix.lower() == ".gguf":
@@ -53,7 +55,7 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         hint = f"{_near(path)}{_FORMS}"
         if not hub.HUB_ID.fullmatch(path):
             raise UserError(f"{setting}: {path} is no directory; {hint}")
-        return _model_in(epath.Path(hub.download(path, setting, hint)), path, setting)
+        return _model_in(epath.Path(hub.download(path, setting, hint)), path, setting, adapters)
     except UserError:
         raise
     except ImportError as error:
@@ -64,13 +66,13 @@ def locate_model(path: str, setting: str = "--model") -> epath.Path:
         raise UserError(f"{setting}: {path} cannot be reached: {kind}{one_line(error)}") from error
 
 
-def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
+def _model_in(directory: epath.Path, path: str, setting: str, adapters: bool) -> epath.Path:
     """Returns the model that a directory is or holds. path: what the user gave. Raises `UserError` when it holds none.
 
     Whoever looked in the hub's cache finds a directory for each revision there, and one for all.
     """
     if (directory / "iteration_0").is_dir() or (directory / "iteration_1").is_dir():
-        return _newest_model(directory, setting)
+        return _whole(_newest_model(directory, setting), setting, adapters)
     if (directory / "snapshots").is_dir():
         directory = _cached(directory, setting)
     has_config = is_there(directory / "config.json")
@@ -81,9 +83,12 @@ def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
                 f"{setting}: {path} holds a model and a LoRA adapter of {base} ({_ADAPTER}), of which only one can be "
                 "meant; move the files of the adapter into a directory of their own"
             )
+        if is_adapter(directory):
+            made_models.check(directory)
+            return _whole(directory, setting, adapters)
         raise UserError(
             f"{setting}: {path} is a LoRA adapter of {base}, not a model; merge it into that (merge_and_unload of PEFT)"
-            " or, if a run made it, give the run's directory, whose models are merged"
+            " or, if a run made it, give the run's directory"
         )
     if has_config:
         made_models.check(directory)
@@ -92,6 +97,16 @@ def _model_in(directory: epath.Path, path: str, setting: str) -> epath.Path:
         f"{setting}: {path} is neither a model directory in Hugging Face format (it has no config.json) nor a run's "
         f"directory{_hint(directory, path)}"
     )
+
+
+def _whole(model: epath.Path, setting: str, adapters: bool) -> epath.Path:
+    """Returns the model. Raises `UserError` when it is an adapter where none will do."""
+    if is_adapter(model) and not adapters:
+        raise UserError(
+            f"{setting}: {model} is a LoRA adapter without the weights of its base, and a whole model is needed here; "
+            "merge them: python -m isheep_jax.export RUN DIRECTORY"
+        )
+    return model
 
 
 def _hint(directory: epath.Path, path: str) -> str:
@@ -167,15 +182,15 @@ def _check_no_bare_url(judge: str, setting: str) -> None:
 
 
 def finished_models(run: epath.PathLike) -> dict[int, epath.Path]:
-    """Returns the models of a run's finished iterations by iteration number, in order of it.
+    """Returns the models, or adapters in their place, of a run's finished iterations by number, in order of it.
 
     Raises UserError when one has lost a file that it had when its iteration was finished.
     """
     models = {}
     for iteration in epath.Path(run).iterdir():
         match = re.fullmatch(r"iteration_([1-9]\d*)", iteration.name)
-        if match and made_models.is_finished(iteration):
-            models[int(match[1])] = iteration / "model"
+        if match and (model := made_models.model_of(iteration)):
+            models[int(match[1])] = model
     return dict(sorted(models.items()))
 
 

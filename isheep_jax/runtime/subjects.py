@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from isheep_jax import distributed
-from isheep_jax.checkpoint.pretrained import Pretrained, open_model, weights_digest
+from isheep_jax.checkpoint.pretrained import Pretrained
 from isheep_jax.config import DecodeConfig
 from isheep_jax.decode.engine import Engine
 from isheep_jax.errors import UserError
@@ -21,6 +21,7 @@ from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import default_dtype
 from isheep_jax.runtime.load import make_engine
 from isheep_jax.runtime.locate import finished_models, locate_model
+from isheep_jax.runtime.opening import open_located
 from isheep_jax.tiny import EMBEDDED
 
 
@@ -56,7 +57,7 @@ class Subject:
     def open(self) -> Pretrained:
         """Returns the model without its weights. Raises `UserError` as `open_model`, and for a damaged one of a run."""
         made_models.check(self.directory)
-        model = open_model(self.directory, self.decoding.chat_template)
+        model = open_located(self.directory, self.decoding.chat_template)
         model.check_messages()
         return model
 
@@ -64,7 +65,7 @@ class Subject:
         """Returns what responses depend on besides prompts, with the digest of the weights, for the record."""
         model, decoding = self.open(), self.decoding
         dtype = default_dtype() if decoding.compute_dtype == "auto" else decoding.compute_dtype
-        weights = distributed.from_primary(lambda: weights_digest(self.directory))
+        weights = distributed.from_primary(model.weights_digest)
         return {**decoding_facts(model, decoding.decode, jnp.dtype(dtype), decoding.seed), "weights": weights}
 
 
@@ -85,7 +86,7 @@ def subjects(path: str, iterations: str, output: str, decoding: Decoding) -> lis
     if iterations != "newest":
         option = "--all_iterations" if iterations == "all" else "--iteration"
         raise UserError(f"{option}: {path} is not a run's directory; leave the option out")
-    checkpoint = locate_model(path)
+    checkpoint = locate_model(path, adapters=True)
     named = path if path in EMBEDDED or not directory.is_dir() else str(directory.resolve())
     name = re.sub(r"[^\w.@-]", "_", named.rstrip("/").rpartition("/")[2]) or "model"
     results = epath.Path(output or f"evaluations/{name}")
@@ -157,7 +158,7 @@ class OneModel:
             gc.collect()  # an engine may be part of reference cycles
             decoding = self._decoding
             engine = make_engine(
-                open_model(directory, chat_template or decoding.chat_template),
+                open_located(directory, chat_template or decoding.chat_template),
                 decode=decoding.decode,
                 decode_tensor=decoding.decode_tensor,
                 compute_dtype=decoding.compute_dtype,

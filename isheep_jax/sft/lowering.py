@@ -43,8 +43,9 @@ def training_programs(
     lowered = {
         "start of a fine-tuning": lambda: programs.init_state.lower(params, number),
         "train step": lambda: programs.train_step.lower(state, base, batch, rate, number, number),
-        "weights after a fine-tuning": lambda: programs.export_params.lower(base, state.weights),
     }
+    if config.save == "model":
+        lowered["weights after a fine-tuning"] = lambda: programs.export_params.lower(base, state.weights)
     if config.validation_fraction:
         lowered["validation loss"] = lambda: programs.validation_loss.lower(state.weights, base, batch)
     return lowered

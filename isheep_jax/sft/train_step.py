@@ -16,6 +16,7 @@ from isheep_jax import sharding
 from isheep_jax.config import SFTConfig
 from isheep_jax.model import transformer
 from isheep_jax.model.architecture import Architecture, parameter_table
+from isheep_jax.model.lora import lora_table, merge_lora
 from isheep_jax.sft import lora
 from isheep_jax.sft.data import Batch
 from isheep_jax.sft.loss import chunk_length, cross_entropy
@@ -79,9 +80,7 @@ class TrainSetup:
     @property
     def trained_table(self) -> Tree:
         """A `ParameterSpec` for each leaf of `TrainState.weights`."""
-        return (
-            lora.lora_table(self.architecture, self.lora_rank) if self.is_lora else parameter_table(self.architecture)
-        )
+        return lora_table(self.architecture, self.lora_rank) if self.is_lora else parameter_table(self.architecture)
 
     @property
     def forward(self) -> transformer.ForwardSetup:
@@ -199,7 +198,7 @@ def train_step(
 
 def export_params(setup: TrainSetup, base: Tree, weights: Tree) -> Tree:
     """Returns the trained parameters: adapters merged, in the dtypes of `base`."""
-    return lora.merge_lora(base, weights, setup.lora_scale) if setup.is_lora else weights
+    return merge_lora(base, weights, setup.lora_scale) if setup.is_lora else weights
 
 
 def learning_rates(peak: float, warmup_steps: int, total: int) -> np.ndarray:

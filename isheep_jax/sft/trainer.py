@@ -93,7 +93,7 @@ def fine_tune(
     seed: int,
     compute_dtype: str | jnp.dtype,
     on_step: OnStep | None = None,
-) -> tuple[Tree, Tree | None, FineTuneResult]:
+) -> tuple[Tree | None, Tree | None, FineTuneResult]:
     """Fine-tunes `params` on the responses of `examples`.
 
     A call with the same arguments continues from the newest checkpoint, with the same result bit for bit.
@@ -114,8 +114,8 @@ def fine_tune(
 
     Returns three values. First, the weights of the best validation loss (of the last update when nothing is held out),
     adapters merged, as the same tree, in the dtypes of `params` (all weights trained: float32) and the training rules'
-    shardings. Second, those adapters by themselves, in float32; None where all weights were trained. Third, what the
-    fine-tuning did.
+    shardings; None if only the adapters are to be saved. Second, those adapters by themselves, in float32; None where
+    all weights were trained. Third, what the fine-tuning did.
 
     Raises `UserError` for settings that do not fit each other, the mesh, the examples or the checkpoints.
     """
@@ -133,7 +133,7 @@ def fine_tune(
         del state
         if best_step != datasets.steps:
             weights = checkpoints.weights(best_step, programs.abstract_state.weights)
-        tuned = programs.export_params(base, weights)
+        tuned = programs.export_params(base, weights) if config.save == "model" else None
         checkpoints.wait()
     result = _summarize(datasets, progress, best_step, config.epochs)
     return tuned, weights if config.method == "lora" else None, result

@@ -18,7 +18,8 @@ import sentencepiece
 from etils import epath
 
 from isheep_jax.checkpoint.hf_config import read_architecture
-from isheep_jax.checkpoint.hf_weights import load_parameters, save_checkpoint
+from isheep_jax.checkpoint.hf_save import save_checkpoint
+from isheep_jax.checkpoint.hf_weights import load_parameters
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.config import MeshConfig

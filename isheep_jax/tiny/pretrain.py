@@ -21,7 +21,7 @@ import numpy as np
 import optax
 import sentencepiece
 
-from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.checkpoint.hf_save import save_checkpoint
 from isheep_jax.cli.arguments import Command
 from isheep_jax.cli.errors import run_command
 from isheep_jax.errors import UserError

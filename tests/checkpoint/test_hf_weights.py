@@ -12,8 +12,8 @@ from memory_bucket import memory_bucket, requests_of
 from meshes import mesh_of
 from safetensors.numpy import load_file, save_file
 
-from isheep_jax.checkpoint import file_streams, hf_weights
-from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.checkpoint import file_streams, hf_save, hf_weights
+from isheep_jax.checkpoint.hf_save import save_checkpoint
 from isheep_jax.checkpoint.safetensors_file import StoredTensor
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import leaves, parameter_table
@@ -61,7 +61,7 @@ def test_export_has_tensors_of_original(tmp_path, tokenizer):
 
 
 def test_several_files_have_index_and_read_back_equal(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr(hf_save, "SHARD_BYTES", 8_000)
     architecture, params = parity.load(parity.FIXTURES / "llama")
     save_checkpoint(tmp_path / "out", params, architecture, tokenizer, card="A card.\n")
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
@@ -72,7 +72,7 @@ def test_several_files_have_index_and_read_back_equal(tmp_path, tokenizer, monke
     assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert_equal_bits(params, parity.load(tmp_path / "out")[1])
     assert (tmp_path / "out" / "README.md").read_text() == "A card.\n"
-    hf_weights.write_tensors(tmp_path, params, parameter_table(architecture), jnp.float32, stem="one", single_file=True)
+    hf_save.write_tensors(tmp_path, params, parameter_table(architecture), jnp.float32, stem="one", single_file=True)
     assert load_file(tmp_path / "one.safetensors").keys() == index["weight_map"].keys()
 
 
@@ -125,7 +125,7 @@ def test_bucket_is_read_and_written_like_directory(tmp_path, tokenizer, monkeypa
 )
 def test_bucket_is_asked_once_for_each_tensor_and_once_for_each_header(tokenizer, monkeypatch, sizes, rules):
     bucket = memory_bucket(monkeypatch)
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr(hf_save, "SHARD_BYTES", 8_000)
     architecture, params = parity.load(parity.FIXTURES / "llama")
     save_checkpoint(bucket / "out", params, architecture, tokenizer)
     files = {path.name for path in (bucket / "out").glob("*.safetensors")}

@@ -9,7 +9,8 @@ import parity
 import pytest
 from test_distributed import Group, host, small_program
 
-from isheep_jax.checkpoint import hf_weights
+from isheep_jax.checkpoint import hf_save
+from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
@@ -19,13 +20,14 @@ import json, sys, time
 
 sys.path.insert(0, "tests/support")
 import parity
-from isheep_jax.checkpoint import file_streams, hf_weights
+from isheep_jax.checkpoint import file_streams, hf_save
+from isheep_jax.checkpoint.pretrained import open_model
 from isheep_jax.sharding import TRAIN_RULES, make_mesh
 from isheep_jax.config import MeshConfig
 from isheep_jax.text.tokenizer import Tokenizer
 from isheep_jax.tiny import CHECKPOINT
 
-hf_weights.SHARD_BYTES = 4_000
+hf_save.SHARD_BYTES = 4_000
 mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, data=-1))
 architecture, params = parity.load(parity.FIXTURES / "llama", mesh=mesh, rules=TRAIN_RULES)
 tokenizer = Tokenizer.load(CHECKPOINT)
@@ -40,7 +42,10 @@ def noted(path, *arguments):
     return plain(path, *arguments)
 
 file_streams.write_file = noted
-digests = hf_weights.save_checkpoint({directory!r}, params, architecture, tokenizer)
+digests = hf_save.save_checkpoint({directory!r}, params, architecture, tokenizer)
+# What is made of files, as a model of its base and an adapter is.
+file_streams.write_file, hf_save.SHARD_BYTES = plain, 200_000
+open_model(CHECKPOINT).save({directory!r} + "-of-files", None)
 print("digests", json.dumps(digests), flush=True)
 """
 
@@ -56,9 +61,9 @@ def written_by(group: Group, index: int) -> list[str]:
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_files_are_dealt_to_processes_and_their_bytes_do_not_depend_on_how_many(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 4_000)
+    monkeypatch.setattr(hf_save, "SHARD_BYTES", 4_000)
     architecture, params = parity.load(parity.FIXTURES / "llama")
-    digests = hf_weights.save_checkpoint(tmp_path / "one", params, architecture, Tokenizer.load(CHECKPOINT))
+    digests = hf_save.save_checkpoint(tmp_path / "one", params, architecture, Tokenizer.load(CHECKPOINT))
     with write(tmp_path / "model", tmp_path / "run", count) as group:
         assert group.codes(100) == [0] * count, group.text(0, "err")
         shares = [written_by(group, index) for index in range(count)]
@@ -67,6 +72,11 @@ def test_files_are_dealt_to_processes_and_their_bytes_do_not_depend_on_how_many(
     assert min(map(len, shares)) >= len(digests) // count > 0
     one, all_together = ({path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in ("one", "model"))
     assert all_together == one
+    monkeypatch.setattr(hf_save, "SHARD_BYTES", 200_000)
+    open_model(CHECKPOINT).save(tmp_path / "one-of-files", None)
+    assert len(list((tmp_path / "one-of-files").glob("*.safetensors"))) > count
+    for path in (tmp_path / "one-of-files").iterdir():
+        assert (tmp_path / "model-of-files" / path.name).read_bytes() == path.read_bytes(), path.name
     assert digests == json.loads(line.removeprefix("digests "))
     assert digests == {name: hashlib.sha256(one[name]).hexdigest() for name in digests}
 

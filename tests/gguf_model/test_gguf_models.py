@@ -14,7 +14,7 @@ from memory_bucket import memory_bucket
 from small_tokenizers import random_texts, write_byte_level, write_sentencepiece
 
 from isheep_jax.checkpoint.hf_config import read_architecture
-from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.checkpoint.hf_save import save_checkpoint
 from isheep_jax.checkpoint.pretrained import open_model, weights_digest
 from isheep_jax.config import SFTConfig
 from isheep_jax.model.architecture import RopeScaling

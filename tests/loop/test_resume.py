@@ -59,18 +59,19 @@ TWO_TURNS = {
     "sft": SFTConfig(start="previous", data="all"),
 }
 # A judge that is checked, instructions about topics, responses after similar pairs, and thorough answers of an engraved
-# model.
+# model; adapters are stored in place of models.
 METHODS = {
     "respond": RespondConfig(method="retrieved", samples=2, rules="basic"),
     "retrieval": RetrievalConfig(examples=3, pool="seeds_and_kept"),
     "assess": AssessConfig(read="expected"),
     "guard": GuardConfig(judge="warn"),
     "clone": CloneConfig(enabled=True),
+    "sft": SFTConfig(save="adapter"),
 }
 
 
 def go(config: Config, fuse: Fuse | None = None) -> ScriptedBackend:
-    backend = ScriptedBackend(fuse)
+    backend = ScriptedBackend(fuse, save=config.sft.save)
     run(config, backend, {"fake": evaluator}, frozenset(), SilentReporter())
     return backend
 

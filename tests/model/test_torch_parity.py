@@ -5,7 +5,7 @@ import numpy as np
 import parity
 import pytest
 
-from isheep_jax.checkpoint.hf_weights import save_checkpoint
+from isheep_jax.checkpoint.hf_save import save_checkpoint
 from isheep_jax.text.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="compares with Hugging Face's PyTorch models; pip install torch")

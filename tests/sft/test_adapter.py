@@ -12,12 +12,15 @@ from meshes import mesh_of
 from safetensors.numpy import load_file
 from small_model import LLAMA, QWEN, SETTINGS, copying, on_host, same_bits, weights
 
+from isheep_jax.checkpoint.adapters import save_adapter
 from isheep_jax.checkpoint.hf_config import config_json
-from isheep_jax.checkpoint.hf_weights import write_tensors
+from isheep_jax.checkpoint.hf_save import write_tensors
 from isheep_jax.model.architecture import parameter_table
+from isheep_jax.model.lora import lora_table, merge_lora
 from isheep_jax.model.transformer import ForwardSetup, forward, logits
-from isheep_jax.sft.lora import lora_table, merge_lora, save_adapter
 from isheep_jax.sft.trainer import fine_tune
+from isheep_jax.text.tokenizer import Tokenizer
+from isheep_jax.tiny import CHECKPOINT
 
 CONFIG = dataclasses.replace(
     SETTINGS, method="lora", learning_rate=0.02, lora_alpha=12.0, validation_fraction=0.2, checkpoint_every=3
@@ -39,12 +42,17 @@ def tune(directory, architecture=LLAMA, params=None, config=CONFIG, mesh=None):
     )
 
 
+def save(directory, adapters, architecture=LLAMA, base="base"):
+    tokenizer = Tokenizer.load(CHECKPOINT)
+    save_adapter(directory, adapters, architecture, CONFIG, base, dtype=jnp.float32, tokenizer=tokenizer)
+
+
 @pytest.fixture(scope="module", params=[LLAMA, QWEN], ids=["llama", "qwen2"])
 def tuned(request, tmp_path_factory):
     """The architecture, its merged weights, the adapters and the directory in which they are written."""
     place = tmp_path_factory.mktemp("tuned")
     merged, adapters, _ = tune(place / "checkpoints", request.param)
-    save_adapter(place / "adapter", adapters, request.param, CONFIG, "/models/base")
+    save(place / "adapter", adapters, request.param, "/models/base")
     return request.param, merged, adapters, place / "adapter"
 
 
@@ -61,7 +69,7 @@ def test_adapters_are_float32_also_under_bfloat16_model(tmp_path):
     merged, adapters, _ = tune(tmp_path / "checkpoints", params=params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(merged)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(adapters)} == {"float32"}
-    save_adapter(tmp_path / "adapter", adapters, LLAMA, CONFIG, "base")
+    save(tmp_path / "adapter", adapters)
     assert {t.dtype.name for t in load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()} == {"float32"}
 
 
@@ -120,7 +128,7 @@ def test_settings_are_those_that_peft_needs(tuned):
 def test_only_name_on_hub_has_revision(tmp_path, base, name, revision):
     table = lora_table(LLAMA, CONFIG.lora_rank)
     zeros = jax.tree.map(lambda spec: np.zeros(spec.shape, np.float32), table)
-    save_adapter(tmp_path / "adapter", zeros, LLAMA, CONFIG, base)
+    save(tmp_path / "adapter", zeros, base=base)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == (name, revision)
 
@@ -130,7 +138,7 @@ def test_what_earlier_attempt_left_is_replaced(tuned, tmp_path):
     for stale in ("adapter", "adapter.partial"):
         (tmp_path / stale).mkdir()
         (tmp_path / stale / "stale.bin").write_bytes(b"x")
-    save_adapter(tmp_path / "adapter", adapters, architecture, CONFIG, "/models/base")
+    save(tmp_path / "adapter", adapters, architecture, "/models/base")
     assert {p.name: p.read_bytes() for p in (tmp_path / "adapter").iterdir()} == {
         p.name: p.read_bytes() for p in directory.iterdir()
     }
@@ -139,7 +147,7 @@ def test_what_earlier_attempt_left_is_replaced(tuned, tmp_path):
 
 def test_sharded_training_writes_whole_adapters(tmp_path):
     _, adapters, _ = tune(tmp_path / "checkpoints", mesh=mesh_of((2, 2, 2)))
-    save_adapter(tmp_path / "adapter", adapters, LLAMA, CONFIG, "base")
+    save(tmp_path / "adapter", adapters)
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert stored["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"].shape == (4, 32)
     assert stored["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"].shape == (32, 4)

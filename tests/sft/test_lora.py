@@ -6,7 +6,8 @@ from small_model import LLAMA, QWEN, weights
 
 from isheep_jax.model import transformer
 from isheep_jax.model.linear import LoraWeight, dropout_keys, dropout_mask
-from isheep_jax.sft.lora import apply_lora, init_lora, lora_table, merge_lora
+from isheep_jax.model.lora import lora_table, merge_lora
+from isheep_jax.sft.lora import apply_lora, init_lora
 
 TOKENS = jnp.asarray([[0, 5, 6, 7, 2, 9, 1]])
 

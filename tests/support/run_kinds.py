@@ -33,6 +33,7 @@ LORA = ("--sft.method=lora", "--sft.start=previous", "--iterations=2")
 KINDS = {
     "full": (),
     "lora": LORA,
+    "adapters alone": (*LORA, "--sft.save=adapter"),
     "cloning": ("--clone.enabled=true",),
     "two turns": ("--synthesize.turns=2",),
     "server judge": ("--assess.read=sampled", "--assess.judge_model=m"),

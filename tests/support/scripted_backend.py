@@ -196,14 +196,14 @@ class ScriptedIndex:
 class ScriptedBackend:
     """Training "writes" the ids it learned from; a model's name is the digest of its directory.
 
-    judge: directory of a judge that is none of the run's own models.
+    judge: directory of a judge that is none of the run's own models. save: as `sft.save`.
     """
 
     evaluation_judge = None
     decoding: ClassVar = {"chat_template": "scripted"}
 
-    def __init__(self, fuse: Fuse | None = None, judge: Path | None = None):
-        self.fuse, self.judge = fuse or Fuse(), judge
+    def __init__(self, fuse: Fuse | None = None, judge: Path | None = None, save: str = "model"):
+        self.fuse, self.judge, self.save = fuse or Fuse(), judge, save
         self.loaded: list[Path | None] = []
         self.models: list[ScriptedModel] = []
         self.calls: list[FineTuneJob] = []
@@ -240,11 +240,22 @@ class ScriptedBackend:
         job.adapter.mkdir(exist_ok=True)
         (job.adapter / "adapter.json").write_text(json.dumps([e.id for e in job.examples]))
         self.fuse.tick()
-        job.model.mkdir(parents=True)
         learned = [str(job.start and job.start.name), [e.id for e in job.examples]]
-        (job.model / "weights.json").write_text(json.dumps(learned))
+        self._write(job.model if self.save == "model" else job.adapter, learned, job.card)
         self.fuse.tick()
         return {"train_loss": 1.0 / job.iteration, "validation_loss": None, "steps": 3}
+
+    def write_model(self, adapter, directory, card):
+        assert card == (adapter / "README.md").read_text()
+        self._write(directory, json.loads((adapter / "weights.json").read_text()), card)
+        self.fuse.tick()
+
+    @staticmethod
+    def _write(directory, learned, card):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "weights.json").write_text(json.dumps(learned))
+        if directory.name == "adapter":
+            (directory / "README.md").write_text(card)
 
 
 class ScriptedEvaluator:

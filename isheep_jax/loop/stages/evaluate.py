@@ -34,7 +34,7 @@ def evaluate(
 
         return progress
 
-    measured = DeferredModel(backend, directory / "model" if context.iteration else None)
+    measured = DeferredModel(backend, directory / context.directory.made if context.iteration else None)
     return measure(measured, evaluators, directory, progress_of)
 
 

@@ -39,6 +39,23 @@ def training_examples(context: StageContext, *, thorough: bool = False) -> list[
     return examples
 
 
+def write_whole_model(context: StageContext, backend: Backend) -> None:
+    """Writes `model/` of an iteration that has only an adapter so far; see `sft.save`."""
+    directory = context.directory.iteration(context.iteration)
+    if distributed.from_primary(lambda: made_models.has_model(directory)):
+        return
+    adapter = context.directory.model(context.iteration)
+    made_models.check(adapter)
+    context.reporter.note(
+        f"iteration {context.iteration}: {adapter} and its base are merged into {directory / 'model'}"
+    )
+    # An earlier attempt may have ended before the manifest.
+    distributed.from_primary(lambda: (directory / "model").rmtree(missing_ok=True))
+    card = distributed.from_primary(lambda: (adapter / "README.md").read_text())
+    backend.write_model(adapter, directory / "model", card)
+    made_models.record(directory, made_models.read(directory))
+
+
 def fine_tune(context: StageContext, backend: Backend, instructions: int, *, stage: str = "model") -> dict:
     """Makes the iteration's model. Returns what the backend says of the training.
 
