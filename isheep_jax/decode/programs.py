@@ -6,7 +6,7 @@ per call and gets one back.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.struct
@@ -42,6 +42,7 @@ from isheep_jax.decode.device_slots import (
 from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length, prefix_sharding
 from isheep_jax.decode.sampling import GENERATED, DeviceSamplingParams, logprobs_of, sample, without
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.attention_gpu import compute_capability, kernel_refusal
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, init_cache
 from isheep_jax.model.quantization import StorageDtype, abstract_weights, weight_table
 from isheep_jax.model.transformer import forward, logits
@@ -118,6 +119,15 @@ class DecodeShape:
             kv_cache_dtype=config.kv_cache_dtype,
             key_limit=Sizing.of(mesh).key_limit(config.max_length),
         )
+
+    @property
+    def reads_sequences_alone(self) -> bool:
+        """Whether a kernel reads each sequence as far as it goes, so that `key_limit` changes nothing."""
+        if platform_of(self.mesh) != "gpu":
+            return False
+        tile = abstract_cache(self.architecture, 1, self.cache_length, self.cache_dtype, self.mesh).tile
+        quantized = self.kv_cache_dtype == "int8"
+        return kernel_refusal(self.architecture.head_dim, tile, quantized, compute_capability(self.mesh)) is None
 
     @property
     def cache_dtype(self) -> jnp.dtype:
@@ -248,6 +258,8 @@ def compile_decode_steps(shape: DecodeShape, nominal: DecodeShape) -> jax.stages
 
     The compiled program takes the arguments of `decode_steps` that are not static.
     """
+    if shape.key_limit != nominal.key_limit and shape.reads_sequences_alone:
+        return compile_decode_steps(replace(shape, key_limit=nominal.key_limit), nominal)
     if shape == nominal:
         return _compile_nominal(nominal)
     return lower_decode_steps(shape, weight_formats(nominal)).compile()

@@ -11,7 +11,7 @@ import jax
 
 from isheep_jax.model.attention_blockwise import blockwise_packed_attention, blockwise_prefix_attention
 from isheep_jax.model.attention_cached import blockwise_cached_attention
-from isheep_jax.model.attention_gpu import gpu_packed_attention
+from isheep_jax.model.attention_gpu import compute_capability, gpu_packed_attention, kernel_refusal
 from isheep_jax.model.attention_reference import (
     AttentionConfig,
     Partial,
@@ -106,9 +106,17 @@ def cached_attention(
         prefix_kv: further keys and values, of this layer.
         sharding: says which devices compute.
     """
-    attended = blockwise_cached_attention(
-        q, cache, layer, config, config.window(kind), cache_positions, key_limit, sharding
-    )
+    window, quantized = config.window(kind), cache.k_scale is not None
+    if (
+        sharding.platform == "gpu"
+        and q.shape[1] == 1
+        and kernel_refusal(q.shape[3], cache.tile, quantized, compute_capability(sharding.mesh)) is None
+    ):
+        from isheep_jax.model.attention_decode_gpu import kernel_cached_attention  # Pallas takes a while to import
+
+        attended = kernel_cached_attention(q, cache, layer, config, window, cache_positions, sharding)
+    else:
+        attended = blockwise_cached_attention(q, cache, layer, config, window, cache_positions, key_limit, sharding)
     return _merge_prefixes(attended, q, config, kind, positions, prefix_kv, sharding).finalize(q.dtype)
 
 

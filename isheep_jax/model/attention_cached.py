@@ -1,7 +1,7 @@
 """Attention to a KV cache, on every platform: reads blocks of cache positions up to the end of the longest row.
 
-A GPU reads as many blocks as the host says instead (`key_limit`): with a bound that only the device knows, the host
-would wait for it in every layer, and nothing would be queued behind.
+A GPU that has no kernel for it (`attention_gpu.kernel_refusal`) reads as many blocks as the host says (`key_limit`):
+with a bound that only the device knows, the host would wait for it in every layer, and nothing would be queued behind.
 
 B rows, T query tokens, S cache positions, C cache positions of a block, N query heads, K key-value heads, H head dim.
 """

@@ -1,4 +1,4 @@
-"""Attention of packed rows on GPUs, with memory that does not grow with the square of a row times the heads.
+"""Attention on GPUs: which kernel computes it; and packed rows, without the logits of whole rows in memory.
 
 cuDNN's flash attention, through `jax.nn.dot_product_attention`, computes what it can (`cudnn_refusal` has its limits);
 the rest is computed for a chunk of queries at a time.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from isheep_jax.model.attention_reference import AttentionConfig, packed_mask, reference_attention, windowed_mask
 from isheep_jax.model.kv_cache import PrefixKV, split_heads
@@ -21,6 +21,8 @@ from isheep_jax.sharding import ActivationSharding
 
 # Queries whose logits exist at the same time where cuDNN cannot compute.
 CHUNK = 256
+# Cache positions that the kernel of `attention_decode_gpu` has in registers at a time.
+KERNEL_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,29 @@ def cudnn_refusal(shape: AttentionShape, capability: tuple[int, int] | None) -> 
     return None
 
 
-def compute_capability(sharding: ActivationSharding) -> tuple[int, int] | None:
+def kernel_refusal(head_dim: int, tile: int, is_int8: bool, capability: tuple[int, int] | None) -> str | None:
+    """Returns why the kernel of `attention_decode_gpu` cannot attend to a cache in a decode step, or None if it can.
+
+    Args:
+        head_dim: H.
+        tile: cache positions of a tile.
+        is_int8: whether the cache holds integers.
+        capability: compute capability of the GPU, see `compute_capability`.
+    """
+    if capability is None or capability < (8, 0):
+        return "it needs an NVIDIA GPU of compute capability 8.0 or later"
+    if is_int8:
+        return "it reads no integers"
+    if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
+        return f"its heads have a power of two of 16 to 256 dimensions, not {head_dim}"
+    if not tile or tile % KERNEL_BLOCK:
+        return f"it reads tiles of a multiple of {KERNEL_BLOCK} positions, not {tile}"
+    return None
+
+
+def compute_capability(mesh: Mesh) -> tuple[int, int] | None:
     """Returns the compute capability of the GPUs, such as (9, 0) for an H100; None: they are not NVIDIA's."""
-    version = str(getattr(sharding.mesh.devices.flat[0], "compute_capability", ""))
+    version = str(getattr(mesh.devices.flat[0], "compute_capability", ""))
     match = re.fullmatch(r"(\d+)\.(\d+)", version)
     return None if match is None else (int(match[1]), int(match[2]))
 
@@ -113,7 +135,7 @@ def gpu_packed_attention(
     )
     window = config.window(kind) if windows != {None} else None
     mask_of = functools.partial(_mask, positions, segment_ids, prefix_kv, window)
-    if cudnn_refusal(shape, compute_capability(sharding)) is not None:
+    if cudnn_refusal(shape, compute_capability(sharding.mesh)) is not None:
         return chunked_attention(q, k, v, mask_of, config)
     if plain:
         return cudnn_attention(q, k, v, None, config, sharding, causal=True, window=windows.pop())

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 # Logit of a key that a query may not see. Finite, so that a query without any key (padding) gives numbers, not NaN.
 MASKED = -1e30
 # Stand-in window for full attention: longer than any sequence.
-_NO_WINDOW = 2**30
+NO_WINDOW = 2**30
 
 # How the axes of keys and values are ordered, see `_EQUATIONS`.
 KVLayout = Literal["rows", "shared", "tiles"]
@@ -43,7 +43,7 @@ class AttentionConfig:
         """Returns the window of a kind of layer. kind: traced index into `windows`, unused if there is only one."""
         if len(self.windows) == 1:
             return self.windows[0]
-        return jnp.asarray([_NO_WINDOW if window is None else window for window in self.windows])[kind]
+        return jnp.asarray([NO_WINDOW if window is None else window for window in self.windows])[kind]
 
 
 def reference_attention(

@@ -86,25 +86,36 @@ def decode_shape(slots=4, **changes):
     return dataclasses.replace(nominal, **changes)
 
 
-def whiles_in_layers(shape):
-    """Loops in the scan over layers whose number of turns only the device knows."""
+def primitives_in_layers(shape):
+    """Names of the operations in the scan over layers of a decode step."""
     params = abstract_weights(ARCHITECTURE, "model", BF16)
     slots = jax.eval_shape(lambda: new_slots(ARCHITECTURE, shape.slots, 1024, BF16, DECODE_MESH, penalties=False))
     sampling = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), DeviceSamplingParams())
-    program = jax.make_jaxpr(lambda *arguments: decode_steps(*arguments, None, shape=shape))(
-        params, slots, int32(shape.slots, UPDATE_COLUMNS), sampling, int32(2)
-    )
+    arguments = params, slots, int32(shape.slots, UPDATE_COLUMNS), sampling, int32(2)
+    program = jax.make_jaxpr(lambda *arguments: decode_steps(*arguments, None, shape=shape))(*arguments)
     layers = [e for e in equations(program) if e.primitive.name == "scan" and e.params["length"] == ARCHITECTURE.layers]
     assert len(layers) == 1
-    return sum(e.primitive.name == "while" for e in equations(layers[0].params["jaxpr"]))
+    return [e.primitive.name for e in equations(layers[0].params["jaxpr"])]
 
 
-def test_host_waits_for_nothing_within_decode_step(monkeypatch):
-    assert whiles_in_layers(decode_shape()) == 1  # what a TPU does in its own program
-    stand_in(monkeypatch)
+def test_host_waits_for_nothing_within_decode_step_without_kernel(monkeypatch):
+    assert "while" in primitives_in_layers(decode_shape())  # as on TPUs, where it is part of the program
+    stand_in(monkeypatch, None)
     assert decode_shape().key_limit == 1024
-    assert whiles_in_layers(decode_shape(slots=5)) == 0
-    assert whiles_in_layers(decode_shape(slots=5, key_limit=512)) == 0
+    for key_limit in (512, 1024):
+        assert not {"while", "pallas_call"} & set(primitives_in_layers(decode_shape(slots=5, key_limit=key_limit)))
+
+
+def test_decode_step_has_kernel_that_reads_cache_in_place(monkeypatch):
+    stand_in(monkeypatch)
+    shape = decode_shape(slots=6)
+    assert shape.reads_sequences_alone
+    assert not dataclasses.replace(shape, kv_cache_dtype="int8").reads_sequences_alone
+    names = primitives_in_layers(shape)
+    assert names.count("pallas_call") == 1
+    # A loop is one of the kernel, and no block of the cache is taken out of it.
+    assert names.count("while") == 1
+    assert "dynamic_slice" not in names
 
 
 def test_limit_of_keys_changes_no_token_if_sequences_stay_below_it():

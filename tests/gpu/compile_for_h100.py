@@ -43,6 +43,7 @@ def main(config_name: str, *names: str) -> None:
             "arguments": memory.argument_size_in_bytes,
             "temporaries": memory.temp_size_in_bytes,
             "cudnn_calls": text.count('custom_call_target="__cudnn$fmha'),
+            "triton_calls": text.count('custom_call_target="__gpu$xla.gpu.triton'),
             "loops": text.count(" while("),
         }
         print(json.dumps(facts), flush=True)

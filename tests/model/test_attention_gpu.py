@@ -7,12 +7,14 @@ import pytest
 from architectures import small
 from gpu_stand_in import stand_in, without_cudnn
 from jaxprs import equations
+from tiles import in_tiles
 
 from isheep_jax.model import attention_gpu
 from isheep_jax.model.architecture import FAMILIES
 from isheep_jax.model.attention import packed_attention
-from isheep_jax.model.attention_gpu import AttentionShape, cudnn_refusal
-from isheep_jax.model.attention_reference import AttentionConfig, packed_mask, reference_attention
+from isheep_jax.model.attention_decode_gpu import kernel_cached_attention
+from isheep_jax.model.attention_gpu import AttentionShape, cudnn_refusal, kernel_refusal
+from isheep_jax.model.attention_reference import AttentionConfig, cached_mask, packed_mask, reference_attention
 from isheep_jax.model.kv_cache import KVCache, PrefixKV
 from isheep_jax.model.transformer import attention_config
 from isheep_jax.sharding import one_device_sharding
@@ -168,3 +170,37 @@ def test_chunks_bound_logits(monkeypatch):
     sizes = {value.aval.shape for equation in equations(program) for value in equation.outvars}
     assert (B, K, N // K, 32, 70) in sizes
     assert not {size for size in sizes if len(size) > 3 and min(size[-2:]) >= 70}
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "tile", "is_int8", "capability", "reason"),
+    [
+        (128, 512, False, H100, None),
+        (64, 128, False, A100, None),
+        (128, 512, False, (7, 5), "compute capability"),
+        (128, 512, False, None, "NVIDIA"),
+        (128, 512, True, H100, "integers"),
+        (80, 512, False, H100, "not 80"),
+        (8, 512, False, H100, "not 8"),
+        (128, 0, False, H100, "not 0"),
+        (128, 32, False, H100, "not 32"),
+    ],
+)
+def test_refusal_of_decode_kernel_names_reason(head_dim, tile, is_int8, capability, reason):
+    found = kernel_refusal(head_dim, tile, is_int8, capability)
+    assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, 2.0)])
+def test_decode_kernel_reads_each_row_of_its_layer_as_far_as_it_goes(window, softcap):
+    rows, S, heads, dim = 4, 256, 3, 16
+    at = jnp.asarray([[0], [255], [130], [-1]])
+    shapes = [(rows, 1, heads, dim), *[(rows, S, 1, dim)] * 2]
+    q, k, v = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+    cache = in_tiles(KVCache(*(jnp.stack([-x, x]).reshape(2, rows, S, dim) for x in (k, v))), 128, dim)
+    config = AttentionConfig(0.3, softcap)
+    found = kernel_cached_attention(q, cache, jnp.asarray(1), config, window, at, one_device_sharding(), interpret=True)
+    expected = reference_attention(q, k, v, cached_mask(at, jnp.arange(S), window), config)
+    found = found.finalize(q.dtype)
+    np.testing.assert_allclose(found[:3], expected[:3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[3], 0)  # an idle row sees nothing

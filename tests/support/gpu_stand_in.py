@@ -9,14 +9,15 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from isheep_jax import sharding
 from isheep_jax.decode import cache, programs
-from isheep_jax.model import attention_gpu
+from isheep_jax.model import attention, attention_gpu
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None = (9, 0)) -> None:
-    """Makes every mesh one of GPUs of a compute capability. None: of GPUs without cuDNN."""
+    """Makes every mesh one of GPUs of a compute capability. None: of GPUs without cuDNN and our kernel."""
     for module in (sharding, cache, programs):
         monkeypatch.setattr(module, "platform_of", lambda mesh: "gpu")
-    monkeypatch.setattr(attention_gpu, "compute_capability", lambda sharding: capability)
+    for module in (attention, attention_gpu, programs):
+        monkeypatch.setattr(module, "compute_capability", lambda mesh: capability)
     # JAX asks the library itself, which comes with a GPU's driver.
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
