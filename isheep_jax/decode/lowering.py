@@ -85,9 +85,12 @@ class DecodingPrograms:
             usual = length == max(caches)  # that of the longest prompt among many
             shape = replace(self.nominal, cache_length=length, prefix_length=positions)
             slots = f"{shape.slots} slots of {length} tokens"
-            for limit in sorted({self._sizing.key_limit(n) for n in range(1, length + 1)}):
+            alone = shape.reads_sequences_alone  # then one program serves all limits
+            limits = {shape.key_limit} if alone else {self._sizing.key_limit(n) for n in range(1, length + 1)}
+            for limit in sorted(limits):
+                in_use = f", {limit} of them in use" if limit and not alone else ""
                 yield Program(
-                    f"decode {slots}{_after(positions)}" + (f", {limit} of them in use" if limit else ""),
+                    f"decode {slots}{_after(positions)}{in_use}",
                     functools.partial(compile_decode_steps, replace(shape, key_limit=limit), self.nominal),
                     usual,
                 )
