@@ -6,8 +6,8 @@ Weights:  python -m isheep_jax.fetch meta-llama/Meta-Llama-3-70B gs://BUCKET/MOD
 Hardware: TPU v4-256: 128 chips of 30.75 GiB.
 Memory:   decoding 27.7 GiB per chip (weights 16.4, cache 11.2), train step 3.1 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 24.5 ms (733 tokens/s per chip), train step at least 0.199 s (642 tokens/s per chip), an
-          iteration at least 2.52 minutes, 5.37 chip-hours; forecast: decode step 75.0 ms, train step 0.816 s, an
-          iteration 12.0 minutes, 25.6 chip-hours; planned, from the chip's peaks and the compiler's cycles.
+          iteration at least 2.48 minutes, 5.29 chip-hours; forecast: decode step 75.0 ms, train step 0.816 s, an
+          iteration 11.3 minutes, 24.1 chip-hours; planned, from the chip's peaks and the compiler's cycles.
 Larger:   all weights trained (--sft.method=full) and rows of 4,096 tokens (--sft.sequence_length=4096) fit as well,
           each alone and both together; planned.
 Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.fsdp=4 --decode.slots=576

@@ -5,8 +5,8 @@ Weights:  python -m isheep_jax.fetch meta-llama/Meta-Llama-3-70B gs://BUCKET/MOD
           --model.path=gs://BUCKET/MODEL
 Hardware: TPU v5p-64: 32 chips of 95.74 GiB.
 Memory:   decoding 76.6 GiB per chip (weights 16.4, cache 60.0), train step 7.8 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 30.2 ms (3,179 tokens/s per chip), train step at least 0.478 s (1,071 tokens/s
-          per chip), an iteration at least 6.24 minutes, 3.33 chip-hours; planned, from the chip's peaks.
+Speed:    decode step at least 30.2 ms (3,179 tokens/s per chip), train step at least 0.478 s (1,071 tokens/s per chip),
+          an iteration at least 5.33 minutes, 2.84 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import (

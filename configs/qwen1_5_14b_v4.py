@@ -3,8 +3,8 @@
 Command:  python -m isheep_jax.train --config=qwen1_5_14b_v4
 Hardware: TPU v4-32: 16 chips of 30.75 GiB.
 Memory:   decoding 28.5 GiB per chip (weights 3.3, cache 25.0), train step 3.6 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 25.2 ms (636 tokens/s per chip), train step at least 0.313 s (3,277 tokens/s
-          per chip), an iteration at least 12.1 minutes, 3.23 chip-hours; planned, from the chip's peaks.
+Speed:    decode step at least 25.2 ms (636 tokens/s per chip), train step at least 0.313 s (3,277 tokens/s per chip),
+          an iteration at least 6.31 minutes, 1.68 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import (

@@ -5,8 +5,8 @@ Weights:  python -m isheep_jax.fetch Qwen/Qwen1.5-32B gs://BUCKET/MODEL, on all 
           --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-64: 32 chips of 30.75 GiB.
 Memory:   decoding 27.6 GiB per chip (weights 7.6, cache 20.0), train step 4.1 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 24.5 ms (1,632 tokens/s per chip), train step at least 0.365 s (1,401 tokens/s
-          per chip), an iteration at least 5.71 minutes, 3.04 chip-hours; planned, from the chip's peaks.
+Speed:    decode step at least 24.5 ms (1,632 tokens/s per chip), train step at least 0.365 s (1,401 tokens/s per chip),
+          an iteration at least 4.15 minutes, 2.21 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import (

@@ -3,8 +3,8 @@
 Command:  python -m isheep_jax.train --config=qwen1_5_4b_v5e
 Hardware: TPU v5e-8: 8 chips of 15.75 GiB.
 Memory:   decoding 14.4 GiB per chip (weights 1.8, cache 12.5), train step 2.2 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 18.6 ms (862 tokens/s per chip), train step at least 0.241 s (8,503 tokens/s
-          per chip), an iteration at least 15.5 minutes, 2.06 chip-hours; planned, from the chip's peaks.
+Speed:    decode step at least 18.6 ms (862 tokens/s per chip), train step at least 0.241 s (8,503 tokens/s per chip),
+          an iteration at least 7.38 minutes, 0.984 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import (

@@ -5,8 +5,8 @@ Weights:  python -m isheep_jax.fetch Qwen/Qwen1.5-72B gs://BUCKET/MODEL, on all 
           --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-256: 128 chips of 30.75 GiB.
 Memory:   decoding 26.8 GiB per chip (weights 4.2, cache 22.5), train step 3.3 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 23.8 ms (189 tokens/s per chip), train step at least 0.204 s (628 tokens/s per
-          chip), an iteration at least 5.95 minutes, 12.7 chip-hours; planned, from the chip's peaks.
+Speed:    decode step at least 23.8 ms (189 tokens/s per chip), train step at least 0.204 s (628 tokens/s per chip), an
+          iteration at least 3.43 minutes, 7.31 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import (

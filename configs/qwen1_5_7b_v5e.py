@@ -3,8 +3,8 @@
 Command:  python -m isheep_jax.train --config=qwen1_5_7b_v5e
 Hardware: TPU v5e-16: 16 chips of 15.75 GiB.
 Memory:   decoding 13.9 GiB per chip (weights 1.8, cache 12.0), train step 2.3 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 17.9 ms (670 tokens/s per chip), train step at least 0.233 s (4,388 tokens/s
-          per chip), an iteration at least 10.8 minutes, 2.87 chip-hours; planned, from the chip's peaks.
+Speed:    decode step at least 17.9 ms (670 tokens/s per chip), train step at least 0.233 s (4,388 tokens/s per chip),
+          an iteration at least 5.46 minutes, 1.46 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import (

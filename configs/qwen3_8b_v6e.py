@@ -3,8 +3,8 @@
 Command:  python -m isheep_jax.train --config=qwen3_8b_v6e
 Hardware: TPU v6e-8: 8 chips of 31.25 GiB.
 Memory:   decoding 28.7 GiB per chip (weights 3.8, cache 24.8), train step 4.0 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 18.5 ms (4,748 tokens/s per chip), train step at least 0.121 s (16,872 tokens/s
-          per chip), an iteration at least 3.56 minutes, 0.475 chip-hours; planned, from the chip's peaks.
+Speed:    decode step at least 18.5 ms (4,748 tokens/s per chip), train step at least 0.121 s (16,872 tokens/s per
+          chip), an iteration at least 1.99 minutes, 0.265 chip-hours; planned, from the chip's peaks.
 """
 
 from isheep_jax.config import (

@@ -186,10 +186,14 @@ def test_figures_of_docstring_agree_with_each_other_and_with_settings(name):
     tokens = config.sft.batch_size * config.sft.sequence_length
     assert documented["train_rate"] * documented["train_s"] * chips == pytest.approx(tokens, rel=0.02)
     assert documented["chip_hours"] == pytest.approx(documented["minutes"] * chips / 60, rel=0.02)
+    if "forecast_minutes" in documented:
+        hours = documented["forecast_minutes"] * chips / 60
+        assert documented["forecast_chip_hours"] == pytest.approx(hours, rel=0.02)
+        assert all(documented[f"forecast_{x}"] > documented[x] for x in ("decode_ms", "train_s", "minutes"))
 
 
 def figures(name):
-    """Returns the figures of a docstring by name."""
+    """Returns the figures of a docstring by name; those of a forecast only where there is one."""
     text = " ".join(config_description(name).split())
     patterns = {
         "decode_gib": r"decoding ([\d.]+) GiB per chip",
@@ -201,6 +205,13 @@ def figures(name):
         "minutes": r"an iteration at least ([\d.]+) minutes",
         "chip_hours": r"([\d.]+) chip-hours",
     }
+    if "forecast:" in text:
+        patterns |= {
+            "forecast_decode_ms": r"forecast: decode step ([\d.]+) ms",
+            "forecast_train_s": r"forecast: .*?train step ([\d.]+) s",
+            "forecast_minutes": r"forecast: .*?an iteration ([\d.]+) minutes",
+            "forecast_chip_hours": r"forecast: .*?([\d.]+) chip-hours",
+        }
     return {key: float(re.search(pattern, text)[1].replace(",", "")) for key, pattern in patterns.items()}
 
 
@@ -220,6 +231,7 @@ def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
     result = assert_it_fits([f"--config={name}"], tmp_path)
     chips, made, documented = result["chips"], result["programs"], figures(name)
     seconds = {program: made[program]["least_seconds_per_step"]["seconds"] for program in made}
+    forecast, slots = result["forecast_seconds_per_step"], result["settings"]["decode.slots"]
     planned = {
         "decode_gib": max(p["gib_per_chip"]["total"] for name, p in made.items() if name != programs.TRAIN),
         "train_gib": made[programs.TRAIN]["gib_per_chip"]["total"],
@@ -229,8 +241,12 @@ def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
         "train_rate": made[programs.TRAIN]["tokens"] / seconds[programs.TRAIN] / chips,
         "minutes": result["iteration"]["bound"]["seconds"] / 60,
         "chip_hours": result["iteration"]["bound"]["chip_hours"],
+        "forecast_decode_ms": 1000 * forecast[programs.DECODE][str(slots)][-1]["seconds"],
+        "forecast_train_s": forecast[programs.TRAIN]["seconds"],
+        "forecast_minutes": result["iteration"]["forecast"]["seconds"] / 60,
+        "forecast_chip_hours": result["iteration"]["forecast"]["chip_hours"],
     }
-    assert documented == pytest.approx(planned, rel=0.05)
+    assert documented == pytest.approx({key: planned[key] for key in documented}, rel=0.05)
 
 
 @pytest.mark.tpu_compile
