@@ -22,6 +22,8 @@ from isheep_jax.sharding import DECODE_RULES, ActivationSharding, batch_sharding
 # Tokens of a row that holds several prompts, and of one where long rows are better.
 ROW_TOKENS = 512
 _LONG_ROW_TOKENS = 2048
+# Shortest cache rows on accelerators where the number of slots is given: most stages then share their programs.
+_GIVEN_CACHE_LENGTH = 2048
 # Cache lengths are multiples of this, a multiple of a CPU's tiles, so that caches are read in whole blocks.
 _BLOCK = 128
 # `attention_splash.LANES`, repeated because importing Pallas takes a while.
@@ -119,17 +121,21 @@ class Sizing:
         widths = (_LANES, 4 * _LANES) if self.platform != "cpu" else ()
         return next((width for width in widths if tokens <= width), power_of_two(max(tokens, PACKED_BLOCK)))
 
-    def cache_length(self, positions: int, max_length: int, *, more: bool) -> int:
+    def cache_length(self, positions: int, max_length: int, *, more: bool, slots_given: bool) -> int:
         """Returns the length of cache rows that hold the longest known sequence, rounded so that few are compiled.
 
         Args:
             positions: of that sequence, after the shared prefix.
             max_length: positions of the longest that there can be.
             more: whether other prompts may come; one that is too long for the cache waits until it is empty.
+            slots_given: whether the settings say how many slots there are; if not, short rows leave memory for more.
         """
         block = cache_block(self.platform)
         roomy = positions * 5 // 4 if more else positions
-        rounded = bucket_of(roomy, block) if self.platform == "cpu" else power_of_two(max(roomy, block))
+        if self.platform == "cpu":
+            rounded = bucket_of(roomy, block)
+        else:
+            rounded = power_of_two(max(roomy, _GIVEN_CACHE_LENGTH if slots_given else block))
         return cache_length(-(-min(rounded, max_length) // block) * block)
 
 

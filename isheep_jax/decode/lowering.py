@@ -80,7 +80,11 @@ class DecodingPrograms:
         yield from self._prefix_programs(prefix)
         positions, abstract_prefix = self._prefix(prefix)
         least = min(max_tokens + 1, room)
-        caches = {self._sizing.cache_length(n, room, more=more) for n in range(least, room + 1) for more in (0, 1)}
+        caches = {
+            self._sizing.cache_length(n, room, more=bool(more), slots_given=True)
+            for n in range(least, room + 1)
+            for more in (0, 1)
+        }
         for length in caches:
             usual = length == max(caches)  # that of the longest prompt among many
             shape = replace(self.nominal, cache_length=length, prefix_length=positions)

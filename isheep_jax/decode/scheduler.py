@@ -113,7 +113,9 @@ class Scheduler:
         self._max_positions = model.max_length - len(self._prefix)
         more = not queue.is_exhausted or len(known) < len(queue.pending)
         longest = max(map(self._cache_positions, known))
-        self._cache_length = self._sizing.cache_length(longest, self._max_positions, more=more)
+        self._cache_length = self._sizing.cache_length(
+            longest, self._max_positions, more=more, slots_given=model.slots > 0
+        )
         new_tokens = [self._max_new_tokens(prompt) for prompt in known]
         # More slots could not all be busy until the longest completion ends.
         slots = model.choose_slots(self._cache_length, useful=sum(new_tokens) // max(new_tokens))
