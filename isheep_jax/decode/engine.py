@@ -30,7 +30,7 @@ from isheep_jax.decode.requests import (
 from isheep_jax.decode.scheduler import Scheduler, known_prompts
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.stops import incomplete_utf8_token, stable_text
-from isheep_jax.decode.tokenization import TokenizedPrompt
+from isheep_jax.decode.tokenization import TokenizedPrompt, many_prompt_tokens
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture
 from isheep_jax.text.tokenizer import Tokenizer
@@ -192,9 +192,12 @@ class Engine:
             yield from longest_first(self._tokenized(window, failed), sampling.max_tokens, self.max_length)
 
     def _tokenized(self, requests: Sequence[Request], failed: list[Completion]) -> Iterator[TokenizedPrompt]:
-        for request in requests:
+        tokenized = many_prompt_tokens(self.tokenizer, [request.prompt for request in requests])
+        for request, tokens in zip(requests, tokenized, strict=True):
             try:
-                yield self.model.tokenize(request)
+                if isinstance(tokens, UserError):
+                    raise tokens
+                yield self.model.tokenize(request, tokens=tokens)
             except UserError as error:
                 failed.append(Completion(request.id, "", finish_reason="error", error=str(error)))
 
