@@ -74,11 +74,10 @@ def _write(context: StageContext, writer: Model, state: "_State", stage: OpenSta
         for part in _round(state, writer, stage):
             stage.write_part(part)
             state.check_progress()
-    total = Yield.of(state.all)
     stage.summary |= {
         "prompts": state.prompts,
-        "tokens": total.tokens,
-        "per_thousand_tokens": total.per_thousand_tokens,
+        "tokens": state.total.tokens,
+        "per_thousand_tokens": state.total.per_thousand_tokens,
     }
     if len(state.trial.yields) > 1:
         stage.summary["ways"] = {str(way): gave.as_dict() for way, gave in state.trial.yields.items()}
@@ -101,7 +100,7 @@ def _round(state: "_State", writer: Model, stage: OpenStage[Instruction]) -> Ite
         while state.source is source and state.needed and all(k in finished for k in state.unit):
             before, unit = state.accepted, state.unit
             state.take([finished.pop(k) for k in unit], [prompts.ways[k] for k in unit], writer)
-            per_thousand = Yield.of(state.all).per_thousand_tokens or "-"
+            per_thousand = state.total.per_thousand_tokens or "-"
             dropped = len(state.all) - state.accepted
             stage.advance(state.accepted - before, dropped=dropped, per_1k_tokens=per_thousand)
             if part := state.whole_part():
@@ -188,7 +187,7 @@ class _Task(NamedTuple):
 class _State:
     """The stage so far, which follows from the records alone, in the order of their prompts.
 
-    all: the records. accepted: how many are kept. prompts: how many prompts they come from.
+    all: the records. accepted: how many are kept. prompts: how many prompts they come from. total: what these gave.
     decides_together: whether the tasks of a part are compared with each other.
     """
 
@@ -196,6 +195,7 @@ class _State:
         self.settings = context.config.synthesize
         self.all: list[Instruction] = []
         self.accepted = self.prompts = 0
+        self.total = Yield()
         self.decides_together = self.settings.drop_lowest > 0
         self._context, self._pool, self._sources = context, pool, sources
         self.trial = Trial(self.settings)
@@ -295,6 +295,7 @@ class _State:
         if self.source.limit is None:
             self.trial.add(way, records)
         new = len(kept(records))
+        self.total += Yield.of(records)
         self.prompts += 1
         self.accepted += new
         self._tried += 1
