@@ -49,9 +49,11 @@ def i_sheep(config: Config) -> Config:
     return replace_settings(
         Config(**{name: getattr(config, name) for name in stays}),
         {
-            # Seeds are data, as the prompts are; how the backward pass saves memory is a matter of the devices.
+            # Seeds are data, as the prompts are; how the backward pass saves memory, and what is stored, follows from the
+            # devices.
             "synthesize.seeds": config.synthesize.seeds,
             "sft.remat": config.sft.remat,
+            "sft.save": config.sft.save,
             "synthesize.instructions": 10_000,
             "synthesize.shots": 5,
             "synthesize.temperature": 1.0,
