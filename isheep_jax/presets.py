@@ -49,8 +49,8 @@ def i_sheep(config: Config) -> Config:
     return replace_settings(
         Config(**{name: getattr(config, name) for name in stays}),
         {
-            # Seeds are data, as the prompts are; how the backward pass saves memory, and what is stored, follows from the
-            # devices.
+            # Seeds are data, as the prompts are; how the backward pass saves memory, and what is stored, is a matter of
+            # the devices.
             "synthesize.seeds": config.synthesize.seeds,
             "sft.remat": config.sft.remat,
             "sft.save": config.sft.save,
