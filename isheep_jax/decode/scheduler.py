@@ -28,6 +28,7 @@ from isheep_jax.decode.tokenization import TokenizedPrompt
 # While prompts wait, a call ends early once this share of the slots is idle: an idle slot costs as much as a busy one,
 # and reading back and refilling cost far less than the steps that it would idle through.
 _IDLE_SHARE = 1 / 8
+# Fewer idle slots than this share are not refilled yet, but on CPUs: their prompts would be a call of mostly padding.
 _REFILL_SHARE = 1 / 16
 # A call that is dispatched ahead runs at least so many steps, in which the host gets its work done.
 _STEPS_AHEAD = 4
@@ -203,14 +204,14 @@ class Scheduler:
     def _fewer_slots(self) -> int:
         """Returns a number of slots that the busy ones fit in, if it is cheaper; 0 if the slots stay as they are."""
         table = self._table
-        busy = self._busiest_shard()
         if self._next_waits or not table.busy:
             return 0
+        busy = self._busiest_shard() * self._sizing.shards
         if self._sizing.platform == "cpu":  # where idle slots cost arithmetic, and programs compile in seconds
             half = len(table) // 2
-            return half if self._is_enough(half, len(table), busy * self._sizing.shards) else 0
+            return half if self._is_enough(half, len(table), busy) else 0
         quarter = len(table) // 4
-        if not self._is_enough(quarter, len(table), busy * self._sizing.shards):
+        if not self._is_enough(quarter, len(table), busy):
             return 0
         weights, position = self._model.step_bytes
         cache = position * table.longest(0)

@@ -14,7 +14,7 @@ class Generation:
     completions: [n] int, tokens that each samples, the end token included.
     max_tokens: the most that a request may sample.
     prefix: tokens that all prompts begin with, computed once.
-    stream: more requests like these are admitted into idle slots until these have finished (synthesize).
+    stream: they are taken in their order as slots become idle (synthesize); a list is decoded longest first.
     """
 
     prompts: np.ndarray

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from isheep_jax.decode.statistics import Statistics
-from isheep_jax.runtime.compilations import compilations
+from isheep_jax.runtime.compilations import Compilations, compilations
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Meter:
         return self.past + self.engine if self.engine else copy.copy(self.past)
 
 
-def _figures(decoded: Statistics, compiled, load_seconds: float) -> dict[str, float]:
+def _figures(decoded: Statistics, compiled: Compilations, load_seconds: float) -> dict[str, float]:
     """Returns the figures of a stage; see docs/tpu.md."""
     found: dict[str, float] = {}
     if decoded.steps:
