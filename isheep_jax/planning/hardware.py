@@ -88,6 +88,14 @@ _CUBES = {
 _SQUARES = {
     1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16),
 }  # fmt: skip
+# Memory of a host by its chips (bytes), from the tables of machine types at docs.cloud.google.com (tpu/docs/v5e,
+# kubernetes-engine/docs/concepts/plan-tpus; read in 2026).
+_HOST_MEMORY = {
+    "v4": {4: 407e9},
+    "v5e": {1: 48e9, 4: 192e9, 8: 384e9},
+    "v5p": {4: 448e9},
+    "v6e": {1: 176e9, 4: 720e9, 8: 1440e9},
+}
 _SHAPES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _SQUARES, "v6e": _SQUARES}
 _CORES = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}
 
@@ -117,6 +125,11 @@ class Slice:
     @property
     def chips_per_host(self) -> int:
         return math.prod(self.host)
+
+    @property
+    def host_memory(self) -> float:
+        """Bytes of memory of a host."""
+        return _HOST_MEMORY[self.generation][self.chips_per_host]
 
     @property
     def wrap(self) -> tuple[bool, ...]:

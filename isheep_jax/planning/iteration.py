@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isheep_jax.checkpoint.hf_save import STREAMS
-from isheep_jax.config import Config, is_server
+from isheep_jax.config import Config
 from isheep_jax.decode.cache import Sizing
 from isheep_jax.loop.stages.table import STAGES
 from isheep_jax.planning import programs
@@ -20,17 +19,13 @@ from isheep_jax.planning.programs import Program
 from isheep_jax.planning.replay import SupposedModel, schedule_of
 from isheep_jax.planning.schedule import Demand, Generation, StageSchedule, Training
 from isheep_jax.planning.step_time import StepTime
+from isheep_jax.planning.transfers import Between, Hosts, at_end, at_first, between_stages
 
 Steps = dict[str, float]  # steps by program
 
 # Second passes over choices, which read the weights but compute little.
 SECOND_PASS = f"{programs.SCORE}, choices"
 
-# Bytes per second that a host reads from a bucket with many ranges at once, and that one stream writes to it. Writing
-# is what others measured: 100 to 200 GB at 141 to 148 MB/s (epam/cloud-pipeline#1374). Reading is assumed.
-READ_RATE = 1e9
-STREAM_RATE = 145e6
-WRITE_RATE = STREAMS * STREAM_RATE
 # Seconds to compile a program, assumed, and how many are compiled at once.
 COMPILE_SECONDS, COMPILE_THREADS = 60.0, 4
 
@@ -52,13 +47,11 @@ class Machine:
     """What the schedule and the transfers of weights depend on.
 
     model: as the schedule sees it.
-    hosts: machines that read and write.
-    model_bytes: of the weights in files.
+    hosts: what loads and saves weights.
     """
 
     model: SupposedModel
-    hosts: int
-    model_bytes: float
+    hosts: Hosts
 
 
 @dataclass(frozen=True)
@@ -79,24 +72,17 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Between:
-    """What an iteration does between its stages. assumption: how the seconds come about."""
-
-    name: str
-    seconds: float
-    assumption: str
-
-
-@dataclass(frozen=True)
 class IterationPlan:
     """An iteration after the first.
 
-    compilation: what the first one does besides.
+    first: what the first one does besides.
+    end: what is done as the run ends.
     """
 
     stages: list[StagePlan]
     between: list[Between]
-    compilation: Between
+    first: list[Between]
+    end: list[Between]
 
     @property
     def bound(self) -> float:
@@ -108,6 +94,11 @@ class IterationPlan:
         if any(stage.forecast is None for stage in self.stages):
             return None
         return sum(stage.forecast.seconds for stage in self.stages) + sum(row.seconds for row in self.between)
+
+    @property
+    def first_forecast(self) -> float | None:
+        """The same of the first iteration, at most: its writer is the base, which may judge as well."""
+        return None if self.forecast is None else self.forecast + sum(row.seconds for row in self.first)
 
 
 def plan_iteration(
@@ -131,8 +122,8 @@ def plan_iteration(
         lengths: of texts; None: the assumed ones.
     """
     tokens = {name: program.tokens for name, program in by_name.items()}
-    stages = []
-    for (stage, turn), demands in stage_demands(config, lengths or Lengths()).items():
+    stages, asked = [], stage_demands(config, lengths or Lengths())
+    for (stage, turn), demands in asked.items():
         steps: Counter[str] = Counter()
         seconds = 0.0
         for demand in demands:
@@ -142,7 +133,12 @@ def plan_iteration(
         schedule = schedule_of(demands, machine.model)
         forecast = times.stage(schedule) if times else None
         stages.append(StagePlan(STAGES[stage].title_of(turn), seconds, dict(steps), schedule, forecast))
-    return IterationPlan(stages, between_stages(config, machine), compilation(stages))
+    return IterationPlan(
+        stages,
+        between=between_stages(config, machine.hosts, [stage for stage, _ in asked]),
+        first=[*at_first(machine.hosts), compilation(config, stages)],
+        end=at_end(config, machine.hosts),
+    )
 
 
 def _least(
@@ -175,30 +171,7 @@ def _least(
     return steps, seconds
 
 
-def between_stages(config: Config, machine: Machine) -> list[Between]:
-    """Returns what an iteration after the first does between its stages: it loads models and saves the new one."""
-    share = machine.model_bytes / machine.hosts
-    judge = config.assess.judge
-    loads = {"writer": True, "judge": not is_server(judge) and judge != "current", "training": True}
-    names = [name for name, is_loaded in loads.items() if is_loaded]
-    hosts = f"{machine.hosts} host{'s' if machine.hosts > 1 else ''}"
-    return [
-        Between(
-            "load weights",
-            len(names) * share / READ_RATE,
-            f"{len(names)} times ({', '.join(names)}) {share / 1e9:.1f} GB for each of {hosts} at an assumed "
-            f"{READ_RATE / 1e9:.0f} GB/s",
-        ),
-        Between(
-            "save the model",
-            share / WRITE_RATE,
-            f"{share / 1e9:.1f} GB from each of {hosts} in {STREAMS} streams of {STREAM_RATE / 1e6:.0f} MB/s "
-            "(epam/cloud-pipeline#1374)",
-        ),
-    ]
-
-
-def compilation(stages: Sequence[StagePlan]) -> Between:
+def compilation(config: Config, stages: Sequence[StagePlan]) -> Between:
     """Returns what the programs of the stages take to compile; later iterations find them in the cache."""
     shapes: set[tuple[str, object]] = set()
     for stage in stages:
@@ -207,7 +180,8 @@ def compilation(stages: Sequence[StagePlan]) -> Between:
         shapes |= {(programs.PREFILL, tokens) for tokens in schedule.prefill}
         shapes |= {(programs.SCORE, tokens) for tokens in schedule.score}
         if schedule.updates:
-            shapes |= {(programs.TRAIN, "update"), (programs.TRAIN, "loss"), (programs.TRAIN, "merge")}
+            shapes |= {(programs.TRAIN, "update"), (programs.TRAIN, "loss")}
+            shapes |= {(programs.TRAIN, "merge")} if config.sft.save == "model" else set()
     seconds = math.ceil(len(shapes) / COMPILE_THREADS) * COMPILE_SECONDS
     return Between(
         "compile",
@@ -224,14 +198,15 @@ def as_dict(plan: IterationPlan, chips: int) -> dict[str, Any]:
         "bound": {"seconds": plan.bound, "chip_hours": plan.bound * chips / 3600},
         "stages": [_stage_dict(stage) for stage in plan.stages],
         "between": [dataclasses.asdict(row) for row in plan.between],
-        "compilation": dataclasses.asdict(plan.compilation),
+        "first": [dataclasses.asdict(row) for row in plan.first],
+        "end": [dataclasses.asdict(row) for row in plan.end],
         "assumed_lengths": dataclasses.asdict(Lengths()),
     }
     if plan.forecast is not None:
         result["forecast"] = {
             "seconds": plan.forecast,
             "chip_hours": plan.forecast * chips / 3600,
-            "first_seconds": plan.forecast + plan.compilation.seconds,
+            "first_seconds": plan.first_forecast,
         }
     return result
 

@@ -36,6 +36,8 @@ from isheep_jax.planning.replay import SupposedModel
 from isheep_jax.planning.serving import Shape, Throughput, throughput
 from isheep_jax.planning.step_time import Replay, StepTime
 from isheep_jax.planning.torus import Torus
+from isheep_jax.planning.transfers import Hosts, adapter_bytes
+from isheep_jax.runtime.host_memory import KEPT_SHARE, free_host_memory
 
 # Prefixes of the settings that decide what the programs need; the written plan has these settings.
 _SETTINGS = ("mesh.", "decode.", "sft.method", "sft.lora_rank", "sft.sequence_length", "sft.batch_size", "sft.remat")
@@ -63,6 +65,13 @@ class Hardware:
         if self.tpu_slice is None:
             return len({device.process_index for device in self.devices})
         return -(-len(self.devices) // self.tpu_slice.chips_per_host)
+
+    @property
+    def host_memory(self) -> float:
+        """Bytes of a host's memory that are free as a run begins; 0 where they are not known or the devices' own."""
+        if self.tpu_slice is not None:
+            return self.tpu_slice.host_memory
+        return free_host_memory() if self.is_here and self.devices[0].platform != "cpu" else 0.0
 
 
 @dataclass(frozen=True)
@@ -197,17 +206,11 @@ def _step_times(
 
 def plan_of_iteration(plan: Plan) -> IterationPlan:
     """Returns the iteration of a plan of all programs on a chip with known peaks."""
-    config, hardware = plan.config, plan.hardware
-    machine = Machine(
-        model=_supposed(plan),
-        hosts=hardware.hosts,
-        model_bytes=parameter_count(plan.architecture) * 2.0,
-    )
     return plan_iteration(
-        config,
+        plan.config,
         {name: p.compiled.program for name, p in plan.programs.items()},
         _bounds(plan),
-        machine,
+        Machine(_supposed(plan), _hosts(plan)),
         plan.times,
     )
 
@@ -229,6 +232,19 @@ def _supposed(plan: Plan) -> SupposedModel:
         eos_ids=plan.architecture.eos_token_ids,
     )
     return SupposedModel(Sizing.of(mesh), decode.max_length, decode.slots, decode.steps_per_call, step_bytes(shape))
+
+
+def _hosts(plan: Plan) -> Hosts:
+    hardware, architecture = plan.hardware, plan.architecture
+    train, decode = plan.meshes.train, plan.meshes.decode
+    return Hosts(
+        count=hardware.hosts,
+        devices=len(hardware.devices) // hardware.hosts,
+        model_bytes=parameter_count(architecture) * 2.0,
+        adapter_bytes=adapter_bytes(architecture, plan.config.sft),
+        memory=KEPT_SHARE * hardware.host_memory,
+        one_layout=train == decode,
+    )
 
 
 def _bounds(plan: Plan) -> Bounds:

@@ -100,11 +100,10 @@ def _iteration_lines(iteration: IterationPlan, chips: int) -> list[str]:
         return [*out, row("all", iteration.bound, None)]
     out += [row(b.name, None, b.seconds, f"  {b.assumption}") for b in iteration.between]
     hours = [f"{seconds * chips / 3600:.2f}" for seconds in (iteration.bound, iteration.forecast)]
-    first = iteration.compilation
     return [
         *out,
         row("all", iteration.bound, iteration.forecast, f"  {hours[0]} and {hours[1]} chip-hours"),
-        row(first.name, None, first.seconds, f"  {first.assumption}"),
+        *(row(b.name, None, b.seconds, f"  {b.assumption}") for b in (*iteration.first, *iteration.end)),
     ]
 
 

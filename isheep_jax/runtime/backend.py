@@ -30,7 +30,7 @@ from isheep_jax.runtime import precompile
 from isheep_jax.runtime.decoding import decoding_facts
 from isheep_jax.runtime.devices import default_backend, describe_devices, use_compilation_cache
 from isheep_jax.runtime.fine_tune import adapter_base, train_and_save
-from isheep_jax.runtime.host_memory import free_host_memory
+from isheep_jax.runtime.host_memory import KEPT_SHARE, free_host_memory
 from isheep_jax.runtime.locate import locate_evaluation_judge, locate_judge, locate_model
 from isheep_jax.runtime.meter import Meter
 from isheep_jax.runtime.opening import IN_RUN
@@ -42,8 +42,6 @@ from isheep_jax.sharding import DECODE_RULES, check_divisible, decode_mesh, make
 
 # Metrics of an update that are shown next to the progress.
 SHOWN_METRICS = ("loss", "validation_loss")
-# Of the free memory of the host, what the base may take in it.
-_KEPT_SHARE = 0.5
 
 
 class JaxBackend:
@@ -267,7 +265,7 @@ def _is_new_run(directory: epath.Path) -> bool:
 
 def _memory_for_base() -> int:
     """Returns how many bytes of the host's memory may hold the base; none where the devices have no other memory."""
-    return 0 if default_backend() == "cpu" else int(_KEPT_SHARE * free_host_memory())
+    return 0 if default_backend() == "cpu" else int(KEPT_SHARE * free_host_memory())
 
 
 def seed_of(seed: int, purpose: str) -> int:

@@ -1,7 +1,9 @@
-"""How much memory of this host is free."""
+"""How much memory of this host is free, and what of it may hold the base's weights."""
 
 from pathlib import Path
 
+# Of the free memory, what the base may take.
+KEPT_SHARE = 0.5
 _MEMORY = Path("/proc/meminfo")
 # Of the container that the process is in: its limit, and what is used of it.
 _GROUP = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")

@@ -116,6 +116,12 @@ def test_weights_that_are_kept_are_not_read_again(small_checkpoint, tmp_path, mo
     base.load(mesh=mesh_of((2, 2, 2)), rules=TRAIN_RULES, dtype=jnp.bfloat16)
     open_adapter(tmp_path / "adapter", base).load(**decoding)
     assert [name for name in read if "lora" not in name] == []
+    # Training that splits the weights as decoding does has one copy with it.
+    alike = dataclasses.replace(base, kept=KeptRows(10**9))
+    alike.load(**decoding)
+    read.clear()
+    alike.load(mesh=mesh_of((4, 1, 2)), rules=TRAIN_RULES, dtype=jnp.float32)
+    assert read == []
     # What does not fit is read as before.
     small = dataclasses.replace(base, kept=KeptRows(10_000))
     for _ in range(2):

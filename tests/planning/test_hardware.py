@@ -2,8 +2,10 @@
 
 import pytest
 
+from isheep_jax.config import Config
 from isheep_jax.errors import UserError
 from isheep_jax.planning.hardware import TPU_CHIPS, local_chip, parse_topology, topology_arguments
+from isheep_jax.planning.plan import find_hardware
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,15 @@ def test_only_whole_tori_are_wrapped():
     assert "wrap" not in topology_arguments(parse_topology("v4-64"), 1)
     assert "wrap" not in topology_arguments(parse_topology("v5e-64"), 1)
     assert topology_arguments(parse_topology("v5e-256"), 1)["wrap"] == (True, True, False)
+
+
+def test_memory_of_hosts_is_known_for_slices_and_for_no_gpu_that_is_not_here():
+    # Hosts of one, four and eight chips.
+    sizes = [parse_topology(name).host_memory for name in ("v6e-1", "v6e-16", "v6e-8", "v4-256", "v5p-64", "v5e-4")]
+    assert sizes == [176e9, 720e9, 1440e9, 407e9, 448e9, 192e9]
+    gpu = find_hardware(Config(), gpu="H100")
+    # The devices of this machine are CPUs, whose memory is the host's own.
+    assert (gpu.host_memory, find_hardware(Config()).host_memory) == (0, 0)
 
 
 def test_several_slices_are_asked_for_together():

@@ -13,9 +13,7 @@ from isheep_jax.planning.cost import Bound
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.iteration import (
     COMPILE_SECONDS,
-    READ_RATE,
     SECOND_PASS,
-    WRITE_RATE,
     Bounds,
     Machine,
     as_dict,
@@ -25,6 +23,7 @@ from isheep_jax.planning.lengths import Lengths, mean_endless
 from isheep_jax.planning.programs import Program
 from isheep_jax.planning.replay import SupposedModel
 from isheep_jax.planning.step_time import StepTime
+from isheep_jax.planning.transfers import Hosts, between_stages
 from isheep_jax.presets import replace_settings
 
 # Fewer instructions than the config's, because the schedule of each is replayed.
@@ -43,6 +42,9 @@ TIMES = StepTimes(
     score={512: StepTime(compute=0.5), 2048: StepTime(compute=1.8)},
     train=StepTime(compute=7.0),
 )
+
+
+HOSTS = Hosts(count=4, devices=4, model_bytes=16e9, adapter_bytes=0.1e9, memory=96e9)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +72,7 @@ def remembered(function):
 def machine(config):
     decode = config.decode
     model = SupposedModel(Sizing("tpu", 2), decode.max_length, decode.slots, decode.steps_per_call, (2e9, 8192.0))
-    return Machine(model, hosts=4, model_bytes=16e9)
+    return Machine(model, HOSTS)
 
 
 @functools.cache
@@ -210,22 +212,20 @@ def test_density_rules_learn_from_pair_per_cluster():
 def test_iteration_is_sum_of_stages_and_of_what_is_between_them():
     planned = plan(CONFIG)
     assert planned.bound == pytest.approx(sum(stage.bound for stage in planned.stages))
-    between = {row.name: row.seconds for row in planned.between}
-    # The writer, the base as judge, and the base to train: each of four hosts reads a quarter, and writes it.
-    assert between == pytest.approx({"load weights": 3 * 4e9 / READ_RATE, "save the model": 4e9 / WRITE_RATE})
-    forecast = sum(stage.forecast.seconds for stage in planned.stages) + sum(between.values())
+    assert planned.between == between_stages(CONFIG, HOSTS, ["instructions", "responses", "scores", "model"])
+    forecast = sum(row.seconds for row in planned.between) + sum(stage.forecast.seconds for stage in planned.stages)
     assert planned.forecast == pytest.approx(forecast)
     result = as_dict(planned, chips=16)
     assert result["bound"]["chip_hours"] == pytest.approx(planned.bound * 16 / 3600)
     assert result["forecast"]["chip_hours"] == pytest.approx(forecast * 16 / 3600)
-    # Five programs besides: decoding, prefill of prompts and of the prefix, update, loss and merge.
-    assert result["forecast"]["first_seconds"] - forecast == planned.compilation.seconds
-    assert planned.compilation.seconds % COMPILE_SECONDS == 0
-
-
-def test_model_that_judges_itself_is_loaded_once():
-    own = {row.name: row.seconds for row in plan(replace_settings(CONFIG, {"assess.judge": "current"})).between}
-    assert own["load weights"] == pytest.approx(2 * 4e9 / READ_RATE)
+    assert result["forecast"]["first_seconds"] - forecast == pytest.approx(sum(row.seconds for row in planned.first))
+    assert [row["name"] for row in result["first"]] == ["read and keep", "compile"]
+    assert [row["name"] for row in result["end"]] == ["merge and save"]
+    # What merges an adapter with all weights is compiled only where they are saved.
+    compiled = planned.first[-1]
+    whole = plan(replace_settings(CONFIG, {"sft.save": "model"})).first[-1]
+    assert compiled.seconds % COMPILE_SECONDS == 0
+    assert int(whole.assumption.split()[0]) == int(compiled.assumption.split()[0]) + 1
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if named_config(name).mesh.topology])
