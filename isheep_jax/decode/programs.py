@@ -42,11 +42,11 @@ from isheep_jax.decode.device_slots import (
 from isheep_jax.decode.prefill import Prefix, prefix_kv, prefix_length, prefix_sharding
 from isheep_jax.decode.sampling import GENERATED, DeviceSamplingParams, logprobs_of, sample, without
 from isheep_jax.model.architecture import Architecture
-from isheep_jax.model.attention_gpu import compute_capability, kernel_refusal
+from isheep_jax.model.attention import decode_kernel_refusal, read_block
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, init_cache
 from isheep_jax.model.quantization import StorageDtype, abstract_weights, weight_table
 from isheep_jax.model.transformer import forward, logits
-from isheep_jax.sharding import DECODE_RULES, param_shardings, platform_of
+from isheep_jax.sharding import DECODE_RULES, ActivationSharding, param_shardings, platform_of
 
 Tree = Any
 
@@ -123,11 +123,17 @@ class DecodeShape:
     @property
     def reads_sequences_alone(self) -> bool:
         """Whether a kernel reads each sequence as far as it goes, so that `key_limit` changes nothing."""
-        if platform_of(self.mesh) != "gpu":
-            return False
-        tile = abstract_cache(self.architecture, 1, self.cache_length, self.cache_dtype, self.mesh).tile
-        quantized = self.kv_cache_dtype == "int8"
-        return kernel_refusal(self.architecture.head_dim, tile, quantized, compute_capability(self.mesh)) is None
+        return decode_kernel_refusal(*self._cache_and_split) is None
+
+    @property
+    def read_block(self) -> int:
+        """Cache positions that a step reads at a time."""
+        return read_block(*self._cache_and_split)
+
+    @property
+    def _cache_and_split(self) -> tuple[KVCache, int, ActivationSharding]:
+        cache = abstract_cache(self.architecture, 1, self.cache_length, self.cache_dtype, self.mesh)
+        return cache, self.architecture.head_dim, decode_setup(self.mesh, self.compute_dtype).sharding
 
     @property
     def cache_dtype(self) -> jnp.dtype:

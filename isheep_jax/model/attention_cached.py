@@ -22,6 +22,8 @@ _CACHE_BLOCK = 512
 # A CPU sorts the cache rows by length and reads groups of so many, each up to the end of its longest row: for 64 rows
 # with 160 keys on average and 380 at most this takes three fifths of the time.
 _GROUP_ROWS = 8
+# Name in compiled programs of the kernel in `attention_decode_tpu`; here because importing Pallas takes a while.
+DECODE_KERNEL = "ragged_decode_attention"
 # Up to so many blocks are read without a loop, so that a GPU can replay them as one graph.
 _UNROLLED_BLOCKS = 8
 

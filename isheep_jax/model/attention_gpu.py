@@ -23,6 +23,8 @@ from isheep_jax.sharding import ActivationSharding
 CHUNK = 256
 # Cache positions that the kernel of `attention_decode_gpu` has in registers at a time.
 KERNEL_BLOCK = 64
+# The compute capability that it and cuDNN's attention need.
+LEAST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def cudnn_refusal(shape: AttentionShape, capability: tuple[int, int] | None) -> 
         shape: what is to be computed.
         capability: compute capability of the GPU, see `compute_capability`.
     """
-    if capability is None or capability < (8, 0):
+    if capability is None or capability < LEAST_CAPABILITY:
         return "it needs an NVIDIA GPU of compute capability 8.0 or later"
     if shape.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it computes in bfloat16 and float16, not in {jnp.dtype(shape.dtype).name}"
@@ -78,7 +80,7 @@ def kernel_refusal(head_dim: int, tile: int, is_int8: bool, capability: tuple[in
         is_int8: whether the cache holds integers.
         capability: compute capability of the GPU, see `compute_capability`.
     """
-    if capability is None or capability < (8, 0):
+    if capability is None or capability < LEAST_CAPABILITY:
         return "it needs an NVIDIA GPU of compute capability 8.0 or later"
     if is_int8:
         return "it reads no integers"

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScaling
-from isheep_jax.model.attention import cached_attention, packed_attention
+from isheep_jax.model.attention import packed_attention, write_and_attend
 from isheep_jax.model.attention_reference import AttentionConfig
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, PrefixKV, write_tokens
 from isheep_jax.model.linear import linear
@@ -184,11 +184,8 @@ def attention_block(
     with jax.named_scope("rope"):
         q = rotate(norm(architecture, q, weights.get("q_norm")), cos, sin)  # [B, T, N, H]
         k = rotate(norm(architecture, k, weights.get("k_norm")), cos, sin)  # [B, T, K, H]
-    if inputs.cache is not None:
-        with jax.named_scope("cache_write"):
-            cache = write_tokens(inputs.cache.replace(cache=cache), layer.number, k, v, inputs.setup.sharding)
     with jax.named_scope("attention"):
-        attended = attend(inputs, layer, q, k, v, cache)  # [B, T, N, H]
+        attended, cache = attend(inputs, layer, q, k, v, cache)  # [B, T, N, H]
     with jax.named_scope("output"):
         h = linear("btnh,nhd->btd", attended, weights["wo"], dtype)  # [B, T, D]
     kv = KVCache(*(y.reshape(*y.shape[:2], -1) for y in (k, v)))  # [B, T, K * H]
@@ -197,8 +194,10 @@ def attention_block(
 
 def attend(
     inputs: ForwardInputs, layer: Layer, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache | None
-) -> jax.Array:
-    """Returns attention [B, T, N, H] to the cache if it is read (see `CacheWrite`), otherwise to the row's tokens.
+) -> tuple[jax.Array, KVCache | None]:
+    """Returns attention [B, T, N, H], and the cache with the tokens written.
+
+    Tokens attend to the cache if it is read (see `CacheWrite`), otherwise to those of their row.
 
     Args:
         inputs: what all layers share.
@@ -206,25 +205,30 @@ def attend(
         q: [B, T, N, H].
         k: [B, T, K, H].
         v: [B, T, K, H].
-        cache: of all layers, with the tokens written, or None.
+        cache: of all layers, or None.
     """
+    sharding = inputs.setup.sharding
     prefix_kv = tuple(
         prefix.replace(cache=layer_cache) for prefix, layer_cache in zip(inputs.prefix_kv, layer.prefix_kv)
     )
-    if inputs.cache is not None and inputs.cache.rows is None:
-        return cached_attention(
+    write = None if inputs.cache is None else inputs.cache.replace(cache=cache)
+    if write is not None and write.rows is None:
+        return write_and_attend(
             q,
-            cache,
+            k,
+            v,
+            write,
             layer.number,
             inputs.attention,
             layer.kind,
             positions=inputs.positions,
-            cache_positions=inputs.cache.positions,
-            key_limit=inputs.cache.key_limit,
             prefix_kv=prefix_kv,
-            sharding=inputs.setup.sharding,
+            sharding=sharding,
         )
-    return packed_attention(
+    if write is not None:
+        with jax.named_scope("cache_write"):
+            cache = write_tokens(write, layer.number, k, v, sharding)
+    attended = packed_attention(
         q,
         k,
         v,
@@ -234,8 +238,9 @@ def attend(
         segment_ids=inputs.segment_ids,
         prefix_kv=prefix_kv,
         differentiable=inputs.setup.differentiable,
-        sharding=inputs.setup.sharding,
+        sharding=sharding,
     )
+    return attended, cache
 
 
 def mlp_block(inputs: ForwardInputs, layer: Layer, x: jax.Array) -> jax.Array:

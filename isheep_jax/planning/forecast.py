@@ -16,8 +16,8 @@ VALIDATION_SHARE = 1 / 3
 class StepTimes:
     """Times of one call of each program, at the sizes for which they are known.
 
-    block: cache positions that attention reads at a time.
-    decode: for numbers of slots, the times by blocks of cache positions: one block first.
+    block: cache positions between the times of decode steps: those that attention reads at a time.
+    decode: for numbers of slots, the times by blocks of cache positions that are read of each: one block first.
     prefill, score: for tokens of a row.
     train: of an update.
     """
@@ -30,7 +30,7 @@ class StepTimes:
 
     def decode_step(self, slots: int, positions: int) -> StepTime:
         """Returns the time of a decode step that reads so many cache positions of each slot."""
-        blocks = max(1, math.ceil(positions / self.block))
+        blocks = positions / self.block
         return _between({size: _at_block(times, blocks) for size, times in self.decode.items()}, slots)
 
     def prefill_call(self, tokens: int) -> StepTime:
@@ -48,11 +48,12 @@ class StepTimes:
         return total + self.train * (schedule.updates + VALIDATION_SHARE * schedule.validations)
 
 
-def _at_block(times: Sequence[StepTime], blocks: int) -> StepTime:
-    """Returns the time for a number of blocks; for more than are known, as much more for each as for the last."""
-    if blocks <= len(times) or len(times) < 2:
-        return times[min(blocks, len(times)) - 1]
-    return times[-1] + (times[-1] + times[-2] * -1.0) * (blocks - len(times))
+def _at_block(times: Sequence[StepTime], blocks: float) -> StepTime:
+    """Returns the time for a number of blocks, on the line through the nearest two that are known."""
+    if len(times) == 1:
+        return times[0]
+    first = min(max(math.floor(blocks), 1), len(times) - 1)
+    return times[first - 1] + (times[first] + times[first - 1] * -1.0) * (blocks - first)
 
 
 def _between(times: Mapping[int, StepTime], size: int) -> StepTime:

@@ -6,11 +6,12 @@ The GPU's compiler estimates nothing, so this is arithmetic: good for a first gu
 from isheep_jax.config import Config
 from isheep_jax.decode.cache import ROW_TOKENS
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.planning import programs
 from isheep_jax.planning.cost import program_flops, program_hbm_bytes
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.hardware import Chip
-from isheep_jax.planning.programs import Meshes, few_slots, make_program, read_block
+from isheep_jax.planning.programs import Meshes, few_slots, make_program
 from isheep_jax.planning.step_time import SAMPLING_TRIES, StepTime
 
 # Shares of the peaks that large products reach, and that reading weights and cache reaches.
@@ -36,7 +37,7 @@ def gpu_step_times(config: Config, architecture: Architecture, meshes: Meshes, c
         meshes: those of the config.
         chip: the GPU's figures.
     """
-    block = read_block(config, "gpu")
+    block = cache_block("gpu")
     devices = meshes.train.size
 
     def step(name: str, size: int = 0, positions: float | None = None) -> StepTime:

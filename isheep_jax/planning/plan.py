@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from isheep_jax.config import Config, flatten
 from isheep_jax.decode.cache import ROW_TOKENS, Sizing, data_shards
 from isheep_jax.decode.capacity import local_memory, step_bytes
-from isheep_jax.decode.programs import DecodeShape, clear_programs
+from isheep_jax.decode.programs import clear_programs
 from isheep_jax.model.architecture import Architecture, parameter_count, parameter_table
+from isheep_jax.model.attention_cached import cache_block
+from isheep_jax.model.attention_gpu import KERNEL_BLOCK, LEAST_CAPABILITY, kernel_refusal
 from isheep_jax.planning import iteration, programs
 from isheep_jax.planning.collectives import Collective, by_kind
 from isheep_jax.planning.compile import HEADROOM, Compiled, advice, compile_program, uncompiled
@@ -31,7 +33,7 @@ from isheep_jax.planning.hardware import (
     slice_devices,
 )
 from isheep_jax.planning.iteration import Bounds, IterationPlan, Machine, plan_iteration
-from isheep_jax.planning.programs import Meshes, Program, few_slots, make_meshes, make_program, read_block
+from isheep_jax.planning.programs import Meshes, Program, decode_shape, few_slots, make_meshes, make_program
 from isheep_jax.planning.replay import SupposedModel
 from isheep_jax.planning.serving import Shape, Throughput, throughput
 from isheep_jax.planning.step_time import Replay, StepTime
@@ -172,8 +174,8 @@ def _step_times(
     """
     if hardware.tpu_slice is None:
         return gpu_step_times(config, architecture, meshes, hardware.chip)
-    shards, block = data_shards(meshes.decode), read_block(config, "tpu")
-    blocks = -(-config.decode.max_length // block)
+    shards, block = data_shards(meshes.decode), decode_shape(config, architecture, meshes).read_block
+    positions = range(block, -(-config.decode.max_length // block) * block + 1, block)
 
     def replay(one: Compiled) -> Replay:
         mesh = meshes.train if one.program.name == programs.TRAIN else meshes.decode
@@ -195,7 +197,7 @@ def _step_times(
     return StepTimes(
         block=block,
         decode={
-            size: [replayed.step(b, steps) for b in range(1, blocks + 1)]
+            size: [replayed.step(count, block, steps) for count in positions]
             for size, replayed in sizes(programs.DECODE, slots, few).items()
         },
         prefill=rows(programs.PREFILL),
@@ -217,21 +219,20 @@ def plan_of_iteration(plan: Plan) -> IterationPlan:
 
 def plan_throughput(plan: Plan, shape: Shape) -> Throughput:
     """Returns the requests of a shape per second, on a chip with known peaks."""
-    decode = plan.meshes.decode
     tokens = plan.programs[programs.PREFILL].compiled.program.tokens
-    return throughput(shape, plan.config, tokens, _bounds(plan), Sizing.of(decode), plan.times)
+    return throughput(shape, plan.config, tokens, _bounds(plan), _supposed(plan), plan.times)
 
 
 def _supposed(plan: Plan) -> SupposedModel:
-    decode, mesh = plan.config.decode, plan.meshes.decode
-    shape = DecodeShape.nominal(
-        decode,
-        plan.architecture,
-        mesh=mesh,
-        compute_dtype=jnp.dtype(plan.config.model.compute_dtype),
-        eos_ids=plan.architecture.eos_token_ids,
+    decode, shape = plan.config.decode, decode_shape(plan.config, plan.architecture, plan.meshes)
+    sizing, block, is_alone = Sizing.of(shape.mesh), shape.read_block, shape.reads_sequences_alone
+    if not plan.hardware.is_here:  # a GPU, for which another device stands in
+        sizing, tile, is_int8 = Sizing("gpu", 1), cache_block("gpu"), decode.kv_cache_dtype == "int8"
+        is_alone = kernel_refusal(plan.architecture.head_dim, tile, is_int8, LEAST_CAPABILITY) is None
+        block = KERNEL_BLOCK if is_alone else tile
+    return SupposedModel(
+        sizing, decode.max_length, decode.slots, decode.steps_per_call, step_bytes(shape), block, is_alone
     )
-    return SupposedModel(Sizing.of(mesh), decode.max_length, decode.slots, decode.steps_per_call, step_bytes(shape))
 
 
 def _hosts(plan: Plan) -> Hosts:

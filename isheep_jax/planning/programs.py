@@ -17,7 +17,6 @@ from isheep_jax.decode import programs as decoding
 from isheep_jax.decode.cache import (
     Sizing,
     abstract_cache,
-    cache_length,
     cache_sharding,
     check_rows,
     data_shards,
@@ -28,7 +27,6 @@ from isheep_jax.decode.prefill import prefill
 from isheep_jax.decode.prefill_logprobs import packed_logprobs
 from isheep_jax.errors import UserError
 from isheep_jax.model.architecture import Architecture, parameter_table
-from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.model.quantization import abstract_weights, weight_table
 from isheep_jax.sft import data, trainer
 from isheep_jax.sft.train_step import TrainSetup, build_train_programs
@@ -98,9 +96,15 @@ def few_slots(config: Config, mesh: Mesh) -> int:
     return max(shards, config.decode.slots // 4 // shards * shards)
 
 
-def read_block(config: Config, platform: str) -> int:
-    """Returns how many cache positions a decode step reads at a time on a platform."""
-    return math.gcd(cache_length(config.decode.max_length), cache_block(platform))
+def decode_shape(config: Config, architecture: Architecture, meshes: Meshes) -> decoding.DecodeShape:
+    """Returns the shape of the decode program at the settings, see `DecodeShape.nominal`."""
+    return decoding.DecodeShape.nominal(
+        config.decode,
+        architecture,
+        mesh=meshes.decode,
+        compute_dtype=jnp.dtype(config.model.compute_dtype),
+        eos_ids=architecture.eos_token_ids,
+    )
 
 
 def make_program(name: str, config: Config, architecture: Architecture, meshes: Meshes, size: int = 0) -> Program:
@@ -118,8 +122,7 @@ def make_program(name: str, config: Config, architecture: Architecture, meshes: 
     mesh, decode = meshes.decode, config.decode
     dtype = jnp.dtype(config.model.compute_dtype)
     static = {"architecture": architecture, "mesh": mesh, "compute_dtype": dtype}
-    eos_ids = architecture.eos_token_ids
-    shape = decoding.DecodeShape.nominal(decode, architecture, mesh=mesh, compute_dtype=dtype, eos_ids=eos_ids)
+    shape = decode_shape(config, architecture, meshes)
     shapes = abstract_weights(architecture, decode.weights_dtype, dtype)
 
     def abstract(shardings: Tree) -> Tree:

@@ -18,11 +18,12 @@ from isheep_jax.decode.requests import SamplingParams
 from isheep_jax.decode.scheduler import Scheduler
 from isheep_jax.decode.statistics import Statistics
 from isheep_jax.decode.tokenization import TokenizedPrompt
-from isheep_jax.model.attention_cached import cache_block
 from isheep_jax.planning.schedule import Demand, Generation, Scoring, StageSchedule, Training
 
 # Any token, and one that ends a completion.
 _TOKEN, _END = 2, 1
+# Averages of cache positions are rounded to multiples of this, so that few are counted.
+_RESOLUTION = 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class SupposedModel:
     sizing: what decides the sizes of arrays.
     max_length, slots, steps_per_call: settings of decoding; slots must be given.
     step_bytes: what a decode step reads on a device: bytes of the weights, and of each cache position of a slot.
+    read_block: cache positions that attention reads at a time.
+    reads_sequences_alone: whether each sequence is read as far as it goes, not as far as the longest.
     tokenizer: decodes the tokens `text`, which completions repeat.
     """
 
@@ -53,6 +56,8 @@ class SupposedModel:
     slots: int
     steps_per_call: int
     step_bytes: tuple[float, float]
+    read_block: int = 512
+    reads_sequences_alone: bool = False
     rows: int = 3
     eos_ids: tuple[int, ...] = (_END,)
     tokenizer: object = _Silent()
@@ -64,6 +69,18 @@ class SupposedModel:
     def choose_slots(self, cache_length: int, useful: int) -> int:
         return self.slots
 
+    def positions_read(self, last: np.ndarray, slots: int) -> int:
+        """Returns the cache positions that attention reads of each slot on average.
+
+        Args:
+            last: cache position of the new token of each busy slot.
+            slots: all of them.
+        """
+        if not self.reads_sequences_alone:
+            return -(-int(last.max() + 1) // self.read_block) * self.read_block
+        read = float((-(-last // self.read_block) * self.read_block).sum()) / slots
+        return round(read / _RESOLUTION) * _RESOLUTION
+
 
 class SupposedCalls:
     """Slots that sample as many tokens as a prompt's key says, in place of `device_calls.DeviceCalls`."""
@@ -71,8 +88,7 @@ class SupposedCalls:
     def __init__(
         self, model: SupposedModel, prefix: tuple[int, ...], slots: int, cache_length: int, sampling: SamplingParams
     ):
-        self._model = model
-        self._block = min(cache_block(model.sizing.platform), cache_length)
+        self._model = dataclasses.replace(model, read_block=min(model.read_block, cache_length))
         # Tokens of each slot that are left until its end or its limit, and the cache positions that it has.
         self._left, self._limit, self._position = (np.zeros(slots, np.int64) for _ in range(3))
         if prefix:
@@ -97,9 +113,8 @@ class SupposedCalls:
             idle = int(np.searchsorted(ends, steps, side="right"))
             if idle == size or (idle >= limits[0] and steps >= limits[1]):
                 break
-            busy = self._left > steps
-            longest = int((self._position[busy] + steps).max()) + 1
-            self._model.decode[size, -(-longest // self._block) * self._block] += 1
+            last = self._position[self._left > steps] + steps
+            self._model.decode[size, self._model.positions_read(last, size)] += 1
             steps += 1
         step = np.arange(most)
         sampled = np.where((step < self._left[:, None]) & (step < steps), np.resize(self._model.text, most), -1).astype(

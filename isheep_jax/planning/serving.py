@@ -5,12 +5,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from isheep_jax.config import Config
-from isheep_jax.decode.cache import Sizing
 from isheep_jax.errors import UserError
 from isheep_jax.planning import programs
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.iteration import Bounds
+from isheep_jax.planning.replay import SupposedModel
 
 # What the checks of vLLM on TPUs demand for prompts of 1,800 and completions of 128 tokens, in requests per second on
 # so many v6e chips (vllm-project/tpu-inference, .buildkite/models: MINIMUM_THROUGHPUT_THRESHOLD of
@@ -62,7 +64,7 @@ def throughput(
     config: Config,
     prefill_tokens: int,
     bounds: Bounds,
-    sizing: Sizing,
+    model: SupposedModel,
     times: StepTimes | None,
 ) -> Throughput:
     """Returns the requests per second with all slots busy: `new` steps serve a request of every slot.
@@ -72,7 +74,7 @@ def throughput(
         config: settings.
         prefill_tokens: of a prefill step for which `bounds` has the time.
         bounds: least times of the programs.
-        sizing: what decides the sizes of arrays.
+        model: as the schedule sees it.
         times: forecast times; None: there is no forecast.
     """
     slots = config.decode.slots
@@ -83,11 +85,12 @@ def throughput(
     )
     if times is None:
         return Throughput(shape, slots / least, None)
+    sizing = model.sizing
     aligned = sizing.aligned(shape.prompt)
     row = sizing.capacity(math.ceil(slots / sizing.shards) * aligned)
     row = max(row, sizing.row_length(aligned))
     calls = math.ceil(slots / sizing.shards / (row // aligned))
     taken = times.prefill_call(row).seconds * calls
-    # The longest sequence of all decides how far the cache is read.
-    taken += times.decode_step(slots, shape.prompt + shape.new).seconds * shape.new
+    read = model.positions_read(shape.prompt + np.arange(shape.new), shape.new)
+    taken += times.decode_step(slots, read).seconds * shape.new
     return Throughput(shape, slots / least, slots / taken)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from isheep_jax.model.attention_cached import DECODE_KERNEL
 from isheep_jax.planning.collectives import Collective, as_collective, channel_of
 from isheep_jax.planning.hardware import Chip
 from isheep_jax.planning.module import Instruction, Module, array_bytes
@@ -19,15 +20,18 @@ from isheep_jax.planning.torus import Torus
 # Seconds per row that a scatter writes. Writing the keys and values of a prompt of 1,024 tokens by page in place of by
 # token took 45 ms less (vllm-project/vllm#13176: 82 to 37 ms); for 32 layers of two arrays that is 0.7 us a row.
 SCATTER_ROW = 0.7e-6
-# Share of a chip's peak that the Pallas kernels of attention reach.
-KERNEL_SHARE = 0.4
+# Shares of a chip's peak arithmetic that the Pallas kernels of training and prefill reach, and of its bandwidth that
+# the kernel of decode steps reaches (one of this kind: up to 86 %, arXiv 2604.15464).
+KERNEL_SHARE, READ_SHARE = 0.4, 0.7
 # Draws until each row of a batch has a token above the floor of top-p.
 SAMPLING_TRIES = 6
 
 # What this module assumes, as lines for the reader of a plan.
 ASSUMPTIONS = (
     f"a scatter takes {SCATTER_ROW * 1e6:.1f} us per row of keys or values (from vllm-project/vllm#13176)",
-    f"Pallas kernels reach {KERNEL_SHARE:.0%} of the peak, and top-p takes {SAMPLING_TRIES} draws per step",
+    f"Pallas kernels reach {KERNEL_SHARE:.0%} of the peak, that of decode steps {READ_SHARE:.0%} of the bandwidth (a "
+    "similar one is reported to reach up to 86 %: arXiv 2604.15464)",
+    f"top-p takes {SAMPLING_TRIES} draws per step",
     "collectives have the links of their mesh axis on the torus, and a microsecond per hop",
 )
 
@@ -37,6 +41,8 @@ _NO_ESTIMATE = 2**63 - 1
 # Turns of the loops whose end depends on data, by the end of their operation's name: those over blocks of cache
 # positions, over the steps of a call, and over draws, of which those of top-k are left out: the loop does not use it.
 _BLOCKS, _STEPS = "attention/while", "(decode_steps)/while"
+# Beside them, what the kernel of decode steps reads; no operation ends so.
+_POSITIONS = "cache positions"
 _TOP_K, _TOP_P = re.compile(r"/cond/.*/cond/.*while$"), re.compile(r"/cond/.*while$")
 
 
@@ -46,7 +52,7 @@ class StepTime:
 
     compute: instructions with an estimate.
     collectives: those that nothing runs beside, and what is left of others.
-    scatters: writing rows of keys and values.
+    scatters: writing rows of keys and values outside of kernels.
     kernels: Pallas kernels, and products that the compiler could not estimate.
     copies: what is left of asynchronous copies between HBM and the chip's own memory.
     host: waits of the devices for the host, and for kernels that have yet to start.
@@ -87,14 +93,16 @@ class Replay:
         self._module, self._chip, self._torus = module, chip, torus
         self._known: dict[tuple, StepTime] = {}
 
-    def step(self, blocks: int = 1, steps: int = 1) -> StepTime:
+    def step(self, positions: int = 1, block: int = 1, steps: int = 1) -> StepTime:
         """Returns the time of a step.
 
         Args:
-            blocks: of cache positions that each layer reads.
+            positions: of the cache that each layer reads of every row.
+            block: those that are read at a time.
             steps: of one call of a decode program, which share the time of its beginning and end.
         """
-        return self._computation(self._module.entry, {_BLOCKS: blocks, _STEPS: steps}) * (1 / steps)
+        trips = {_BLOCKS: math.ceil(positions / block), _STEPS: steps, _POSITIONS: positions}
+        return self._computation(self._module.entry, trips) * (1 / steps)
 
     def _computation(self, name: str, trips: Mapping[str, int]) -> StepTime:
         key = (name, *trips.values())
@@ -142,7 +150,7 @@ class Replay:
                     compute=_cycles(instruction) / self._chip.clock,
                     collectives=waits,
                     scatters=SCATTER_ROW * self._scattered_rows(name, instruction),
-                    kernels=self._unestimated_flops(instruction) / (KERNEL_SHARE * self._chip.flops),
+                    kernels=self._kernel_seconds(instruction, trips),
                 )
         return total
 
@@ -172,6 +180,11 @@ class Replay:
             for called in instruction.called:
                 found += [(i, as_collective(name, i)) for name, i in self._module.inside(called)]
         return [(channel_of(i) or i.name, c) for i, c in found if c is not None and c.group > 1]
+
+    def _kernel_seconds(self, instruction: Instruction, trips: Mapping[str, int]) -> float:
+        if _is_kernel(instruction) and DECODE_KERNEL in instruction.name:
+            return _read_bytes(instruction, trips[_POSITIONS]) / (READ_SHARE * self._chip.hbm_bandwidth)
+        return self._unestimated_flops(instruction) / (KERNEL_SHARE * self._chip.flops)
 
     def _unestimated_flops(self, instruction: Instruction) -> float:
         """Returns the operations of a Pallas kernel, or of the products in a fusion without an estimate."""
@@ -220,15 +233,30 @@ def _async_target(module: Module, instruction: Instruction) -> str:
     return ""
 
 
+def _is_kernel(instruction: Instruction) -> bool:
+    """Returns whether an instruction is a Pallas kernel."""
+    return instruction.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.line
+
+
+def _kernel_operands(instruction: Instruction) -> list[tuple[str, list[int]]]:
+    """Returns the dtypes and sizes of a kernel's operands that are floats."""
+    operands = re.search(r"operand_layout_constraints=\{(.*?)\}(?:, \w+=|$)", instruction.line)
+    found = re.findall(r"(bf16|f16|f32)\[([\d,]+)\]", operands[1]) if operands else []
+    return [(dtype, [int(size) for size in sizes.split(",")]) for dtype, sizes in found]
+
+
+def _read_bytes(kernel: Instruction, positions: int) -> float:
+    """Returns the bytes of keys and values that the kernel of decode steps reads of so many positions of every row."""
+    dtype, (_, rows, _, width) = _kernel_operands(kernel)[-1]
+    return 2.0 * positions * sum(array_bytes(f"{dtype}[{rows},{width}]"))
+
+
 def _kernel_flops(instruction: Instruction) -> float:
     """Returns the operations of a Pallas kernel of causal attention, from the shapes of its queries and keys."""
-    if instruction.opcode != "custom-call" or 'custom_call_target="tpu_custom_call"' not in instruction.line:
+    operands = _kernel_operands(instruction) if _is_kernel(instruction) else []
+    if len(operands) < 2:
         return 0.0
-    operands = re.search(r"operand_layout_constraints=\{(.*?)\}(?:, \w+=|$)", instruction.line)
-    shapes = re.findall(r"(?:bf16|f16|f32)\[([\d,]+)\]", operands[1]) if operands else []
-    if len(shapes) < 2:
-        return 0.0
-    q, k = ([int(size) for size in shape.split(",")] for shape in shapes[:2])
+    (_, q), (_, k) = operands[:2]
     products = 5 if "dkv" in instruction.name or "dq" in instruction.name else 2
     # Half of the keys are later than the query.
     return products * 2.0 * math.prod(q) * k[-2] / 2

@@ -24,7 +24,7 @@ TIMES = StepTimes(
 
 def test_stage_is_sum_of_its_calls_checked_by_hand():
     schedule = StageSchedule(
-        decode=Counter({(100, 512): 3, (100, 513): 2, (20, 100): 5}),
+        decode=Counter({(100, 512): 3, (100, 1024): 2, (20, 512): 5}),
         prefill=Counter({512: 4, 1024: 1}),
         score=Counter({512: 1, 1024: 1}),
         updates=2,
@@ -45,7 +45,9 @@ def test_stage_is_sum_of_its_calls_checked_by_hand():
     [
         (60, 512, (14 + 6.8) / 2),  # half way between 20 and 100 slots
         (100, 2048, 16 + 2 * 2.0),  # each block beyond the known ones takes as long as the last
-        (10, 1, 6.8 - (14 - 6.8) / 8),
+        (100, 640, 14 + 2 / 4),  # a quarter of the way from one block to two
+        (100, 0, 14 - 2.0),
+        (10, 512, 6.8 - (14 - 6.8) / 8),
     ],
 )
 def test_decode_step_is_on_line_through_known_sizes(slots, positions, seconds):

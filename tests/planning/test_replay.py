@@ -1,5 +1,7 @@
 """The engine's schedule without devices: what it takes on a slice, for requests of an iteration's lengths."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,15 @@ def test_every_token_is_sampled_once_and_steps_end_with_the_last():
     assert schedule.busy_slot_steps == lengths.sum()
     assert schedule.steps == 1000
     assert schedule.prompt_tokens == 40
+
+
+def test_each_sequence_is_read_as_far_as_it_goes_or_as_the_longest():
+    """Two slots from position 100 on, for 8 and for 600 tokens: one block of 128, then, while a slot is idle, half."""
+    prompts = Generation(np.full(2, 100), np.array([8, 600]), 1000)
+    model = replace(MODELS["gpu"], slots=2, read_block=128)
+    assert list(replay_generation(prompts, model).decode) == [(2, n) for n in (128, 256, 384, 512, 640, 768)]
+    alone = replay_generation(prompts, replace(model, reads_sequences_alone=True)).decode
+    assert list(alone) == [(2, n) for n in (128, 64, 192, 256, 320, 384)]
 
 
 def test_tail_moves_to_fewer_slots_where_keys_are_much_of_a_step():

@@ -4,7 +4,7 @@ import pytest
 
 from isheep_jax.planning.hardware import Chip
 from isheep_jax.planning.module import Module
-from isheep_jax.planning.step_time import KERNEL_SHARE, SAMPLING_TRIES, SCATTER_ROW, Replay
+from isheep_jax.planning.step_time import KERNEL_SHARE, READ_SHARE, SAMPLING_TRIES, SCATTER_ROW, Replay
 from isheep_jax.planning.torus import HOP, Torus
 
 CHIP = Chip("test", flops=1e12, hbm=1e9, hbm_bandwidth=1e9, interconnect=2e9, links=2, clock=1e6)
@@ -113,6 +113,16 @@ def test_what_has_no_estimate_takes_its_arithmetic_at_share_of_peak():
         "operand_layout_constraints={s8[1,4]{1,0}, bf16[4,64,128]{2,1,0}, bf16[96,128]{1,0}, bf16[96,128]{1,0}}, x={}"
     ).step()
     assert kernel.kernels == pytest.approx(4 * (4 * 64 * 128) * 96 / 2 / KERNEL_SHARE / CHIP.flops)
+
+
+def test_kernel_of_decode_steps_reads_positions_of_each_row_at_share_of_bandwidth():
+    kernel = entry(
+        "%ragged_decode_attention.3 = (f32[144,8,128]{2,1,0}) custom-call(%l, %q, %k, %c), "
+        'custom_call_target="tpu_custom_call", operand_layout_constraints={s32[2]{0}, bf16[144,8,128]{2,1,0}, '
+        "bf16[144,1,128]{2,1,0}, bf16[80,144,2048,128]{3,2,1,0}, bf16[80,144,2048,128]{3,2,1,0}}, x={}"
+    )
+    keys_and_values = 2 * 144 * 640 * 128 * 2
+    assert kernel.step(640).kernels == pytest.approx(keys_and_values / READ_SHARE / CHIP.hbm_bandwidth)
 
 
 def decode_module() -> Replay:

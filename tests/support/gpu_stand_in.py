@@ -16,7 +16,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None
     """Makes every mesh one of GPUs of a compute capability. None: of GPUs without cuDNN and our kernel."""
     for module in (sharding, cache, programs):
         monkeypatch.setattr(module, "platform_of", lambda mesh: "gpu")
-    for module in (attention, attention_gpu, programs):
+    for module in (attention, attention_gpu):
         monkeypatch.setattr(module, "compute_capability", lambda mesh: capability)
     # JAX asks the library itself, which comes with a GPU's driver.
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
