@@ -105,13 +105,16 @@ def advice(compiled: Compiled, config: Config, architecture: Architecture, meshe
     name, memory = compiled.program.name, compiled.memory
     decode, sft = config.decode, config.sft
     if name == programs.TRAIN:
+        data, slices = meshes.train.shape["data"], config.mesh.slices
+        rows = data * meshes.train.shape["fsdp"]
         if memory.weights + memory.optimizer > memory.temporaries:
+            if data > slices:  # every one of these has a copy
+                return f"--mesh.data={slices} --mesh.fsdp={rows // slices}"
             if sft.method == "full":
                 return "--sft.method=lora, or a larger slice (--mesh.topology)"
-            return "a larger slice (--mesh.topology), or --mesh.tensor if weights are repeated over mesh.data"
+            return "a larger slice (--mesh.topology)"
         if sft.remat == "none":
             return "--sft.remat=full"
-        rows = meshes.train.shape["data"] * meshes.train.shape["fsdp"]
         if sft.batch_size > rows:
             return f"--sft.batch_size={rows}"
         return f"--sft.sequence_length={sft.sequence_length // 2}, or a larger --mesh.tensor"

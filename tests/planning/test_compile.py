@@ -87,3 +87,17 @@ def test_advice_names_setting_that_shrinks_largest_part(name, memory, changes, s
     config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, **changes))
     program = dataclasses.replace(PROGRAM, name=name)
     assert setting in advice(Compiled(program, 1.0, memory), config, architecture, meshes)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_that_are_repeated_are_to_be_split_instead(method, tiny):
+    config, architecture, _ = tiny
+    config = dataclasses.replace(
+        config,
+        mesh=MeshConfig(data=2, fsdp=2, tensor=2, decode_tensor=2),
+        sft=dataclasses.replace(config.sft, method=method),
+    )
+    meshes = make_meshes(config, architecture, jax.devices())
+    program = dataclasses.replace(PROGRAM, name=programs.TRAIN)
+    told = advice(Compiled(program, 1.0, Memory(9, 1, 0, 1, 0)), config, architecture, meshes)
+    assert told == "--mesh.data=1 --mesh.fsdp=4"
