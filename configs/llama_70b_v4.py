@@ -4,13 +4,14 @@ Command:  python -m isheep_jax.train --config=llama_70b_v4
 Weights:  python -m isheep_jax.fetch meta-llama/Meta-Llama-3-70B gs://BUCKET/MODEL, on all workers, once; then
           --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-256: 128 chips of 30.75 GiB.
-Memory:   decoding 27.7 GiB per chip (weights 16.4, cache 11.2), train step 3.1 GiB; planned, by the TPU's compiler.
+Memory:   decoding 27.7 GiB per chip (weights 16.4, cache 11.2), train step 20.0 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 24.5 ms (733 tokens/s per chip), train step at least 0.199 s (642 tokens/s per chip), an
-          iteration at least 2.48 minutes, 5.29 chip-hours; forecast: decode step 75.0 ms, train step 0.816 s, an
+          iteration at least 2.48 minutes, 5.29 chip-hours; forecast: decode step 75.0 ms, train step 0.656 s, an
           iteration 11.3 minutes, 24.1 chip-hours; planned, from the chip's peaks and the compiler's cycles.
-Larger:   all weights trained (--sft.method=full) and rows of 4,096 tokens (--sft.sequence_length=4096) fit as well,
-          each alone and both together; planned.
-Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.fsdp=4 --decode.slots=576
+Larger:   rows of 4,096 tokens (--sft.sequence_length=4096) fit as well (train step 24.9 GiB), and so do all weights
+          trained, which have to be split further: --sft.method=full --mesh.data=1 --mesh.fsdp=16, also with such rows;
+          planned.
+Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.data=1 --mesh.fsdp=4 --decode.slots=576
           (decoding 27.7 GiB per chip, train step 12.1 GiB; planned).
 """
 
@@ -31,7 +32,7 @@ def config() -> Config:
         name="llama_70b_v4",
         iterations=3,
         model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="plain"),
-        mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=8, topology="v4-256"),
+        mesh=MeshConfig(data=16, fsdp=1, tensor=8, decode_tensor=8, topology="v4-256"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),

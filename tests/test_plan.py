@@ -253,7 +253,9 @@ def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("length", [1024, 4096])
 def test_70b_fits_v4_256_by_either_method_at_either_length(method, length, tmp_path):
-    settings = [f"--sft.method={method}", f"--sft.sequence_length={length}"]
+    larger = config_description("llama_70b_v4").partition("Larger:")[2].partition("Smaller:")[0]
+    full = re.findall(r"--sft.method=full(?: --mesh[.\w]+=\d+)+", larger)[0].split()
+    settings = [*(full if method == "full" else []), f"--sft.sequence_length={length}"]
     assert_it_fits(["--config=llama_70b_v4", *settings], tmp_path)
 
 
@@ -273,6 +275,7 @@ def test_layers_with_and_without_window_and_capped_scores_never_hold_scores(tmp_
             "--config=llama_8b_v5e",
             f"--model.path={tmp_path}",
             "--mesh.topology=v5e-8",
+            "--mesh.data=1",
             "--mesh.fsdp=4",
             "--mesh.tensor=2",
             "--mesh.decode_tensor=2",
