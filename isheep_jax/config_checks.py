@@ -185,7 +185,7 @@ def check_together(config: Config) -> None:
     if stop.measure == "accuracy" and not config.evaluate.tasks:
         raise UserError("--stop.measure: accuracy needs a task in --evaluate.tasks")
     if config.sft.save == "adapter" and config.sft.method != "lora":
-        raise UserError("--sft.save: adapter needs --sft.method=lora; training all weights leaves no adapter")
+        raise UserError("--sft.save: adapter needs --sft.method=lora; training all weights needs --sft.save=model")
     if stop.measure == "validation_loss" and not config.sft.validation_fraction:
         raise UserError("--stop.measure: validation_loss needs --sft.validation_fraction above 0")
 

@@ -1,5 +1,6 @@
 """The schema of the settings, their ranges, what excludes what, and the named configs."""
 
+import re
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -98,6 +99,9 @@ def test_named_configs_pass_their_own_checks_and_say_their_command(name):
     check_values(config)
     assert config.name == name
     assert f"--config={name}" in config_description(name)
+    # Settings that stand side by side are given together.
+    for together in re.findall(r"(?:--[a-z]\w*\.\w+=[\w-]+\s*)+", config_description(name)):
+        parse(f"--config={name}", *together.split())
 
 
 @pytest.mark.parametrize("table", [RANGES, EVERYDAY])

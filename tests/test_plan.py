@@ -254,7 +254,7 @@ def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
 @pytest.mark.parametrize("length", [1024, 4096])
 def test_70b_fits_v4_256_by_either_method_at_either_length(method, length, tmp_path):
     larger = config_description("llama_70b_v4").partition("Larger:")[2].partition("Smaller:")[0]
-    full = re.findall(r"--sft.method=full(?: --mesh[.\w]+=\d+)+", larger)[0].split()
+    full = re.findall(r"--sft.method=full(?: --[.\w]+=\w+)+", larger)[0].split()
     settings = [*(full if method == "full" else []), f"--sft.sequence_length={length}"]
     assert_it_fits(["--config=llama_70b_v4", *settings], tmp_path)
 
