@@ -347,8 +347,9 @@ class SFTConfig:
     """Share of the pairs that is held out to choose the best checkpoint (0 to 1)."""
     checkpoint_every: int = 100
     """Updates between validations and checkpoints (count)."""
-    remat: Literal["none", "full"] = "full"
-    """Rematerialization. 'full': recompute each layer's activations in the backward pass, to save memory."""
+    remat: Literal["none", "selective", "full"] = "full"
+    """Rematerialization, to save memory in the backward pass. 'full': recompute each layer's activations. 'selective':
+    all but the results of its linear layers, so that no large product is computed again."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,13 @@ import re
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from isheep_jax.model import quantization
 from isheep_jax.model.quantization import Quantized
+
+# Name of the results of linear layers, by which a policy of `jax.checkpoint` keeps them.
+LINEAR_RESULT = "linear_result"
 
 
 @flax.struct.dataclass
@@ -29,6 +33,12 @@ def linear(
     equation: str, x: jax.Array, weight: jax.Array | Quantized | LoraWeight, compute_dtype: jnp.dtype
 ) -> jax.Array:
     """Returns einsum(equation, x, weight) in compute_dtype, such as "btd,dnh->btnh"."""
+    return checkpoint_name(_product(equation, x, weight, compute_dtype), LINEAR_RESULT)
+
+
+def _product(
+    equation: str, x: jax.Array, weight: jax.Array | Quantized | LoraWeight, compute_dtype: jnp.dtype
+) -> jax.Array:
     if not isinstance(weight, LoraWeight):
         return quantization.einsum(equation, x, weight, compute_dtype)
     y = quantization.einsum(equation, x, weight.base, compute_dtype)
@@ -36,7 +46,7 @@ def linear(
     if weight.dropout_key is not None and weight.dropout > 0:
         keep = dropout_mask(weight.dropout_key, x.shape, weight.dropout)
         x = jnp.where(keep, x / (1 - weight.dropout), 0).astype(x.dtype)
-    x = jnp.einsum(down, x, weight.a.astype(compute_dtype))  # [B, T, R]
+    x = checkpoint_name(jnp.einsum(down, x, weight.a.astype(compute_dtype)), LINEAR_RESULT)  # [B, T, R]
     return y + weight.scale * jnp.einsum(up, x, weight.b.astype(compute_dtype))
 
 

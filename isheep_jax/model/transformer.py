@@ -19,10 +19,13 @@ from isheep_jax.model.architecture import Architecture, AttentionKind, RopeScali
 from isheep_jax.model.attention import packed_attention, write_and_attend
 from isheep_jax.model.attention_reference import AttentionConfig
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, PrefixKV, write_tokens
-from isheep_jax.model.linear import linear
+from isheep_jax.model.linear import LINEAR_RESULT, linear
 from isheep_jax.model.quantization import Quantized, einsum, embedding_lookup
 from isheep_jax.sharding import ActivationSharding, one_device_sharding
 
+# How much of a layer is computed again in the backward pass, see `ForwardSetup`.
+Remat = Literal["none", "selective", "full"]
+_KEPT = {"selective": jax.checkpoint_policies.save_only_these_names(LINEAR_RESULT), "full": None}
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -32,13 +35,14 @@ class ForwardSetup:
 
     compute_dtype: of activations and products.
     sharding: of activations; by default they are on one device.
-    remat: "full" computes a layer's activations again in the backward pass instead of keeping them.
+    remat: "full" computes a layer's activations again in the backward pass instead of keeping them, "selective" all but
+        the results of its linear layers (as Korthikanti et al. 2022, arXiv 2205.05198, do for attention).
     differentiable: False allows implementations without a gradient.
     """
 
     compute_dtype: jnp.dtype = jnp.bfloat16
     sharding: ActivationSharding = field(default_factory=one_device_sharding)
-    remat: Literal["none", "full"] = "none"
+    remat: Remat = "none"
     differentiable: bool = True
 
 
@@ -115,9 +119,9 @@ def forward(
         kind=jnp.asarray(kind_of_layer),
     )
     layer = functools.partial(decoder_layer, inputs)
-    if setup.remat == "full":
+    if setup.remat != "none":
         # In a scan XLA cannot share work between the two passes anyway, so that preventing it would only cost time.
-        layer = jax.checkpoint(layer, prevent_cse=False)
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=_KEPT[setup.remat])
     carry = x, None if cache is None else cache.cache
     (x, kv_cache), collected = jax.lax.scan(layer, carry, layers)
     with jax.named_scope("final_norm"):

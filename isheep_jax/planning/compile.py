@@ -113,8 +113,8 @@ def advice(compiled: Compiled, config: Config, architecture: Architecture, meshe
             if sft.method == "full":
                 return "--sft.method=lora, or a larger slice (--mesh.topology)"
             return "a larger slice (--mesh.topology)"
-        if sft.remat == "none":
-            return "--sft.remat=full"
+        if sft.remat != "full":
+            return "--sft.remat=full" if sft.remat == "selective" else "--sft.remat=selective"
         if sft.batch_size > rows:
             return f"--sft.batch_size={rows}"
         return f"--sft.sequence_length={sft.sequence_length // 2}, or a larger --mesh.tensor"

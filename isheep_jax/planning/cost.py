@@ -81,7 +81,7 @@ def program_flops(
     if program.name == programs.SCORE:
         return sum(forward_flops(architecture, program.tokens, decode.max_length)) + 2.0 * lm_head * program.rows
     matrices, attention = forward_flops(architecture, program.tokens, sft.sequence_length)
-    recomputed = sft.remat == "full"
+    recomputed, attends_again = sft.remat == "full", sft.remat != "none"
     # In the backward pass the gradient of the inputs costs as much as the forward pass, and so does the gradient of the
     # weights, which frozen weights do not have. Attention has no weights, but two inputs to each of its products.
     weight_gradients = sft.method == "full"
@@ -92,7 +92,7 @@ def program_flops(
         matrices_lora = 0.0
     return (
         matrices * (2 + recomputed + weight_gradients)
-        + attention * (3 + recomputed)
+        + attention * (3 + attends_again)
         # The loss always computes its logits a second time.
         + 2.0 * lm_head * program.tokens * (3 + weight_gradients)
         + matrices_lora

@@ -19,7 +19,7 @@ Attempt = Callable[[str, str, bool], None]
 def fit(
     config: Config, architecture: Architecture, hardware: Hardware, on_attempt: Attempt = lambda *_: None
 ) -> Config:
-    """Returns `config` with the most slots and rows per update that fit, and remat "none" if that fits.
+    """Returns `config` with the most slots and rows per update that fit, and the least remat that fits.
 
     Each search doubles a count per shard until it no longer fits, then halves the gap. A setting that does not fit even
     at one per shard stays unchanged.
@@ -56,8 +56,11 @@ def fit(
     config = search("decode", "slots", decode_shards, programs.DECODE, programs.PREFILL)
     config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="full"))
     config = search("sft", "batch_size", train_shards, programs.TRAIN)
-    relaxed = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat="none"))
-    return relaxed if fits(relaxed, "--sft.remat=none", programs.TRAIN) else config
+    for remat in ("none", "selective"):
+        relaxed = dataclasses.replace(config, sft=dataclasses.replace(config.sft, remat=remat))
+        if fits(relaxed, f"--sft.remat={remat}", programs.TRAIN):
+            return relaxed
+    return config
 
 
 def largest(good: Callable[[int], bool], start: int) -> int:

@@ -46,7 +46,7 @@ class TrainSetup:
     clip_norm: float
     batch_size: int  # rows, over all devices
     packing: bool  # whether several examples may share a row
-    remat: Literal["none", "full"]
+    remat: transformer.Remat
     compute_dtype: str
 
     @classmethod

@@ -144,8 +144,10 @@ def test_recomputing_activations_gives_same_gradient():
         return jnp.mean(jnp.square(logits(params, architecture, hidden, jnp.float32)))
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    plain, recomputed = gradient(params, "none"), gradient(params, "full")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, recomputed)
+    plain = gradient(params, "none")
+    for remat in ("full", "selective"):
+        recomputed = gradient(params, remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, recomputed)
 
 
 def test_bfloat16_stays_near_float32():

@@ -47,6 +47,7 @@ def with_sft(**changes) -> Config:
         (programs.TRAIN, with_sft(method="full", remat="full")),
         (programs.TRAIN, with_sft(method="full", remat="none")),
         (programs.TRAIN, with_sft(method="lora", remat="full")),
+        (programs.TRAIN, with_sft(method="lora", remat="selective")),
         (programs.TRAIN, with_sft(method="lora", remat="none")),
     ],
 )
