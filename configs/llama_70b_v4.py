@@ -8,9 +8,9 @@ Memory:   decoding 27.7 GiB per chip (weights 16.4, cache 11.2), train step 20.0
 Speed:    decode step at least 24.5 ms (733 tokens/s per chip), train step at least 0.199 s (642 tokens/s per chip), an
           iteration at least 2.48 minutes, 5.29 chip-hours; forecast: decode step 75.0 ms, train step 0.656 s, an
           iteration 11.3 minutes, 24.1 chip-hours; planned, from the chip's peaks and the compiler's cycles.
-Larger:   rows of 4,096 tokens (--sft.sequence_length=4096) fit as well (train step 24.9 GiB), and so do all weights
-          trained, which have to be split further and saved whole, also with such rows:
-          --sft.method=full --sft.save=model --mesh.data=1 --mesh.fsdp=16; planned.
+Larger:   rows of 4,096 tokens fit as well (--sft.sequence_length=4096 --sft.remat=full, train step 24.9 GiB), and so do
+          all weights trained, which have to be split further and saved whole, also with such rows:
+          --sft.method=full --sft.remat=full --sft.save=model --mesh.data=1 --mesh.fsdp=16; planned.
 Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.data=1 --mesh.fsdp=4 --decode.slots=576
           (decoding 27.7 GiB per chip, train step 12.1 GiB; planned).
 """
@@ -36,6 +36,6 @@ def config() -> Config:
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(save="adapter", batch_size=16, packing=False),
+        sft=SFTConfig(save="adapter", remat="selective", batch_size=16, packing=False),
         decode=DecodeConfig(slots=2304, max_length=2048),
     )

@@ -29,6 +29,6 @@ def config() -> Config:
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(save="adapter", batch_size=16, packing=False),
+        sft=SFTConfig(save="adapter", remat="selective", batch_size=16, packing=False),
         decode=DecodeConfig(slots=768, max_length=2048),
     )

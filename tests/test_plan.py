@@ -255,7 +255,7 @@ def test_named_config_fits_its_slice_as_its_docstring_says(name, tmp_path):
 def test_70b_fits_v4_256_by_either_method_at_either_length(method, length, tmp_path):
     larger = config_description("llama_70b_v4").partition("Larger:")[2].partition("Smaller:")[0]
     full = re.findall(r"--sft.method=full(?: --[.\w]+=\w+)+", larger)[0].split()
-    settings = [*(full if method == "full" else []), f"--sft.sequence_length={length}"]
+    settings = [*(full if method == "full" else ["--sft.remat=full"]), f"--sft.sequence_length={length}"]
     assert_it_fits(["--config=llama_70b_v4", *settings], tmp_path)
 
 
@@ -282,6 +282,7 @@ def test_layers_with_and_without_window_and_capped_scores_never_hold_scores(tmp_
             "--decode.slots=32",
             f"--decode.max_length={length}",
             f"--sft.sequence_length={length}",
+            "--sft.remat=full",
             f"--sft.batch_size={rows}",
         ],
         tmp_path,
