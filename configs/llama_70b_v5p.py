@@ -26,10 +26,10 @@ def config() -> Config:
         name="llama_70b_v5p",
         iterations=3,
         model=ModelConfig(path="meta-llama/Meta-Llama-3-70B", chat_template="plain"),
-        mesh=MeshConfig(fsdp=16, tensor=2, decode_tensor=8, topology="v5p-64"),
+        mesh=MeshConfig(data=16, fsdp=1, tensor=2, decode_tensor=8, topology="v5p-64"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(save="adapter", batch_size=16, packing=False),
+        sft=SFTConfig(save="adapter", remat="selective", batch_size=16, packing=False),
         decode=DecodeConfig(slots=3072, max_length=2048),
     )

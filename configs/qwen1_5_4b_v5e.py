@@ -24,10 +24,10 @@ def config() -> Config:
         name="qwen1_5_4b_v5e",
         iterations=3,
         model=ModelConfig(path="Qwen/Qwen1.5-4B", chat_template="chatml"),
-        mesh=MeshConfig(fsdp=8, decode_tensor=4, topology="v5e-8"),
+        mesh=MeshConfig(data=4, fsdp=1, tensor=2, decode_tensor=4, topology="v5e-8"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(batch_size=16, packing=False),
+        sft=SFTConfig(remat="selective", batch_size=16, packing=False),
         decode=DecodeConfig(slots=128, max_length=2048),
     )

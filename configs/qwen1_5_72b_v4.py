@@ -26,10 +26,10 @@ def config() -> Config:
         name="qwen1_5_72b_v4",
         iterations=6,
         model=ModelConfig(path="Qwen/Qwen1.5-72B", chat_template="chatml"),
-        mesh=MeshConfig(fsdp=16, tensor=8, decode_tensor=32, topology="v4-256"),
+        mesh=MeshConfig(data=16, fsdp=1, tensor=8, decode_tensor=32, topology="v4-256"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(save="adapter", batch_size=16, packing=False),
+        sft=SFTConfig(save="adapter", remat="selective", batch_size=16, packing=False),
         decode=DecodeConfig(slots=576, max_length=2048),
     )

@@ -24,10 +24,10 @@ def config() -> Config:
         name="qwen1_5_7b_v5e",
         iterations=3,
         model=ModelConfig(path="Qwen/Qwen1.5-7B", chat_template="chatml"),
-        mesh=MeshConfig(fsdp=16, decode_tensor=8, topology="v5e-16"),
+        mesh=MeshConfig(data=8, fsdp=1, tensor=2, decode_tensor=8, topology="v5e-16"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(save="adapter", batch_size=16, packing=False),
+        sft=SFTConfig(save="adapter", remat="selective", batch_size=16, packing=False),
         decode=DecodeConfig(slots=192, max_length=2048),
     )

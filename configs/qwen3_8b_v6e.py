@@ -24,10 +24,10 @@ def config() -> Config:
         name="qwen3_8b_v6e",
         iterations=3,
         model=ModelConfig(path="Qwen/Qwen3-8B-Base", chat_template="chatml"),
-        mesh=MeshConfig(fsdp=8, decode_tensor=4, topology="v6e-8"),
+        mesh=MeshConfig(data=8, fsdp=1, decode_tensor=4, topology="v6e-8"),
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(batch_size=16, packing=False),
+        sft=SFTConfig(remat="selective", batch_size=16, packing=False),
         decode=DecodeConfig(slots=704, max_length=2048),
     )
