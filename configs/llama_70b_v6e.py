@@ -1,6 +1,8 @@
 """I-SHEEP with Llama 3 70B and the paper's settings, on a TPU v6e-8.
 
 Command:  python -m isheep_jax.train --config=llama_70b_v6e
+Weights:  python -m isheep_jax.fetch meta-llama/Meta-Llama-3-70B gs://BUCKET/MODEL, once; then
+          --model.path=gs://BUCKET/MODEL
 Hardware: TPU v6e-8: 8 chips of 31.25 GiB. It is the smallest slice that holds the model in bfloat16, 16.4 GiB per chip,
           next to a cache, and trains adapters on it; one host, so that nothing crosses the data center's network. It is
           also what the checks of vLLM on TPUs run the model on (`plan --shape=1800/128`).
@@ -31,6 +33,6 @@ def config() -> Config:
         synthesize=SynthesizeConfig(novelty_scope="iteration"),
         assess=AssessConfig(framing="text", judge="base", read="sampled", parser="paper"),
         select=SelectConfig(max_pairs_order="first"),
-        sft=SFTConfig(batch_size=16, packing=False),
+        sft=SFTConfig(save="adapter", batch_size=16, packing=False),
         decode=DecodeConfig(slots=160, max_length=2048),
     )
