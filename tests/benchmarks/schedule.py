@@ -8,7 +8,7 @@ blocks of 2,048 requests, prompts to slots in the order of the slots, rows of 51
 128 on TPUs, as many slots to the end. Texts are decoded by a byte-level BPE tokenizer that is trained on this
 repository's documents, and searched for the stop strings of the stage; the time of both, of packing and of all other
 work of the host is measured on this machine. The devices' least time is that of reading weights and keys at the chip's
-bandwidth.
+bandwidth, under the former rules of all sequences as far as the longest.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from isheep_jax.decode.scheduler import Scheduler
 from isheep_jax.loop.prompting.templates import load
 from isheep_jax.loop.prompting.zero_shot import BARE_STOP
 from isheep_jax.model.architecture import Architecture
+from isheep_jax.model.attention_decode_tpu import block_length
+from isheep_jax.model.attention_gpu import KERNEL_BLOCK
 from isheep_jax.model.quantization import abstract_weights
 from isheep_jax.named_configs import named_config
 from isheep_jax.planning.demands import stage_demands
@@ -221,6 +223,9 @@ def rows_of(name: str, tokenizer: DocumentTokenizer) -> list[list[str]]:
             text=tokenizer.ids[1000 : 1000 + decode.steps_per_call],
         )
         former = dataclasses.replace(model, sizing=FormerSizing(platform, shards))
+        width = architecture.kv_heads * architecture.head_dim // tensor
+        block = block_length(decode.max_length, width) if platform == "tpu" else KERNEL_BLOCK
+        model = dataclasses.replace(model, read_block=block, reads_sequences_alone=True)
         before, after = Stage(), Stage()
         for demand in asked[stage, 1]:
             parts = waves(demand, config.synthesize.instructions) if demand.stream else blocks(demand)
