@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+from etils import epath
 
 from isheep_jax import evaluate, export, generate
 from isheep_jax.errors import UserError
+from isheep_jax.runtime.opening import locate_base
 from isheep_jax.train import main
 
 SETTINGS = [
@@ -54,21 +56,13 @@ def test_records_and_last_model_do_not_depend_on_what_is_stored(runs):
     assert {path.parent.name for path in adapters.glob("*/model")} == {f"iteration_{n}" for n in {best, 2} - {0}}
     # The same command changes nothing.
     before = {path: path.stat().st_mtime_ns for path in adapters.rglob("*.safetensors")}
-    main(
-        [
-            *SETTINGS,
-            f"--model.path={json.loads((adapters / 'config.json').read_text())['model']['path']}",
-            f"--workdir={adapters}",
-            "--sft.save=adapter",
-        ]
-    )
+    go_on(adapters)
     assert {path: path.stat().st_mtime_ns for path in adapters.rglob("*.safetensors")} == before
 
 
-def test_commands_take_iteration_without_model(runs, tmp_path, capsys):
-    whole, adapters = runs
-    run = shutil.copytree(adapters, tmp_path / "run")
-    # As a run that is not finished leaves it.
+def unfinished(run, directory):
+    """Returns a copy of a run as it is before its end, when no iteration has a whole model."""
+    run = shutil.copytree(run, directory)
     for number in (1, 2):
         manifest = run / f"iteration_{number}" / "fine_tune.json"
         values = json.loads(manifest.read_text())
@@ -76,6 +70,44 @@ def test_commands_take_iteration_without_model(runs, tmp_path, capsys):
         values["files"] = {name: digest for name, digest in values["files"].items() if name.startswith("adapter/")}
         manifest.write_text(json.dumps(values))
         shutil.rmtree(run / f"iteration_{number}" / "model", ignore_errors=True)
+    return run
+
+
+def go_on(run):
+    """Starts the command of a run again."""
+    base = json.loads((run / "config.json").read_text())["model"]["path"]
+    main([*SETTINGS, f"--model.path={base}", f"--workdir={run}", "--sft.save=adapter"])
+
+
+def test_finished_run_whose_whole_model_is_damaged_says_so(runs, tmp_path):
+    run = shutil.copytree(runs[1], tmp_path / "run")
+    (run / "iteration_2" / "model" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"iteration_2/model/model.safetensors has changed since the run made it"):
+        go_on(run)
+
+
+def test_whole_model_is_written_although_somebody_removed_the_card(runs, tmp_path):
+    run = unfinished(runs[1], tmp_path / "run")
+    (run / "iteration_2" / "adapter" / "README.md").unlink()
+    go_on(run)
+    assert contents(run / "iteration_2" / "model") == contents(runs[0] / "iteration_2" / "model")
+
+
+def test_adapter_is_not_merged_into_other_weights_than_the_runs(runs, small_checkpoint, tmp_path):
+    run, base = unfinished(runs[1], tmp_path / "run"), shutil.copytree(small_checkpoint, tmp_path / "base")
+    adapter_config = run / "iteration_1" / "adapter" / "adapter_config.json"
+    adapter_config.write_text(adapter_config.read_text().replace(str(small_checkpoint), str(base)))
+    locate_base(epath.Path(run / "iteration_1" / "adapter"))  # a copy has the same bytes
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=rf"{base} is not the base any more that {run} began with.*: model.safetensors"):
+        locate_base(epath.Path(run / "iteration_1" / "adapter"))
+
+
+def test_commands_take_iteration_without_model(runs, tmp_path, capsys):
+    whole, adapters = runs
+    run = unfinished(adapters, tmp_path / "run")
     export.main([str(run), str(tmp_path / "out"), "--iteration=1"])
     assert contents(tmp_path / "out") == contents(whole / "iteration_1" / "model")
     capsys.readouterr()

@@ -112,6 +112,10 @@ CASES = [
     ([*TINY, "--workdir=nosuch://a/b"], "--workdir: nosuch:// is not known"),
     ([*TRAIN, "--synthesize.seeds=nosuch://a/b"], "--synthesize.seeds: nosuch:// is not known"),
     ([*TRAIN, "--model.path=nosuch://u:key@a/b"], "--model.path: nosuch:// is not known"),
+    (["evaluate", "--model=nosuch://a/b", "--tasks=tiny"], "--model: nosuch:// is not known"),
+    (["export", "nosuch://a/b", "{tmp}/out"], "--run: nosuch:// is not known"),
+    (["fetch", "org/name", "file:///a/b"], "--output: file:// is not known"),
+    (["plan", "--table", "plan.json", "nosuch://a/b"], "--table: nosuch:// is not known"),
     # Models.
     ([*TRAIN, "--model.path="], "--model.path: it is empty"),
     ([*TRAIN, "--model.path={tmp}/nowhere"], "--model.path: {tmp}/nowhere is no directory"),

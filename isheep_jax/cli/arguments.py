@@ -11,12 +11,15 @@ from isheep_jax.cli.help import help_text
 from isheep_jax.cli.options import CommandDescription, ConfigOptions
 from isheep_jax.cli.settings import Setting
 from isheep_jax.config import Config
-from isheep_jax.config_checks import check_range, check_values
+from isheep_jax.config_checks import check_range, check_scheme, check_values
 from isheep_jax.errors import UserError
 from isheep_jax.loop.selection.rules import check_readings
 from isheep_jax.named_configs import config_names, named_config
 from isheep_jax.presets import PRESETS, apply_preset, replace_settings
 from isheep_jax.text_files import parse_json
+
+# Options of single commands that are paths, or lists of them.
+_PATHS = ("model", "run", "input", "pairs", "output", "results", "figure", "inspect_log", "compare", "table")
 
 
 class Command(CommandDescription):
@@ -59,6 +62,10 @@ class Command(CommandDescription):
         for name in self.required:
             if not getattr(options, name):
                 raise UserError(f"--{name} is missing; {self._for_example()}")
+        for name in _PATHS:
+            given = getattr(options, name, ())
+            for path in (given,) if isinstance(given, str) else given:
+                check_scheme(f"--{name}", path)
         for name, interval in self.ranges.items():
             value = self.settings()[name].value_of(options)
             for number in value if isinstance(value, tuple) else (value,):

@@ -12,6 +12,7 @@ from pathlib import Path
 from isheep_jax.cli import signals
 from isheep_jax.cli.output import show
 from isheep_jax.cli.streams import OutputError, discard_output
+from isheep_jax.config import Config, flatten
 from isheep_jax.errors import UserError, one_line
 
 _OUT_OF_MEMORY = (
@@ -80,8 +81,12 @@ def report_error(error: BaseException, module: str, arguments: Sequence[str]) ->
 
 
 def without_sections(message: str, *sections: str) -> str:
-    """Returns a message with the names that settings of these sections have on a command line without sections."""
-    return re.sub(rf"(--)?\b({'|'.join(sections)})\.(?=[a-z])", "--", message)
+    """Returns a message with the names that settings of these sections have on a command line without sections.
+
+    What only begins like one, such as the name of a file, is left alone.
+    """
+    names = "|".join(re.escape(name) for name in flatten(Config()) if name.startswith(tuple(f"{s}." for s in sections)))
+    return re.sub(rf"(--|(?<![/.\w-]))({names})(?![\w-]|\.\w)", lambda name: f"--{name[2].partition('.')[2]}", message)
 
 
 def memory_is_full(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +282,27 @@ def _check_inputs(path: epath.Path, recorded: Mapping[str, str], inputs: Mapping
             f"workdir: {path} holds a run made with other files: {', '.join(changed[:5])}"
             f"{', ...' if changed[5:] else ''} changed since it began (its inputs.json says so); restore "
             "them, or name another directory"
+        )
+
+
+def check_base(run: epath.Path, files: Iterable[epath.Path]) -> None:
+    """Raises UserError when the files of a run's base model are not those that it began with; all processes call this.
+
+    They are read where size or time have changed. A run of a version that recorded no files passes.
+    """
+    distributed.from_primary(lambda: _check_base(run, {f"model.path/{file.name}": file for file in files}))
+
+
+def _check_base(run: epath.Path, files: Mapping[str, epath.Path]) -> None:
+    recorded = _recorded_inputs(run) if is_there(run / "config.json") else {}
+    before = {name: value for name, value in recorded.items() if name.startswith("model.path/")}
+    now = _model_digests(run, files, {name: _stamp(file) for name, file in files.items()}, before) if before else {}
+    if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        place = next(iter(files.values())).parent
+        raise UserError(
+            f"{place} is not the base any more that {run} began with, to whose weights its adapters belong: "
+            f"{', '.join(name.partition('/')[2] for name in changed[:5])}{', ...' if changed[5:] else ''} changed; "
+            "restore it"
         )
 
 

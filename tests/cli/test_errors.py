@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from isheep_jax.cli.errors import disk_is_full, run_command
+from isheep_jax.cli.errors import disk_is_full, run_command, without_sections
 from isheep_jax.cli.signals import command_line
 from isheep_jax.errors import UserError
 
@@ -37,6 +37,12 @@ def exit_code_and_line(capsys, raised):
 
 def test_bad_input_ends_with_its_line_and_code_2(capsys):
     assert exit_code_and_line(capsys, UserError("a\nb")) == (2, "error: a b")
+
+
+def test_settings_lose_their_sections_and_files_keep_their_names():
+    text = "--decode.slots=3 and model.path: model.safetensors, /run/model/model.safetensors, /decode.slots"
+    expected = "--slots=3 and --path: model.safetensors, /run/model/model.safetensors, /decode.slots"
+    assert without_sections(text, "decode", "model") == expected
 
 
 def test_working_directory_that_is_gone_is_one_line(capsys, tmp_path, monkeypatch):

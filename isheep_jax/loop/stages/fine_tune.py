@@ -2,6 +2,8 @@
 
 import time
 
+from etils import epath
+
 from isheep_jax import distributed
 from isheep_jax.loop import made_models
 from isheep_jax.loop.card import model_card
@@ -40,10 +42,13 @@ def training_examples(context: StageContext, *, thorough: bool = False) -> list[
 
 
 def write_whole_model(context: StageContext, backend: Backend) -> None:
-    """Writes `model/` of an iteration that has only an adapter so far; see `sft.save`."""
+    """Writes `model/` of an iteration that has only an adapter so far; see `sft.save`.
+
+    Raises UserError when the model, or the adapter that it is made of, has been damaged.
+    """
     directory = context.directory.iteration(context.iteration)
     if distributed.from_primary(lambda: made_models.has_model(directory)):
-        return
+        return made_models.check(directory / "model")
     adapter = context.directory.model(context.iteration)
     made_models.check(adapter)
     context.reporter.note(
@@ -51,9 +56,14 @@ def write_whole_model(context: StageContext, backend: Backend) -> None:
     )
     # An earlier attempt may have ended before the manifest.
     distributed.from_primary(lambda: (directory / "model").rmtree(missing_ok=True))
-    card = distributed.from_primary(lambda: (adapter / "README.md").read_text())
+    card = distributed.from_primary(lambda: _read_card(adapter / "README.md"))
     backend.write_model(adapter, directory / "model", card)
     made_models.record(directory, made_models.read(directory))
+
+
+def _read_card(path: epath.Path) -> str | None:
+    """Returns a card as it is by now: people may have written in it, in any encoding, or removed it."""
+    return path.read_bytes().decode("utf-8", "replace") if path.exists() else None
 
 
 def fine_tune(context: StageContext, backend: Backend, instructions: int, *, stage: str = "model") -> dict:
