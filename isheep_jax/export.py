@@ -161,8 +161,8 @@ def _base_note(base: str) -> str | None:
             "base_model_name_or_path in adapter_config.json."
         )
     return (
-        "The adapter's base, base_model_name_or_path in adapter_config.json, is a path on the machine that made it:\n"
-        f"{quoted(base, 1000)}\nElsewhere, set it to where that model is."
+        "The adapter's base, base_model_name_or_path in adapter_config.json, is a path on the machine that made it; "
+        f"elsewhere, set it to where that model is. It is now:\n{quoted(base, 1000)}"
     )
 
 

@@ -87,7 +87,8 @@ def main(arguments: Sequence[str]) -> None:
         config = fit.fit(config, architecture, hardware, _note_attempt)
         fitted = {"fit": fit.changes(before, config)}
         show(f"the largest that fits: {' '.join(fitted['fit']) or 'the config as it is'}\n")
-    plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"compiling {name} ..."))
+    work = "adding up" if options.gpu else "compiling"
+    plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"{work} {name} ..."))
     show("\n".join(report.lines(plan)))
     result = as_dict(plan) | fitted
     if shape and hardware.chip:

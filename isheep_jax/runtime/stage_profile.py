@@ -82,4 +82,7 @@ class StageProfiler:
     def close(self) -> None:
         """Says so where the stage never ran."""
         if not self._begun:
-            self.warn(f"--profile={self._name}: the run had nothing left to do in this stage, or has none")
+            self.warn(
+                f"--profile={self._name}: the run had nothing left to do in this stage, or has none; "
+                "a run in another --workdir begins anew"
+            )
