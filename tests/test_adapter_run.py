@@ -8,7 +8,7 @@ from etils import epath
 
 from isheep_jax import evaluate, export, generate
 from isheep_jax.errors import UserError
-from isheep_jax.runtime.opening import locate_base
+from isheep_jax.runtime.opening import locate_base, open_located
 from isheep_jax.train import main
 
 SETTINGS = [
@@ -103,6 +103,16 @@ def test_adapter_is_not_merged_into_other_weights_than_the_runs(runs, small_chec
     (base / "model.safetensors").write_bytes(weights)
     with pytest.raises(UserError, match=rf"{base} is not the base any more that {run} began with.*: model.safetensors"):
         locate_base(epath.Path(run / "iteration_1" / "adapter"))
+
+
+def test_adapters_that_are_each_others_base_are_refused(tmp_path):
+    for name, base in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        settings = {"base_model_name_or_path": str(tmp_path / base)}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"a/adapter_config.json: base_model_name_or_path leads back to the adapter"):
+        open_located(epath.Path(tmp_path / "a"))
 
 
 def test_commands_take_iteration_without_model(runs, tmp_path, capsys):

@@ -19,11 +19,20 @@ def open_located(directory: epath.Path, chat_template: str = "auto") -> Pretrain
 
     Raises `UserError` as `open_model`, also when the base of an adapter is not where the adapter says.
     """
-    # Before it is asked what it is: an adapter may have lost the file that says so.
-    made_models.check(directory)
-    if not is_adapter(directory):
-        return open_model(directory, chat_template)
-    return open_adapter(directory, open_located(locate_base(directory)), chat_template)
+    adapters: list[epath.Path] = []
+    while True:
+        # Before it is asked what it is: an adapter may have lost the file that says so.
+        made_models.check(directory)
+        if not is_adapter(directory):
+            break
+        if directory in adapters:
+            raise UserError(f"{directory / ADAPTER_CONFIG}: base_model_name_or_path leads back to the adapter itself")
+        adapters.append(directory)
+        directory = locate_base(directory)
+    model = open_model(directory, "auto" if adapters else chat_template)
+    for adapter in reversed(adapters):
+        model = open_adapter(adapter, model, chat_template if adapter == adapters[0] else "auto")
+    return model
 
 
 def locate_base(adapter: epath.Path) -> epath.Path:
