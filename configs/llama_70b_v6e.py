@@ -8,8 +8,8 @@ Hardware: TPU v6e-8: 8 chips of 31.25 GiB. It is the smallest slice that holds t
           also what the checks of vLLM on TPUs run the model on (`plan --shape=1800/128`).
 Memory:   decoding 29.0 GiB per chip (weights 16.4, cache 12.5), train step 24.9 GiB; planned, by the TPU's compiler.
 Speed:    decode step at least 18.8 ms (1,064 tokens/s per chip), train step at least 0.956 s (2,142 tokens/s per chip),
-          an iteration at least 16.0 minutes, 2.13 chip-hours; forecast: decode step 55.1 ms, train step 3.25 s, an
-          iteration 74.8 minutes, 9.98 chip-hours; planned, from the chip's peaks and the compiler's cycles.
+          an iteration at least 16.0 minutes, 2.13 chip-hours; forecast: decode step 34.8 ms, train step 3.25 s, an
+          iteration 49.5 minutes, 6.60 chip-hours; planned, from the chip's peaks and the compiler's cycles.
 """
 
 from isheep_jax.config import (

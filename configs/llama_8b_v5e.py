@@ -2,10 +2,10 @@
 
 Command:  python -m isheep_jax.train --config=llama_8b_v5e
 Hardware: TPU v5e-16: 16 chips of 15.75 GiB.
-Memory:   decoding 13.9 GiB per chip (weights 1.9, cache 12.0), train step 9.4 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 18.0 ms (2,663 tokens/s per chip), train step at least 0.246 s (4,161 tokens/s per chip),
-          an iteration at least 3.04 minutes, 0.811 chip-hours; forecast: decode step 61.6 ms, train step 0.473 s, an
-          iteration 14.5 minutes, 3.85 chip-hours; planned, from the chip's peaks and the compiler's cycles.
+Memory:   decoding 13.9 GiB per chip (weights 1.9, cache 12.0), train step 11.3 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 18.0 ms (2,663 tokens/s per chip), train step at least 0.173 s (5,908 tokens/s per chip),
+          an iteration at least 2.63 minutes, 0.702 chip-hours; forecast: decode step 38.6 ms, train step 0.390 s, an
+          iteration 8.10 minutes, 2.16 chip-hours; planned, from the chip's peaks and the compiler's cycles.
 """
 
 from isheep_jax.config import (
