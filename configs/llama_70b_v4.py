@@ -12,7 +12,7 @@ Larger:   rows of 4,096 tokens fit as well (--sft.sequence_length=4096 --sft.rem
           all weights trained, which have to be split further and saved whole, also with such rows:
           --sft.method=full --sft.remat=full --sft.save=model --mesh.data=1 --mesh.fsdp=16; planned.
 Smaller:  with LoRA a v4-64 (32 chips) is enough: --mesh.topology=v4-64 --mesh.data=1 --mesh.fsdp=4 --decode.slots=576
-          (decoding 27.7 GiB per chip, train step 12.1 GiB; planned).
+          (decoding 27.7 GiB per chip, train step 22.3 GiB; planned).
 """
 
 from isheep_jax.config import (

@@ -4,9 +4,10 @@ Command:  python -m isheep_jax.train --config=llama_70b_v5p
 Weights:  python -m isheep_jax.fetch meta-llama/Meta-Llama-3-70B gs://BUCKET/MODEL, on all workers, once; then
           --model.path=gs://BUCKET/MODEL
 Hardware: TPU v5p-64: 32 chips of 95.74 GiB.
-Memory:   decoding 76.6 GiB per chip (weights 16.4, cache 60.0), train step 7.8 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 30.2 ms (3,179 tokens/s per chip), train step at least 0.478 s (1,071 tokens/s per chip),
-          an iteration at least 5.33 minutes, 2.84 chip-hours; planned, from the chip's peaks.
+Memory:   decoding 76.6 GiB per chip (weights 16.4, cache 60.0), train step 75.9 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 30.2 ms (3,179 tokens/s per chip), train step at least 0.325 s (1,575 tokens/s per chip),
+          an iteration at least 4.47 minutes, 2.38 chip-hours; forecast: decode step 103 ms, train step 0.645 s, an
+          iteration 10.7 minutes, 5.73 chip-hours; planned, from the chip's peaks and the compiler's cycles.
 """
 
 from isheep_jax.config import (

@@ -4,9 +4,10 @@ Command:  python -m isheep_jax.train --config=qwen1_5_32b_v4
 Weights:  python -m isheep_jax.fetch Qwen/Qwen1.5-32B gs://BUCKET/MODEL, on all workers, once; then
           --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-64: 32 chips of 30.75 GiB.
-Memory:   decoding 27.6 GiB per chip (weights 7.6, cache 20.0), train step 4.1 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 24.5 ms (1,632 tokens/s per chip), train step at least 0.365 s (1,401 tokens/s per chip),
-          an iteration at least 4.15 minutes, 2.21 chip-hours; planned, from the chip's peaks.
+Memory:   decoding 27.6 GiB per chip (weights 7.6, cache 20.0), train step 22.5 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 24.5 ms (1,632 tokens/s per chip), train step at least 0.250 s (2,048 tokens/s per chip),
+          an iteration at least 3.50 minutes, 1.87 chip-hours; forecast: decode step 59.6 ms, train step 0.840 s, an
+          iteration 12.1 minutes, 6.43 chip-hours; planned, from the chip's peaks and the compiler's cycles.
 """
 
 from isheep_jax.config import (

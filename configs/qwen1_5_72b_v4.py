@@ -4,9 +4,10 @@ Command:  python -m isheep_jax.train --config=qwen1_5_72b_v4
 Weights:  python -m isheep_jax.fetch Qwen/Qwen1.5-72B gs://BUCKET/MODEL, on all workers, once; then
           --model.path=gs://BUCKET/MODEL
 Hardware: TPU v4-256: 128 chips of 30.75 GiB.
-Memory:   decoding 26.8 GiB per chip (weights 4.2, cache 22.5), train step 3.3 GiB; planned, by the TPU's compiler.
-Speed:    decode step at least 23.8 ms (189 tokens/s per chip), train step at least 0.204 s (628 tokens/s per chip), an
-          iteration at least 3.43 minutes, 7.31 chip-hours; planned, from the chip's peaks.
+Memory:   decoding 26.7 GiB per chip (weights 4.2, cache 22.5), train step 23.0 GiB; planned, by the TPU's compiler.
+Speed:    decode step at least 23.8 ms (189 tokens/s per chip), train step at least 0.139 s (923 tokens/s per chip), an
+          iteration at least 3.08 minutes, 6.58 chip-hours; forecast: decode step 50.2 ms, train step 0.573 s, an
+          iteration 12.9 minutes, 27.6 chip-hours; planned, from the chip's peaks and the compiler's cycles.
 """
 
 from isheep_jax.config import (
