@@ -81,6 +81,8 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         architecture = planned_architecture(config.model.path, Path(work))
     hardware = find_hardware(config, options.gpu)
+    if shape and not hardware.chip:
+        raise UserError("--shape: the peaks of these devices are not known; give --mesh.topology or --gpu")
     fitted: dict[str, list[str]] = {}
     if options.fit:
         before = config
@@ -91,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     plan = make_plan(config, architecture, hardware, on_program=lambda name: _note(f"{work} {name} ..."))
     show("\n".join(report.lines(plan)))
     result = as_dict(plan) | fitted
-    if shape and hardware.chip:
+    if shape:
         throughput = plan_throughput(plan, shape)
         show("\n" + "\n".join(report.throughput_lines(throughput, len(hardware.devices))))
         result["requests_per_second"] = throughput.as_dict()

@@ -1,6 +1,7 @@
 """Makes the plan of a config: compiles its programs for its hardware and says what they need and whether they fit."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +103,13 @@ class Plan:
     def fits(self) -> bool:
         return all(p.fits for p in self.programs.values())
 
+    @functools.cached_property
+    def iteration(self) -> IterationPlan:
+        """The iteration, of a plan of all programs on a chip with known peaks; replaying it takes seconds."""
+        made = {name: p.compiled.program for name, p in self.programs.items()}
+        machine = Machine(_supposed(self), _hosts(self))
+        return plan_iteration(self.config, made, _bounds(self), machine, self.times)
+
 
 def find_hardware(config: Config, gpu: str = "") -> Hardware:
     """Returns the slices of `mesh.topology`, one GPU that is not here by its name, or the devices of this machine."""
@@ -184,7 +192,7 @@ def _step_times(
     def sizes(name: str, large: int, small: int) -> dict[int, Replay]:
         found = {large: replay(compiled[name])}
         if small < large:
-            on_program(f"{name} of size {small:,}")
+            on_program(f"{name} of {small:,} {'slots' if name == programs.DECODE else 'tokens per row'}")
             found[small] = replay(compile_program(make_program(name, config, architecture, meshes, small)))
         return found
 
@@ -203,17 +211,6 @@ def _step_times(
         prefill=rows(programs.PREFILL),
         score=rows(programs.SCORE),
         train=replay(compiled[programs.TRAIN]).step(),
-    )
-
-
-def plan_of_iteration(plan: Plan) -> IterationPlan:
-    """Returns the iteration of a plan of all programs on a chip with known peaks."""
-    return plan_iteration(
-        plan.config,
-        {name: p.compiled.program for name, p in plan.programs.items()},
-        _bounds(plan),
-        Machine(_supposed(plan), _hosts(plan)),
-        plan.times,
     )
 
 
@@ -316,7 +313,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     if plan.times:
         result["forecast_seconds_per_step"] = _times_dict(plan.times)
     if hardware.chip and len(plan.programs) == len(programs.NAMES):
-        result["iteration"] = iteration.as_dict(plan_of_iteration(plan), chips)
+        result["iteration"] = iteration.as_dict(plan.iteration, chips)
     return result
 
 

@@ -8,7 +8,7 @@ from isheep_jax.planning import gpu_time, programs, step_time
 from isheep_jax.planning.forecast import StepTimes
 from isheep_jax.planning.hardware import GIB
 from isheep_jax.planning.iteration import IterationPlan
-from isheep_jax.planning.plan import Plan, ProgramPlan, as_dict, plan_of_iteration
+from isheep_jax.planning.plan import Plan, ProgramPlan, as_dict
 from isheep_jax.planning.serving import FLOOR_SHAPE, FLOORS, Throughput
 from isheep_jax.planning.step_time import StepTime
 
@@ -52,7 +52,7 @@ def lines(plan: Plan) -> list[str]:
     if plan.times:
         out += ["", *_forecast_lines(plan.times)]
     if len(plan.programs) == len(programs.NAMES):
-        out += ["", *_iteration_lines(plan_of_iteration(plan), len(hardware.devices))]
+        out += ["", *_iteration_lines(plan.iteration, len(hardware.devices))]
         if plan.times:
             assumptions = step_time.ASSUMPTIONS if hardware.tpu_slice else gpu_time.ASSUMPTIONS
             out += ["", "the forecast assumes:", *(f"  {line}" for line in assumptions)]
