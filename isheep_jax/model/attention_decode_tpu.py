@@ -19,14 +19,15 @@ from jax.sharding import PartitionSpec
 
 from isheep_jax.model.attention_cached import DECODE_KERNEL
 from isheep_jax.model.attention_reference import MASKED, NO_WINDOW, AttentionConfig, Partial
+from isheep_jax.model.attention_splash import LANES
 from isheep_jax.model.kv_cache import CacheWrite, KVCache, cache_spec
 from isheep_jax.sharding import ActivationSharding
 
-# Numbers of a vector register's lanes and of its rows of 32 bits.
-LANES, _SUBLANES = 128, 8
+# Rows of a vector register, of 32 bits.
+_SUBLANES = 8
 # Cache positions of a block, and of one of wide keys. A longer one reads more keys behind a sequence's end, a shorter
-# one takes more copies: with 256 positions of 128 dimensions the kernel's instructions take 51 to 98 % of the time that
-# the copies take (the compiler's bundles on a v5e and a v6e).
+# one takes more copies: with 256 positions of 128 dimensions the kernel's instructions take 55 to 98 % of the time that
+# the copies take (the compiler's bundles on a v4, a v5e and a v6e).
 _BLOCK, _WIDE_BLOCK = 256, 128
 # Blocks that are computed at a time, so that the arithmetic of one fills the waits of another.
 _TOGETHER = 4
@@ -34,6 +35,8 @@ _TOGETHER = 4
 _WRITTEN = 16
 # Bytes of a core's own memory for what a call of the kernel has of its rows.
 _ROWS_BYTES = 6 * 2**20
+# Of the product of two matrices over the last axis of both.
+_LAST_AXES = (((1,), (1,)), ((), ()))
 
 
 def kernel_refusal(cache: KVCache, sharding: ActivationSharding) -> str | None:
@@ -362,7 +365,3 @@ def _kernel(
     for_active_rows(insert)
     jax.lax.fori_loop(0, turns, take_turn, at)
     for_active_rows(each_copy("wait", True))
-
-
-# Of the product of two matrices over the last axis of both.
-_LAST_AXES = (((1,), (1,)), ((), ()))

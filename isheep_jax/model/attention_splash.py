@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from isheep_jax.model.attention_reference import AttentionConfig, Partial
 from isheep_jax.sharding import ActivationSharding
 
-# Blocks are multiples of this (tokens).
+# Numbers in a row of a vector register. Blocks are multiples of it (tokens).
 LANES = 128
 # The longest block that a row is cut into (tokens).
 MAX_BLOCK = 512

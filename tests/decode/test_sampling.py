@@ -1,9 +1,4 @@
 import functools
-import importlib.util
-import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from meshes import mesh_of
+from tpu_programs import needs_libtpu, run_program
 
 from isheep_jax.decode.sampling import (
     GENERATED,
@@ -231,13 +227,9 @@ COMPILE = """
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler")
+@needs_libtpu
 def test_sharded_vocabulary_is_neither_gathered_nor_sorted_on_tpu():
-    command = [sys.executable, "-c", textwrap.dedent(COMPILE)]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["compiled"]
+    assert run_program(COMPILE) == ["compiled"]
 
 
 @functools.cache

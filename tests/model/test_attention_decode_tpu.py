@@ -1,16 +1,11 @@
 """The kernel of decode steps on TPUs, interpreted on the CPU, against writing to the cache and reading all of it;
 and compiled for TPUs."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tpu_programs import needs_libtpu, run_program
 
 from isheep_jax.config import MeshConfig
 from isheep_jax.model import attention_decode_tpu
@@ -89,7 +84,6 @@ def test_refusal_names_reason():
     assert "tiles" in refusal(KVCache(jnp.zeros((1, 1, 1, 1, 128, 128)), jnp.zeros((1, 1, 1, 1, 128, 128))))
 
 
-# In a process of its own: it needs what libtpu reads from the environment when it is loaded.
 COMPILE = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -133,7 +127,7 @@ COMPILE = """
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler")
+@needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "sizes"),
     [
@@ -146,8 +140,4 @@ COMPILE = """
     ],
 )
 def test_kernel_compiles_for_tpu_and_writes_in_place(topology, sizes):
-    program = textwrap.dedent(COMPILE).format(topology=topology, sizes=sizes)
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["compiled"]
+    assert run_program(COMPILE.format(topology=topology, sizes=sizes)) == ["compiled"]

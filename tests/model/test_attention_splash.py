@@ -1,16 +1,12 @@
 """Splash attention against the XLA reference, with the kernels interpreted on the CPU, and compiled for a TPU."""
 
 import dataclasses
-import importlib.util
-import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tpu_programs import needs_libtpu, run_program
 
 from isheep_jax.config import MeshConfig
 from isheep_jax.model.attention_reference import AttentionConfig, packed_mask, reference_attention
@@ -147,7 +143,6 @@ def test_heads_that_are_split_differently_are_refused():
         splash_attention(q, k, v, **settings, sharding=ActivationSharding(ONE, rules))
 
 
-# In a process of its own: it needs what libtpu reads from the environment when it is loaded.
 COMPILE = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -185,14 +180,10 @@ COMPILE = """
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler")
+@needs_libtpu
 @pytest.mark.parametrize(("topology", "head_dim"), [("v4-8", 128), ("v5e-4", 64), ("v5p-8", 256), ("v6e-4", 80)])
 def test_kernels_compile_for_tpu(topology, head_dim):
-    program = textwrap.dedent(COMPILE).format(topology=topology, head_dim=head_dim)
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["compiled"]
+    assert run_program(COMPILE.format(topology=topology, head_dim=head_dim)) == ["compiled"]
 
 
 def test_other_keys_can_be_added_to_partial_attention():
